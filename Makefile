@@ -1,0 +1,53 @@
+# `make demo` and `make test` each do everything: create .venv, install the pinned versions, run.
+# A second call reinstalls nothing: .venv/.EXTRA is newer than pyproject.toml and constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test check format golden bench clean
+help:
+	@echo "make demo    folder of images -> shards -> MAE -> k-NN and linear probe (about 10 minutes)"
+	@echo "make test    all tests"
+	@echo "make check   formatting, lint, types, architecture"
+	@echo "make format  let ruff rewrite the files"
+	@echo "make golden  rewrite tests/golden (say why in the commit)"
+	@echo "make bench   the benchmarks of docs/benchmarks.md"
+
+.venv/.created:
+	@$(PYTHON) .ci/make_venv.py .venv
+	@touch $@
+
+# torch first and alone: with it in place no other package can pull a second build of it.
+.venv/.torch: .venv/.created constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	@touch $@
+
+.venv/.%: .venv/.torch pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[$*]"
+	@touch $@
+
+demo: .venv/.demo
+	$(BIN)/ssl-vit demo
+
+test: .venv/.dev
+	$(BIN)/python -m pytest tests
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+golden: .venv/.dev
+	$(BIN)/python -m tests.golden.write
+
+bench: .venv/.bench
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/data_loading.py
+
+clean:
+	rm -rf .venv demo dist
