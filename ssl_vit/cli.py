@@ -1,0 +1,74 @@
+"""`ssl-vit`: one command. Sub-commands are entry points, imported only when called or listed.
+
+Command modules import nothing slow at their top; `ssl-vit --help` answers on a login node in a
+moment.
+"""
+
+import os
+import sys
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ssl_vit.errors import UserError
+
+GROUP = "ssl_vit.commands"
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
+
+
+class EntryPointGroup(TyperGroup):
+    """A command group whose members are looked up among the installed entry points."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_entry_points())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        entry = _entry_points().get(cmd_name)
+        if entry is None:
+            return None
+        loaded = entry.load()
+        if isinstance(loaded, typer.Typer):
+            command = typer.main.get_command(loaded)
+        else:
+            single = typer.Typer(add_completion=False)
+            single.command()(loaded)
+            command = typer.main.get_command(single)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    cls=EntryPointGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pre-train Vision Transformers on your own images, without labels.",
+)
+
+
+@app.callback()
+def root() -> None:
+    """Pre-train Vision Transformers on your own images, without labels."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is two lines and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        # Every process of a distributed run finds the same mistake; one of them says it.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
+        sys.stderr.flush()
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The commands of the library itself. Nothing slow is imported at the top: this file is read for
+every `--help`.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunOption = Annotated[
+    Path, typer.Option("--run", help="Run folder: created, or resumed by the same command.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as path=value, e.g. data.shards=SHARDS.")
+]
+
+
+def pretrain(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe (see `ssl-vit recipes`) or a config.yaml.")
+    ],
+    run: RunOption,
+    overrides: Overrides = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Shrink the recipe to a few seconds on one core.")
+    ] = False,
+) -> None:
+    """Pre-train a backbone; run the same command again to resume."""
+    from ssl_vit.pretrain import prepare, start
+
+    prepared = prepare(recipe, run, overrides or [], smoke)
+    raise SystemExit(start(prepared))
+
+
+def recipes(
+    name: Annotated[str, typer.Argument(help="Show this recipe's complete config.")] = "",
+) -> None:
+    """List the recipes, or print one as YAML."""
+    import inspect
+
+    from ssl_vit.config import to_yaml
+    from ssl_vit.recipes import RECIPES, find_recipe
+
+    if name:
+        typer.echo(to_yaml(find_recipe(name)), nl=False)
+        return
+    for recipe_name, recipe in RECIPES.items():
+        summary = (inspect.getdoc(recipe) or "").splitlines()[0].partition(" `")[0]
+        typer.echo(f"{recipe_name:18} {summary}")
+    typer.echo("\nOne as YAML, every field with its value:  ssl-vit recipes NAME")
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Everything the demo makes lands here.")
+    ] = Path("demo"),
+) -> None:
+    """From a folder of solar-cell images to a benchmarked backbone, in about ten minutes."""
+    from ssl_vit.demo import run_demo
+
+    run_demo(folder)

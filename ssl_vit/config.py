@@ -1,0 +1,245 @@
+"""The base of every config, and how YAML files and `path=value` words become one.
+
+OmegaConf reads, pydantic validates, and nothing is ever written to again. This file imports no
+torch: a mistake in a config is reported before anything slow is loaded.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from ssl_vit.errors import UserError
+
+
+class Config(BaseModel):
+    """A frozen record of what the user said; unknown keys and loose types are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+    )
+
+
+C = TypeVar("C", bound=Config)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The config as nested dicts of JSON types, every field with its value."""
+    return config.model_dump(mode="json")
+
+
+def to_yaml(config: Config) -> str:
+    """The complete config as YAML, in the order of the fields."""
+    # OmegaConf reads it again and quotes the same way; plain YAML leaves a folder named 1e5 bare.
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def validate(kind: type[C], values: dict[str, Any], source: str) -> C:
+    """Build a config from plain values.
+
+    Raises:
+        UserError: An unknown path, a value out of range or of the wrong type; names path, value and
+            range.
+    """
+    for path, siblings in _unknown_paths(kind, values, prefix=""):
+        raise unknown_path_error(kind, path, siblings, source)
+    try:
+        # JSON mode: strict about types, yet a YAML list may become a tuple and a string a path.
+        return kind.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise _range_error(kind, error, values) from None
+
+
+def apply_overrides(config: C, overrides: Sequence[str]) -> C:
+    """A new config with `path=value` words applied; values are read as YAML.
+
+    Raises:
+        UserError: A word without `=`, an unknown path, or a value that does not validate.
+    """
+    if not overrides:
+        return config
+    kind = type(config)
+    merged = OmegaConf.create(to_plain(config))
+    for word in overrides:
+        path, equals, value = word.partition("=")
+        if not equals or not path:
+            raise UserError(
+                f"'{word}' is not an override of the form path=value",
+                "write for example  objective.mask_ratio=0.8",
+            )
+        for unknown, siblings in _unknown_paths(kind, _nest(path, value), prefix=""):
+            raise unknown_path_error(kind, unknown, siblings, "the command line")
+        try:
+            OmegaConf.update(merged, path, _read_value(value), merge=False)
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(
+                f"cannot read the value of '{word}': {str(error).splitlines()[0]}",
+                "values are YAML; quote them against the shell",
+            ) from None
+    try:
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"cannot resolve the overrides: {str(error).splitlines()[0]}",
+            "${…} names another config path, or an environment variable as ${oc.env:NAME}",
+        ) from None
+    assert isinstance(values, dict)
+    return validate(kind, {str(k): v for k, v in values.items()}, "the command line")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a YAML file, OmegaConf interpolations resolved.
+
+    Raises:
+        UserError: The file is missing or is no YAML mapping.
+    """
+    if not path.is_file():
+        raise UserError(f"no config file at {path}", "check the path")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+        raise UserError(
+            f"{path} is no readable YAML: {str(error).splitlines()[0]}", "mend the file"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no YAML mapping", "a config file is a mapping of sections")
+    return {str(key): value for key, value in values.items()}
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted path, value) of nested dicts; lists are values."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """The dotted paths whose values differ, with both values."""
+    old, new = dict(leaves(to_plain(before))), dict(leaves(to_plain(after)))
+    return {
+        path: (old.get(path), new.get(path))
+        for path in (*old, *(p for p in new if p not in old))
+        if old.get(path) != new.get(path)
+    }
+
+
+def field_paths(kind: type[Config], prefix: str = "") -> Iterator[str]:
+    """Every dotted path a config of this kind has."""
+    for name, field in kind.model_fields.items():
+        yield f"{prefix}{name}"
+        if inner := _config_of(field):
+            yield from field_paths(inner, f"{prefix}{name}.")
+
+
+def unknown_path_error(
+    kind: type[Config], path: str, siblings: Sequence[str], source: str
+) -> UserError:
+    """The error for a path nobody defined: nearest name first, then what stands beside it."""
+    known = list(field_paths(kind))
+    by_leaf = {p.rpartition(".")[2]: p for p in known}
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.75)
+    if not near:
+        leaf = difflib.get_close_matches(path.rpartition(".")[2], list(by_leaf), n=1, cutoff=0.75)
+        near = [by_leaf[leaf[0]]] if leaf else []
+    parent = path.rpartition(".")[0] or "the top level"
+    remedy = f"{parent} has: {', '.join(siblings)}"
+    if near:
+        remedy = f"did you mean {near[0]}?  {remedy}"
+    return UserError(f"unknown config path {path} in {source}", remedy)
+
+
+def _read_value(text: str) -> Any:
+    """A word as OmegaConf reads it in files; plain YAML takes `1e-3` for a string."""
+    values: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
+    return values["value"]
+
+
+def _nest(path: str, value: Any) -> dict[str, Any]:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def _config_of(field: FieldInfo) -> type[Config] | None:
+    candidates = (field.annotation, *get_args(field.annotation))
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, Config):
+            return candidate
+    return None
+
+
+def _unknown_paths(
+    kind: type[Config], values: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, list[str]]]:
+    for key, value in values.items():
+        field = kind.model_fields.get(key)
+        if field is None:
+            yield f"{prefix}{key}", list(kind.model_fields)
+        elif isinstance(value, dict) and (inner := _config_of(field)):
+            yield from _unknown_paths(inner, value, f"{prefix}{key}.")
+        elif isinstance(value, dict):
+            yield f"{prefix}{key}.{next(iter(value), '')}", [f"({key} is a value, not a section)"]
+
+
+def _range_error(kind: type[Config], error: ValidationError, values: dict[str, Any]) -> UserError:
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"]]
+    path = ".".join(names) or kind.__name__
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return UserError(f"{path} is not given", f"add  {path}=…")
+    field, found = _look_up(kind, values, names)
+    if first["type"] == "value_error":  # a validator of ours: its message has both halves
+        problem, _, remedy = message.partition("; ")
+        return UserError(problem, remedy or "choose another value")
+    bounds = _bounds(field, path) if field else ""
+    return UserError(
+        f"{path}={found!r} is out of range or of the wrong type: {message}",
+        f"allowed: {bounds}" if bounds else "choose another value",
+    )
+
+
+def _look_up(
+    kind: type[Config], values: dict[str, Any], names: Sequence[str]
+) -> tuple[FieldInfo | None, Any]:
+    field: FieldInfo | None = None
+    value: Any = values
+    current: type[Config] | None = kind
+    for name in names:
+        if current is not None and name in current.model_fields:
+            field = current.model_fields[name]
+            current = _config_of(field)
+        value = value.get(name) if isinstance(value, dict) else value
+    return field, value
+
+
+def _bounds(field: FieldInfo, path: str) -> str:
+    lower = upper = ""
+    for rule in field.metadata:
+        if (gt := getattr(rule, "gt", None)) is not None:
+            lower = f"{gt} < "
+        if (ge := getattr(rule, "ge", None)) is not None:
+            lower = f"{ge} <= "
+        if (lt := getattr(rule, "lt", None)) is not None:
+            upper = f" < {lt}"
+        if (le := getattr(rule, "le", None)) is not None:
+            upper = f" <= {le}"
+    if lower or upper:
+        return f"{lower}{path}{upper}"
+    choices = [c for c in get_args(field.annotation) if isinstance(c, str | int | float)]
+    return f"{path} one of {', '.join(str(c) for c in choices)}" if choices else ""

@@ -1,0 +1,1 @@
+"""How samples come: shards, their order, decoding, augmentation, loading. Knows no network."""

@@ -1,0 +1,121 @@
+"""What can be said about a backbone. Apart from `vit.py` so that reading a config loads no
+torch.
+"""
+
+from typing import Literal, TypedDict
+
+from pydantic import Field, model_validator
+
+from ssl_vit.config import Config
+
+
+class VitSize(TypedDict):
+    """The three numbers that a size's letter stands for."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+VIT_SIZES: dict[str, VitSize] = {
+    # Ti, S: Touvron et al. 2020 (DeiT), arXiv 2012.12877, table 1.
+    "tiny": {"width": 192, "depth": 12, "heads": 3},
+    "small": {"width": 384, "depth": 12, "heads": 6},
+    # B, L, H: Dosovitskiy et al. 2020 (ViT), arXiv 2010.11929, table 1.
+    "base": {"width": 768, "depth": 12, "heads": 12},
+    "large": {"width": 1024, "depth": 24, "heads": 16},
+    "huge": {"width": 1280, "depth": 32, "heads": 16},
+    # g: Oquab et al. 2023 (DINOv2), arXiv 2304.07193, table 17 (1536 wide, not Zhai et al.'s 1408).
+    "giant": {"width": 1536, "depth": 40, "heads": 24},
+}
+
+CONV_STEM_PATCHES = (2, 4, 8, 16, 32)
+
+
+class BackboneConfig(Config):
+    """A Vision Transformer (Dosovitskiy et al. 2020). Sizes by name:
+    ``models.config.VIT_SIZES``.
+    """
+
+    width: int = Field(default=768, ge=16)
+    """Features a token, D."""
+
+    depth: int = Field(default=12, ge=1)
+    """Transformer blocks."""
+
+    heads: int = Field(default=12, ge=1)
+    """Attention heads; divides the width."""
+
+    patch_size: int = Field(default=16, ge=1)
+    """Pixels a side of one patch."""
+
+    image_size: int = Field(default=224, ge=1)
+    """Pixels a side of the training crop; the grid of the position embedding. Other sizes are
+    interpolated.
+    """
+
+    stem: Literal["patch", "conv"] = "patch"
+    """`patch`: one convolution as large as its stride. `conv`: overlapping 3×3 ones (Xiao et al.
+    2021).
+    """
+
+    position: Literal["sincos", "learned"] = "learned"
+    """`sincos`: fixed, 2-D (He et al. 2021). `learned`: trained (Dosovitskiy et al. 2020)."""
+
+    registers: int = Field(default=0, ge=0)
+    """Extra tokens without a place (Darcet et al. 2023)."""
+
+    feed_forward: Literal["mlp", "swiglu"] = "mlp"
+    """GELU MLP, or SwiGLU (Shazeer 2020) with two thirds of the hidden width."""
+
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    """Hidden width of the feed-forward part over the token width."""
+
+    layer_scale: float = Field(default=0.0, ge=0)
+    """Initial LayerScale (Touvron et al. 2021); 0 leaves it out."""
+
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Stochastic depth: the rate of every block (uniform)."""
+
+    initialization: Literal["xavier_uniform", "truncated_normal"] = "xavier_uniform"
+    """Linear layers: Xavier uniform (He et al. 2021, A.1) or a normal of 0.02 (ViT, BEiT,
+    DINOv2).
+    """
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> "BackboneConfig":
+        if self.width % self.heads:
+            divisors = [h for h in range(1, 65) if self.width % h == 0]
+            raise ValueError(
+                f"backbone.heads={self.heads} does not divide backbone.width={self.width}; "
+                f"heads that do: {', '.join(map(str, divisors))}"
+            )
+        if self.width % 4 and self.position == "sincos":
+            raise ValueError(
+                f"backbone.width={self.width} is no multiple of 4, which 2-D sine positions need; "
+                "choose backbone.position=learned or another width"
+            )
+        if self.image_size % self.patch_size:
+            near = max(1, round(self.image_size / self.patch_size)) * self.patch_size
+            raise ValueError(
+                f"backbone.image_size={self.image_size} is no multiple of "
+                f"backbone.patch_size={self.patch_size}; the nearest is {near}"
+            )
+        if self.stem == "conv" and self.patch_size not in CONV_STEM_PATCHES:
+            raise ValueError(
+                "a conv stem halves the image and cannot make "
+                f"backbone.patch_size={self.patch_size}; "
+                f"it can make {', '.join(map(str, CONV_STEM_PATCHES))}"
+            )
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (down, across) of the training crop."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def num_patches(self) -> int:
+        """N, the patches of one training crop."""
+        return self.grid[0] * self.grid[1]

@@ -1,0 +1,1 @@
+"""What a network learns: one contract (`objective.py`), one file an objective."""

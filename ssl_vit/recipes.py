@@ -1,0 +1,134 @@
+"""Published recipes as functions; each docstring has the command, the source and the expected
+result.
+
+`smoke(config)` shrinks any of them to seconds on one core, for CI and for trying a command line.
+"""
+
+from collections.abc import Callable
+
+from ssl_vit.data.config import DataConfig
+from ssl_vit.errors import UserError
+from ssl_vit.models.config import VIT_SIZES, BackboneConfig
+from ssl_vit.objectives.config import MaeConfig
+from ssl_vit.run_config import RunConfig
+from ssl_vit.training.config import EngineConfig, OptimizerConfig, ScheduleConfig
+
+
+def mae_vits16() -> RunConfig:
+    """MAE, ViT-S/16. `ssl-vit pretrain mae_vits16 --run RUN data.shards=SHARDS`
+
+    Source: He et al. 2021, table 8, at the smallest of DeiT's usual sizes; the paper itself starts
+        at ViT-B.
+    Expected: no published figure.
+    """
+    return _mae("mae_vits16", "small")
+
+
+def mae_vitb16() -> RunConfig:
+    """MAE, ViT-B/16. `ssl-vit pretrain mae_vitb16 --run RUN data.shards=SHARDS`
+
+    Source: He et al. 2021, table 8 (800 epochs, batch 4096, AdamW 0.9/0.95, 1.5e-4 × batch/256,
+        decay 0.05).
+    Expected on ImageNet-1k after 800 epochs: fine-tuning 83.3, linear 65.1 (mmpretrain's
+    reproduction).
+    """
+    return _mae("mae_vitb16", "base")
+
+
+def mae_vitl16() -> RunConfig:
+    """MAE, ViT-L/16. `ssl-vit pretrain mae_vitl16 --run RUN data.shards=SHARDS`
+
+    Source: He et al. 2021, table 8.
+    Expected on ImageNet-1k after 800 epochs: fine-tuning 85.4, linear 73.7 (mmpretrain's
+    reproduction).
+    """
+    return _mae("mae_vitl16", "large")
+
+
+def mae_vith14() -> RunConfig:
+    """MAE, ViT-H/14. `ssl-vit pretrain mae_vith14 --run RUN data.shards=SHARDS`
+
+    Source: He et al. 2021, table 8.
+    Expected on ImageNet-1k after 1600 epochs: fine-tuning 86.9, linear 77.2 (the authors' release).
+    """
+    return _mae("mae_vith14", "huge", patch_size=14)
+
+
+def mae_small_data() -> RunConfig:
+    """MAE for a folder of a few thousand images. `ssl-vit pretrain mae_small_data --run RUN
+    data.shards=SHARDS`
+
+    A ViT of 6 × 192 on 96-pixel crops with 8-pixel patches (the same 144 tokens as a 192-pixel
+    ViT/16), a light decoder, and a higher learning rate, since the batch is small and so are the
+    steps. Images without a fixed "up" gain from `objective.vertical_flip=0.5`.
+    Source: our own runs, docs/benchmarks.md ("demo").
+    """
+    return RunConfig(
+        recipe="mae_small_data",
+        backbone=BackboneConfig(
+            width=192, depth=6, heads=3, patch_size=8, image_size=96, position="sincos"
+        ),
+        objective=MaeConfig(decoder_width=128, decoder_depth=2, decoder_heads=4),
+        data=DataConfig(global_batch_size=128, lanes=32),
+        schedule=ScheduleConfig(length=200.0, warmup=10.0),
+        optimizer=OptimizerConfig(base_learning_rate=1e-3, betas=(0.9, 0.95)),
+        engine=EngineConfig(micro_batch_size=128),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (mae_vits16, mae_vitb16, mae_vitl16, mae_vith14, mae_small_data)
+}
+
+
+def find_recipe(name: str) -> RunConfig:
+    """The recipe of that name.
+
+    Raises:
+        UserError: There is none; lists those there are.
+    """
+    if name not in RECIPES:
+        raise UserError(f"no recipe named '{name}'", f"recipes: {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def smoke(config: RunConfig) -> RunConfig:
+    """The same recipe in seconds: 20 updates of 8 images through a network a thousand times
+    smaller.
+
+    Every switch of the objective stays as it is; only sizes, lengths and precision shrink.
+    """
+    shrink = {
+        "backbone": {
+            "width": 48,
+            "depth": 2,
+            "heads": 3,
+            "image_size": 4 * config.backbone.patch_size,
+        },
+        "objective": {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
+        "data": {"global_batch_size": 8, "lanes": 4, "shuffle_block": 64},
+        "schedule": {"unit": "steps", "length": 20.0, "warmup": 4.0},
+        # A rate at which twenty updates move the loss visibly.
+        "optimizer": {"learning_rate_rule": "absolute", "base_learning_rate": 1e-3},
+        "engine": {"precision": "float32", "micro_batch_size": 4, "workers": 1},
+        "checkpoint": {"every_steps": 5},
+        "export": {"every_steps": 20},
+        "log": {"panel_every_steps": 20},
+    }
+    sections = {
+        name: getattr(config, name).model_copy(update=values) for name, values in shrink.items()
+    }
+    return config.model_copy(update=sections)
+
+
+def _mae(recipe: str, size: str, patch_size: int = 16) -> RunConfig:
+    return RunConfig(
+        recipe=recipe,
+        backbone=BackboneConfig(**VIT_SIZES[size], patch_size=patch_size, position="sincos"),
+        objective=MaeConfig(),
+        data=DataConfig(global_batch_size=4096),
+        schedule=ScheduleConfig(length=800.0, warmup=40.0),
+        optimizer=OptimizerConfig(),
+        engine=EngineConfig(),
+    )

@@ -1,0 +1,58 @@
+"""What the user said: all component configs composed into one. Defaults live with the
+components.
+"""
+
+from pydantic import Field
+
+from ssl_vit.config import Config
+from ssl_vit.data.config import DataConfig
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.objectives.config import ObjectiveConfig
+from ssl_vit.training.config import (
+    CheckpointConfig,
+    EngineConfig,
+    ExportConfig,
+    LogConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+
+
+class RunConfig(Config):
+    """One pre-training run. The same RunConfig, data and code give the same losses."""
+
+    recipe: str
+    """Name of the recipe this began as."""
+
+    seed: int = Field(default=0, ge=0)
+    """Of initialisation, sample order, crops and masks."""
+
+    init_backbone: str = ""
+    """An export (or run folder) whose weights the backbone starts from; empty: from scratch."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ExportConfig = ExportConfig()
+    log: LogConfig = LogConfig()
+
+
+# Sections that move speed and paper trail, not results: a run may be resumed with other values.
+FREE_ON_RESUME = ("engine", "checkpoint", "export", "log")
+# Except these: the optimizer's shards on disk are of one stage (the engine converts between them
+# later).
+FIXED_ON_RESUME = ("engine.zero_stage",)
+
+
+def may_change_on_resume(path: str) -> bool:
+    """Whether a run folder may continue with another value at this config path.
+
+    The data folder may move: what must stay is its content, and that is compared by fingerprint.
+    """
+    if path in FIXED_ON_RESUME:
+        return False
+    return path.partition(".")[0] in FREE_ON_RESUME or path == "data.shards"

@@ -1,0 +1,71 @@
+"""The run folder, the only hand-over between commands: its paths, and the rule that it is never
+reused by mistake.
+"""
+
+from pathlib import Path
+
+from ssl_vit.config import differences, read_yaml, to_yaml, validate
+from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
+from ssl_vit.run_config import RunConfig, may_change_on_resume
+
+
+class RunFolder:
+    """The paths inside `runs/NAME/`, in one place."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.config = self.root / "config.yaml"
+        self.plan = self.root / "plan.json"
+        self.environment = self.root / "environment.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.tensorboard = self.root / "tensorboard"
+        self.checkpoints = self.root / "checkpoints"
+        self.exports = self.root / "exports"
+        self.panels = self.root / "panels"
+        self.evals = self.root / "evals"
+        self.slurm = self.root / "slurm"
+
+    def read_config(self) -> RunConfig:
+        """What this folder's run was told.
+
+        Raises:
+            UserError: No run lives here, or its config does not validate.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.root} is no run folder (it has no config.yaml)", "check --run")
+        return validate(RunConfig, read_yaml(self.config), str(self.config))
+
+    def check(self, config: RunConfig) -> dict[str, str]:
+        """Refuse a folder that belongs to something else; return what a resumed run changes.
+
+        Returns:
+            Config path → "old → new" for settings that may change on resume. Empty for a new
+            folder.
+
+        Raises:
+            UserError: The folder holds files of something else, or a run of another config.
+        """
+        if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
+            return {}
+        if not self.config.is_file():
+            raise UserError(
+                f"{self.root} exists and is no run folder (it has no config.yaml)",
+                "choose another --run folder, or empty this one",
+            )
+        changed = differences(self.read_config(), config)
+        fixed = [path for path in changed if not may_change_on_resume(path)]
+        if fixed:
+            was, now = changed[fixed[0]]
+            more = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
+            raise UserError(
+                f"{self.root} holds a run with {fixed[0]}={was}, not {now}{more}",
+                "use another --run folder, or repeat the command that began this one",
+            )
+        return {path: f"{was} → {now}" for path, (was, now) in changed.items()}
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the complete config, whole or not at all."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with replacing(self.config) as partial:
+            partial.write_text(to_yaml(config))

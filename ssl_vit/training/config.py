@@ -1,0 +1,113 @@
+"""What can be said about optimisation (moves the result) and the engine (moves only the speed)."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ssl_vit.config import Config
+
+
+class ScheduleConfig(Config):
+    """How long, and how the learning rate rises and falls: linear warm-up, then half a cosine."""
+
+    unit: Literal["epochs", "steps"] = "epochs"
+    """What `length` and `warmup` count."""
+
+    length: float = Field(default=800.0, gt=0)
+    """Length of the run."""
+
+    warmup: float = Field(default=40.0, ge=0)
+    """Part of the length in which the learning rate rises from 0."""
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "ScheduleConfig":
+        if self.warmup > self.length:
+            raise ValueError(
+                f"schedule.warmup={self.warmup:g} is longer than schedule.length={self.length:g}; "
+                f"a tenth of the length, {self.length / 10:g}, is common"
+            )
+        return self
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2017)."""
+
+    base_learning_rate: float = Field(default=1.5e-4, gt=0)
+    """Learning rate at the rule's reference batch."""
+
+    learning_rate_rule: Literal["linear_256", "sqrt_1024", "absolute"] = "linear_256"
+    """Peak = base × batch/256 (Goyal et al. 2017), base × √(batch/1024) (DINOv2), or base."""
+
+    final_learning_rate: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of the cosine."""
+
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Decoupled weight decay at the start; none on biases, norms, tokens and positions."""
+
+    final_weight_decay: float = Field(default=0.05, ge=0)
+    """Weight decay at the end, reached on a cosine."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moment."""
+
+    clip_norm: float = Field(default=0.0, ge=0)
+    """Gradients are scaled down to this global norm; 0 turns clipping off."""
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> "OptimizerConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(
+                f"optimizer.betas={list(self.betas)} must lie in [0, 1); MAE uses [0.9, 0.95]"
+            )
+        return self
+
+
+class EngineConfig(Config):
+    """How fast and where, never what: no field here may move the losses beyond rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA where there is one."""
+
+    zero_stage: Literal[0, 1, 2] = 1
+    """DeepSpeed ZeRO: 0 copies everything, 1 shards the optimizer, 2 the gradients too."""
+
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the matrix products (autocast); parameters, losses and the optimizer are float32
+    always.
+    """
+
+    micro_batch_size: int = Field(default=64, ge=1)
+    """Images a forward pass and process; a process's whole share where that is smaller."""
+
+    workers: int | Literal["auto"] = "auto"
+    """Data workers a process; `auto`: one for every core it has but one, at least 1, at most 16."""
+
+    prefetch: int = Field(default=4, ge=1)
+    """Micro-batches each data worker prepares ahead."""
+
+
+class CheckpointConfig(Config):
+    """Resumable checkpoints, in the run folder's `checkpoints/`."""
+
+    every_steps: int = Field(default=1_000, ge=1)
+    """Optimizer updates between two checkpoints."""
+
+    keep_last: int = Field(default=2, ge=1)
+    """Older ones are deleted, but only after a newer one is complete on disk."""
+
+
+class ExportConfig(Config):
+    """Portable exports, in the run folder's `exports/`; one is always written at the end."""
+
+    every_steps: int = Field(default=10_000, ge=1)
+    """Optimizer updates between two exports."""
+
+
+class LogConfig(Config):
+    """What the run tells."""
+
+    every_steps: int = Field(default=1, ge=1)
+    """Updates between two lines of `metrics.jsonl` (and points in TensorBoard)."""
+
+    panel_every_steps: int = Field(default=500, ge=1)
+    """Updates between two picture panels in TensorBoard."""

@@ -1,0 +1,142 @@
+"""Recipes against the published tables, and their smoke twins against the rules for configs."""
+
+import re
+from typing import Any
+
+import pytest
+
+from ssl_vit.config import apply_overrides, differences, to_plain, validate
+from ssl_vit.errors import UserError
+from ssl_vit.recipes import RECIPES, find_recipe, smoke
+from ssl_vit.run_config import RunConfig
+from ssl_vit.training.plan import DataFacts, Machine, make_plan
+
+# He et al. 2021, table 8 and appendix A.1, and PRETRAIN.md of the authors' code.
+MAE = {
+    "data.global_batch_size": 4096,
+    "optimizer.betas": (0.9, 0.95),
+    "optimizer.weight_decay": 0.05,
+    "optimizer.final_weight_decay": 0.05,
+    "optimizer.base_learning_rate": 1.5e-4,
+    "optimizer.learning_rate_rule": "linear_256",
+    "optimizer.final_learning_rate": 0.0,
+    "optimizer.clip_norm": 0.0,
+    "schedule.unit": "epochs",
+    "schedule.length": 800.0,
+    "schedule.warmup": 40.0,
+    "objective.name": "mae",
+    "objective.mask_ratio": 0.75,
+    "objective.decoder_width": 512,
+    "objective.decoder_depth": 8,
+    "objective.decoder_heads": 16,
+    "objective.normalize_targets": True,
+    "objective.min_crop_area": 0.2,
+    "objective.max_crop_area": 1.0,
+    "objective.horizontal_flip": 0.5,
+    "objective.vertical_flip": 0.0,
+    "backbone.image_size": 224,
+    "backbone.position": "sincos",
+    "backbone.stem": "patch",
+    "backbone.registers": 0,
+    "backbone.feed_forward": "mlp",
+    "backbone.mlp_ratio": 4.0,
+    "backbone.layer_scale": 0.0,
+    "backbone.drop_path": 0.0,
+    "backbone.initialization": "xavier_uniform",
+    "data.pixel_mean": (0.485, 0.456, 0.406),
+    "data.pixel_std": (0.229, 0.224, 0.225),
+}
+# Width, depth, heads, patch: S from Touvron et al. 2020, table 1; B, L, H from Dosovitskiy et al.
+# 2020, table 1; MAE's H is H/14.
+SIZES = {
+    "mae_vits16": (384, 12, 6, 16),
+    "mae_vitb16": (768, 12, 12, 16),
+    "mae_vitl16": (1024, 24, 16, 16),
+    "mae_vith14": (1280, 32, 16, 14),
+}
+
+
+def value_at(config: RunConfig, path: str) -> Any:
+    section, name = path.split(".")
+    return getattr(getattr(config, section), name)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_mae_recipes_have_the_published_values(name: str) -> None:
+    config = find_recipe(name)
+    found = {path: value_at(config, path) for path in MAE}
+    assert found == MAE
+    backbone = config.backbone
+    size = (backbone.width, backbone.depth, backbone.heads, backbone.patch_size)
+    assert size == SIZES[name]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_mae_recipes_reach_the_published_learning_rate(name: str) -> None:
+    plan = make_plan(find_recipe(name), Machine(64, 8, "cuda"), DataFacts(1_281_167, "imagenet"))
+    assert plan.peak_learning_rate == pytest.approx(2.4e-3)
+    assert plan.accumulation == 1  # 64 images on each of 64 GPUs, as PRETRAIN.md runs it
+
+
+def test_the_recipe_for_small_data_differs_in_size_and_length_only() -> None:
+    changed = differences(find_recipe("mae_vitb16"), find_recipe("mae_small_data"))
+    objective = {path for path in changed if path.startswith("objective.")}
+    assert objective == {f"objective.decoder_{what}" for what in ("width", "depth", "heads")}
+    config = find_recipe("mae_small_data")
+    assert config.backbone.num_patches == 144
+    # A few thousand images fill at least a batch, and its lanes.
+    assert make_plan(config, Machine(1, 2, "cpu"), DataFacts(1000, "x")).total_steps == 1550
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_knows_its_name_and_says_its_command(name: str) -> None:
+    assert find_recipe(name).recipe == name
+    text = " ".join((RECIPES[name].__doc__ or "").split())
+    assert f"`ssl-vit pretrain {name} --run RUN data.shards=SHARDS`" in text
+    assert "Source: " in text
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_valid_config(name: str) -> None:
+    config = find_recipe(name)
+    assert validate(RunConfig, to_plain(config), name) == config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_smoke_twin_is_a_valid_config_with_a_plan(name: str) -> None:
+    twin = smoke(find_recipe(name))
+    # model_copy does not validate, so it is done here.
+    assert validate(RunConfig, to_plain(twin), name) == twin
+    for world_size in (1, 2):
+        plan = make_plan(twin, Machine(world_size, 2, "cpu"), DataFacts(48, "x"))
+        assert (plan.total_steps, plan.warmup_steps, plan.workers) == (20, 4, 1)
+        assert plan.micro_batch_size * plan.accumulation * world_size == 8
+    assert twin.backbone.num_patches == 16
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_smoke_twin_keeps_every_switch(name: str) -> None:
+    config = find_recipe(name)
+    switches = (
+        *("backbone.patch_size", "backbone.stem", "backbone.position", "backbone.registers"),
+        *("backbone.feed_forward", "backbone.layer_scale", "backbone.drop_path"),
+        *("data.pixel_mean", "data.pixel_std", "optimizer.betas", "optimizer.clip_norm"),
+        *("engine.zero_stage", "recipe", "seed"),
+    )
+    changed = differences(config, smoke(config))
+    assert not set(switches) & set(changed)
+    sizes = re.compile(r"objective\.\w+_(width|depth|heads)")
+    assert all(sizes.fullmatch(path) for path in changed if path.startswith("objective."))
+
+
+def test_a_smoke_twin_can_be_overridden_like_its_recipe() -> None:
+    twin = apply_overrides(smoke(find_recipe("mae_vits16")), ["backbone.stem=conv"])
+    assert twin.backbone.stem == "conv"
+    assert twin.backbone.width == 48
+
+
+def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UserError) as caught:
+        find_recipe("mae_vits17")
+    assert "mae_vits17" in caught.value.problem
+    assert all(name in caught.value.remedy for name in RECIPES)
