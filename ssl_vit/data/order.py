@@ -1,0 +1,176 @@
+"""Which samples make update t: a pure function of (seed, t), and so the heart of exact resume.
+
+An epoch is one virtual row of all samples: the shards in an epoch's own order, turned by an epoch's
+own offset. `lanes` cut that row into equal stretches (fewer than `lanes` samples at its end are
+left out), and every lane is shuffled within blocks of neighbours. Update t takes the next
+``global_batch / lanes`` samples of every lane; a rank serves consecutive lanes. Nothing here
+depends on the number of processes, workers or micro-batches, and nothing
+has to be replayed: starting at step ten million costs what starting at step ten costs.
+
+All randomness is integer arithmetic of our own (splitmix64), because numpy does not promise that
+its generators give the same permutation in its next version.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssl_vit.errors import UserError
+
+# Distinct first words, so that no two uses of randomness ever share a stream.
+_SHARD_ORDER, _EPOCH_OFFSET, _BLOCK_ORDER, _SAMPLE = 1, 2, 3, 4
+_CACHED_BLOCKS = 1024
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """One sample of one epoch: what a data worker needs to make it."""
+
+    number: int
+    """Sample number in the shard set."""
+    epoch: int
+    """Counts from 0."""
+
+
+class SampleOrder:
+    """The order of one shard set under one seed.
+
+    Args:
+        shard_sizes: Samples of every shard, in index order.
+        lanes: L, independent stretches of an epoch.
+        global_batch_size: Samples an update; a multiple of ``lanes``.
+        shuffle_block: Samples of a lane that are shuffled together.
+        seed: Of the run.
+
+    Raises:
+        UserError: Fewer samples than lanes, or a batch that the lanes do not divide.
+    """
+
+    def __init__(
+        self,
+        shard_sizes: Sequence[int],
+        lanes: int,
+        global_batch_size: int,
+        shuffle_block: int,
+        seed: int,
+    ) -> None:
+        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self.num_samples = int(self.shard_sizes.sum())
+        self.lanes, self.seed, self.shuffle_block = lanes, seed, shuffle_block
+        if global_batch_size % lanes:
+            raise UserError(
+                f"data.lanes={lanes} does not divide data.global_batch_size={global_batch_size}",
+                "choose a number of lanes that does",
+            )
+        if self.num_samples < lanes:
+            raise UserError(
+                f"{self.num_samples} samples are fewer than data.lanes={lanes}",
+                f"set data.lanes to at most {self.num_samples}",
+            )
+        self.per_lane = global_batch_size // lanes
+        # Samples of one lane in one epoch; the rest of the division is the epoch's unseen remainder
+        # (< lanes).
+        self.lane_length = self.num_samples // lanes
+        self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+        self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray, int]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+
+    def update(self, step: int, lanes: range) -> list[SampleRef]:
+        """The samples that these lanes give to update ``step``, lane by lane.
+
+        Args:
+            step: Counts from 0.
+            lanes: Lanes of the asking rank, see :func:`lanes_of_rank`.
+        """
+        refs: list[SampleRef] = []
+        for lane in lanes:
+            for place in range(step * self.per_lane, (step + 1) * self.per_lane):
+                epoch, position = divmod(place, self.lane_length)
+                refs.append(SampleRef(self._sample(epoch, lane, position), epoch))
+        return refs
+
+    def _sample(self, epoch: int, lane: int, position: int) -> int:
+        block, within = divmod(position, self.shuffle_block)
+        place = lane * self.lane_length + block * self.shuffle_block
+        place += int(self._block(epoch, lane, block)[within])
+        order, row_starts, offset = self._epoch(epoch)
+        place = (place + offset) % self.num_samples
+        row = int(np.searchsorted(row_starts, place, side="right")) - 1
+        return int(self._starts[order[row]] + place - row_starts[row])
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Shard order of an epoch, where each shard starts in its row, and by how much the row is
+        turned.
+        """
+        if epoch not in self._epochs:
+            order = permutation(len(self.shard_sizes), self.seed, _SHARD_ORDER, epoch)
+            row_starts = np.concatenate([[0], np.cumsum(self.shard_sizes[order])])
+            offset = int(hash_words(self.seed, _EPOCH_OFFSET, epoch)) % self.num_samples
+            self._epochs[epoch] = (order, row_starts, offset)
+            while len(self._epochs) > 2:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _block(self, epoch: int, lane: int, block: int) -> np.ndarray:
+        key = (epoch, lane, block)
+        if key not in self._blocks:
+            size = min(self.shuffle_block, self.lane_length - block * self.shuffle_block)
+            self._blocks[key] = permutation(size, self.seed, _BLOCK_ORDER, *key)
+            while len(self._blocks) > _CACHED_BLOCKS:
+                self._blocks.popitem(last=False)
+        return self._blocks[key]
+
+
+def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
+    """The lanes a rank serves.
+
+    Raises:
+        UserError: The number of processes does not divide the lanes; lists the numbers that do.
+    """
+    if lanes % world_size:
+        fits = [count for count in range(1, lanes + 1) if lanes % count == 0]
+        raise UserError(
+            f"{world_size} processes do not divide data.lanes={lanes}",
+            f"run on {', '.join(map(str, fits))} processes, "
+            f"or set data.lanes to a multiple of {world_size}",
+        )
+    share = lanes // world_size
+    return range(rank * share, (rank + 1) * share)
+
+
+def sample_rng(seed: int, ref: SampleRef) -> np.random.Generator:
+    """The randomness of one sample in one epoch: crops, colours, masks. The same on every machine.
+
+    Philox is counter-based: making one is cheap and two keys never overlap. Use only ``random()``
+    of it, whose bits are fixed by the algorithm.
+    """
+    key = [hash_words(seed, _SAMPLE, ref.epoch), np.uint64(ref.number)]
+    return np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
+
+
+def permutation(size: int, *words: int) -> np.ndarray:
+    """(size,) int64, a permutation fixed by the words: the order of `size` hashed numbers."""
+    return np.argsort(
+        splitmix64(np.arange(size, dtype=np.uint64), hash_words(*words)), kind="stable"
+    )
+
+
+def hash_words(*words: int) -> np.uint64:
+    """One 64-bit word from several."""
+    state = np.zeros(1, dtype=np.uint64)
+    for word in words:
+        state = splitmix64(np.array([word % 2**64], dtype=np.uint64), state[0])
+    return state[0]
+
+
+def splitmix64(values: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Scramble 64-bit words (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
+    generators").
+    """
+    with np.errstate(over="ignore"):
+        mixed = (values + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
