@@ -1,0 +1,65 @@
+"""One pre-norm transformer block over timm's layers, with timm's parameter names."""
+
+from functools import partial
+from typing import Literal, assert_never
+
+from torch import Tensor, nn
+
+from ssl_vit.models.torchvision_ops import define_missing_ops
+
+define_missing_ops()
+from timm.layers import Attention, DropPath, LayerScale, Mlp, SwiGLUPacked  # noqa: E402
+
+layer_norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Args:
+        width: D.
+        heads: Attention heads.
+        mlp_ratio: Hidden width over D; SwiGLU gets two thirds of it, to cost the same.
+        feed_forward: GELU MLP or SwiGLU.
+        layer_scale: Initial LayerScale, 0 for none.
+        drop_path: Rate of stochastic depth.
+
+    Source: Dosovitskiy et al. 2020, arXiv 2010.11929, equations 2 and 3; Shazeer 2020, arXiv
+        2002.05202 (SwiGLU).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        feed_forward: Literal["mlp", "swiglu"] = "mlp",
+        layer_scale: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(width)
+        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.ls1 = LayerScale(width, init_values=layer_scale) if layer_scale else nn.Identity()
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = layer_norm(width)
+        self.mlp = _feed_forward(width, mlp_ratio, feed_forward)
+        self.ls2 = LayerScale(width, init_values=layer_scale) if layer_scale else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, K, D) → (B, K, D)."""
+        tokens = tokens + self.drop_path1(self.ls1(self.attn(self.norm1(tokens))))
+        return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
+
+
+def _feed_forward(width: int, ratio: float, kind: Literal["mlp", "swiglu"]) -> nn.Module:
+    match kind:
+        case "mlp":
+            return Mlp(in_features=width, hidden_features=int(width * ratio))
+        case "swiglu":
+            # Gate and value share one matrix, so its output is twice the hidden width; a multiple
+            # of 8 for the GPU.
+            hidden = 8 * round(width * ratio * 2 / 3 / 8)
+            return SwiGLUPacked(in_features=width, hidden_features=2 * hidden)
+    assert_never(kind)

@@ -1,0 +1,91 @@
+"""From pixels to patch tokens: one large convolution, or several small overlapping ones."""
+
+from itertools import pairwise
+from typing import assert_never
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_vit.models.config import CONV_STEM_PATCHES, BackboneConfig
+
+
+class PatchStem(nn.Module):
+    """Non-overlapping patches through one linear map (Dosovitskiy et al. 2020, section 3.1)."""
+
+    overlaps = False
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, N, D), row-major over the grid."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class ConvStem(nn.Module):
+    """3×3 stride-2 convolutions with doubling channels, ending in a 1×1 one.
+
+    Each token sees pixels of its neighbours' patches, so a masked objective must blank hidden
+    patches first (``VisionTransformer.embed`` does). The paper normalises with BatchNorm, which
+    mixes samples; here each position is normalised over its own channels, so neither samples nor
+    places mix.
+
+    Args:
+        patch_size: 2, 4, 8, 16 or 32: one halving a convolution.
+        width: D.
+
+    Source: Xiao et al. 2021, arXiv 2106.14881, section 3 and table 4 (which also drops one
+        transformer block;
+    here the depth stays what was asked for).
+    """
+
+    overlaps = True
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        if patch_size not in CONV_STEM_PATCHES:
+            raise ValueError(f"a conv stem makes patches of {CONV_STEM_PATCHES}, not {patch_size}")
+        halvings = patch_size.bit_length() - 1
+        channels = [3] + [max(8, width >> (halvings - 1 - i)) for i in range(halvings)]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(channels):
+            layers += [
+                nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False),
+                ChannelNorm(after),
+                nn.ReLU(inplace=True),
+            ]
+        self.convs = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(channels[-1], width, kernel_size=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, N, D), row-major over the grid."""
+        return self.proj(self.convs(images)).flatten(2).transpose(1, 2)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position of a (B, C, H, W) map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        channels_last = input.permute(0, 2, 3, 1)
+        normed = F.layer_norm(
+            channels_last, self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return normed.permute(0, 3, 1, 2)
+
+
+Stem = PatchStem | ConvStem
+
+
+def build_stem(config: BackboneConfig) -> Stem:
+    """The stem a config asks for."""
+    match config.stem:
+        case "patch":
+            return PatchStem(config.patch_size, config.width)
+        case "conv":
+            return ConvStem(config.patch_size, config.width)
+    assert_never(config.stem)

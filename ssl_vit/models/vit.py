@@ -1,0 +1,206 @@
+"""The shared backbone: a Vision Transformer in two verbs, so that an objective can stand between
+them.
+
+`embed` makes patch tokens, `encode` turns tokens into features. Parameter names are timm's: an
+export loads into `timm.create_model` as it is, and timm's weights load here. No parameter belongs
+to an objective.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssl_vit.models.block import Block, layer_norm
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.initialization import initialize, initialize_token
+from ssl_vit.models.position import resize_positions, sincos_table
+from ssl_vit.models.stem import build_stem
+
+# B images, N patches, K encoded patches, R registers, D width.
+
+
+class Features(NamedTuple):
+    """What the backbone says of a batch, after the final norm."""
+
+    cls: Tensor
+    """(B, D) class token."""
+    registers: Tensor
+    """(B, R, D); R may be 0."""
+    patches: Tensor
+    """(B, N, D) row-major over the grid; (B, K, D) where only K patches were encoded."""
+
+
+class VisionTransformer(nn.Module):
+    """Dosovitskiy et al. 2020, arXiv 2010.11929, with registers (Darcet et al. 2023, arXiv
+    2309.16588).
+
+    ``pos_embed`` follows timm's two layouts: (1, 1 + N, D), class token included, without
+    registers, and (1, N, D), patches only, with them. The 2-D sine table is a buffer, so nothing
+    frozen hides among the parameters.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = build_stem(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        if config.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width))
+        rows = config.num_patches + (0 if config.registers else 1)
+        if config.position == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, rows, config.width))
+        else:
+            table = sincos_table(config.grid, config.width)
+            class_row = table.new_zeros(1, rows - config.num_patches, config.width)
+            self.register_buffer("pos_embed", torch.cat([class_row, table], dim=1))
+        self.blocks = nn.ModuleList(
+            Block(
+                config.width,
+                config.heads,
+                config.mlp_ratio,
+                config.feed_forward,
+                config.layer_scale,
+                config.drop_path,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = layer_norm(config.width)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        initialize(self, self.config.initialization)
+        initialize_token(self.cls_token)
+        if self.config.registers:
+            initialize_token(self.reg_token)
+        if isinstance(self.pos_embed, nn.Parameter):
+            initialize_token(self.pos_embed)
+
+    def embed(
+        self, images: Tensor, hidden: Tensor | None = None, filler: Tensor | None = None
+    ) -> Tensor:
+        """Patch tokens with positions added.
+
+        Args:
+            images: (B, 3, H, W) normalised; H and W are multiples of the patch size.
+            hidden: (B, N) bool, true where a patch must not be seen by any token. An overlapping
+                stem reads its neighbours' pixels, so there hidden patches are blanked in the image
+                before the stem.
+            filler: (D,) or broadcastable to (B, N, D): replaces the tokens of hidden patches (BEiT,
+                iBOT).
+
+        Returns:
+            (B, N, D).
+
+        Raises:
+            ValueError: The image is no whole number of patches.
+        """
+        size = self.config.patch_size
+        down, across = images.shape[-2] // size, images.shape[-1] // size
+        if (down * size, across * size) != tuple(images.shape[-2:]):
+            raise ValueError(
+                f"images of {images.shape[-2]}×{images.shape[-1]} pixels are no whole number of "
+                f"{size}-pixel patches; the nearest that fit are multiples of {size}"
+            )
+        if hidden is not None and self.patch_embed.overlaps:
+            images = blank_patches(images, hidden, size)
+        tokens = self.patch_embed(images)
+        if hidden is not None and filler is not None:
+            tokens = torch.where(hidden.unsqueeze(-1), filler.to(tokens.dtype), tokens)
+        return tokens + self._patch_positions((down, across))
+
+    def encode(self, tokens: Tensor) -> Features:
+        """Run the transformer over the class token, the registers and these patch tokens.
+
+        Args:
+            tokens: (B, K, D) from :meth:`embed`, all N or any K of them.
+        """
+        batch = tokens.shape[0]
+        prefix = [(self.cls_token + self._class_position()).expand(batch, -1, -1)]
+        if self.config.registers:
+            prefix.append(self.reg_token.expand(batch, -1, -1))
+        tokens = torch.cat([*(p.to(tokens.dtype) for p in prefix), tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens)
+        first_patch = 1 + self.config.registers
+        return Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:])
+
+    def forward(self, images: Tensor) -> Features:
+        """(B, 3, H, W) normalised images → features of every patch."""
+        return self.encode(self.embed(images))
+
+    def layer_of(self, parameter_name: str) -> int:
+        """Depth of a parameter for layer-wise decay: 0 is the stem, ``depth + 1`` the final
+        norm.
+        """
+        head, _, rest = parameter_name.partition(".")
+        if head == "blocks":
+            return int(rest.partition(".")[0]) + 1
+        return self.config.depth + 1 if head == "norm" else 0
+
+    def _patch_positions(self, grid: tuple[int, int]) -> Tensor:
+        positions = self.pos_embed[:, -self.config.num_patches :]
+        return resize_positions(positions, self.config.grid, grid)
+
+    def _class_position(self) -> Tensor:
+        """(1, 1, D); zero rows are cut out where the table holds patches only."""
+        if self.config.registers:
+            return torch.zeros_like(self.cls_token)
+        return self.pos_embed[:, :1]
+
+
+def blank_patches(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
+    """Set hidden patches to 0, the mean of normalised pixels.
+
+    Args:
+        images: (B, 3, H, W).
+        hidden: (B, N) bool, row-major over the grid.
+    """
+    grid = hidden.view(
+        len(images), 1, images.shape[-2] // patch_size, images.shape[-1] // patch_size
+    )
+    pixels = grid.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    return images.masked_fill(pixels, 0.0)
+
+
+def load_timm_weights(model: VisionTransformer, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict of timm's ViT, leaving out its classifier and resizing positions to our
+    grid.
+
+    Args:
+        model: Of the same width, depth, stem and registers.
+        state: As ``timm.create_model(...).state_dict()`` gives it.
+
+    Raises:
+        ValueError: Tensors are missing, left over or of another shape; names the first few.
+    """
+    weights = {
+        name: value
+        for name, value in state.items()
+        if not name.startswith(("head.", "fc_norm.", "attn_pool."))
+    }
+    if "pos_embed" in weights:
+        weights["pos_embed"] = _fit_positions(model, weights["pos_embed"])
+    own = model.state_dict()
+    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    left_over = [name for name in weights if name not in own]
+    if wrong or left_over:
+        raise ValueError(
+            f"these weights are of another model: {len(wrong)} tensors missing or of another shape "
+            f"({', '.join(wrong[:3])}), {len(left_over)} left over ({', '.join(left_over[:3])})"
+        )
+    model.load_state_dict(weights)
+
+
+def _fit_positions(model: VisionTransformer, positions: Tensor) -> Tensor:
+    prefix = 0 if model.config.registers else 1
+    patches = positions[:, prefix:]
+    side = round(patches.shape[1] ** 0.5)
+    if side * side != patches.shape[1] or patches.shape[-1] != model.config.width:
+        return positions
+    resized = resize_positions(patches, (side, side), model.config.grid)
+    return torch.cat([positions[:, :prefix], resized], dim=1)
