@@ -1,0 +1,214 @@
+"""Masked autoencoder: hide most patches, encode the rest, predict the hidden pixels.
+
+He et al. 2021, "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377. Beyond the
+paper: hidden patches are blanked in the image before an overlapping stem, so nothing leaks there;
+and the decoder's last layer runs on hidden patches only, since nothing else enters the loss.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_vit.data.augment import crop_and_resize, random_resized_crop_box
+from ssl_vit.models.block import Block, layer_norm
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.initialization import initialize, initialize_token
+from ssl_vit.models.position import sincos_table
+from ssl_vit.models.vit import Features, VisionTransformer, blank_patches
+from ssl_vit.objectives.config import MaeConfig
+from ssl_vit.objectives.masking import (
+    patchify,
+    put,
+    random_hidden,
+    take,
+    unpatchify,
+    visible_and_hidden,
+)
+from ssl_vit.objectives.objective import Objective, StepOutput
+from ssl_vit.objectives.pixels import PixelScale
+
+# B images, N patches, K visible, M hidden, D encoder width, W decoder width, P pixels a side of a
+# patch.
+
+
+class MaeSample(NamedTuple):
+    """One image as the data worker makes it."""
+
+    image: Tensor
+    """(3, H, W) uint8."""
+    hidden: np.ndarray
+    """(N,) bool."""
+
+
+class MaeBatch(NamedTuple):
+    """One micro-batch."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8."""
+    hidden: Tensor
+    """(B, N) bool, the same number true in every row."""
+    numbers: Tensor
+    """(B,) int64 sample numbers."""
+
+
+def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
+    """M; at least one patch is hidden and one is seen. As in the paper's code, what stays is
+    rounded down.
+    """
+    # 100 × (1 − 0.8) is 19.999…96 in binary: without the small push, 81 patches would be hidden.
+    seen = int(num_patches * (1 - mask_ratio) + 1e-9)
+    return min(max(num_patches - seen, 1), num_patches - 1)
+
+
+class MaeViews:
+    """A random crop, flips and the mask, all from the sample's own randomness (appendix A.1)."""
+
+    def __init__(self, config: MaeConfig, backbone: BackboneConfig) -> None:
+        self.config = config
+        self.image_size = backbone.image_size
+        self.num_patches = backbone.num_patches
+        self.num_hidden = num_hidden_patches(backbone.num_patches, config.mask_ratio)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> MaeSample:
+        """(H, W, 3) uint8 → one sample."""
+        config = self.config
+        area = (config.min_crop_area, config.max_crop_area)
+        box = random_resized_crop_box(image.shape[0], image.shape[1], area, (3 / 4, 4 / 3), rng)
+        crop = crop_and_resize(image, box, self.image_size)
+        across, down = rng.random() < config.horizontal_flip, rng.random() < config.vertical_flip
+        flipped = [axis for axis, flip in ((-2, down), (-1, across)) if flip]
+        if flipped:
+            crop = crop.flip(flipped)
+        return MaeSample(crop, random_hidden(self.num_patches, self.num_hidden, rng))
+
+    def collate(self, samples: Sequence[MaeSample], numbers: Sequence[int]) -> MaeBatch:
+        """Stack B samples."""
+        images = torch.stack([sample.image for sample in samples])
+        hidden = torch.from_numpy(np.stack([sample.hidden for sample in samples]))
+        return MaeBatch(images, hidden, torch.tensor(numbers, dtype=torch.int64))
+
+
+class MaeDecoder(nn.Module):
+    """A light transformer over all patches, visible ones encoded and hidden ones a shared token
+    (section 3).
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: MaeConfig, backbone: BackboneConfig) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.embed = nn.Linear(backbone.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("positions", sincos_table(backbone.grid, width), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(width, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
+        self.norm = layer_norm(width)
+        self.predict = nn.Linear(width, backbone.patch_size**2 * 3)
+        initialize(self, backbone.initialization)
+        initialize_token(self.mask_token)
+
+    def forward(self, features: Features, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Predict the hidden patches.
+
+        Args:
+            features: Of the K visible patches.
+            visible, hidden: (B, K) and (B, M) int64 patch indices.
+
+        Returns:
+            (B, M, P × P × 3).
+        """
+        cls = self.embed(features.cls).unsqueeze(1)
+        seen = self.embed(features.patches)
+        blank = self.mask_token.to(seen.dtype).expand(len(seen), self.positions.shape[1], -1)
+        tokens = torch.cat([cls, put(seen, visible, into=blank) + self.positions], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.predict(self.norm(take(tokens[:, 1:], hidden)))
+
+
+class Mae(Objective):
+    """Backbone, decoder, and the loss between them."""
+
+    def __init__(
+        self, config: MaeConfig, backbone: VisionTransformer, pixel_scale: PixelScale
+    ) -> None:
+        super().__init__()
+        self.config, self.backbone, self.pixel_scale = config, backbone, pixel_scale
+        self.decoder = MaeDecoder(config, backbone.config)
+        self.num_hidden = num_hidden_patches(backbone.config.num_patches, config.mask_ratio)
+
+    def forward(self, batch: MaeBatch, step: int) -> StepOutput:
+        """Mean squared error on hidden patches, in float32 (equation: section 3, "Reconstruction
+        target").
+        """
+        images = self.pixel_scale(batch.images)
+        _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
+        predictions = self.reconstruct(images, batch.hidden)
+        with torch.no_grad():
+            patches = take(patchify(images, self.backbone.config.patch_size), hidden)
+            targets = normalize_patches(patches)[0] if self.config.normalize_targets else patches
+        loss = F.mse_loss(predictions.float(), targets.float())
+        return StepOutput(loss, {})
+
+    def reconstruct(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """Predictions for the hidden patches.
+
+        Args:
+            images: (B, 3, H, W) normalised.
+            hidden: (B, N) bool.
+
+        Returns:
+            (B, M, P × P × 3), patches in row-major order, in the units of the targets.
+        """
+        visible_indices, hidden_indices = visible_and_hidden(hidden, self.num_hidden)
+        features = self.encode_visible(images, hidden, visible_indices)
+        return self.decoder(features, visible_indices, hidden_indices)
+
+    def encode_visible(self, images: Tensor, hidden: Tensor, visible: Tensor) -> Features:
+        """Features of the visible patches alone; no hidden pixel reaches them, whichever the
+        stem.
+        """
+        return self.backbone.encode(take(self.backbone.embed(images, hidden), visible))
+
+    @torch.no_grad()
+    def panels(self, batch: MaeBatch) -> dict[str, Tensor]:
+        """Rows of original | what the encoder saw | reconstruction, for up to 8 images."""
+        batch = MaeBatch(*(tensor[:8] for tensor in batch))
+        images, size = self.pixel_scale(batch.images), self.backbone.config.patch_size
+        _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
+        patches = patchify(images, size)
+        predicted = self.reconstruct(images, batch.hidden).float()
+        if self.config.normalize_targets:
+            # A prediction is in units of its own patch's spread: without this the picture is grey
+            # mush.
+            _, mean, spread = normalize_patches(take(patches, hidden))
+            predicted = predicted * spread + mean
+        filled = put(predicted, hidden, into=patches)
+        rebuilt = unpatchify(filled, size, self.backbone.config.grid)
+        seen = blank_patches(images, batch.hidden, size)
+        columns = torch.cat([self.pixel_scale.back(x) for x in (images, seen, rebuilt)], dim=-1)
+        return {"reconstruction": torch.cat(list(columns), dim=-2)}
+
+
+def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each patch with mean 0 and variance 1 over its own values.
+
+    Args:
+        patches: (B, M, P × P × C).
+
+    Returns:
+        The normalised patches, and the (B, M, 1) mean and spread that undo it: ``x * spread +
+        mean``.
+
+    Source: He et al. 2021, section 3, "Reconstruction target"; the unbiased variance and the 1e-6
+        are its code's.
+    """
+    mean = patches.mean(dim=-1, keepdim=True)
+    spread = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+    return (patches - mean) / spread, mean, spread
