@@ -1,0 +1,194 @@
+"""Portable exports: `backbone.safetensors` (timm's parameter names) and `backbone.json` (how to
+build and feed it).
+
+Evaluations read nothing else. torch is imported inside the functions that need it, so that a wrong
+path is reported before anything slow is loaded.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ssl_vit
+from ssl_vit.config import Config, to_plain, validate
+from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from ssl_vit.models.vit import VisionTransformer
+    from ssl_vit.objectives.objective import Objective
+
+FORMAT = "ssl-vit-backbone-1"
+WEIGHTS_FILE = "backbone.safetensors"
+INFO_FILE = "backbone.json"
+
+
+class ExportInfo(Config):
+    """What stands in `backbone.json`."""
+
+    format: str = FORMAT
+    """Version of this file's layout."""
+    backbone: BackboneConfig
+    """Builds the network."""
+    pixel_mean: tuple[float, float, float]
+    """Per-channel mean the network expects subtracted from pixels in [0, 1]."""
+    pixel_std: tuple[float, float, float]
+    """Per-channel standard deviation to divide by."""
+    recipe: str
+    """The recipe it was trained with."""
+    step: int
+    """Optimizer updates it had seen."""
+    data_fingerprint: str
+    """Of the shard set it was trained on."""
+    ssl_vit_version: str
+    """Version that wrote it."""
+
+    @classmethod
+    def of_run(cls, config: RunConfig, data_fingerprint: str) -> "ExportInfo":
+        """The description of a run's exports, still at step 0."""
+        return cls(
+            backbone=config.backbone,
+            pixel_mean=config.data.pixel_mean,
+            pixel_std=config.data.pixel_std,
+            recipe=config.recipe,
+            step=0,
+            data_fingerprint=data_fingerprint,
+            ssl_vit_version=ssl_vit.__version__,
+        )
+
+
+class RunExports:
+    """The `exports/` of one run folder.
+
+    Args:
+        folder: Created with the first export.
+        objective: Says which backbone is worth keeping.
+        info: Of the run; the step is filled in.
+        every_steps: Updates between two exports.
+        is_first: Whether this rank writes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        objective: "Objective",
+        info: ExportInfo,
+        every_steps: int,
+        is_first: bool,
+    ) -> None:
+        self.folder, self.objective, self.info = folder, objective, info
+        self.every_steps, self.is_first = every_steps, is_first
+
+    def due(self, step: int) -> bool:
+        """Whether an export belongs after ``step`` updates."""
+        return step % self.every_steps == 0
+
+    def write(self, step: int) -> None:
+        """Write one; every rank calls it."""
+        if not self.is_first:
+            return
+        state = self.objective.exported_backbone().state_dict()
+        info = self.info.model_copy(update={"step": step})
+        write_export(self.folder / f"step_{step:08d}", state, info)
+
+
+def write_export(folder: Path, state: dict[str, Any], info: ExportInfo) -> None:
+    """Write one export; `backbone.json` comes last and says that it is complete.
+
+    Args:
+        folder: Created where missing.
+        state: The backbone's state dict, on any device.
+        info: Its description.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(folder / WEIGHTS_FILE) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    with replacing(folder / INFO_FILE) as partial:
+        partial.write_text(json.dumps(to_plain(info), indent=1) + "\n")
+
+
+def find_export(path: Path | str) -> Path:
+    """The export folder meant by a run folder (its newest export), an export folder, or a file in
+    it.
+
+    Raises:
+        UserError: Nothing of the kind is there.
+    """
+    path = Path(path)
+    if path.name in (WEIGHTS_FILE, INFO_FILE):
+        path = path.parent
+    if (path / INFO_FILE).is_file():
+        return path
+    complete = sorted(path.glob(f"exports/step_*/{INFO_FILE}"))
+    if complete:
+        return complete[-1].parent
+    raise UserError(
+        f"no export at {path} (looked for {INFO_FILE} there and in exports/step_*/)",
+        "give a run folder that has finished, or one of its exports/step_… folders",
+    )
+
+
+def read_export_info(path: Path | str) -> ExportInfo:
+    """The description of an export.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    file = find_export(path) / INFO_FILE
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}", "export again") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(f"{file} is not of the format {FORMAT}", "export again with this version")
+    return validate(ExportInfo, values, str(file))
+
+
+def load_backbone(path: Path | str) -> "VisionTransformer":
+    """The exported backbone, in evaluation mode on the CPU.
+
+    Args:
+        path: A run folder (its newest export), an export folder, or the safetensors file.
+
+    Returns:
+        A model on images (B, 3, H, W) scaled with ``read_export_info(path).pixel_mean`` and
+        ``.pixel_std``.
+
+    Raises:
+        UserError: No export there, or its files do not fit each other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from ssl_vit.models.vit import VisionTransformer
+
+    folder = find_export(path)
+    info = read_export_info(folder)
+    model = VisionTransformer(info.backbone)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load {folder / WEIGHTS_FILE}: {reason}", "export again") from None
+    return model.eval()
+
+
+def load_initial_weights(model: "VisionTransformer", path: Path | str) -> None:
+    """Start a fresh backbone from an export, its positions resized to the new grid.
+
+    Raises:
+        UserError: No export there, or one of another architecture.
+    """
+    from ssl_vit.models.vit import load_timm_weights
+
+    try:
+        load_timm_weights(model, load_backbone(path).state_dict())
+    except ValueError as error:
+        raise UserError(
+            f"init_backbone={path}: {error}", "give the run the backbone config of that export"
+        ) from None

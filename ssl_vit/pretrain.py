@@ -1,0 +1,267 @@
+"""Composition root: from what was said to a finished run. Calls constructors, decides nothing.
+
+`prepare` finds every mistake that can be found without torch; `start` imports the slow part and
+runs.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ssl_vit.config import apply_overrides, read_yaml, to_plain, to_yaml, validate
+from ssl_vit.data.order import lanes_of_rank
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.distributed import (
+    Processes,
+    cores_here,
+    read_processes,
+    set_library_environment,
+)
+from ssl_vit.environment import check_same_data, record_start
+from ssl_vit.errors import UserError
+from ssl_vit.export import INFO_FILE, find_export
+from ssl_vit.files import replacing
+from ssl_vit.recipes import find_recipe, smoke
+from ssl_vit.run_config import RunConfig
+from ssl_vit.run_folder import RunFolder
+from ssl_vit.training.checkpoint import newest_checkpoint, step_of
+from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from ssl_vit.objectives.objective import Objective
+    from ssl_vit.training.trainer import Log
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin: everything was checked, nothing was written."""
+
+    config: RunConfig
+    plan: RunPlan
+    folder: RunFolder
+    shards: ShardSet
+    processes: Processes
+    changed: dict[str, str]
+    """Settings a resumed run changes: path → "old → new"."""
+
+
+def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunConfig:
+    """A recipe's name or a `config.yaml`, shrunk if asked, then the overrides."""
+    if recipe.endswith((".yaml", ".yml")):
+        config = validate(RunConfig, read_yaml(Path(recipe)), recipe)
+    else:
+        config = find_recipe(recipe)
+    return apply_overrides(smoke(config) if is_smoke else config, overrides)
+
+
+def prepare(
+    recipe: str,
+    run: Path,
+    overrides: Sequence[str],
+    is_smoke: bool,
+    processes: Processes | None = None,
+) -> Prepared:
+    """Check everything that can be checked without torch.
+
+    Args:
+        recipe: A recipe's name or a `config.yaml`.
+        run: The run folder.
+        overrides: `path=value` words.
+        is_smoke: Whether to shrink the recipe.
+        processes: Whose run is checked, for a launcher; by default this process's own.
+
+    Raises:
+        UserError: For each mistake a user can make in a command line, a config, a shard set or a
+            run folder.
+    """
+    config = read_config(recipe, overrides, is_smoke)
+    if not config.data.shards:
+        raise UserError(
+            "data.shards is not given", "add  data.shards=FOLDER  (made by `ssl-vit shards pack`)"
+        )
+    folder = RunFolder(run)
+    changed = folder.check(config)
+    shards = ShardSet.open(config.data.shards)
+    check_same_data(folder.environment, shards.fingerprint)
+    newest_checkpoint(folder.checkpoints)
+    if config.init_backbone:
+        find_export(config.init_backbone)
+    processes = processes or read_processes()
+    machine = Machine(
+        world_size=processes.world_size,
+        cores=max(1, cores_here() // processes.local_world_size),
+        device=find_device(config.engine.device),
+    )
+    plan = make_plan(config, machine, DataFacts(shards.num_samples, shards.fingerprint))
+    return Prepared(config, plan, folder, shards, processes, changed)
+
+
+def find_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Where to run.
+
+    Raises:
+        UserError: CUDA was asked for and there is none.
+    """
+    if asked == "cpu":
+        return "cpu"
+    # Importing torch takes seconds; where there is no GPU's device file, there is no need to ask
+    # it.
+    if any(
+        Path(node).exists() for node in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+    ):
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+    if asked == "cuda":
+        raise UserError("engine.device=cuda, but torch sees no GPU here", "set engine.device=cpu")
+    return "cpu"
+
+
+def start(prepared: Prepared) -> int:
+    """Run to the end, or until asked to stop; returns the process's exit code."""
+    if _is_complete(prepared):
+        if prepared.processes.is_first:
+            _say_end(prepared.folder, complete=True)
+        return 0
+    set_library_environment(prepared.plan.device)
+    import torch
+
+    from ssl_vit.export import ExportInfo, RunExports, load_initial_weights
+    from ssl_vit.objectives.build import build_objective
+    from ssl_vit.training.checkpoint import Checkpoints
+    from ssl_vit.training.engine import Engine, start_process_group
+    from ssl_vit.training.preemption import EXIT_SAVED
+    from ssl_vit.training.trainer import Trainer
+
+    config, plan, folder = prepared.config, prepared.plan, prepared.folder
+    processes = prepared.processes
+    torch.set_num_threads(plan.threads)
+    start_process_group(plan.device, processes)
+    if processes.is_first:
+        _write_run_folder(prepared)
+
+    torch.manual_seed(config.seed)
+    objective = build_objective(config.objective, config.backbone, config.data)
+    if config.init_backbone:
+        load_initial_weights(objective.backbone, config.init_backbone)
+    engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
+    checkpoints = Checkpoints(
+        folder.checkpoints, engine, config.checkpoint.every_steps, config.checkpoint.keep_last
+    )
+    start_step = checkpoints.restore()
+    exports = RunExports(
+        folder.exports,
+        objective,
+        ExportInfo.of_run(config, plan.data_fingerprint),
+        config.export.every_steps,
+        processes.is_first,
+    )
+    log = _open_log(prepared, start_step) if processes.is_first else None
+    if processes.is_first:
+        record_start(folder.environment, plan.data_fingerprint, processes.world_size, start_step)
+        _announce(prepared, start_step, objective)
+    batches = iter(_build_loader(prepared, start_step))
+    trainer = Trainer(
+        objective, engine, batches, checkpoints, exports, log, config.log.panel_every_steps
+    )
+    try:
+        complete = trainer.run(start_step, plan.total_steps)
+    finally:
+        if log is not None:
+            log.close()
+    engine.close()
+    if processes.is_first:
+        _say_end(folder, complete)
+    return 0 if complete else EXIT_SAVED
+
+
+def _build_loader(prepared: Prepared, start_step: int) -> "DataLoader[Any]":
+    from ssl_vit.data.dataset import TrainingDataset
+    from ssl_vit.data.loader import UpdateSampler, build_loader
+    from ssl_vit.data.order import SampleOrder
+    from ssl_vit.objectives.build import build_views
+    from ssl_vit.training.preemption import ignore_signals_in_worker
+
+    config, plan, processes = prepared.config, prepared.plan, prepared.processes
+    order = SampleOrder(
+        [shard.num_samples for shard in prepared.shards.shards],
+        config.data.lanes,
+        config.data.global_batch_size,
+        config.data.shuffle_block,
+        config.seed,
+    )
+    lanes = lanes_of_rank(config.data.lanes, processes.rank, processes.world_size)
+    return build_loader(
+        TrainingDataset(
+            prepared.shards, build_views(config.objective, config.backbone), config.seed
+        ),
+        UpdateSampler(order, lanes, plan.micro_batch_size, start_step, plan.total_steps),
+        workers=plan.workers,
+        prefetch=config.engine.prefetch,
+        pin_memory=plan.device == "cuda",
+        worker_init=ignore_signals_in_worker,
+    )
+
+
+def _open_log(prepared: Prepared, start_step: int) -> "Log":
+    from ssl_vit.training.metrics import MetricsLog
+    from ssl_vit.training.progress import ProgressLine
+    from ssl_vit.training.trainer import Log
+
+    config, plan, folder = prepared.config, prepared.plan, prepared.folder
+    metrics = MetricsLog(
+        folder.metrics,
+        folder.tensorboard,
+        start_step,
+        config.log.every_steps,
+        config.data.global_batch_size,
+        plan.samples_per_epoch,
+    )
+    metrics.text("config", to_yaml(config))
+    batch = config.data.global_batch_size
+    return Log(metrics, ProgressLine(start_step, plan.total_steps, batch), folder.panels)
+
+
+def _is_complete(prepared: Prepared) -> bool:
+    newest = newest_checkpoint(prepared.folder.checkpoints)
+    if newest is None or step_of(newest) < prepared.plan.total_steps:
+        return False
+    return (prepared.folder.exports / newest.name / INFO_FILE).is_file()
+
+
+def _write_run_folder(prepared: Prepared) -> None:
+    prepared.folder.write_config(prepared.config)
+    with replacing(prepared.folder.plan) as partial:
+        partial.write_text(json.dumps(to_plain(prepared.plan), indent=1) + "\n")
+
+
+def _announce(prepared: Prepared, start_step: int, objective: "Objective") -> None:
+    plan, config = prepared.plan, prepared.config
+    size = sum(p.numel() for p in objective.backbone.parameters()) / 1e6
+    lines = [
+        f"{config.recipe}: backbone {size:.1f} M parameters, {plan.num_samples:,} images, "
+        f"{plan.total_steps:,} updates of {config.data.global_batch_size} "
+        f"({plan.total_epochs:g} epochs)",
+        f"{plan.device} × {plan.world_size}, ZeRO-{config.engine.zero_stage}, "
+        f"{config.engine.precision}, {plan.accumulation} × {plan.micro_batch_size} images "
+        f"a process, {plan.workers} data workers, peak learning rate {plan.peak_learning_rate:.3g}",
+    ]
+    if start_step:
+        lines.append(f"resuming at update {start_step:,} from {prepared.folder.checkpoints}")
+    lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _say_end(folder: RunFolder, complete: bool) -> None:
+    if complete:
+        print(f"done: {find_export(folder.root)}")
+        print(f"next: ssl-vit eval knn {folder.root} --train SHARDS --test SHARDS")
+        print(f"      tensorboard --logdir {folder.tensorboard}")
+    else:
+        print(f"stopped and saved: run the same command again to go on with {folder.root}")

@@ -1,0 +1,257 @@
+"""The only file that imports deepspeed: ZeRO-sharded updates behind one verb, `train_step`.
+
+Surprises it hides (DeepSpeed 0.19): `backward` exactly once a micro-batch, or ZeRO-1/2 sum wrongly
+in silence; the shared-memory operator would be compiled for 40 seconds at start; ZeRO-0 in float32
+reports no gradient norm.
+Set the environment variable DS_ACCELERATOR before importing this file: deepspeed reads it at
+import.
+"""
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import deepspeed
+import deepspeed.comm
+import deepspeed.ops
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_vit.data.order import hash_words, splitmix64
+from ssl_vit.distributed import Processes, complete_environment
+from ssl_vit.objectives.objective import Objective
+from ssl_vit.training.config import EngineConfig, OptimizerConfig
+from ssl_vit.training.optimizer import build_optimizer, set_schedules
+from ssl_vit.training.plan import RunPlan, learning_rate_at, weight_decay_at
+
+# First word of the device's randomness (drop path), distinct from the words in data/order.py.
+_DEVICE_RANDOMNESS = 101
+_DIGEST_KEY = hash_words(102)
+
+# Sub-folder of a checkpoint that holds DeepSpeed's files.
+_TAG = "deepspeed"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer update did, averaged over micro-batches and ranks."""
+
+    loss: float
+    metrics: dict[str, float]
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    learning_rate: float
+    weight_decay: float
+    applied: bool
+    """Whether the parameters moved."""
+    data_seconds: float
+    """Waiting for the loader, on this rank."""
+    step_seconds: float
+    """The whole update, on this rank."""
+    samples: str
+    """16 hex digits of the samples seen by all ranks, whatever their order."""
+    batch: Any
+    """This rank's last micro-batch, on the device; for panels."""
+
+
+def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, plan: RunPlan) -> dict:
+    """DeepSpeed's own config; pure, with a golden JSON in the tests."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": optimizer.clip_norm,
+        "zero_optimization": {"stage": engine.zero_stage},
+        # We bring torch's AdamW; DeepSpeed's own optimizers are compiled at first use.
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if engine.precision == "bfloat16":
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            # Only says which gradients travel in bfloat16: none, so that ranks add up in float32.
+            "lower_precision_safe_modules": [],
+        }
+    return config
+
+
+def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) -> None:
+    """Join the other processes, quietly and without compiling anything."""
+    complete_environment()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if device == "cuda":
+        torch.cuda.set_device(processes.local_rank)
+    # Only inference uses this operator, yet the first start would spend 40 s compiling it.
+    compatible: dict[str, bool] = getattr(deepspeed.ops, "__compatible_ops__", {})
+    compatible["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device == "cuda" else "gloo", verbose=False, auto_mpi_discovery=False
+    )
+
+
+class Engine:
+    """One rank's half of a ZeRO-sharded training run.
+
+    Args:
+        objective: Built identically on every rank, on the CPU; moved to the device here.
+        optimizer: What the updates are.
+        engine: How they are computed.
+        plan: What follows from both.
+        processes: This rank's place.
+        seed: Of the run.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: OptimizerConfig,
+        engine: EngineConfig,
+        plan: RunPlan,
+        processes: Processes,
+        seed: int,
+    ) -> None:
+        self.optimizer_config, self.plan, self.seed = optimizer, plan, seed
+        self.processes, self.precision = processes, engine.precision
+        self.groups = objective.parameter_groups()
+        # Any: deepspeed's own annotations are too loose to check against.
+        parts: tuple[Any, ...] = deepspeed.initialize(
+            model=objective,
+            optimizer=build_optimizer(self.groups, optimizer),
+            config=deepspeed_config(engine, optimizer, plan),
+            dist_init_required=False,
+        )
+        self.engine, self.optimizer = parts[0], parts[1]
+        self.device = torch.device(self.engine.device)
+        self.zero_stage = engine.zero_stage
+
+    def train_step(self, batches: Iterator[Any], step: int) -> StepResult:
+        """One optimizer update over the next ``plan.accumulation`` micro-batches.
+
+        Args:
+            batches: Micro-batches of this rank, on the CPU.
+            step: Which update this is, from 0.
+        """
+        began, waited = time.perf_counter(), 0.0
+        learning_rate = learning_rate_at(step, self.optimizer_config, self.plan)
+        weight_decay = weight_decay_at(step, self.optimizer_config, self.plan)
+        set_schedules(self.optimizer.param_groups, self.groups, step, learning_rate, weight_decay)
+        torch.manual_seed(
+            int(hash_words(self.seed, _DEVICE_RANDOMNESS, step, self.processes.rank)) >> 1
+        )
+        outputs: list[dict[str, Tensor]] = []
+        digest, grad_norm, batch = np.uint64(0), torch.tensor(0.0), None
+        for _ in range(self.plan.accumulation):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            digest = add_digest(digest, batch.numbers)
+            batch = to_device(batch, self.device)
+            output = self.engine(batch, step)
+            self.engine.backward(output.loss)
+            outputs.append({"loss": output.loss.detach(), **output.metrics})
+            if self.zero_stage == 0 and self.engine.is_gradient_accumulation_boundary():
+                grad_norm = self._whole_grad_norm()
+            self.engine.step()
+        means = self._average(outputs)
+        if self.zero_stage > 0:
+            grad_norm = self.engine.get_global_grad_norm()
+        loss = means.pop("loss")
+        return StepResult(
+            loss=loss,
+            metrics=means,
+            grad_norm=float(grad_norm if grad_norm is not None else 0.0),
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            applied=self.engine.was_step_applied(),
+            data_seconds=waited,
+            step_seconds=time.perf_counter() - began,
+            samples=f"{int(self._add_over_ranks(digest)):016x}",
+            batch=batch,
+        )
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        """Write this rank's part of a checkpoint into ``folder``; every rank calls it."""
+        self.engine.save_checkpoint(
+            str(folder), tag=_TAG, client_state=client_state, save_latest=False
+        )
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Read this rank's part of a checkpoint; returns the client state that was saved with
+        it.
+        """
+        loaded, client_state = self.engine.load_checkpoint(str(folder), tag=_TAG)
+        if loaded is None:
+            raise OSError(f"DeepSpeed found no checkpoint in {folder}")
+        return client_state
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of training, for forward passes outside of it (panels)."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.processes.world_size > 1:
+            deepspeed.comm.barrier()
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether any rank says yes; every rank gets the same answer."""
+        if self.processes.world_size == 1:
+            return flag
+        votes = torch.tensor([int(flag)], device=self.device)
+        deepspeed.comm.all_reduce(votes, op=deepspeed.comm.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def close(self) -> None:
+        """Leave the process group, so that the interpreter ends without warnings."""
+        self.engine.destroy()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _whole_grad_norm(self) -> Tensor:
+        grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
+
+    def _average(self, outputs: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Means over micro-batches and ranks, by one small reduction."""
+        names = list(outputs[0])
+        values = torch.stack([torch.stack([o[name].float() for name in names]) for o in outputs])
+        means = values.mean(dim=0)
+        if self.processes.world_size > 1:
+            deepspeed.comm.all_reduce(means)
+            means = means / self.processes.world_size
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _add_over_ranks(self, digest: np.uint64) -> np.uint64:
+        if self.processes.world_size == 1:
+            return digest
+        whole = torch.tensor([digest.astype(np.int64).item()], device=self.device)
+        deepspeed.comm.all_reduce(whole)
+        return np.int64(whole.item()).astype(np.uint64)
+
+
+def add_digest(digest: np.uint64, numbers: Tensor) -> np.uint64:
+    """Add samples to an order-free digest: the sum, modulo 2⁶⁴, of their scrambled numbers."""
+    words = splitmix64(numbers.cpu().numpy().astype(np.uint64), _DIGEST_KEY)
+    with np.errstate(over="ignore"):
+        return digest + words.sum(dtype=np.uint64)
+
+
+def to_device(batch: T, device: torch.device) -> T:
+    """A NamedTuple of tensors on the device; copies overlap with computation where memory is
+    pinned.
+    """
+    if device.type == "cpu":
+        return batch
+    assert isinstance(batch, tuple)
+    return type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))

@@ -1,0 +1,154 @@
+"""What follows from a config, the machine and the data: one pure function, its result frozen and
+logged.
+
+No torch here: everything that cannot work is said before anything slow is loaded.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, assert_never
+
+from ssl_vit.config import Config
+from ssl_vit.data.order import lanes_of_rank
+from ssl_vit.errors import UserError
+from ssl_vit.schedules import cosine, warmup_cosine
+from ssl_vit.training.config import OptimizerConfig
+
+if TYPE_CHECKING:
+    from ssl_vit.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the plan needs to know of where it runs."""
+
+    world_size: int
+    """Processes in all."""
+    cores: int
+    """Processor cores for this process."""
+    device: Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the plan needs to know of the data."""
+
+    num_samples: int
+    fingerprint: str
+
+
+class RunPlan(Config):
+    """Derived, never said. Written to `plan.json`."""
+
+    world_size: int
+    device: Literal["cpu", "cuda"]
+    micro_batch_size: int
+    """Images a forward pass and process."""
+    accumulation: int
+    """Micro-batches an update and process."""
+    workers: int
+    """Data workers a process."""
+    threads: int
+    """Threads of torch's own in this process."""
+    num_samples: int
+    data_fingerprint: str
+    samples_per_epoch: int
+    """Seen in one epoch; fewer than `data.lanes` are left out, others each time."""
+    total_steps: int
+    warmup_steps: int
+    total_epochs: float
+    peak_learning_rate: float
+
+
+def make_plan(config: "RunConfig", machine: Machine, data: DataFacts) -> RunPlan:
+    """Everything that follows.
+
+    Raises:
+        UserError: Batch, lanes, processes and micro-batch do not divide.
+    """
+    batch, lanes = config.data.global_batch_size, config.data.lanes
+    lanes_of_rank(lanes, 0, machine.world_size)
+    if data.num_samples < lanes:
+        raise UserError(
+            f"{data.num_samples} samples are fewer than data.lanes={lanes}",
+            f"set data.lanes to at most {data.num_samples}, a divisor of {batch}",
+        )
+    micro, accumulation = split_batch(batch, machine.world_size, config.engine.micro_batch_size)
+    samples_per_epoch = data.num_samples // lanes * lanes
+    total_steps = _steps(config.schedule.length, config.schedule.unit, samples_per_epoch, batch)
+    warmup_steps = _steps(config.schedule.warmup, config.schedule.unit, samples_per_epoch, batch)
+    workers = config.engine.workers
+    return RunPlan(
+        world_size=machine.world_size,
+        device=machine.device,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        workers=min(max(machine.cores - 1, 1), 16) if workers == "auto" else workers,
+        threads=machine.cores,
+        num_samples=data.num_samples,
+        data_fingerprint=data.fingerprint,
+        samples_per_epoch=samples_per_epoch,
+        total_steps=max(1, total_steps),
+        warmup_steps=warmup_steps,
+        total_epochs=round(max(1, total_steps) * batch / samples_per_epoch, 3),
+        peak_learning_rate=peak_learning_rate(config.optimizer, batch),
+    )
+
+
+def split_batch(batch: int, world_size: int, micro_batch_size: int) -> tuple[int, int]:
+    """(images a forward pass, micro-batches an update) of one process.
+
+    Raises:
+        UserError: They do not divide; names the nearest batches that do.
+    """
+    share = batch // world_size
+    unit = world_size * min(micro_batch_size, max(share, 1))
+    if batch % world_size or share % min(micro_batch_size, share):
+        lower = max(batch // unit, 1) * unit
+        raise UserError(
+            f"data.global_batch_size={batch} does not divide over {world_size} processes of "
+            f"engine.micro_batch_size={micro_batch_size}",
+            f"the nearest batches that do are {lower} and {lower + unit}",
+        )
+    micro = min(micro_batch_size, share)
+    return micro, share // micro
+
+
+def peak_learning_rate(optimizer: OptimizerConfig, batch: int) -> float:
+    """The learning rate at the end of the warm-up."""
+    match optimizer.learning_rate_rule:
+        case "linear_256":
+            return optimizer.base_learning_rate * batch / 256
+        case "sqrt_1024":
+            return optimizer.base_learning_rate * (batch / 1024) ** 0.5
+        case "absolute":
+            return optimizer.base_learning_rate
+    assert_never(optimizer.learning_rate_rule)
+
+
+def learning_rate_at(step: int, optimizer: OptimizerConfig, plan: RunPlan) -> float:
+    """Learning rate of update ``step``."""
+    return warmup_cosine(
+        step,
+        plan.total_steps,
+        plan.warmup_steps,
+        plan.peak_learning_rate,
+        optimizer.final_learning_rate,
+    )
+
+
+def weight_decay_at(step: int, optimizer: OptimizerConfig, plan: RunPlan) -> float:
+    """Weight decay of update ``step``: a cosine from its start to its end, without warm-up."""
+    return cosine(
+        optimizer.weight_decay, optimizer.final_weight_decay, step / max(1, plan.total_steps)
+    )
+
+
+def _steps(
+    length: float, unit: Literal["epochs", "steps"], samples_per_epoch: int, batch: int
+) -> int:
+    match unit:
+        case "epochs":
+            return round(length * samples_per_epoch / batch)
+        case "steps":
+            return round(length)
+    assert_never(unit)

@@ -1,0 +1,69 @@
+"""Being asked to stop: save at the next step boundary on all ranks, then hand the signal back.
+
+The scheduler's warning (SIGUSR2), its end (SIGTERM) and the first Ctrl-C only set a flag. A second
+Ctrl-C leaves at once. submitit's own handler would requeue from rank 0 in the middle of a step;
+ours stands before it and calls it when everything is on disk.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+EXIT_SAVED = 75
+"""Exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL of
+sysexits.h).
+"""
+
+
+class Preemption:
+    """A context in which signals to stop are remembered instead of acted on.
+
+    Args:
+        any_rank: Whether any rank says yes, the same answer on all.
+        is_first: Whether this rank hands the signal back.
+    """
+
+    def __init__(self, any_rank: Callable[[bool], bool], is_first: bool) -> None:
+        self.any_rank, self.is_first = any_rank, is_first
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Preemption":
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop; all ranks give the same answer."""
+        return self.any_rank(self.received is not None)
+
+    def hand_back(self) -> None:
+        """Give the signal to whoever handled it before us (submitit requeues), on the first rank
+        only.
+        """
+        if self.received is None or not self.is_first:
+            return
+        previous = self._previous.get(self.received)
+        if callable(previous) and previous is not signal.default_int_handler:
+            previous(self.received, None)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            os._exit(130)
+        self.received = number
+
+
+def ignore_signals_in_worker(worker: int) -> None:
+    """For data workers, which share the terminal and the job with us: they end when the loader
+    does.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,86 @@
+"""The progress line: step, loss, images/s, data-wait, ETA. Plain lines where there is no
+terminal.
+"""
+
+import sys
+import time
+from collections import deque
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from ssl_vit.training.engine import StepResult
+
+_PLAIN_EVERY_SECONDS = 15.0
+_WINDOW = 50
+
+
+class ProgressLine:
+    """The first rank's line to the person watching.
+
+    Args:
+        start_step, total_steps: Of this run.
+        global_batch_size: Images an update.
+    """
+
+    def __init__(self, start_step: int, total_steps: int, global_batch_size: int) -> None:
+        self.total_steps, self.global_batch_size = total_steps, global_batch_size
+        self.recent: deque[StepResult] = deque(maxlen=_WINDOW)
+        self.last_plain = 0.0
+        self.bar: Progress | None = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self.bar = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("", total=total_steps, completed=start_step, text="")
+
+    def show(self, step: int, result: StepResult) -> None:
+        """Tell of update ``step`` (from 0)."""
+        self.recent.append(result)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step + 1, text=self._text())
+            return
+        now = time.monotonic()
+        is_last = step + 1 == self.total_steps
+        if now - self.last_plain >= _PLAIN_EVERY_SECONDS or is_last:
+            self.last_plain = now
+            left = (self.total_steps - step - 1) * self._seconds() / len(self.recent)
+            eta = "" if is_last else f"  ETA {format_seconds(left)}"
+            line = f"step {step + 1}/{self.total_steps}  {self._text()}{eta}"
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _seconds(self) -> float:
+        return sum(result.step_seconds for result in self.recent)
+
+    def _text(self) -> str:
+        seconds = self._seconds()
+        rate = len(self.recent) * self.global_batch_size / seconds
+        wait = 100 * sum(result.data_seconds for result in self.recent) / seconds
+        loss = self.recent[-1].loss
+        return f"loss {loss:.4f}  {rate:,.0f} images/s  data-wait {wait:.0f} %"
+
+
+def format_seconds(seconds: float) -> str:
+    """As h:mm:ss or m:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

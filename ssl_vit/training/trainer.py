@@ -1,0 +1,120 @@
+"""The one training loop. Every objective runs in it; it knows the contract and nothing else."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from ssl_vit.errors import UserError
+from ssl_vit.objectives.objective import Objective
+from ssl_vit.training.checkpoint import Checkpoints
+from ssl_vit.training.engine import Engine, StepResult
+from ssl_vit.training.metrics import MetricsLog
+from ssl_vit.training.preemption import Preemption
+from ssl_vit.training.progress import ProgressLine
+
+
+class Exports(Protocol):
+    """Writes portable exports."""
+
+    def due(self, step: int) -> bool:
+        """Whether one belongs after ``step`` updates."""
+        ...
+
+    def write(self, step: int) -> None:
+        """Write one; every rank calls it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where the first rank writes and speaks."""
+
+    metrics: MetricsLog
+    progress: ProgressLine
+    panels: Path
+    """Folder of the newest pictures as PNG, for those without TensorBoard."""
+
+    def record(self, step: int, result: StepResult) -> None:
+        """Tell of update ``step``, counted from 0."""
+        self.metrics.record(step, result)
+        self.progress.show(step, result)
+
+    def show(self, step: int, pictures: dict[str, Tensor]) -> None:
+        """(3, H, W) uint8 pictures, to TensorBoard and as PNG."""
+        self.metrics.panel(step, pictures)
+        self.panels.mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            pixels = picture.permute(1, 2, 0).cpu().numpy()
+            Image.fromarray(pixels).save(self.panels / f"{name}_{step + 1:08d}.png")
+
+    def close(self) -> None:
+        """Leave terminal and files in order."""
+        self.progress.close()
+        self.metrics.close()
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The parts of a run; ``log`` is None on every rank but the first."""
+
+    objective: Objective
+    engine: Engine
+    batches: Iterator[Any]
+    checkpoints: Checkpoints
+    exports: Exports
+    log: Log | None
+    panel_every_steps: int
+
+    def run(self, start_step: int, total_steps: int) -> bool:
+        """Train to the end, or until asked to stop.
+
+        Args:
+            start_step: Updates already made.
+            total_steps: Updates in all.
+
+        Returns:
+            Whether the run is complete; otherwise it was stopped by a signal, and saved.
+
+        Raises:
+            UserError: The loss is not finite. Nothing of that update is saved.
+        """
+        with Preemption(self.engine.any_rank, self.engine.processes.is_first) as preemption:
+            for step in range(start_step, total_steps):
+                result = self.engine.train_step(self.batches, step)
+                if not math.isfinite(result.loss):
+                    raise UserError(
+                        f"the loss became {result.loss} at update {step + 1}",
+                        "begin a new run folder with a lower optimizer.base_learning_rate, "
+                        "or with optimizer.clip_norm=1",
+                    )
+                if result.applied:
+                    self.objective.after_step(step)
+                if self.log is not None:
+                    self.log.record(step, result)
+                is_last = step + 1 == total_steps
+                if (step + 1) % self.panel_every_steps == 0 or is_last:
+                    self._show_panels(step, result.batch)
+                stop = preemption.agreed()
+                # The export first: a kill between the two then costs nothing, as the step is
+                # redone.
+                if is_last or self.exports.due(step + 1):
+                    self.exports.write(step + 1)
+                if stop or is_last or self.checkpoints.due(step + 1):
+                    self.checkpoints.save(step + 1)
+                if stop and not is_last:
+                    preemption.hand_back()  # from here on the scheduler may requeue
+                    return False
+        return True
+
+    def _show_panels(self, step: int, batch: Any) -> None:
+        self.objective.eval()
+        with self.engine.autocast():
+            pictures = self.objective.panels(batch)
+        self.objective.train()
+        if self.log is not None:
+            self.log.show(step, pictures)

@@ -1,0 +1,23 @@
+"""Twenty losses of every recipe's smoke twin, against the files that `make golden` wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ssl_vit.recipes import RECIPES
+from tests.golden.write import FOLDER, smoke_losses
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("golden")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_losses_of_a_recipe_have_not_moved(recipe: str, folder: Path):
+    golden = json.loads((FOLDER / f"{recipe}.json").read_text())
+    assert len(golden) == 20
+    assert golden[-1] < golden[0]
+    # Other processors round differently; a changed formula moves the losses far more than this.
+    assert smoke_losses(recipe, folder) == pytest.approx(golden, rel=1e-4)

@@ -1,0 +1,156 @@
+"""What follows from a config, against numbers worked out by hand."""
+
+import re
+from typing import Any
+
+import pytest
+
+from ssl_vit.config import apply_overrides
+from ssl_vit.errors import UserError
+from ssl_vit.recipes import find_recipe
+from ssl_vit.training.config import OptimizerConfig
+from ssl_vit.training.plan import (
+    DataFacts,
+    Machine,
+    RunPlan,
+    learning_rate_at,
+    make_plan,
+    peak_learning_rate,
+    split_batch,
+    weight_decay_at,
+)
+
+IMAGENET = DataFacts(num_samples=1_281_167, fingerprint="imagenet")
+
+
+def plan(*words: str, world_size: int = 1, cores: int = 8, data: DataFacts = IMAGENET) -> RunPlan:
+    config = apply_overrides(find_recipe("mae_vitb16"), words)
+    return make_plan(config, Machine(world_size, cores, "cpu"), data)
+
+
+def test_imagenet_at_the_papers_batch() -> None:
+    made = plan(world_size=8)
+    # 64 lanes leave 15 of 1,281,167 images out; 1,281,152 / 4096 is 312.78125 updates an epoch.
+    assert made.samples_per_epoch == 1_281_152
+    assert made.total_steps == 250_225
+    assert made.warmup_steps == 12_511
+    assert made.total_epochs == 800.0
+    assert made.peak_learning_rate == pytest.approx(2.4e-3)
+    assert (made.micro_batch_size, made.accumulation) == (64, 8)
+    assert (made.num_samples, made.data_fingerprint) == (1_281_167, "imagenet")
+
+
+def test_steps_are_taken_as_said() -> None:
+    made = plan("schedule.unit=steps", "schedule.length=1000", "schedule.warmup=100")
+    assert (made.total_steps, made.warmup_steps) == (1000, 100)
+    assert made.total_epochs == pytest.approx(1000 / 312.78125, abs=1e-3)
+
+
+def test_even_the_shortest_run_makes_an_update() -> None:
+    made = plan("schedule.length=0.001", "schedule.warmup=0")
+    assert (made.total_steps, made.warmup_steps) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "cores", "workers"),
+    [("auto", 1, 1), ("auto", 2, 1), ("auto", 6, 5), ("auto", 64, 16), ("0", 8, 0), ("9", 2, 9)],
+)
+def test_workers_leave_a_core_to_the_model(said: str, cores: int, workers: int) -> None:
+    made = plan(f"engine.workers={said}", cores=cores)
+    assert (made.workers, made.threads) == (workers, cores)
+
+
+@pytest.mark.parametrize(
+    ("batch", "world_size", "micro", "expected"),
+    [
+        (4096, 1, 64, (64, 64)),
+        (4096, 64, 64, (64, 1)),
+        (4096, 8, 512, (512, 1)),
+        (4096, 128, 64, (32, 1)),  # a process's whole share is smaller than the micro-batch
+        (8, 1, 4, (4, 2)),
+        (8, 2, 1, (1, 4)),
+    ],
+)
+def test_a_batch_is_split_over_processes_and_micro_batches(
+    batch: int, world_size: int, micro: int, expected: tuple[int, int]
+) -> None:
+    assert split_batch(batch, world_size, micro) == expected
+    assert expected[0] * expected[1] * world_size == batch
+
+
+def works(batch: int, world_size: int, micro: int) -> bool:
+    if batch < 1 or batch % world_size:
+        return False
+    share = batch // world_size
+    return share <= micro or share % micro == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "world_size", "micro"),
+    [(100, 1, 64), (192, 1, 128), (4160, 2, 64), (1000, 8, 48), (260, 4, 64), (4096, 1, 63)],
+)
+def test_a_batch_that_does_not_split_is_answered_with_the_nearest_that_do(
+    batch: int, world_size: int, micro: int
+) -> None:
+    assert not works(batch, world_size, micro)
+    with pytest.raises(UserError) as caught:
+        split_batch(batch, world_size, micro)
+    below = next(b for b in range(batch, 0, -1) if works(b, world_size, micro))
+    above = next(b for b in range(batch, 10**6) if works(b, world_size, micro))
+    for number in (batch, world_size, micro):
+        assert str(number) in caught.value.problem
+    assert re.findall(r"\d+", caught.value.remedy) == [str(below), str(above)]
+
+
+@pytest.mark.parametrize(("batch", "world_size"), [(3, 4), (10, 4), (4097, 8)])
+def test_a_batch_that_processes_do_not_divide_is_answered_with_some_that_work(
+    batch: int, world_size: int
+) -> None:
+    with pytest.raises(UserError) as caught:
+        split_batch(batch, world_size, 64)
+    proposed = [int(number) for number in re.findall(r"\d+", caught.value.remedy)]
+    assert len(proposed) == 2
+    assert all(works(number, world_size, 64) for number in proposed)
+
+
+def test_processes_that_do_not_divide_the_lanes_are_answered_with_those_that_do() -> None:
+    with pytest.raises(UserError) as caught:
+        plan(world_size=3)
+    assert "3 processes do not divide data.lanes=64" in caught.value.problem
+    assert "1, 2, 4, 8, 16, 32, 64 processes" in caught.value.remedy
+
+
+def test_fewer_samples_than_lanes_are_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        plan(data=DataFacts(50, "few"))
+    assert "50 samples are fewer than data.lanes=64" in caught.value.problem
+    assert "at most 50" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("rule", "base", "batch", "peak"),
+    [
+        ("linear_256", 1.5e-4, 4096, 2.4e-3),  # MAE
+        ("linear_256", 1e-3, 128, 5e-4),
+        ("sqrt_1024", 4e-3, 2048, 5.6569e-3),  # DINOv2, ViT-L/16 short
+        ("sqrt_1024", 2e-4, 3072, 3.4641e-4),  # DINOv2, ViT-L/14
+        ("absolute", 1.5e-3, 2048, 1.5e-3),  # BEiT
+    ],
+)
+def test_the_peak_learning_rate_follows_the_rule(
+    rule: Any, base: float, batch: int, peak: float
+) -> None:
+    optimizer = OptimizerConfig(base_learning_rate=base, learning_rate_rule=rule)
+    assert peak_learning_rate(optimizer, batch) == pytest.approx(peak, rel=1e-4)
+
+
+def test_learning_rate_and_decay_of_an_update() -> None:
+    words = ["schedule.unit=steps", "schedule.length=20", "schedule.warmup=4"]
+    made = plan(*words)
+    optimizer = OptimizerConfig(final_learning_rate=4e-4, weight_decay=0.04, final_weight_decay=0.4)
+    assert learning_rate_at(0, optimizer, made) == pytest.approx(6e-4)
+    assert learning_rate_at(3, optimizer, made) == pytest.approx(2.4e-3)
+    assert learning_rate_at(12, optimizer, made) == pytest.approx(1.4e-3)
+    assert weight_decay_at(0, optimizer, made) == pytest.approx(0.04)
+    assert weight_decay_at(10, optimizer, made) == pytest.approx(0.22)
+    assert weight_decay_at(20, optimizer, made) == pytest.approx(0.4)

@@ -1,0 +1,17 @@
+"""`metrics.jsonl` after a kill."""
+
+from pathlib import Path
+
+from ssl_vit.training.metrics_file import cut_after, read_metrics
+
+
+def test_lines_of_updates_that_will_be_made_again_and_half_lines_are_cut(tmp_path: Path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    cut_after(file, 2)
+    assert read_metrics(file) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_missing_file_is_an_empty_one(tmp_path: Path):
+    cut_after(tmp_path / "metrics.jsonl", 2)
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -1,0 +1,36 @@
+"""Signals become flags, and go back to whoever handled them before."""
+
+import os
+import signal
+
+from ssl_vit.training.preemption import Preemption
+
+
+def test_a_signal_is_remembered_and_handed_back_to_the_handler_before():
+    calls: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: calls.append(number))
+    try:
+        with Preemption(lambda flag: flag, is_first=True) as preemption:
+            assert not preemption.agreed()
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert preemption.agreed()
+            assert calls == []
+            preemption.hand_back()
+        assert calls == [signal.SIGUSR2]
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert len(calls) == 2
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_other_ranks_stop_when_one_was_asked_and_only_the_first_hands_back():
+    calls: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: calls.append(number))
+    try:
+        with Preemption(lambda flag: True, is_first=False) as preemption:
+            assert preemption.agreed()
+            os.kill(os.getpid(), signal.SIGUSR2)
+            preemption.hand_back()
+        assert calls == []
+    finally:
+        signal.signal(signal.SIGUSR2, before)
