@@ -1,0 +1,119 @@
+"""What an encoder must beat: raw pixels, and itself before training. One decoding serves all."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_vit.errors import UserError
+from ssl_vit.export import load_backbone
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit_eval.features import BackboneEncoder, CenterCrop, Encoder, extract
+from ssl_vit_eval.inputs import Inputs
+from ssl_vit_eval.report import PIXELS, PRETRAINED, RANDOM
+
+RANDOM_SEED = 0
+PIXEL_SIDE = 32
+# Unless given. On a processor more images do not fit its cache: 256 at once were 1.4 times slower.
+BATCH_SIZES = {"cpu": 32, "cuda": 256}
+
+
+class Split(NamedTuple):
+    """One kind of feature of both sets, float32 on the CPU."""
+
+    train: Tensor
+    """(N, D)."""
+    test: Tensor
+    """(M, D)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a protocol needs to give every row its number."""
+
+    rows: dict[str, dict[str, Split]]
+    """Row → kind of feature → features; the rows in the order they are printed."""
+    train_labels: Tensor
+    """(N,) int64."""
+    test_labels: Tensor
+    """(M,) int64."""
+    num_classes: int
+
+    @property
+    def majority(self) -> float:
+        """Test accuracy in [0, 1] of always answering the most frequent class of train."""
+        most_frequent = self.train_labels.bincount(minlength=self.num_classes).argmax()
+        return (self.test_labels == most_frequent).double().mean().item()
+
+
+def collect(inputs: Inputs, device: torch.device) -> Comparison:
+    """Features of the pre-trained network, of the same network untrained, and raw pixels."""
+    info = inputs.info
+    networks = {
+        PRETRAINED: load_backbone(inputs.export),
+        RANDOM: random_backbone(info.backbone),
+    }
+    encoders: dict[str, Encoder] = {
+        name: BackboneEncoder(network, info.pixel_mean, info.pixel_std).to(device)
+        for name, network in networks.items()
+    }
+    encoders[PIXELS] = raw_pixels
+    transform = CenterCrop(info.backbone.image_size, inputs.crop_ratio)
+    batch_size = inputs.batch_size or BATCH_SIZES[device.type]
+    train, test = (
+        extract(encoders, shards, transform, batch_size, inputs.workers, device)
+        for shards in (inputs.train, inputs.test)
+    )
+    rows = {
+        name: {kind: Split(values, test.by_encoder[name][kind]) for kind, values in kinds.items()}
+        for name, kinds in train.by_encoder.items()
+    }
+    rows[PIXELS] = {kind: remove_mean(split) for kind, split in rows[PIXELS].items()}
+    return Comparison(rows, train.labels, test.labels, inputs.num_classes)
+
+
+def random_backbone(config: BackboneConfig) -> VisionTransformer:
+    """The same architecture before training: one fixed draw, the caller's randomness untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        return VisionTransformer(config).eval()
+
+
+def raw_pixels(pixels: Tensor) -> dict[str, Tensor]:
+    """The crop itself as features, averaged down to 32×32 where it is larger.
+
+    Args:
+        pixels: (B, 3, S, S) uint8.
+
+    Returns:
+        ``pixels``: (B, 3·32·32) float32 in [0, 1].
+    """
+    side = min(PIXEL_SIDE, pixels.shape[-1])
+    small = F.interpolate(pixels.float() / 255, size=(side, side), mode="area")
+    return {"pixels": small.flatten(1)}
+
+
+def remove_mean(split: Split) -> Split:
+    """Subtract train's mean from both sets; without it the cosine sees little but brightness."""
+    mean = split.train.mean(dim=0)
+    return Split(split.train - mean, split.test - mean)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        UserError: A CUDA device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices",
+            "use --device auto",
+        )
+    return device

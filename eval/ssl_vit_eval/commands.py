@@ -1,0 +1,77 @@
+"""`ssl-vit eval …`. Options are checked and shards opened before torch is imported."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Evaluate an export, next to raw pixels and to the same network at random initialisation.",
+)
+
+RunArgument = Annotated[
+    Path, typer.Argument(help="Run folder (its newest export counts) or export folder.")
+]
+TrainOption = Annotated[Path, typer.Option("--train", help="Labelled shards to learn from.")]
+TestOption = Annotated[Path, typer.Option("--test", help="Labelled shards to be measured on.")]
+CropOption = Annotated[
+    float, typer.Option(help="Side of the centre crop over the image's shorter side; 1 cuts least.")
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images a forward pass; 32 on CPU, 256 on CUDA unless given."),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Processes that decode; one a core but one unless given.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")]
+
+
+@app.command()
+def knn(
+    run: RunArgument,
+    train: TrainOption,
+    test: TestOption,
+    crop_ratio: CropOption = 0.875,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Weighted k-nearest neighbours on frozen features (DINO's protocol)."""
+    from ssl_vit_eval.inputs import check_inputs
+
+    inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device)
+
+    from ssl_vit_eval.baselines import choose_device, collect
+    from ssl_vit_eval.knn import evaluate
+    from ssl_vit_eval.report import publish
+
+    place = choose_device(device)
+    publish(inputs, evaluate(collect(inputs, place), place))
+
+
+@app.command()
+def linear(
+    run: RunArgument,
+    train: TrainOption,
+    test: TestOption,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the train features.")] = 100,
+    crop_ratio: CropOption = 0.875,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """A linear classifier on frozen features; its learning rate is chosen on a tenth of train."""
+    from ssl_vit_eval.inputs import check_inputs
+
+    inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device)
+
+    from ssl_vit_eval.baselines import choose_device, collect
+    from ssl_vit_eval.linear import LinearSettings, evaluate
+    from ssl_vit_eval.report import publish
+
+    place = choose_device(device)
+    publish(inputs, evaluate(collect(inputs, place), place, LinearSettings(epochs=epochs)))

@@ -1,0 +1,151 @@
+"""Images to feature vectors: one decoding pass feeds every encoder, so a baseline costs no second.
+
+float32 throughout: an evaluation is run once and quoted for years; autocast would move its digits.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from ssl_vit.data.augment import resize_and_center_crop
+from ssl_vit.data.dataset import EvaluationDataset
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.errors import UserError
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit_eval.inputs import labelled_numbers
+from ssl_vit_eval.progress import progress
+
+# B images, N labelled images of a set, D features, S pixels a side.
+
+# (B, 3, S, S) uint8 on the device → kind of feature → (B, D) float32.
+Encoder = Callable[[Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features of every labelled image of a set, in index order, on the CPU."""
+
+    by_encoder: dict[str, dict[str, Tensor]]
+    """Encoder → kind of feature → (N, D) float32."""
+    labels: Tensor
+    """(N,) int64 class numbers."""
+
+
+class CenterCrop:
+    """The test transform: scale the shorter side, cut the centre. Pickles to data workers.
+
+    Args:
+        image_size: S, pixels a side of the crop.
+        crop_ratio: S over the scaled shorter side; 224/256 in the literature.
+    """
+
+    def __init__(self, image_size: int, crop_ratio: float) -> None:
+        self.image_size = image_size
+        self.shorter_side = round(image_size / crop_ratio)
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 → (3, S, S) uint8."""
+        return resize_and_center_crop(image, self.image_size, self.shorter_side)
+
+
+class BackboneEncoder(nn.Module):
+    """A frozen backbone: its class token and the mean of its patch tokens, after the final norm.
+
+    Args:
+        backbone: Put into evaluation mode.
+        pixel_mean, pixel_std: Per channel, of pixels in [0, 1].
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.eval()
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) uint8 → ``cls`` and ``mean``, each (B, D) float32."""
+        images = (pixels.float() / 255 - self.pixel_mean) / self.pixel_std
+        features = self.backbone(images)
+        return {"cls": features.cls, "mean": features.patches.mean(dim=1)}
+
+
+def extract(
+    encoders: Mapping[str, Encoder],
+    shards: ShardSet,
+    transform: CenterCrop,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> LabelledFeatures:
+    """Run every labelled image of a set once through all encoders.
+
+    Args:
+        encoders: By name; their parameters are on ``device``.
+        transform: Gives every encoder the same pixels.
+        batch_size: Images a forward pass; does not change the result.
+        workers: Processes that decode; 0 decodes in this one.
+
+    Raises:
+        UserError: An image cannot be decoded; names it.
+    """
+    numbers = labelled_numbers(shards)
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in encoders}
+    done = 0
+    # TF32 convolutions would round a patch embedding to 10 bits on recent GPUs.
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    loader = _loader(shards, numbers, transform, batch_size, workers, device)
+    with torch.no_grad(), exact, progress(shards.folder.name, len(numbers), "images") as advance:
+        for pixels, _ in _decoded(loader, shards):
+            pixels = pixels.to(device, non_blocking=True)
+            for name, encode in encoders.items():
+                for kind, values in encode(pixels).items():
+                    if kind not in found[name]:
+                        # One allocation: joining batches at the end would need the set twice.
+                        found[name][kind] = torch.empty(len(numbers), values.shape[1])
+                    found[name][kind][done : done + len(values)] = values
+            done += len(pixels)
+            advance(len(pixels))
+    assert done == len(numbers)
+    labels = torch.from_numpy(shards.labels[numbers].astype(np.int64))
+    return LabelledFeatures(found, labels)
+
+
+def _loader(
+    shards: ShardSet,
+    numbers: np.ndarray,
+    transform: CenterCrop,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> DataLoader[Any]:
+    dataset = EvaluationDataset(shards, transform)
+    return DataLoader(
+        Subset(dataset, numbers.tolist()),
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _decoded(loader: DataLoader[Any], shards: ShardSet) -> Iterator[Any]:
+    try:
+        yield from loader
+    except ValueError as error:
+        # From a worker the message comes after the worker's traceback; the last line is its own.
+        problem = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        raise UserError(
+            problem.partition("; run ")[0], f"ssl-vit shards check {shards.folder}"
+        ) from error
