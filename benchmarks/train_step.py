@@ -1,0 +1,188 @@
+"""How fast is one MAE training step: against transformers' ViTMAE, and the engine against a plain
+loop.
+
+    python benchmarks/train_step.py [--quick] [--width 768 --depth 12 --batch 64 …]
+"""
+
+import argparse
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from timing import Pairs, describe_machine, interleave, positive, repeated, times_per_turn
+
+from ssl_vit.distributed import Processes, cores_here, set_library_environment
+from ssl_vit.pretrain import find_device
+
+if TYPE_CHECKING:
+    from mae_steps import Precision, Sizes, TrainingStep
+
+    from ssl_vit.run_config import RunConfig
+
+_PRECISIONS: tuple["Precision", ...] = ("float32", "bfloat16")
+_WARM_UP = 2  # steps of each side before it is timed
+_SAME_LOSS = {"float32": 1e-5, "bfloat16": 1e-2}
+
+
+def main() -> None:
+    """Print the machine and both comparisons."""
+    arguments = _read_arguments()
+    device = find_device(arguments.device)
+    set_library_environment(device)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+    import torch
+
+    torch.set_num_threads(arguments.threads or cores_here())
+    print(describe_machine(device), flush=True)
+    from mae_steps import Sizes
+
+    sizes = Sizes(
+        arguments.width,
+        arguments.depth,
+        arguments.image_size,
+        arguments.patch,
+        arguments.decoder_width,
+        arguments.decoder_depth,
+        arguments.batch,
+    )
+    print(f"sizes     {sizes}", flush=True)
+    precisions = [arguments.precision] if arguments.precision else list(_PRECISIONS)
+    if arguments.part in ("transformers", "both"):
+        for precision in precisions:
+            compare_with_transformers(sizes, precision, device, arguments.pairs)
+    if arguments.part in ("engine", "both"):
+        compare_engine_with_loop(sizes, precisions, device, arguments.pairs)
+
+
+def compare_with_transformers(
+    sizes: "Sizes", precision: "Precision", device: Literal["cpu", "cuda"], pairs: int
+) -> None:
+    """Our objective and theirs, each in a plain loop on images that are on the device."""
+    import torch
+    from mae_steps import draw_batch, our_step, run_config, transformers_step
+
+    from ssl_vit.training.engine import to_device
+
+    config = run_config(sizes, precision, device)
+    batch = to_device(draw_batch(config), torch.device(device))
+    ours, theirs = our_step(config, batch), transformers_step(config, batch)
+    if precision == "float32":
+        print(
+            f"trained   {ours.num_parameters:,} parameters ours, {theirs.num_parameters:,} theirs"
+        )
+    measured = _measure(ours, theirs, pairs, device)
+    print(
+        f"MAE step  {precision:8}  ours {_milliseconds(measured.first)}, transformers "
+        f"{_milliseconds(measured.second)}: ours is {measured.describe()} as fast   "
+        "(target ≥ 1.00×, aim 1.15×)",
+        flush=True,
+    )
+
+
+def compare_engine_with_loop(
+    sizes: "Sizes", precisions: list["Precision"], device: Literal["cpu", "cuda"], pairs: int
+) -> None:
+    """Our engine (ZeRO-1, one process) and a plain torch loop around the same objective."""
+    from mae_steps import draw_batch, engine_step, our_step, run_config
+
+    from ssl_vit.training.engine import start_process_group
+
+    start_process_group(device, Processes())
+    for precision in precisions:
+        config = run_config(sizes, precision, device)
+        batch = draw_batch(config)
+        plain = our_step(config, batch)
+        engine = engine_step(config, batch, config.engine)
+        _check_same_loss(config, plain, engine)
+        measured = _measure(plain, engine, pairs, device)
+        print(
+            f"engine    {precision:8}  plain loop {_milliseconds(measured.first)}, engine "
+            f"{_milliseconds(measured.second)}: the engine takes {measured.describe()} the time   "
+            "(target ≤ 1.05×)",
+            flush=True,
+        )
+    import torch
+
+    torch.distributed.destroy_process_group()
+
+
+def _measure(
+    first: "TrainingStep", second: "TrainingStep", pairs: int, device: Literal["cpu", "cuda"]
+) -> Pairs:
+    synchronize = _synchronize(device)
+    for _ in range(_WARM_UP):
+        first.step()
+        second.step()
+    once = [repeated(side.step, 1, synchronize)() for side in (first, second)]
+    times = times_per_turn(*once)
+    measured = interleave(
+        repeated(first.step, times, synchronize), repeated(second.step, times, synchronize), pairs
+    )
+    return Pairs(
+        tuple(seconds / times for seconds in measured.first),
+        tuple(seconds / times for seconds in measured.second),
+    )
+
+
+def _check_same_loss(config: "RunConfig", plain: "TrainingStep", engine: "TrainingStep") -> None:
+    """Compare losses of the first step: a faster loop that computes something else is none."""
+    losses = float(plain.step()), float(engine.step())
+    if not math.isclose(*losses, rel_tol=_SAME_LOSS[config.engine.precision]):
+        raise RuntimeError(f"the loop's first loss is {losses[0]}, the engine's {losses[1]}")
+
+
+def _milliseconds(seconds: tuple[float, ...]) -> str:
+    return f"{1000 * statistics.median(seconds):,.0f} ms"
+
+
+def _synchronize(device: Literal["cpu", "cuda"]) -> Callable[[], None]:
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else time.perf_counter_ns  # type: ignore
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, under 30 s on two cores")
+    parser.add_argument("--part", choices=("transformers", "engine", "both"), default="both")
+    parser.add_argument("--width", type=positive, help="features a token")
+    parser.add_argument("--depth", type=positive, help="blocks")
+    parser.add_argument("--image-size", type=positive, default=224, help="pixels a side")
+    parser.add_argument("--patch", type=positive, default=16, help="pixels a side of a patch")
+    parser.add_argument("--decoder-width", type=positive, help="features a token in the decoder")
+    parser.add_argument("--decoder-depth", type=positive, help="blocks of the decoder")
+    parser.add_argument("--batch", type=positive, help="images a step")
+    parser.add_argument("--precision", choices=_PRECISIONS, help="only this one")
+    parser.add_argument("--pairs", type=positive, help="turns of each side")
+    parser.add_argument("--threads", type=positive, help="of torch; default: all cores")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    arguments = parser.parse_args()
+    # ViT-S with the paper's decoder, which is `mae_vits16`; for --quick a fiftieth of its work.
+    full = {
+        "width": 384,
+        "depth": 12,
+        "decoder_width": 512,
+        "decoder_depth": 8,
+        "batch": 8,
+        "pairs": 9,
+    }
+    quick = {
+        "width": 192,
+        "depth": 6,
+        "decoder_width": 128,
+        "decoder_depth": 2,
+        "batch": 8,
+        "pairs": 7,
+    }
+    for name, value in (quick if arguments.quick else full).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""The picture in docs/architecture.md as a table: who may import whom, and how large things grow.
+
+Imports inside functions and under TYPE_CHECKING count like any other.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Folder to put on the path → the one package in it.
+PACKAGES = {
+    ".": "ssl_vit",
+    "launch": "ssl_vit_launch",
+    "data_prep": "ssl_vit_data_prep",
+    "eval": "ssl_vit_eval",
+}
+
+CONFIGS = ("data", "models", "objectives", "training")
+
+# Module → what of ours it may import; the most exact row counts. The bare `ssl_vit` (its version)
+# is free to all.
+MAY_IMPORT: dict[str, set[str]] = {
+    # The ground: knows nothing of ours.
+    "ssl_vit.errors": set(),
+    "ssl_vit.files": set(),
+    "ssl_vit.schedules": set(),
+    "ssl_vit.distributed": set(),
+    "ssl_vit.config": {"ssl_vit.errors"},
+    "ssl_vit.environment": {"ssl_vit.errors", "ssl_vit.files"},
+    # The rooms. `models` and `data` do not know each other.
+    "ssl_vit.models.*": {"ssl_vit.config", "ssl_vit.models.*"},
+    "ssl_vit.data.*": {"ssl_vit.config", "ssl_vit.errors", "ssl_vit.files", "ssl_vit.data.*"},
+    "ssl_vit.objectives.*": {
+        "ssl_vit.config",
+        "ssl_vit.models.*",
+        "ssl_vit.data.augment",
+        "ssl_vit.objectives.*",
+    },
+    # The one place where an objective meets what the run says of the data.
+    "ssl_vit.objectives.build": {
+        "ssl_vit.models.*",
+        "ssl_vit.data.config",
+        "ssl_vit.data.dataset",
+        "ssl_vit.objectives.*",
+    },
+    "ssl_vit.training.*": {
+        "ssl_vit.config",
+        "ssl_vit.distributed",
+        "ssl_vit.errors",
+        "ssl_vit.files",
+        "ssl_vit.schedules",
+        "ssl_vit.data.order",
+        "ssl_vit.objectives.objective",
+        "ssl_vit.training.*",
+    },
+    # The plan follows from the whole config, which it needs for the annotation only.
+    "ssl_vit.training.plan": {
+        "ssl_vit.config",
+        "ssl_vit.errors",
+        "ssl_vit.schedules",
+        "ssl_vit.data.order",
+        "ssl_vit.run_config",
+        "ssl_vit.training.config",
+    },
+    # What a run is made of, and where it lives.
+    "ssl_vit.run_config": {"ssl_vit.config", *(f"ssl_vit.{room}.config" for room in CONFIGS)},
+    "ssl_vit.recipes": {
+        "ssl_vit.errors",
+        "ssl_vit.run_config",
+        *(f"ssl_vit.{room}.config" for room in CONFIGS),
+    },
+    "ssl_vit.run_folder": {
+        "ssl_vit.config",
+        "ssl_vit.errors",
+        "ssl_vit.files",
+        "ssl_vit.run_config",
+    },
+    "ssl_vit.export": {
+        "ssl_vit.config",
+        "ssl_vit.errors",
+        "ssl_vit.files",
+        "ssl_vit.run_config",
+        "ssl_vit.models.*",
+        "ssl_vit.objectives.objective",
+    },
+    # The wiring.
+    "ssl_vit": {"ssl_vit.export"},
+    "ssl_vit.__main__": {"ssl_vit.cli"},
+    "ssl_vit.cli": {"ssl_vit.errors"},
+    "ssl_vit.commands": {
+        "ssl_vit.config",
+        "ssl_vit.demo",
+        "ssl_vit.pretrain",
+        "ssl_vit.recipes",
+    },
+    "ssl_vit.pretrain": {"ssl_vit.*"},
+    "ssl_vit.demo": {"ssl_vit.*"},
+    # The outer packages know the library and never each other.
+    "ssl_vit_launch*": {"ssl_vit.*", "ssl_vit_launch.*"},
+    "ssl_vit_data_prep*": {"ssl_vit.*", "ssl_vit_data_prep.*"},
+    "ssl_vit_eval*": {"ssl_vit.*", "ssl_vit_eval.*"},
+}
+
+# Somebody else's package → the only modules of ours that may import it.
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    "deepspeed": ("ssl_vit.training.engine",),
+    "tensorboard": ("ssl_vit.training.metrics",),
+    "torch.utils.tensorboard": ("ssl_vit.training.metrics",),
+    "submitit": ("ssl_vit_launch.*",),
+    "timm": ("ssl_vit.models.*",),
+    # Its wheel is a CUDA build; timm needs it, and `models.torchvision_ops` cures that once.
+    "torchvision": (),
+    "webdataset": ("ssl_vit_data_prep.*",),
+    "typer": ("ssl_vit.cli", "*.commands"),
+}
+
+# What answers a mistake or `--help` in a moment must not load these.
+SLOW = ("torch", "torchvision", "timm", "deepspeed", "tensorboard", "submitit", "webdataset")
+QUICK = (
+    "ssl_vit.cli",
+    "ssl_vit.commands",
+    "ssl_vit.config",
+    "ssl_vit.data.order",
+    "ssl_vit.data.shards",
+    "ssl_vit.demo",
+    "ssl_vit.export",
+    "ssl_vit.pretrain",
+    "ssl_vit.recipes",
+    "ssl_vit.run_config",
+    "ssl_vit.run_folder",
+    "ssl_vit.training.checkpoint",
+    "ssl_vit.training.plan",
+    "ssl_vit_data_prep.check",
+    "ssl_vit_data_prep.pack",
+    "ssl_vit_eval.inputs",
+)
+
+LARGEST_FILE = 350
+LARGEST_FUNCTION = 60
+LARGEST_WIRING_FUNCTION = 80
+WIRING = ("ssl_vit.pretrain", "*.commands")
+MOST_PARAMETERS = 8  # except in commands, which have one for every option
+VAGUE_NAMES = ("utils", "util", "helpers", "helper", "common", "misc", "tools", "lib", "base")
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def find_modules() -> dict[str, Path]:
+    """Dotted name → file, of all that the wheel ships."""
+    found = {}
+    for folder, package in PACKAGES.items():
+        for file in sorted((ROOT / folder / package).rglob("*.py")):
+            parts = file.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+MODULES = find_modules()
+
+
+@cache
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def imports_of(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything a file imports, wherever in it.
+
+    Of ours the name is a module's; of others it is all that stands after `from` and `import`.
+    """
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno} has a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                is_module = whole in MODULES or not is_ours(whole)
+                yield node.lineno, whole if is_module else str(node.module)
+
+
+def is_ours(name: str) -> bool:
+    return name.partition(".")[0] in PACKAGES.values()
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def row_of(module: str) -> str:
+    """The most exact row of the table."""
+    rows = [row for row in MAY_IMPORT if fnmatchcase(module, row) or f"{module}.*" == row]
+    assert rows, f"{module} has no row in MAY_IMPORT: say where it stands"
+    return max(rows, key=lambda row: (row == module, len(row)))
+
+
+def outward_imports(module: str, file: Path) -> list[str]:
+    """What a module imports of ours and may not, with the line."""
+    allowed = MAY_IMPORT[row_of(module)] | {"ssl_vit"}
+    return [
+        f"{module}:{line} imports {name}"
+        for line, name in imports_of(file)
+        if is_ours(name) and not matches(name, allowed)
+    ]
+
+
+def misplaced_imports(module: str, file: Path) -> list[str]:
+    """What a module imports of others and may not, with the line."""
+    return [
+        f"{module}:{line} imports {name}"
+        for line, name in imports_of(file)
+        for package, places in ONLY_IN.items()
+        if f"{name}.".startswith(f"{package}.") and not matches(module, places)
+    ]
+
+
+def functions() -> Iterator[tuple[str, Function]]:
+    for module, file in MODULES.items():
+        for node in ast.walk(parse(file)):
+            if isinstance(node, Function):
+                yield module, node
+
+
+def test_imports_point_inward() -> None:
+    assert not [line for module, file in MODULES.items() for line in outward_imports(module, file)]
+
+
+def test_a_heavy_package_is_imported_in_its_own_place_only() -> None:
+    wrong = [line for module, file in MODULES.items() for line in misplaced_imports(module, file)]
+    assert not wrong
+
+
+def test_an_import_in_the_wrong_place_is_noticed_wherever_it_hides(tmp_path: Path) -> None:
+    spy = tmp_path / "spy.py"
+    spy.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "from ssl_vit import data\n"
+        "if TYPE_CHECKING:\n"
+        "    from ssl_vit.data.order import SampleOrder\n"
+        "def peep():\n"
+        "    import ssl_vit_eval.knn\n"
+        "    from torch.utils import tensorboard\n"
+        "    import deepspeed.comm as comm\n"
+    )
+    imported = [line.split()[-1] for line in outward_imports("ssl_vit.models.spy", spy)]
+    assert imported == ["ssl_vit.data", "ssl_vit.data.order", "ssl_vit_eval.knn"]
+    imported = [line.split()[-1] for line in misplaced_imports("ssl_vit.models.spy", spy)]
+    assert imported == ["torch.utils.tensorboard", "deepspeed.comm"]
+
+
+def test_no_row_of_the_table_is_idle() -> None:
+    assert set(MAY_IMPORT) == {row_of(module) for module in MODULES}
+
+
+def test_commands_checks_and_plans_load_nothing_slow() -> None:
+    commands = {entry.module for entry in entry_points(group="ssl_vit.commands")}
+    names = sorted(commands.union(QUICK))
+    assert set(names) <= set(MODULES)
+    script = (
+        "import importlib, sys\n"
+        f"for name in {names}:\n"
+        "    importlib.import_module(name)\n"
+        f"    loaded = [slow for slow in {SLOW} if slow in sys.modules]\n"
+        "    assert not loaded, f'importing {name} loads {loaded}'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_is_named_for_what_is_in_it() -> None:
+    assert not [module for module in MODULES if module.rpartition(".")[2] in VAGUE_NAMES]
+
+
+def test_a_file_opens_with_a_sentence() -> None:
+    assert not [module for module, file in MODULES.items() if not ast.get_docstring(parse(file))]
+
+
+def test_a_file_is_read_in_one_sitting() -> None:
+    lines = {module: len(file.read_text().splitlines()) for module, file in MODULES.items()}
+    assert not {module: count for module, count in lines.items() if count > LARGEST_FILE}
+
+
+def test_a_function_fits_a_screen() -> None:
+    long = []
+    for module, function in functions():
+        most = LARGEST_WIRING_FUNCTION if matches(module, WIRING) else LARGEST_FUNCTION
+        lines = (function.end_lineno or 0) - function.lineno + 1
+        if lines > most:
+            long.append(f"{module}.{function.name}: {lines} lines, not {most}")
+    assert not long
+
+
+def test_a_function_takes_few_parameters() -> None:
+    greedy = []
+    for module, function in functions():
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        count = sum(argument.arg not in ("self", "cls") for argument in arguments)
+        if count > MOST_PARAMETERS and not module.endswith(".commands"):
+            greedy.append(f"{module}.{function.name}: {count} parameters")
+    assert not greedy
+
+
+def test_no_package_takes_a_name_that_others_use() -> None:
+    for folder, package in PACKAGES.items():
+        if folder != ".":
+            packages = [path.parent.name for path in (ROOT / folder).glob("*/__init__.py")]
+            assert packages == [package]
+            assert not (ROOT / folder / "__init__.py").exists()

@@ -1,0 +1,168 @@
+"""What a newcomer types wrong: two lines, exit code 2, nothing written, nothing slow imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import ENVIRONMENT, ssl_vit
+from tests.synthetic import write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def refused(*words: str | Path) -> tuple[str, str]:
+    """Run a command that must be refused; returns what is wrong and what to do."""
+    done = ssl_vit(*words)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 2, done.stderr
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("fix:   ")
+    return lines[0], lines[1]
+
+
+def test_an_unknown_path_names_the_nearest_and_its_siblings(tmp_path: Path):
+    run = tmp_path / "run"
+    wrong, fix = refused("pretrain", "mae_vitb16", "--run", run, "objective.mask_ration=0.8")
+    assert "objective.mask_ration" in wrong
+    assert "did you mean objective.mask_ratio?" in fix
+    assert "decoder_width" in fix
+    assert not run.exists()
+
+
+def test_a_value_out_of_range_names_field_value_and_range(tmp_path: Path):
+    run = tmp_path / "run"
+    wrong, fix = refused("pretrain", "mae_vitb16", "--run", run, "objective.mask_ratio=1.8")
+    assert "objective.mask_ratio=1.8" in wrong
+    assert "0 < objective.mask_ratio < 1" in fix
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["objective.mask_ratio"], "not an override"),
+        (["backbone.stem=transformer"], "backbone.stem"),
+        (["backbone.stem=conv", "backbone.patch_size=14"], "backbone.patch_size=14"),
+        (["backbone.heads=5"], "does not divide backbone.width"),
+        (["data.lanes=60"], "does not divide data.global_batch_size"),
+        ([], "data.shards is not given"),
+        (["data.shards=/nowhere"], "no shard folder at /nowhere"),
+    ],
+)
+def test_wrong_settings_are_refused(words: list[str], said: str, tmp_path: Path):
+    import re
+
+    wrong, _ = refused("pretrain", "mae_vitb16", "--run", tmp_path / "run", *words)
+    assert re.search(said, wrong)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_recipe_lists_those_there_are(tmp_path: Path):
+    wrong, fix = refused("pretrain", "mae_vitx", "--run", tmp_path)
+    assert "mae_vitx" in wrong
+    assert "mae_vitb16" in fix
+
+
+def test_an_empty_shard_folder_is_refused(tmp_path: Path):
+    (tmp_path / "shards").mkdir()
+    wrong, fix = refused(
+        "pretrain", "mae_vits16", "--run", tmp_path / "run", f"data.shards={tmp_path / 'shards'}"
+    )
+    assert "is empty" in wrong
+    assert "ssl-vit shards pack" in fix
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest(shards: Path, tmp_path: Path):
+    wrong, fix = refused(
+        *("pretrain", "mae_vits16", "--smoke", "--run", tmp_path / "run", f"data.shards={shards}"),
+        *("data.global_batch_size=20", "engine.micro_batch_size=8"),
+    )
+    assert "data.global_batch_size=20" in wrong
+    assert "16 and 24" in fix
+
+
+def test_a_folder_of_something_else_is_never_written_to(shards: Path, tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    wrong, _ = refused(
+        "pretrain", "mae_vits16", "--smoke", "--run", tmp_path, f"data.shards={shards}"
+    )
+    assert "is no run folder" in wrong
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_folder_of_another_recipe_or_setting_is_refused(shards: Path, tmp_path: Path):
+    from ssl_vit.pretrain import read_config
+    from ssl_vit.run_folder import RunFolder
+
+    folder = RunFolder(tmp_path / "run")
+    folder.write_config(read_config("mae_vits16", [f"data.shards={shards}"], is_smoke=True))
+    before = folder.config.read_text()
+    for words in (
+        ["mae_vith14", "--smoke"],
+        ["mae_vits16", "--smoke", "objective.mask_ratio=0.5"],
+        ["mae_vits16", "--smoke", "engine.zero_stage=0"],
+    ):
+        wrong, fix = refused("pretrain", *words, "--run", folder.root, f"data.shards={shards}")
+        assert "holds a run with" in wrong
+        assert "another --run folder" in fix
+    assert folder.config.read_text() == before
+
+
+def test_image_folders_without_images_are_refused(tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    wrong, _ = refused("shards", "pack", tmp_path / "images", tmp_path / "shards")
+    assert "images" in wrong
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["pretrain"],
+        ["recipes"],
+        ["demo"],
+        ["shards"],
+        ["shards", "pack"],
+        ["shards", "check"],
+        ["eval"],
+        ["eval", "knn"],
+        ["eval", "linear"],
+        ["launch"],
+        ["launch", "submit"],
+    ],
+)
+def test_every_command_has_a_help_text(words: list[str]):
+    done = ssl_vit(*words, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    assert len(done.stdout.splitlines()) > 5
+
+
+def test_help_and_refusals_import_no_torch(tmp_path: Path):
+    script = (
+        "import sys\n"
+        "from ssl_vit.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('slow:', sorted({'torch', 'timm', 'deepspeed', 'tensorboard'} & set(sys.modules)))"
+    )
+    for words in (
+        ["--help"],
+        ["pretrain", "mae_vitb16", "--run", str(tmp_path / "run"), "objective.mask_ratio=1.8"],
+        ["pretrain", "mae_vitb16", "--run", str(tmp_path / "run"), "data.shards=/nowhere"],
+        ["eval", "knn", str(tmp_path), "--train", "/nowhere", "--test", "/nowhere"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words],
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            check=True,
+        )
+        assert done.stdout.splitlines()[-1] == "slow: []"
