@@ -2,6 +2,8 @@
 # A second call reinstalls nothing: .venv/.EXTRA is newer than pyproject.toml and constraints.txt.
 
 PYTHON ?= python3
+# What pip is asked for first; a build without CUDA: TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch
 BIN := .venv/bin
 
 .PHONY: help demo test check format golden bench clean
@@ -19,7 +21,7 @@ help:
 
 # torch first and alone: with it in place no other package can pull a second build of it.
 .venv/.torch: .venv/.created constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH)
 	@touch $@
 
 .venv/.%: .venv/.torch pyproject.toml constraints.txt

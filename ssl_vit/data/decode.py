@@ -1,7 +1,6 @@
 """Image bytes to pixels: libjpeg-turbo for JPEG, Pillow for the rest.
 
 Pixels come as they are stored; an EXIF orientation is not applied.
-for it).
 """
 
 import io

@@ -1,0 +1,142 @@
+"""A knob is born with its reader: run a recipe's smoke twin and name each setting nobody read.
+
+This file is also the program that the test starts, because DeepSpeed starts once in a process:
+`python -m tests.test_config_reach RECIPE SHARDS RUN` prints what was read.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+from ssl_vit.config import Config
+from ssl_vit.recipes import RECIPES, find_recipe
+from ssl_vit.run_config import RunConfig
+from tests.synthetic import write_shards
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = tuple(str(ROOT / folder) for folder in ("ssl_vit", "launch", "data_prep", "eval"))
+# Looking at every setting, or changing it, is not reading it.
+NO_READERS = tuple(str(ROOT / "ssl_vit" / name) for name in ("config.py", "recipes.py"))
+
+# One recipe for every objective and shape of config; the others have the same fields.
+REPRESENTATIVES = {type(find_recipe(name).objective): name for name in reversed(RECIPES)}
+
+
+def settings(kind: type[Config], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted path, name of the config's class, field) of every setting that can be turned."""
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Config):
+            yield from settings(inner, f"{prefix}{name}.")
+        elif get_origin(inner) is Literal and len(get_args(inner)) == 1:
+            continue  # a tag that says which config this is; pydantic reads it
+        else:
+            yield f"{prefix}{name}", kind.__name__, name
+
+
+def unread(kind: type[Config], reads: set[tuple[str, str]]) -> list[str]:
+    return [path for path, owner, name in settings(kind) if (owner, name) not in reads]
+
+
+class Recorder:
+    """Remembers which fields of configs the code of our packages reads, validators apart."""
+
+    def __init__(self) -> None:
+        self.reads: set[tuple[str, str]] = set()
+
+    def install(self) -> None:
+        validators = set(validator_code(RunConfig))
+        plain = Config.__getattribute__
+
+        def recording(config: Config, name: str) -> Any:
+            if not name.startswith("_") and name in type(config).model_fields:
+                code = sys._getframe(1).f_code
+                is_reader = code.co_filename.startswith(PACKAGES)
+                if is_reader and code.co_filename not in NO_READERS and code not in validators:
+                    self.reads.add((type(config).__name__, name))
+            return plain(config, name)
+
+        setattr(Config, "__getattribute__", recording)  # noqa: B010 - pyright refuses the plain way
+
+
+def validator_code(kind: type[Config]) -> Iterator[CodeType]:
+    """The code of every `model_validator` of a config and those in it."""
+    for validator in kind.__pydantic_decorators__.model_validators.values():
+        yield getattr(validator.func, "__func__", validator.func).__code__
+    for field in kind.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield from validator_code(field.annotation)
+
+
+def record_run(recipe: str, shards: str, run: str) -> set[tuple[str, str]]:
+    """Three updates of a recipe's smoke twin in this process; what was read of its config."""
+    from ssl_vit.pretrain import prepare, start
+
+    recorder = Recorder()
+    recorder.install()
+    # A data worker is a process of its own, and what it reads would be lost.
+    words = [f"data.shards={shards}", "engine.workers=0", "engine.device=cpu"]
+    words += ["schedule.length=3", "schedule.warmup=1"]
+    assert start(prepare(recipe, Path(run), words, is_smoke=True)) == 0
+    return recorder.reads
+
+
+@pytest.mark.parametrize("recipe", REPRESENTATIVES.values())
+def test_every_setting_has_a_reader(recipe: str, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, per_class=8)
+    command = [sys.executable, "-m", "tests.test_config_reach"]
+    done = subprocess.run(
+        [*command, recipe, str(shards), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    reads = {(owner, name) for owner, name in json.loads(done.stdout.splitlines()[-1])}
+
+    assert unread(type(find_recipe(recipe)), reads) == []
+
+
+def test_recipes_without_a_run_of_their_own_have_no_setting_of_their_own() -> None:
+    for name in RECIPES:
+        config = find_recipe(name)
+        twin = find_recipe(REPRESENTATIVES[type(config.objective)])
+        assert type(config) is type(twin)
+        for section in type(config).model_fields:
+            assert type(getattr(config, section)) is type(getattr(twin, section))
+
+
+def test_no_two_sections_share_a_class() -> None:
+    """Reads are recorded by class and field, so a class must stand at one path only."""
+    paths = [(owner, name) for _, owner, name in settings(RunConfig)]
+    assert len(paths) == len(set(paths))
+
+
+def test_a_setting_nobody_reads_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssl_vit.training.plan import weight_decay_at
+
+    config = RunConfig(recipe="test")
+    with monkeypatch.context() as patch:
+        patch.setattr(Config, "__getattribute__", Config.__getattribute__)  # restored afterwards
+        recorder = Recorder()
+        recorder.install()
+        type(config).model_validate(config.model_dump())  # validators look at many
+        assert config.objective.mask_ratio == 0.75  # and so do tests
+        plan: Any = type("Plan", (), {"total_steps": 10})
+        weight_decay_at(0, config.optimizer, plan)
+    expected = {("OptimizerConfig", "weight_decay"), ("OptimizerConfig", "final_weight_decay")}
+    assert recorder.reads == expected
+    missing = unread(RunConfig, recorder.reads)
+    assert "objective.mask_ratio" in missing
+    assert "optimizer.weight_decay" not in missing
+
+
+if __name__ == "__main__":
+    print(json.dumps(sorted(record_run(*sys.argv[1:4]))))
