@@ -12,34 +12,50 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ssl_vit.distributed import cores_here
-
-Turn = Callable[[], float]
-"""Does a fixed amount of work; returns the seconds it took."""
 
 _BUSY = 0.5  # load average above which timings are not to be trusted
 _TURN_SECONDS = 0.5  # shorter turns are repeated until they are about this long
 
 
+class Spent(NamedTuple):
+    """What one turn cost, in seconds."""
+
+    wall: float
+    processor: float
+    """Of all cores, waiting left out: what a shared machine disturbs least."""
+
+
+Turn = Callable[[], Spent]
+"""Does a fixed amount of work."""
+
+
 @dataclass(frozen=True)
 class Pairs:
-    """Seconds of two sides that took turns at the same amount of work."""
+    """Two sides that took turns at the same amount of work."""
 
-    first: tuple[float, ...]
-    second: tuple[float, ...]
+    first: tuple[Spent, ...]
+    second: tuple[Spent, ...]
 
     @property
-    def ratios(self) -> list[float]:
-        """Seconds of the second side over those of the first, pair by pair."""
-        return [b / a for a, b in zip(self.first, self.second, strict=True)]
+    def walls(self) -> tuple[float, float]:
+        """Median wall seconds of a turn of each side."""
+        first, second = (
+            statistics.median(spent.wall for spent in side) for side in (self.first, self.second)
+        )
+        return first, second
 
     def describe(self) -> str:
-        """The median ratio and its spread."""
-        ratios = self.ratios
+        """The second side's seconds over the first's: median, spread, and in processor time."""
+        walls = [b.wall / a.wall for a, b in zip(self.first, self.second, strict=True)]
+        processor = [
+            b.processor / a.processor for a, b in zip(self.first, self.second, strict=True)
+        ]
         return (
-            f"{statistics.median(ratios):.3f}× ({min(ratios):.3f}–{max(ratios):.3f}, "
-            f"{len(ratios)} pairs)"
+            f"{statistics.median(walls):.3f}× ({min(walls):.3f}–{max(walls):.3f}, "
+            f"{len(walls)} pairs; in processor time {statistics.median(processor):.3f}×)"
         )
 
 
@@ -50,26 +66,31 @@ def interleave(first: Turn, second: Turn, pairs: int) -> Pairs:
         first, second: Warm already.
         pairs: Turns of each.
     """
-    seconds = [(first(), second()) for _ in range(pairs)]
-    return Pairs(tuple(a for a, _ in seconds), tuple(b for _, b in seconds))
+    spent = [(first(), second()) for _ in range(pairs)]
+    return Pairs(tuple(a for a, _ in spent), tuple(b for _, b in spent))
 
 
-def repeated(work: Callable[[], object], times: int, synchronize: Callable[[], None]) -> Turn:
+def repeated(work: Callable[[], object], times: int, synchronize: Callable[[], object]) -> Turn:
     """A turn of ``times`` × ``work``.
 
     Args:
         synchronize: Waits for the device, so that its work falls into the turn it belongs to.
     """
 
-    def turn() -> float:
+    def turn() -> Spent:
         synchronize()
-        began = time.perf_counter()
+        wall, processor = time.perf_counter(), processor_seconds()
         for _ in range(times):
             work()
         synchronize()
-        return time.perf_counter() - began
+        return Spent(time.perf_counter() - wall, processor_seconds() - processor)
 
     return turn
+
+
+def processor_seconds() -> float:
+    """Spent so far by this process, all its threads, and children that have ended."""
+    return sum(os.times()[:4])
 
 
 def times_per_turn(*seconds: float) -> int:

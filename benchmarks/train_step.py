@@ -7,8 +7,6 @@ loop.
 import argparse
 import math
 import os
-import statistics
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -74,12 +72,12 @@ def compare_with_transformers(
         print(
             f"trained   {ours.num_parameters:,} parameters ours, {theirs.num_parameters:,} theirs"
         )
-    measured = _measure(ours, theirs, pairs, device)
-    print(
-        f"MAE step  {precision:8}  ours {_milliseconds(measured.first)}, transformers "
-        f"{_milliseconds(measured.second)}: ours is {measured.describe()} as fast   "
+    measured, times = _measure(ours, theirs, pairs, device)
+    _print(
+        f"MAE step  {precision:8}  ours {{}}, transformers {{}}: ours is {{}} as fast   "
         "(target ≥ 1.00×, aim 1.15×)",
-        flush=True,
+        measured,
+        times,
     )
 
 
@@ -98,12 +96,12 @@ def compare_engine_with_loop(
         plain = our_step(config, batch)
         engine = engine_step(config, batch, config.engine)
         _check_same_loss(config, plain, engine)
-        measured = _measure(plain, engine, pairs, device)
-        print(
-            f"engine    {precision:8}  plain loop {_milliseconds(measured.first)}, engine "
-            f"{_milliseconds(measured.second)}: the engine takes {measured.describe()} the time   "
-            "(target ≤ 1.05×)",
-            flush=True,
+        measured, times = _measure(plain, engine, pairs, device)
+        _print(
+            f"engine    {precision:8}  plain loop {{}}, engine {{}}: the engine takes {{}} the time"
+            "   (target ≤ 1.05×)",
+            measured,
+            times,
         )
     import torch
 
@@ -112,20 +110,22 @@ def compare_engine_with_loop(
 
 def _measure(
     first: "TrainingStep", second: "TrainingStep", pairs: int, device: Literal["cpu", "cuda"]
-) -> Pairs:
+) -> tuple[Pairs, int]:
+    """The pairs, and how many steps a turn was."""
     synchronize = _synchronize(device)
     for _ in range(_WARM_UP):
         first.step()
         second.step()
-    once = [repeated(side.step, 1, synchronize)() for side in (first, second)]
+    once = [repeated(side.step, 1, synchronize)().wall for side in (first, second)]
     times = times_per_turn(*once)
-    measured = interleave(
-        repeated(first.step, times, synchronize), repeated(second.step, times, synchronize), pairs
-    )
-    return Pairs(
-        tuple(seconds / times for seconds in measured.first),
-        tuple(seconds / times for seconds in measured.second),
-    )
+    turns = [repeated(side.step, times, synchronize) for side in (first, second)]
+    return interleave(turns[0], turns[1], pairs), times
+
+
+def _print(line: str, measured: Pairs, times: int) -> None:
+    """Fill in the milliseconds of a step of both sides, and their ratio."""
+    steps = (f"{1000 * wall / times:,.0f} ms" for wall in measured.walls)
+    print(line.format(*steps, measured.describe()), flush=True)
 
 
 def _check_same_loss(config: "RunConfig", plain: "TrainingStep", engine: "TrainingStep") -> None:
@@ -135,14 +135,10 @@ def _check_same_loss(config: "RunConfig", plain: "TrainingStep", engine: "Traini
         raise RuntimeError(f"the loop's first loss is {losses[0]}, the engine's {losses[1]}")
 
 
-def _milliseconds(seconds: tuple[float, ...]) -> str:
-    return f"{1000 * statistics.median(seconds):,.0f} ms"
-
-
 def _synchronize(device: Literal["cpu", "cuda"]) -> Callable[[], None]:
     import torch
 
-    return torch.cuda.synchronize if device == "cuda" else time.perf_counter_ns  # type: ignore
+    return torch.cuda.synchronize if device == "cuda" else torch.cpu.synchronize
 
 
 def _read_arguments() -> argparse.Namespace:

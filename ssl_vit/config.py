@@ -82,7 +82,7 @@ def apply_overrides(config: C, overrides: Sequence[str]) -> C:
         for unknown, siblings in _unknown_paths(kind, _nest(path, value), prefix=""):
             raise unknown_path_error(kind, unknown, siblings, "the command line")
         try:
-            OmegaConf.update(merged, path, _read_value(value), merge=False)
+            OmegaConf.update(merged, path, _read_value(value), merge=True)
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(
                 f"cannot read the value of '{word}': {str(error).splitlines()[0]}",
@@ -198,34 +198,36 @@ def _unknown_paths(
 
 def _range_error(kind: type[Config], error: ValidationError, values: dict[str, Any]) -> UserError:
     first = error.errors()[0]
-    names = [str(part) for part in first["loc"]]
-    path = ".".join(names) or kind.__name__
+    path, field, found = _look_up(kind, values, [str(part) for part in first["loc"]])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return UserError(f"{path} is not given", f"add  {path}=…")
-    field, found = _look_up(kind, values, names)
     if first["type"] == "value_error":  # a validator of ours: its message has both halves
         problem, _, remedy = message.partition("; ")
         return UserError(problem, remedy or "choose another value")
     bounds = _bounds(field, path) if field else ""
-    return UserError(
-        f"{path}={found!r} is out of range or of the wrong type: {message}",
-        f"allowed: {bounds}" if bounds else "choose another value",
-    )
+    remedy = f"allowed: {bounds}" if bounds else "choose another value"
+    if first["type"] == "string_type":
+        remedy = f"it must be a text; quote it:  {path}=\"'{'' if found is None else found}'\""
+    return UserError(f"{path}={found!r} is out of range or of the wrong type: {message}", remedy)
 
 
 def _look_up(
     kind: type[Config], values: dict[str, Any], names: Sequence[str]
-) -> tuple[FieldInfo | None, Any]:
+) -> tuple[str, FieldInfo | None, Any]:
+    """The path, field and value a pydantic location means; it also holds tags of union members."""
+    path: list[str] = []
     field: FieldInfo | None = None
     value: Any = values
     current: type[Config] | None = kind
     for name in names:
-        if current is not None and name in current.model_fields:
-            field = current.model_fields[name]
-            current = _config_of(field)
+        if current is None or name not in current.model_fields:
+            continue
+        path.append(name)
+        field = current.model_fields[name]
+        current = _config_of(field)
         value = value.get(name) if isinstance(value, dict) else value
-    return field, value
+    return ".".join(path) or kind.__name__, field, value
 
 
 def _bounds(field: FieldInfo, path: str) -> str:

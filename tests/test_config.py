@@ -252,3 +252,20 @@ def test_every_setting_has_a_sentence() -> None:
         if kind is not RunConfig and not (field.description or "").endswith(".")
     ]
     assert not silent
+
+
+def test_a_section_given_as_a_mapping_keeps_the_recipes_other_values() -> None:
+    config = apply_overrides(find_recipe("mae_vitb16"), ["data={lanes: 32}"])
+    assert (config.data.lanes, config.data.global_batch_size) == (32, 4096)
+
+
+def test_a_member_of_a_union_is_named_by_its_path_alone() -> None:
+    for word in ("engine.workers=many", "engine.workers=-3"):
+        with pytest.raises(UserError) as caught:
+            apply_overrides(find_recipe("mae_vitb16"), [word])
+        assert word.partition("=")[0] + "=" in caught.value.problem
+
+
+def test_a_folder_that_looks_like_a_number_is_answered_with_quotes() -> None:
+    with pytest.raises(UserError, match="quote it"):
+        apply_overrides(find_recipe("mae_vitb16"), ["data.shards=2024"])

@@ -74,43 +74,43 @@ def test_workers_leave_a_core_to_the_model(said: str, cores: int, workers: int) 
 def test_a_batch_is_split_over_processes_and_micro_batches(
     batch: int, world_size: int, micro: int, expected: tuple[int, int]
 ) -> None:
-    assert split_batch(batch, world_size, micro) == expected
+    assert split_batch(batch, world_size, micro, lanes=world_size) == expected
     assert expected[0] * expected[1] * world_size == batch
 
 
-def works(batch: int, world_size: int, micro: int) -> bool:
-    if batch < 1 or batch % world_size:
+def works(batch: int, world_size: int, micro: int, lanes: int) -> bool:
+    if batch % lanes:
         return False
     share = batch // world_size
     return share <= micro or share % micro == 0
 
 
 @pytest.mark.parametrize(
-    ("batch", "world_size", "micro"),
-    [(100, 1, 64), (192, 1, 128), (4160, 2, 64), (1000, 8, 48), (260, 4, 64), (4096, 1, 63)],
+    ("batch", "world_size", "micro", "lanes"),
+    [
+        (100, 1, 64, 1),
+        (192, 1, 128, 64),
+        (4160, 2, 64, 2),
+        (1000, 8, 48, 8),
+        (260, 4, 64, 4),
+        (4096, 1, 63, 1),
+        (96, 1, 64, 48),
+    ],
 )
 def test_a_batch_that_does_not_split_is_answered_with_the_nearest_that_do(
-    batch: int, world_size: int, micro: int
+    batch: int, world_size: int, micro: int, lanes: int
 ) -> None:
-    assert not works(batch, world_size, micro)
+    assert not works(batch, world_size, micro, lanes)
     with pytest.raises(UserError) as caught:
-        split_batch(batch, world_size, micro)
-    below = next(b for b in range(batch, 0, -1) if works(b, world_size, micro))
-    above = next(b for b in range(batch, 10**6) if works(b, world_size, micro))
+        split_batch(batch, world_size, micro, lanes)
+    below = next(b for b in range(batch, 0, -1) if works(b, world_size, micro, lanes))
+    above = next(b for b in range(batch, 10**6) if works(b, world_size, micro, lanes))
     for number in (batch, world_size, micro):
         assert str(number) in caught.value.problem
-    assert re.findall(r"\d+", caught.value.remedy) == [str(below), str(above)]
-
-
-@pytest.mark.parametrize(("batch", "world_size"), [(3, 4), (10, 4), (4097, 8)])
-def test_a_batch_that_processes_do_not_divide_is_answered_with_some_that_work(
-    batch: int, world_size: int
-) -> None:
-    with pytest.raises(UserError) as caught:
-        split_batch(batch, world_size, 64)
-    proposed = [int(number) for number in re.findall(r"\d+", caught.value.remedy)]
-    assert len(proposed) == 2
-    assert all(works(number, world_size, 64) for number in proposed)
+    *batches, instead = map(int, re.findall(r"\d+", caught.value.remedy))
+    assert batches == [below, above]
+    assert works(batch, world_size, instead, lanes)
+    assert instead < micro
 
 
 def test_processes_that_do_not_divide_the_lanes_are_answered_with_those_that_do() -> None:

@@ -143,15 +143,20 @@ def pack_images(
             f"cannot write shards into {folder}: {error.strerror or error}",
             "give a folder that can be written and has room",
         ) from None
-    counts = np.bincount(records["label"][records["label"] != NO_LABEL], minlength=1)
     return PackSummary(
         num_images=len(records),
         num_shards=len(filled),
         num_bytes=sum(each.shard.num_bytes for each in filled),
-        class_counts={name: int(counts[i : i + 1].sum()) for i, name in enumerate(plan.classes)},
+        class_counts=_count_classes(records, plan.classes),
         num_refused=len(refused),
         seconds=time.perf_counter() - start,
     )
+
+
+def _count_classes(records: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
+    labels = records["label"][records["label"] != NO_LABEL]
+    counts = np.bincount(labels, minlength=len(classes))
+    return {name: int(counts[number]) for number, name in enumerate(classes)}
 
 
 def write_shard(task: ShardTask) -> WrittenShard:

@@ -60,6 +60,6 @@ def _feed_forward(width: int, ratio: float, kind: Literal["mlp", "swiglu"]) -> n
         case "swiglu":
             # Gate and value share one matrix, so its output is twice the hidden width; a multiple
             # of 8 for the GPU.
-            hidden = 8 * round(width * ratio * 2 / 3 / 8)
+            hidden = (int(width * ratio * 2 / 3) + 7) // 8 * 8
             return SwiGLUPacked(in_features=width, hidden_features=2 * hidden)
     assert_never(kind)

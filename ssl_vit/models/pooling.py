@@ -4,6 +4,7 @@ from typing import Literal, assert_never
 
 from torch import Tensor, nn
 
+from ssl_vit.models.initialization import initialize
 from ssl_vit.models.torchvision_ops import define_missing_ops
 from ssl_vit.models.vit import Features
 
@@ -28,6 +29,7 @@ class Pool(nn.Module):
         self.kind: PoolKind = kind
         if kind == "map":
             self.attention = AttentionPoolLatent(width, num_heads=heads)
+            initialize(self.attention, "truncated_normal")
 
     def forward(self, features: Features) -> Tensor:
         """Features of B images → (B, D)."""

@@ -20,7 +20,7 @@ def random_hidden(num_patches: int, num_hidden: int, rng: np.random.Generator) -
 
     Source: He et al. 2021, arXiv 2111.06377, section 3, "Masking".
     """
-    noise = np.array([rng.random() for _ in range(num_patches)])
+    noise = rng.random(num_patches)
     hidden = np.zeros(num_patches, dtype=bool)
     hidden[np.argsort(noise, kind="stable")[:num_hidden]] = True
     return hidden

@@ -1,6 +1,6 @@
 """What can be said about optimisation (moves the result) and the engine (moves only the speed)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -79,7 +79,7 @@ class EngineConfig(Config):
     micro_batch_size: int = Field(default=64, ge=1)
     """Images a forward pass and process; a process's whole share where that is smaller."""
 
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Data workers a process; `auto`: one for every core it has but one, at least 1, at most 16."""
 
     prefetch: int = Field(default=4, ge=1)

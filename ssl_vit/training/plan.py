@@ -4,6 +4,7 @@ logged.
 No torch here: everything that cannot work is said before anything slow is loaded.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, assert_never
 
@@ -72,7 +73,9 @@ def make_plan(config: "RunConfig", machine: Machine, data: DataFacts) -> RunPlan
             f"{data.num_samples} samples are fewer than data.lanes={lanes}",
             f"set data.lanes to at most {data.num_samples}, a divisor of {batch}",
         )
-    micro, accumulation = split_batch(batch, machine.world_size, config.engine.micro_batch_size)
+    micro, accumulation = split_batch(
+        batch, machine.world_size, config.engine.micro_batch_size, lanes
+    )
     samples_per_epoch = data.num_samples // lanes * lanes
     total_steps = _steps(config.schedule.length, config.schedule.unit, samples_per_epoch, batch)
     warmup_steps = _steps(config.schedule.warmup, config.schedule.unit, samples_per_epoch, batch)
@@ -94,22 +97,35 @@ def make_plan(config: "RunConfig", machine: Machine, data: DataFacts) -> RunPlan
     )
 
 
-def split_batch(batch: int, world_size: int, micro_batch_size: int) -> tuple[int, int]:
+def split_batch(batch: int, world_size: int, micro_batch_size: int, lanes: int) -> tuple[int, int]:
     """(images a forward pass, micro-batches an update) of one process.
+
+    Args:
+        batch: Global batch, a multiple of ``lanes``.
+        world_size: Processes; divides ``lanes``.
+        micro_batch_size: Images a forward pass and process, at most.
+        lanes: Of the sample order; a batch that is suggested instead keeps them.
 
     Raises:
         UserError: They do not divide; names the nearest batches that do.
     """
+
+    def divides(candidate: int) -> bool:
+        share = candidate // world_size
+        return share <= micro_batch_size or share % micro_batch_size == 0
+
     share = batch // world_size
-    unit = world_size * min(micro_batch_size, max(share, 1))
-    if batch % world_size or share % min(micro_batch_size, share):
-        lower = max(batch // unit, 1) * unit
+    if not divides(batch):
+        below = next((b for b in range(batch, 0, -lanes) if divides(b)), None)
+        above = next(b for b in itertools.count(batch, lanes) if divides(b))
+        batches = f"{below} and {above}" if below else str(above)
+        micro = next(m for m in range(micro_batch_size, 0, -1) if share % m == 0)
         raise UserError(
             f"data.global_batch_size={batch} does not divide over {world_size} processes of "
             f"engine.micro_batch_size={micro_batch_size}",
-            f"the nearest batches that do are {lower} and {lower + unit}",
+            f"the nearest batches that do are {batches}; or set engine.micro_batch_size={micro}",
         )
-    micro = min(micro_batch_size, share)
+    micro = min(share, micro_batch_size)
     return micro, share // micro
 
 
