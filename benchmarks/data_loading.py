@@ -66,7 +66,8 @@ def compare(folder: Path, shards: "ShardSet", rounds: int, batches: int) -> None
         _turn(loader, batches)
         for loader in (our_loader(shards, batches + 1), torchvision_loader(folder, batches + 1))
     )
-    ours(), theirs()
+    ours()
+    theirs()
     measured = interleave(ours, theirs, rounds)
     images = batches * _BATCH
     print(

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ssl_vit.distributed import cores_here
 
 _BUSY = 0.5  # load average above which timings are not to be trusted
-_TURN_SECONDS = 0.5  # shorter turns are repeated until they are about this long
+_TURN_SECONDS = 0.25  # shorter turns are repeated until they are about this long
 
 
 class Spent(NamedTuple):

@@ -157,13 +157,13 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, help="of torch; default: all cores")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
-    # ViT-S with the paper's decoder, which is `mae_vits16`; for --quick a fiftieth of its work.
+    # ViT-S with the paper's decoder, which is `mae_vits16`; for --quick a fiftieth of its parameters' work.
     full = {
         "width": 384,
         "depth": 12,
         "decoder_width": 512,
         "decoder_depth": 8,
-        "batch": 8,
+        "batch": 16,
         "pairs": 9,
     }
     quick = {

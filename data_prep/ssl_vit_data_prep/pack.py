@@ -127,8 +127,7 @@ def pack_images(
         sizes = [len(samples) for samples in plan.shards]
         written = run_tasks(write_shard, tasks, sizes, workers, "packing")
         refused = [refusal for each in written for refusal in each.refused]
-        if refused:
-            _write_refused(folder / REFUSED_FILE, refused)
+        _write_refused(folder / REFUSED_FILE, refused)
         filled = [each for each in written if each.shard.num_samples]
         if not filled:
             raise UserError(
@@ -282,6 +281,9 @@ def _check_space(folder: Path, num_bytes: int) -> None:
 
 
 def _write_refused(path: Path, refused: Sequence[Refusal]) -> None:
+    """One line a refusal; no file where there is none."""
+    if not refused:
+        return
     with replacing(path) as partial:
         partial.write_text(
             "".join(

@@ -1,6 +1,5 @@
 """What an evaluation is given, checked at the door without torch, so that mistakes cost nothing."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_vit.data.shards import NO_LABEL, ShardSet
+from ssl_vit.distributed import cores_here
 from ssl_vit.errors import UserError
 from ssl_vit.export import WEIGHTS_FILE, ExportInfo, find_export, read_export_info
 from ssl_vit.run_folder import RunFolder
@@ -88,7 +88,7 @@ def check_inputs(
             f"cannot write results to {evals}: {error.strerror}", "copy the export elsewhere"
         ) from None
     if workers is None:
-        workers = max(1, min(8, _usable_cores() - 1))
+        workers = max(1, min(8, cores_here() - 1))
     return Inputs(
         export, info, train_shards, test_shards, evals, crop_ratio, batch_size, workers, device
     )
@@ -150,9 +150,3 @@ def _evals_folder(export: Path) -> Path:
     if export.resolve().parent.name == "exports":
         return RunFolder(export.resolve().parent.parent).evals
     return export / "evals"
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

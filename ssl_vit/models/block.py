@@ -5,10 +5,11 @@ from typing import Literal, assert_never
 
 from torch import Tensor, nn
 
+from ssl_vit.models.attention import Attention
 from ssl_vit.models.torchvision_ops import define_missing_ops
 
 define_missing_ops()
-from timm.layers import Attention, DropPath, LayerScale, Mlp, SwiGLUPacked  # noqa: E402
+from timm.layers import DropPath, LayerScale, Mlp, SwiGLUPacked  # noqa: E402
 
 layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -39,7 +40,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = layer_norm(width)
-        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.attn = Attention(width, heads)
         self.ls1 = LayerScale(width, init_values=layer_scale) if layer_scale else nn.Identity()
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = layer_norm(width)
