@@ -157,7 +157,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, help="of torch; default: all cores")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
-    # ViT-S with the paper's decoder, which is `mae_vits16`; for --quick a fiftieth of its parameters' work.
+    # ViT-S with the paper's decoder, which is `mae_vits16`; --quick is about a fortieth of it.
     full = {
         "width": 384,
         "depth": 12,

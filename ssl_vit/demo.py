@@ -25,7 +25,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.training.metrics_file import read_metrics
 
 # About four minutes on two cores with bfloat16 arithmetic.
-EPOCHS = 60
+EPOCHS, WARMUP_EPOCHS = 30, 3
 
 
 def run_demo(folder: Path) -> None:
@@ -50,6 +50,7 @@ def run_demo(folder: Path) -> None:
         *(
             "objective.vertical_flip=0.5",
             f"schedule.length={EPOCHS}",
+            f"schedule.warmup={WARMUP_EPOCHS}",
             f"engine.precision={fast_precision()}",
         ),
     )
