@@ -178,7 +178,9 @@ class Mae(Objective):
 
     @torch.no_grad()
     def panels(self, batch: MaeBatch) -> dict[str, Tensor]:
-        """Rows of original | what the encoder saw | reconstruction, for up to 8 images."""
+        """Rows of original | what the encoder saw | reconstruction, for up to 8 images, framed in
+        2 white pixels.
+        """
         batch = MaeBatch(*(tensor[:8] for tensor in batch))
         images, size = self.pixel_scale(batch.images), self.backbone.config.patch_size
         _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
@@ -192,8 +194,11 @@ class Mae(Objective):
         filled = put(predicted, hidden, into=patches)
         rebuilt = unpatchify(filled, size, self.backbone.config.grid)
         seen = blank_patches(images, batch.hidden, size)
-        columns = torch.cat([self.pixel_scale.back(x) for x in (images, seen, rebuilt)], dim=-1)
-        return {"reconstruction": torch.cat(list(columns), dim=-2)}
+        columns = [
+            F.pad(self.pixel_scale.back(x), (2, 2, 2, 2), value=255)
+            for x in (images, seen, rebuilt)
+        ]
+        return {"reconstruction": torch.cat(list(torch.cat(columns, dim=-1)), dim=-2)}
 
 
 def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from ssl_vit.objectives.pixels import PixelScale
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, PATCH, SIDE, HIDDEN = 32, 8, 4, 12  # pixels, pixels, patches, patches
+FRAME = 2  # white pixels around every picture of a panel
 
 
 def backbone_config(**changes: Any) -> BackboneConfig:
@@ -232,11 +233,21 @@ def test_a_batch_keeps_the_samples_order_and_numbers() -> None:
     assert (batch.images.dtype, batch.hidden.dtype) == (torch.uint8, torch.bool)
 
 
+def columns_of(panel: torch.Tensor) -> torch.Tensor:
+    """(3 columns, B, 3, H, W) of a panel, without its white frames."""
+    framed = SIZE + 2 * FRAME
+    cells = panel.view(3, -1, framed, 3, framed).permute(3, 1, 0, 2, 4)
+    frame = torch.ones(framed, framed, dtype=torch.bool)
+    frame[FRAME:-FRAME, FRAME:-FRAME] = False
+    assert (cells[..., frame] == 255).all()
+    return cells[..., FRAME:-FRAME, FRAME:-FRAME]
+
+
 @pytest.mark.parametrize("size", [1, 3, 11])
 def test_a_panel_shows_up_to_eight_images_in_three_columns(size: int) -> None:
     panel = make_mae().panels(make_batch(size))["reconstruction"]
     assert panel.dtype == torch.uint8
-    assert panel.shape == (3, min(size, 8) * SIZE, 3 * SIZE)
+    assert panel.shape == (3, min(size, 8) * (SIZE + 2 * FRAME), 3 * (SIZE + 2 * FRAME))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -248,8 +259,7 @@ def test_a_panel_of_perfect_predictions_is_the_original(
     perfect = torch.from_numpy(targets).float()
     monkeypatch.setattr(mae, "reconstruct", lambda images, hidden: perfect)
 
-    panel = mae.panels(batch)["reconstruction"].view(3, 3, SIZE, 3, SIZE)
-    original, seen, rebuilt = panel.permute(3, 1, 0, 2, 4)  # columns, each (B, 3, H, W)
+    original, seen, rebuilt = columns_of(mae.panels(batch)["reconstruction"])
 
     assert torch.equal(original, batch.images)
     assert (rebuilt.int() - batch.images.int()).abs().max() <= 1
@@ -265,7 +275,7 @@ def test_a_panel_of_zeros_shows_each_patchs_own_mean(monkeypatch: pytest.MonkeyP
     nothing = torch.zeros(3, HIDDEN, PATCH * PATCH * 3)
     monkeypatch.setattr(mae, "reconstruct", lambda images, hidden: nothing)
 
-    rebuilt = mae.panels(batch)["reconstruction"][:, :SIZE, 2 * SIZE :]  # of the first image
+    rebuilt = columns_of(mae.panels(batch)["reconstruction"])[2][0]  # of the first image
 
     _, means, _ = loop_targets(batch, normalize=True)
     patch = int(batch.hidden[0].nonzero()[0])
