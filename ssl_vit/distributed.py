@@ -4,10 +4,14 @@ One process needs no launcher; `torchrun`, SLURM's tasks and DeepSpeed's launche
 five variables.
 """
 
+import ctypes
 import os
 import socket
 from dataclasses import dataclass
 from typing import Literal
+
+# glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,21 @@ def set_library_environment(device: Literal["cpu", "cuda"]) -> None:
     os.environ["DS_ACCELERATOR"] = device
     if device == "cpu":
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the large blocks that a training step frees, for the next step to use.
+
+    Otherwise every step asks the kernel for its activations anew: on a ViT of 6 × 192, 59,000 page
+    faults a step against 4,000, and a tenth of its time. Does nothing where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
+        mallopt(option, value)
 
 
 def cores_here() -> int:

@@ -71,14 +71,7 @@ def mae_small_data() -> RunConfig:
             width=192, depth=6, heads=3, patch_size=12, image_size=96, position="sincos"
         ),
         objective=MaeConfig(decoder_width=128, decoder_depth=2, decoder_heads=4),
-        data=DataConfig(
-            global_batch_size=128,
-            lanes=32,
-            # The same for every channel, so that grey images stay grey. With ImageNet's values the
-            # offset between the channels fills the normalised target of every smooth patch.
-            pixel_mean=(0.5, 0.5, 0.5),
-            pixel_std=(0.25, 0.25, 0.25),
-        ),
+        data=DataConfig(global_batch_size=128, lanes=32),
         schedule=ScheduleConfig(length=200.0, warmup=10.0),
         optimizer=OptimizerConfig(base_learning_rate=2e-3, betas=(0.9, 0.95)),
         engine=EngineConfig(micro_batch_size=128),

@@ -22,6 +22,7 @@ from ssl_vit.errors import UserError
 # Distinct first words, so that no two uses of randomness ever share a stream.
 _SHARD_ORDER, _EPOCH_OFFSET, _BLOCK_ORDER, _SAMPLE = 1, 2, 3, 4
 _CACHED_BLOCKS = 1024
+_64_BITS = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,15 @@ def permutation(size: int, *words: int) -> np.ndarray:
 
 
 def hash_words(*words: int) -> np.uint64:
-    """One 64-bit word from several."""
-    state = np.zeros(1, dtype=np.uint64)
+    """One 64-bit word from several, by :func:`splitmix64`."""
+    # Plain integers: ten times faster than numpy for single words, and this runs for every sample.
+    state = 0
     for word in words:
-        state = splitmix64(np.array([word % 2**64], dtype=np.uint64), state[0])
-    return state[0]
+        mixed = ((word + 1) * 0x9E3779B97F4A7C15 + state) & _64_BITS
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _64_BITS
+        state = mixed ^ (mixed >> 31)
+    return np.uint64(state)
 
 
 def splitmix64(values: np.ndarray, key: np.uint64) -> np.ndarray:

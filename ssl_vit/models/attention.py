@@ -9,12 +9,15 @@ from ssl_vit.models.torchvision_ops import define_missing_ops
 define_missing_ops()
 from timm.layers import Attention as TimmAttention  # noqa: E402 - only importable after the above
 
+_MOST_TOKENS_UNFUSED = 1024
+
 
 class Attention(TimmAttention):
     """Scaled-dot-product attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2).
 
     torch's fused kernel everywhere but in bfloat16 on a CPU, where two plain matrix products train
-    about three times faster than it (docs/benchmarks.md, "attention on a CPU").
+    about three times faster than it (docs/benchmarks.md, "Attention on a CPU") as long as the
+    scores, quadratic in the tokens, stay small.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -25,7 +28,8 @@ class Attention(TimmAttention):
         batch, count, width = x.shape
         qkv = self.qkv(x).view(batch, count, 3, self.num_heads, width // self.num_heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
+        is_cpu_bfloat16 = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
+        if is_cpu_bfloat16 and count <= _MOST_TOKENS_UNFUSED:
             scores = (queries * self.scale) @ keys.transpose(-2, -1)
             mixed = scores.softmax(dim=-1).to(values.dtype) @ values
         else:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from ssl_vit.data.augment import crop_and_resize, random_resized_crop_box
 from ssl_vit.models.block import Block, layer_norm
@@ -87,7 +88,8 @@ class MaeViews:
 
     def collate(self, samples: Sequence[MaeSample], numbers: Sequence[int]) -> MaeBatch:
         """Stack B samples."""
-        images = torch.stack([sample.image for sample in samples])
+        # In a data worker this stacks straight into the memory shared with the parent.
+        images: Tensor = default_collate([sample.image for sample in samples])
         hidden = torch.from_numpy(np.stack([sample.hidden for sample in samples]))
         return MaeBatch(images, hidden, torch.tensor(numbers, dtype=torch.int64))
 
