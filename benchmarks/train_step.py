@@ -28,7 +28,7 @@ _SAME_LOSS = {"float32": 1e-5, "bfloat16": 1e-2}
 def main() -> None:
     """Print the machine and both comparisons."""
     arguments = _read_arguments()
-    device = find_device(arguments.device)
+    device = find_device(arguments.device, num_processes=1)
     set_library_environment(device)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

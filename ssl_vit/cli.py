@@ -63,8 +63,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        # Every process of a distributed run finds the same mistake; one of them says it.
-        if os.environ.get("RANK", "0") == "0":
+        # Every process of a machine finds the same mistake; one of them says it.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
         sys.stderr.flush()
         sys.exit(2)

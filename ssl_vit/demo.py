@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
 from ssl_vit.training.metrics_file import read_metrics
 
 # About four minutes on two cores with bfloat16 arithmetic.
@@ -92,7 +93,8 @@ def lay_out_images(source: Path, images: Path) -> None:
         target = images / part / f"{kind}_{state}" / path.name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / path, target)
+            with replacing(target) as partial:
+                shutil.copyfile(source / path, partial)
 
 
 def fast_precision() -> str:
@@ -114,11 +116,17 @@ def summary_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def _run(*words: str) -> None:
     print(f"$ ssl-vit {' '.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "ssl_vit", *words], check=False)
-    if done.returncode:
+    command = subprocess.Popen([sys.executable, "-m", "ssl_vit", *words])
+    while True:
+        try:
+            code = command.wait()
+            break
+        except KeyboardInterrupt:
+            continue  # the command got it too, and is saving
+    if code:
         raise UserError(
-            f"`ssl-vit {words[0]}` ended with exit code {done.returncode}",
-            "its own words are above; `make demo` goes on from here",
+            f"`ssl-vit {words[0]}` ended with exit code {code}",
+            "its own words are above; the same demo again goes on from here",
         )
 
 

@@ -1,7 +1,7 @@
 """Who am I among the processes. Reads the environment only; the engine starts the process group.
 
-One process needs no launcher; `torchrun`, SLURM's tasks and DeepSpeed's launcher all set the same
-five variables.
+One process needs no launcher; `torchrun`, submitit's jobs and DeepSpeed's launcher set the same
+five variables. Bare SLURM tasks do not, and are refused.
 """
 
 import ctypes
@@ -9,6 +9,8 @@ import os
 import socket
 from dataclasses import dataclass
 from typing import Literal
+
+from ssl_vit.errors import UserError
 
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -33,6 +35,12 @@ def read_processes() -> Processes:
     """This process's place, from RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where
     they are not set.
     """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" not in os.environ and int(tasks) > 1:
+        raise UserError(
+            f"srun started {tasks} processes that do not know of each other (RANK is not set)",
+            "use  ssl-vit launch submit …,  or srun one torchrun a node",
+        )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     return Processes(
         rank=int(os.environ.get("RANK", "0")),
@@ -61,16 +69,21 @@ def complete_environment() -> None:
 
 
 def set_library_environment(device: Literal["cpu", "cuda"]) -> None:
-    """What libraries read from the environment when they are imported; call before importing torch.
+    """What training's libraries read when they are imported; call before importing torch."""
+    os.environ["DS_ACCELERATOR"] = device
+    if device == "cpu":
+        compute_beside_workers()
+
+
+def compute_beside_workers() -> None:
+    """Make torch's CPU threads good neighbours of data workers; call before importing torch.
 
     OpenMP's threads spin while they wait for each other. Beside data workers, or on a shared
     machine, that was measured to slow a training step 5 to 15 times; sleeping costs a quiet machine
     a quarter at most.
     """
-    os.environ["DS_ACCELERATOR"] = device
-    if device == "cpu":
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        keep_freed_memory()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    keep_freed_memory()
 
 
 def keep_freed_memory() -> None:

@@ -22,12 +22,12 @@ from ssl_vit.distributed import (
 )
 from ssl_vit.environment import check_same_data, record_start
 from ssl_vit.errors import UserError
-from ssl_vit.export import INFO_FILE, find_export
+from ssl_vit.export import INFO_FILE, check_initial_backbone, find_export
 from ssl_vit.files import replacing
 from ssl_vit.recipes import find_recipe, smoke
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_folder import RunFolder
-from ssl_vit.training.checkpoint import newest_checkpoint, step_of
+from ssl_vit.training.checkpoint import check_world_size, newest_checkpoint, step_of
 from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan
 
 if TYPE_CHECKING:
@@ -88,24 +88,32 @@ def prepare(
     changed = folder.check(config)
     shards = ShardSet.open(config.data.shards)
     check_same_data(folder.environment, shards.fingerprint)
-    newest_checkpoint(folder.checkpoints)
+    everyone = processes or read_processes()
+    if newest := newest_checkpoint(folder.checkpoints):
+        check_world_size(newest, everyone.world_size, config.engine.zero_stage)
     if config.init_backbone:
-        find_export(config.init_backbone)
-    processes = processes or read_processes()
-    machine = Machine(
-        world_size=processes.world_size,
-        cores=max(1, cores_here() // processes.local_world_size),
-        device=find_device(config.engine.device),
-    )
-    plan = make_plan(config, machine, DataFacts(shards.num_samples, shards.fingerprint))
-    return Prepared(config, plan, folder, shards, processes, changed)
+        check_initial_backbone(config.init_backbone, config.backbone)
+    cores = max(1, cores_here() // everyone.local_world_size)
+    facts = DataFacts(shards.num_samples, shards.fingerprint)
+    plan = make_plan(config, Machine(everyone.world_size, cores, "cpu"), facts)
+    if processes is None:
+        # Last, because asking for a GPU may import torch; and only where the run will be.
+        device = find_device(config.engine.device, everyone.local_world_size)
+        plan = plan.model_copy(update={"device": device})
+    return Prepared(config, plan, folder, shards, everyone, changed)
 
 
-def find_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+def find_device(
+    asked: Literal["auto", "cpu", "cuda"], num_processes: int
+) -> Literal["cpu", "cuda"]:
     """Where to run.
 
+    Args:
+        asked: As in ``EngineConfig``.
+        num_processes: On this machine, one for each GPU.
+
     Raises:
-        UserError: CUDA was asked for and there is none.
+        UserError: CUDA was asked for and there is none, or there are fewer GPUs than processes.
     """
     if asked == "cpu":
         return "cpu"
@@ -117,6 +125,11 @@ def find_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]
         import torch
 
         if torch.cuda.is_available():
+            if torch.cuda.device_count() < num_processes:
+                raise UserError(
+                    f"{num_processes} processes on a machine with {torch.cuda.device_count()} GPUs",
+                    "start one process for each GPU, or set engine.device=cpu",
+                )
             return "cuda"
     if asked == "cuda":
         raise UserError("engine.device=cuda, but torch sees no GPU here", "set engine.device=cpu")
@@ -129,9 +142,12 @@ def start(prepared: Prepared) -> int:
         if prepared.processes.is_first:
             _say_end(prepared.folder, complete=True)
         return 0
+    if prepared.processes.is_first:
+        prepared.folder.lock()
     set_library_environment(prepared.plan.device)
     import torch
 
+    from ssl_vit.data.loader import iter_batches
     from ssl_vit.export import ExportInfo, RunExports, load_initial_weights
     from ssl_vit.objectives.build import build_objective
     from ssl_vit.training.checkpoint import Checkpoints
@@ -143,9 +159,6 @@ def start(prepared: Prepared) -> int:
     processes = prepared.processes
     torch.set_num_threads(plan.threads)
     start_process_group(plan.device, processes)
-    if processes.is_first:
-        _write_run_folder(prepared)
-
     torch.manual_seed(config.seed)
     objective = build_objective(config.objective, config.backbone, config.data)
     if config.init_backbone:
@@ -162,17 +175,20 @@ def start(prepared: Prepared) -> int:
         config.export.every_steps,
         processes.is_first,
     )
-    log = _open_log(prepared, start_step) if processes.is_first else None
+    log = None
     if processes.is_first:
+        _write_run_folder(prepared)
         record_start(folder.environment, plan.data_fingerprint, processes.world_size, start_step)
         _announce(prepared, start_step, objective)
-    batches = iter(_build_loader(prepared, start_step))
+        log = _open_log(prepared, start_step)
+    batches = iter_batches(_build_loader(prepared, start_step), config.data.shards)
     trainer = Trainer(
         objective, engine, batches, checkpoints, exports, log, config.log.panel_every_steps
     )
     try:
         complete = trainer.run(start_step, plan.total_steps)
     finally:
+        batches.close()
         if log is not None:
             log.close()
     engine.close()
@@ -186,7 +202,7 @@ def _build_loader(prepared: Prepared, start_step: int) -> "DataLoader[Any]":
     from ssl_vit.data.loader import UpdateSampler, build_loader
     from ssl_vit.data.order import SampleOrder
     from ssl_vit.objectives.build import build_views
-    from ssl_vit.training.preemption import ignore_signals_in_worker
+    from ssl_vit.training.preemption import outlive_signals_in_worker
 
     config, plan, processes = prepared.config, prepared.plan, prepared.processes
     order = SampleOrder(
@@ -205,7 +221,7 @@ def _build_loader(prepared: Prepared, start_step: int) -> "DataLoader[Any]":
         workers=plan.workers,
         prefetch=config.engine.prefetch,
         pin_memory=plan.device == "cuda",
-        worker_init=ignore_signals_in_worker,
+        worker_init=outlive_signals_in_worker,
     )
 
 
@@ -254,6 +270,11 @@ def _announce(prepared: Prepared, start_step: int, objective: "Objective") -> No
     ]
     if start_step:
         lines.append(f"resuming at update {start_step:,} from {prepared.folder.checkpoints}")
+    if config.data.global_batch_size > plan.samples_per_epoch:
+        lines.append(
+            f"note: one update takes {config.data.global_batch_size:,} images, more than an "
+            f"epoch's {plan.samples_per_epoch:,}; for small folders there is mae_small_data"
+        )
     lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
     print("\n".join(lines), file=sys.stderr, flush=True)
 
@@ -261,7 +282,7 @@ def _announce(prepared: Prepared, start_step: int, objective: "Objective") -> No
 def _say_end(folder: RunFolder, complete: bool) -> None:
     if complete:
         print(f"done: {find_export(folder.root)}")
-        print(f"next: ssl-vit eval knn {folder.root} --train SHARDS --test SHARDS")
+        print(f"next: ssl-vit eval knn {folder.root} --train TRAIN_SHARDS --test TEST_SHARDS")
         print(f"      tensorboard --logdir {folder.tensorboard}")
     else:
         print(f"stopped and saved: run the same command again to go on with {folder.root}")

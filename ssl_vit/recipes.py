@@ -5,13 +5,20 @@ result.
 """
 
 from collections.abc import Callable
+from typing import assert_never
 
+from ssl_vit.config import to_plain, validate
 from ssl_vit.data.config import DataConfig
 from ssl_vit.errors import UserError
 from ssl_vit.models.config import VIT_SIZES, BackboneConfig
 from ssl_vit.objectives.config import MaeConfig
 from ssl_vit.run_config import RunConfig
-from ssl_vit.training.config import EngineConfig, OptimizerConfig, ScheduleConfig
+from ssl_vit.training.config import (
+    CheckpointConfig,
+    EngineConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 def mae_vits16() -> RunConfig:
@@ -75,6 +82,7 @@ def mae_small_data() -> RunConfig:
         schedule=ScheduleConfig(length=200.0, warmup=10.0),
         optimizer=OptimizerConfig(base_learning_rate=2e-3, betas=(0.9, 0.95)),
         engine=EngineConfig(micro_batch_size=128),
+        checkpoint=CheckpointConfig(every_steps=100),
     )
 
 
@@ -101,6 +109,11 @@ def smoke(config: RunConfig) -> RunConfig:
 
     Every switch of the objective stays as it is; only sizes, lengths and precision shrink.
     """
+    match config.objective:
+        case MaeConfig():
+            objective = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+        case _:
+            assert_never(config.objective)
     shrink = {
         "backbone": {
             "width": 48,
@@ -108,7 +121,7 @@ def smoke(config: RunConfig) -> RunConfig:
             "heads": 3,
             "image_size": 4 * config.backbone.patch_size,
         },
-        "objective": {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
+        "objective": objective,
         "data": {"global_batch_size": 8, "lanes": 4, "shuffle_block": 64},
         "schedule": {"unit": "steps", "length": 20.0, "warmup": 4.0},
         # A rate at which twenty updates move the loss visibly.
@@ -118,10 +131,12 @@ def smoke(config: RunConfig) -> RunConfig:
         "export": {"every_steps": 20},
         "log": {"panel_every_steps": 20},
     }
-    sections = {
-        name: getattr(config, name).model_copy(update=values) for name, values in shrink.items()
-    }
-    return config.model_copy(update=sections)
+    plain = to_plain(config)
+    return validate(
+        RunConfig,
+        plain | {name: plain[name] | values for name, values in shrink.items()},
+        f"the smoke twin of {config.recipe}",
+    )
 
 
 def _mae(recipe: str, size: str, patch_size: int = 16) -> RunConfig:

@@ -2,12 +2,16 @@
 reused by mistake.
 """
 
+import fcntl
+import os
 from pathlib import Path
 
 from ssl_vit.config import differences, read_yaml, to_yaml, validate
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.run_config import RunConfig, may_change_on_resume
+
+_LOCK = ".lock"
 
 
 class RunFolder:
@@ -46,7 +50,8 @@ class RunFolder:
         Raises:
             UserError: The folder holds files of something else, or a run of another config.
         """
-        if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
+        self._check_writable()
+        if not self.root.is_dir() or all(path.name == _LOCK for path in self.root.iterdir()):
             return {}
         if not self.config.is_file():
             raise UserError(
@@ -63,6 +68,31 @@ class RunFolder:
                 "use another --run folder, or repeat the command that began this one",
             )
         return {path: f"{was} → {now}" for path, (was, now) in changed.items()}
+
+    def lock(self) -> None:
+        """Take the folder for this process until it ends.
+
+        Raises:
+            UserError: Another process is training in it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.root / _LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {self.root}", "wait for it, or stop it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+
+    def _check_writable(self) -> None:
+        above = (self.root, *self.root.absolute().parents)
+        existing = next(path for path in above if path.exists())
+        if not existing.is_dir():
+            raise UserError(f"{existing} is no folder", "choose another --run folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"{existing} cannot be written to", "choose another --run folder")
 
     def write_config(self, config: RunConfig) -> None:
         """Write the complete config, whole or not at all."""

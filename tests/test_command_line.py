@@ -113,6 +113,34 @@ def test_a_run_folder_of_another_recipe_or_setting_is_refused(shards: Path, tmp_
     assert folder.config.read_text() == before
 
 
+def test_an_initial_backbone_of_another_shape_is_refused(shards: Path, tmp_path: Path):
+    from ssl_vit.export import ExportInfo, write_export
+    from ssl_vit.recipes import find_recipe
+
+    info = ExportInfo.of_run(find_recipe("mae_vitl16"), "0" * 16)
+    write_export(tmp_path / "export", {}, info)
+    wrong, fix = refused(
+        *("pretrain", "mae_vitb16", "--run", tmp_path / "run", f"data.shards={shards}"),
+        *(f"init_backbone={tmp_path / 'export'}", "data.lanes=16"),
+    )
+    assert "backbone.width=1024, this run 768" in wrong
+    assert "set backbone.width=1024" in fix
+    assert not (tmp_path / "run").exists()
+
+
+def test_bare_slurm_tasks_are_refused(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tests import command_line
+
+    monkeypatch.setitem(command_line.ENVIRONMENT, "SLURM_STEP_NUM_TASKS", "8")
+    wrong, fix = refused(
+        "pretrain", "mae_vits16", "--smoke", "--run", tmp_path / "run", f"data.shards={shards}"
+    )
+    assert "8 processes that do not know of each other" in wrong
+    assert "ssl-vit launch submit" in fix
+
+
 def test_image_folders_without_images_are_refused(tmp_path: Path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "notes.txt").write_text("no image")

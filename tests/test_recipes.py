@@ -83,7 +83,7 @@ def test_the_recipe_for_small_data_differs_in_size_and_length_only() -> None:
     objective = {path for path in changed if path.startswith("objective.")}
     assert objective == {f"objective.decoder_{what}" for what in ("width", "depth", "heads")}
     config = find_recipe("mae_small_data")
-    assert config.backbone.num_patches == 144
+    assert config.backbone.num_patches == 64
     # A few thousand images fill at least a batch, and its lanes.
     assert make_plan(config, Machine(1, 2, "cpu"), DataFacts(1000, "x")).total_steps == 1550
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ssl_vit.distributed import compute_beside_workers
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -44,6 +46,7 @@ def knn(
     from ssl_vit_eval.inputs import check_inputs
 
     inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device)
+    compute_beside_workers()
 
     from ssl_vit_eval.baselines import choose_device, collect
     from ssl_vit_eval.knn import evaluate
@@ -68,6 +71,7 @@ def linear(
     from ssl_vit_eval.inputs import check_inputs
 
     inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device)
+    compute_beside_workers()
 
     from ssl_vit_eval.baselines import choose_device, collect
     from ssl_vit_eval.linear import LinearSettings, evaluate

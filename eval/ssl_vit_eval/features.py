@@ -3,7 +3,7 @@
 float32 throughout: an evaluation is run once and quoted for years; autocast would move its digits.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Subset
 
 from ssl_vit.data.augment import resize_and_center_crop
 from ssl_vit.data.dataset import EvaluationDataset
+from ssl_vit.data.loader import iter_batches
 from ssl_vit.data.shards import ShardSet
-from ssl_vit.errors import UserError
 from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit_eval.inputs import labelled_numbers
 from ssl_vit_eval.progress import progress
 
@@ -61,9 +62,6 @@ class BackboneEncoder(nn.Module):
         pixel_mean, pixel_std: Per channel, of pixels in [0, 1].
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(
         self,
         backbone: VisionTransformer,
@@ -72,13 +70,11 @@ class BackboneEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone.eval()
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, 3, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, 3, 1, 1))
+        self.pixel_scale = PixelScale(pixel_mean, pixel_std)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) uint8 → ``cls`` and ``mean``, each (B, D) float32."""
-        images = (pixels.float() / 255 - self.pixel_mean) / self.pixel_std
-        features = self.backbone(images)
+        features = self.backbone(self.pixel_scale(pixels))
         return {"cls": features.cls, "mean": features.patches.mean(dim=1)}
 
 
@@ -108,7 +104,7 @@ def extract(
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     loader = _loader(shards, numbers, transform, batch_size, workers, device)
     with torch.no_grad(), exact, progress(shards.folder.name, len(numbers), "images") as advance:
-        for pixels, _ in _decoded(loader, shards):
+        for pixels, _ in iter_batches(loader, shards.folder):
             pixels = pixels.to(device, non_blocking=True)
             for name, encode in encoders.items():
                 for kind, values in encode(pixels).items():
@@ -138,14 +134,3 @@ def _loader(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-
-
-def _decoded(loader: DataLoader[Any], shards: ShardSet) -> Iterator[Any]:
-    try:
-        yield from loader
-    except ValueError as error:
-        # From a worker the message comes after the worker's traceback; the last line is its own.
-        problem = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-        raise UserError(
-            problem.partition("; run ")[0], f"ssl-vit shards check {shards.folder}"
-        ) from error

@@ -6,12 +6,15 @@ others leave without a result, because a result would tell submitit that the job
 """
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import submitit
+
+_WAIT_FOR_REQUEUE_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class PretrainJob:
         run = Path(self.run)
         code = start(prepare(str(run / "config.yaml"), run, [], is_smoke=False))
         if code:
+            # Where a task's bad exit ends the job, leaving now would kill the first one's requeue.
+            time.sleep(0 if environment.global_rank == 0 else _WAIT_FOR_REQUEUE_SECONDS)
             # SystemExit is no Exception: submitit writes no result, and the requeued job is
             # awaited.
             raise SystemExit(code)

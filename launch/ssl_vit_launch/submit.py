@@ -47,13 +47,23 @@ def submit(
 
     import submitit
 
-    executor = submitit.AutoExecutor(folder=str(prepared.folder.slurm), cluster=cluster.scheduler)
+    executor = submitit.AutoExecutor(
+        folder=str(prepared.folder.slurm),
+        cluster=cluster.scheduler,
+        # submitit gives up after three time limits; a pre-training run has as many as it needs.
+        slurm_max_num_timeout=1_000_000,
+    )
     executor.update_parameters(**executor_parameters(cluster, nodes, run.name))
     return executor.submit(PretrainJob(str(run)))
 
 
+def _gpus_here(cluster: ClusterConfig) -> int:
+    """submitit hides this machine's GPUs from a local job that does not ask for them."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) if cluster.scheduler == "local" else 0
+
+
 def executor_parameters(cluster: ClusterConfig, nodes: int, name: str) -> dict[str, Any]:
-    """submitit's parameters for a profile; pure."""
+    """submitit's parameters for a profile."""
     parameters: dict[str, Any] = {
         "name": name,
         "nodes": nodes,
@@ -61,8 +71,8 @@ def executor_parameters(cluster: ClusterConfig, nodes: int, name: str) -> dict[s
         "cpus_per_task": cluster.cpus_per_process,
         "timeout_min": cluster.timeout_minutes,
     }
-    if cluster.gpus_per_node:
-        parameters["gpus_per_node"] = cluster.gpus_per_node
+    if gpus := cluster.gpus_per_node or _gpus_here(cluster):
+        parameters["gpus_per_node"] = gpus
     if cluster.memory_gb:
         parameters["mem_gb"] = cluster.memory_gb
     if cluster.scheduler == "slurm":

@@ -23,8 +23,8 @@ class DataConfig(Config):
     """
 
     shuffle_block: int = Field(default=8_192, ge=1)
-    """Samples shuffled together inside a lane; a process touches about this many neighbours at a
-    time.
+    """Neighbouring samples of a lane that are shuffled together; a process touches about its number
+    of lanes times this many at a time.
     """
 
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -59,7 +59,6 @@ def read_image(shards: ShardSet, number: int) -> np.ndarray:
     except (ValueError, OSError) as error:
         shard = shards.shards[shards.shard_of(number)].name
         raise ValueError(
-            f"sample {shards.key(number)} in shard {shards.folder / shard} cannot be decoded: "
-            f"{error}; "
-            f"run  ssl-vit shards check {shards.folder}"
+            f"sample {shards.key(number)} in shard {shards.folder / shard} "
+            f"cannot be decoded: {error}"
         ) from error

@@ -1,12 +1,15 @@
 """Micro-batches of one rank, in the order that `order.py` gives, from any step on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ssl_vit.data.dataset import TrainingDataset
 from ssl_vit.data.order import SampleOrder, SampleRef
+from ssl_vit.errors import UserError
 
 
 class UpdateSampler(Sampler[list[SampleRef]]):
@@ -28,6 +31,32 @@ class UpdateSampler(Sampler[list[SampleRef]]):
             refs = self.order.update(step, self.lanes)
             for first in range(0, len(refs), self.micro_batch_size):
                 yield refs[first : first + self.micro_batch_size]
+
+
+def iter_batches(loader: DataLoader[Any], shards: Path | str) -> Generator[Any, None, None]:
+    """The loader's batches; a sample that cannot be decoded ends them with words for a person.
+
+    Args:
+        loader: Over a dataset of this package.
+        shards: Folder of its shard set.
+
+    Raises:
+        UserError: Names the sample's key and shard.
+    """
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    except ValueError as error:
+        # From a worker the message comes after the worker's traceback; the last line is its own.
+        problem = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        raise UserError(
+            problem, f"ssl-vit shards check {shards}  lists every such image; remove and pack again"
+        ) from error
+    finally:
+        # Now, not when the last reference goes: an error's traceback keeps the iterator alive until
+        # the interpreter ends, which then waits for workers that nobody told to leave.
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
 
 
 def build_loader(

@@ -92,17 +92,13 @@ class ShardSet:
                 raise UserError(f"shard {path} {state}", f"pack the images again into {folder}")
         if not found.num_samples:
             raise UserError(f"{folder} holds no samples", "pack a folder that has images")
+        _ = found.records  # looked at now, so that no data worker is the first to find it damaged
         return found
 
     @property
     def num_samples(self) -> int:
         """Samples in all shards."""
         return int(self.starts[-1])
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all tars."""
-        return sum(shard.num_bytes for shard in self.shards)
 
     @property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssl_vit.errors import UserError
 
@@ -55,7 +55,8 @@ class Checkpoints:
                 for file in sorted(partial.rglob("*"))
                 if file.is_file()
             }
-            (partial / MANIFEST).write_text(json.dumps(sizes, indent=1) + "\n")
+            manifest = {"world_size": self.engine.processes.world_size, "files": sizes}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -107,13 +108,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     if not complete:
         return None
     newest = complete[-1]
-    try:
-        sizes = json.loads((newest / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"checkpoint {newest} has no readable {MANIFEST}: {error}", _remedy(folder)
-        ) from None
-    for name, size in sizes.items():
+    for name, size in _read_manifest(newest)["files"].items():
         file = newest / name
         if not file.is_file() or file.stat().st_size != size:
             found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
@@ -122,6 +117,31 @@ def newest_checkpoint(folder: Path) -> Path | None:
                 _remedy(folder),
             )
     return newest
+
+
+def check_world_size(checkpoint: Path, world_size: int, zero_stage: int) -> None:
+    """Refuse a number of processes that cannot read this checkpoint.
+
+    Raises:
+        UserError: Its optimizer is sharded over another number of processes.
+    """
+    saved_by = _read_manifest(checkpoint)["world_size"]
+    if zero_stage > 0 and saved_by != world_size:
+        raise UserError(
+            f"{checkpoint} is sharded over {saved_by} processes (engine.zero_stage={zero_stage}), "
+            f"this is {world_size}",
+            f"go on with {saved_by} processes",
+        )
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint} has no readable {MANIFEST}: {error}",
+            _remedy(checkpoint.parent),
+        ) from None
 
 
 def _remedy(folder: Path) -> str:

@@ -7,6 +7,7 @@ ours stands before it and calls it when everything is on disk.
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -31,6 +32,7 @@ class Preemption:
         self.any_rank, self.is_first = any_rank, is_first
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._interrupted = 0.0
 
     def __enter__(self) -> "Preemption":
         for number in SIGNALS:
@@ -56,14 +58,24 @@ class Preemption:
             previous(self.received, None)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            os._exit(130)
-        self.received = number
+        now = time.monotonic()
+        # A launcher repeats the terminal's Ctrl-C within moments; a person takes longer.
+        if number == signal.SIGINT and now - self._interrupted > 1.0:
+            if self._interrupted > 0.0:
+                os._exit(130)
+            self._interrupted = now
+        # SIGTERM may follow the scheduler's warning while we save; what is handed back is the
+        # warning, because that is what requeues.
+        if self.received is None or number == signal.SIGUSR2:
+            self.received = number
 
 
-def ignore_signals_in_worker(worker: int) -> None:
-    """For data workers, which share the terminal and the job with us: they end when the loader
-    does.
+def outlive_signals_in_worker(worker: int) -> None:
+    """For data workers, which share the terminal and the job with us, and are needed until we have
+    saved.
+
+    They end when the loader does, or a minute after a SIGTERM, whichever comes first.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(60))

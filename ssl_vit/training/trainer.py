@@ -37,7 +37,7 @@ class Log:
     metrics: MetricsLog
     progress: ProgressLine
     panels: Path
-    """Folder of the newest pictures as PNG, for those without TensorBoard."""
+    """Folder of the pictures as PNG, for those without TensorBoard."""
 
     def record(self, step: int, result: StepResult) -> None:
         """Tell of update ``step``, counted from 0."""
@@ -83,6 +83,8 @@ class Trainer:
         Raises:
             UserError: The loss is not finite. Nothing of that update is saved.
         """
+        if start_step >= total_steps:
+            self.exports.write(total_steps)  # it was deleted, or a kill came between the two
         with Preemption(self.engine.any_rank, self.engine.processes.is_first) as preemption:
             for step in range(start_step, total_steps):
                 result = self.engine.train_step(self.batches, step)

@@ -1,12 +1,15 @@
 """Killed, stopped and resumed runs against an unbroken one, through the command line."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.run_folder import RunFolder
 from tests.command_line import begin_ssl_vit, losses, ssl_vit, torchrun
 from tests.synthetic import write_shards
 
@@ -71,6 +74,58 @@ def test_a_run_asked_to_stop_saves_says_so_and_resumes(
     assert [start["start_step"] for start in starts] == [0, made]
 
 
+def test_at_stage_0_a_run_goes_on_with_another_number_of_processes(
+    shards: Path, unbroken: Path, tmp_path: Path
+):
+    run, words = tmp_path / "run", (f"data.shards={shards}", "engine.zero_stage=0")
+    assert interrupt(run, signal.SIGTERM, *words) == 75
+    done = torchrun(2, *RECIPE, run, *words)
+    assert done.returncode == 0, done.stderr
+    for ours, theirs in zip(losses(run), losses(unbroken), strict=True):
+        assert (ours[0], ours[2]) == (theirs[0], theirs[2])
+        assert ours[1] == pytest.approx(theirs[1], abs=1e-5)
+
+
+def test_a_sharded_checkpoint_is_not_given_to_another_number_of_processes(
+    shards: Path, unbroken: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    newest = run / "checkpoints" / "step_00000020" / "manifest.json"
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"world_size": 4}))
+    done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
+    assert done.returncode == 2
+    assert "sharded over 4 processes" in done.stderr
+    assert "go on with 4 processes" in done.stderr
+
+
+def test_a_folder_in_use_is_refused(shards: Path, unbroken: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    shutil.rmtree(run / "checkpoints")
+    holder = RunFolder(run)
+    holder.lock()
+    done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
+    assert done.returncode == 2
+    assert "another process is training" in done.stderr
+
+
+def test_a_broken_image_is_named_in_two_lines(tmp_path: Path):
+    shards = write_shards(tmp_path)
+    opened = ShardSet.open(shards)
+    record = opened.records[3]
+    tar = shards / opened.shards[opened.shard_of(3)].name
+    with tar.open("r+b") as file:
+        file.seek(int(record["offset"]) + 40)
+        file.write(bytes(int(record["length"]) - 40))
+    done = ssl_vit(*RECIPE, tmp_path / "run", f"data.shards={shards}")
+    assert done.returncode == 2
+    wrong, fix = done.stderr.strip().splitlines()[-2:]
+    assert opened.key(3) in wrong
+    assert tar.name in wrong
+    assert "ssl-vit shards check" in fix
+
+
 def test_two_processes_with_sharded_gradients_give_the_losses_of_one(
     shards: Path, unbroken: Path, tmp_path: Path
 ):
@@ -107,7 +162,9 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(
             (run / part.name).symlink_to(part) if part.name != "checkpoints" else None
     newest = run / "checkpoints" / "step_00000020"
     newest.mkdir(parents=True)
-    (newest / "manifest.json").write_text(json.dumps({"deepspeed/weights.pt": 10}))
+    (newest / "manifest.json").write_text(
+        json.dumps({"world_size": 1, "files": {"deepspeed/weights.pt": 10}})
+    )
     done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
     assert done.returncode == 2
     first, second = done.stderr.strip().splitlines()
