@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ssl_vit.errors": set(),
     "ssl_vit.files": set(),
     "ssl_vit.schedules": set(),
-    "ssl_vit.distributed": set(),
+    "ssl_vit.distributed": {"ssl_vit.errors"},
     "ssl_vit.config": {"ssl_vit.errors"},
     "ssl_vit.environment": {"ssl_vit.errors", "ssl_vit.files"},
     # The rooms. `models` and `data` do not know each other.
@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What a run is made of, and where it lives.
     "ssl_vit.run_config": {"ssl_vit.config", *(f"ssl_vit.{room}.config" for room in CONFIGS)},
     "ssl_vit.recipes": {
+        "ssl_vit.config",
         "ssl_vit.errors",
         "ssl_vit.run_config",
         *(f"ssl_vit.{room}.config" for room in CONFIGS),
