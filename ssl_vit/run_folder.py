@@ -78,8 +78,10 @@ class RunFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         self._lock = (self.root / _LOCK).open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # lockf, not flock: a data worker inherits an flock, and outlives a killed run by
+            # seconds.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise UserError(
                 f"another process is training in {self.root}", "wait for it, or stop it"
             ) from None
