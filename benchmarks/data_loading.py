@@ -45,8 +45,9 @@ def main() -> None:
             folder = Path(scratch) / "images"
             write_photographs(folder, arguments.count, _SEED)
         shards = _pack(folder, Path(scratch) / "shards")
+        num_bytes = sum(shard.num_bytes for shard in shards.shards)
         print(
-            f"images    {shards.num_samples:,} of {shards.num_bytes / shards.num_samples / 1e3:.0f}"
+            f"images    {shards.num_samples:,} of {num_bytes / shards.num_samples / 1e3:.0f}"
             f" KB on average, {arguments.images or 'generated'}",
             flush=True,
         )
