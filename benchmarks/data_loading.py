@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photographs import write_photographs
-from timing import Spent, Turn, describe_machine, interleave, positive, processor_seconds
+from timing import (
+    Spent,
+    Turn,
+    describe_machine,
+    interleave,
+    positive,
+    processor_seconds,
+    with_defaults,
+)
 
 from ssl_vit.distributed import set_library_environment
 
@@ -173,10 +181,7 @@ def _read_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     full = {"count": 600, "rounds": 7, "batches": 16}
     quick = {"count": 128, "rounds": 5, "batches": 5}
-    for name, value in (quick if arguments.quick else full).items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    return arguments
+    return with_defaults(arguments, quick if arguments.quick else full)
 
 
 if __name__ == "__main__":

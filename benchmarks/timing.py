@@ -130,3 +130,11 @@ def _cpu_model() -> str:
     lines = file.read_text().splitlines() if file.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def with_defaults(arguments: argparse.Namespace, defaults: dict[str, int]) -> argparse.Namespace:
+    """Fill in what was not given on the command line."""
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return arguments

@@ -10,7 +10,15 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from timing import Pairs, describe_machine, interleave, positive, repeated, times_per_turn
+from timing import (
+    Pairs,
+    describe_machine,
+    interleave,
+    positive,
+    repeated,
+    times_per_turn,
+    with_defaults,
+)
 
 from ssl_vit.distributed import Processes, cores_here, set_library_environment
 from ssl_vit.pretrain import find_device
@@ -174,10 +182,7 @@ def _read_arguments() -> argparse.Namespace:
         "batch": 16,
         "pairs": 7,
     }
-    for name, value in (quick if arguments.quick else full).items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    return arguments
+    return with_defaults(arguments, quick if arguments.quick else full)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def extract(
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     loader = _loader(shards, numbers, transform, batch_size, workers, device)
     with torch.no_grad(), exact, progress(shards.folder.name, len(numbers), "images") as advance:
-        for pixels, _ in iter_batches(loader, shards.folder):
+        for pixels in iter_batches(loader, shards.folder):
             pixels = pixels.to(device, non_blocking=True)
             for name, encode in encoders.items():
                 for kind, values in encode(pixels).items():

@@ -38,18 +38,17 @@ class TrainingDataset(Dataset[tuple[int, Any]]):
         return self.views.collate([sample for _, sample in items], [number for number, _ in items])
 
 
-class EvaluationDataset(Dataset[tuple[Any, int]]):
-    """(transformed image, label) of every sample, in index order."""
+class EvaluationDataset(Dataset[Any]):
+    """The transformed image of every sample, in index order; labels are ``shards.labels``."""
 
     def __init__(self, shards: ShardSet, transform: Callable[[np.ndarray], Any]) -> None:
         self.shards, self.transform = shards, transform
-        self.labels = shards.labels
 
     def __len__(self) -> int:
         return self.shards.num_samples
 
-    def __getitem__(self, number: int) -> tuple[Any, int]:
-        return self.transform(read_image(self.shards, number)), int(self.labels[number])
+    def __getitem__(self, number: int) -> Any:
+        return self.transform(read_image(self.shards, number))
 
 
 def read_image(shards: ShardSet, number: int) -> np.ndarray:

@@ -43,9 +43,8 @@ class Checkpoints:
         final = self.folder / f"step_{step:08d}"
         partial = self.folder / f".partial_{step:08d}"
         if self.engine.processes.is_first and partial.exists():
-            shutil.rmtree(
-                partial
-            )  # of a run killed while saving; its files could be of other ranks
+            # Of a run killed while saving; its files could be of other ranks.
+            shutil.rmtree(partial)
         self.engine.barrier()
         self.engine.save(partial, {"step": step})
         self.engine.barrier()
