@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ssl_vit.data.config import DataConfig
+from ssl_vit.data.slots import Loaded
 from ssl_vit.distributed import read_processes, set_library_environment
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.build import build_objective
@@ -80,7 +81,7 @@ def main(out: Path, stages: list[int]) -> None:
             for step in range(STEPS)
             for i in range(first, first + share, 2)
         ]
-        batches = iter(micro)
+        batches = iter(Loaded(batch) for batch in micro)
         steps = [engine.train_step(batches, step) for step in range(STEPS)]
         results[stage] = {
             "losses": [step.loss for step in steps],
@@ -91,6 +92,9 @@ def main(out: Path, stages: list[int]) -> None:
         engine.engine.destroy()
     if processes.is_first:
         out.write_text(json.dumps(results))
+    # Together and in order: gloo's threads abort an interpreter that ends under them.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
