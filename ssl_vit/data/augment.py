@@ -1,16 +1,27 @@
 """Random crops and flips on uint8 images. Random choices come from the sample's own generator.
 
 Only `rng.random()` is used: its bits are fixed by the algorithm, so crops are the same on every
-machine.
+machine. What is drawn (a `Crop`) is apart from how it is made (`render`), so that an image is
+decoded once for all its crops, at the smallest size that serves them.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ssl_vit.data.decode import SHRINKS, Picture
+
+# A JPEG is shrunk while it is decoded only as far as its crops stay this much larger than what is
+# made of them; the antialiased resize does the rest. At 2, Pillow's own choice for thumbnails, the
+# result differs from that of a full decode by noise of about 50 dB.
+_LEAST_EXCESS = 2.0
+
+_TRIES = 10
 
 
 class Box(NamedTuple):
@@ -20,6 +31,19 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class Crop(NamedTuple):
+    """One view of an image: where it lies, how large it becomes, whether it is mirrored."""
+
+    box: Box
+    """In pixels of the upright image."""
+    size: int
+    """Pixels a side of the result."""
+    across: bool = False
+    """Mirrored left to right."""
+    down: bool = False
+    """Mirrored top to bottom."""
 
 
 def random_resized_crop_box(
@@ -40,7 +64,7 @@ def random_resized_crop_box(
     Source: Szegedy et al. 2014, arXiv 1409.4842, section 6; ten tries and the central fallback are
         torchvision's.
     """
-    for _ in range(10):
+    for _ in range(_TRIES):
         target = height * width * (area[0] + (area[1] - area[0]) * rng.random())
         low, high = math.log(aspect[0]), math.log(aspect[1])
         ratio = math.exp(low + (high - low) * rng.random())
@@ -54,39 +78,78 @@ def random_resized_crop_box(
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def crop_and_resize(image: np.ndarray, box: Box, size: int) -> Tensor:
+@dataclass(frozen=True)
+class CenterCrop:
+    """The usual test transform: scale the shorter side, cut the centre."""
+
+    size: int
+    """S, pixels a side of the result."""
+    ratio: float = 0.875
+    """S over the length that the image's shorter side is scaled to; 224/256 in the literature."""
+
+    def __call__(self, height: int, width: int) -> Crop:
+        """The crop of an image of this size."""
+        # Cutting first and scaling after is less work and differs at the outermost pixels only.
+        side = max(1, round(min(height, width) * self.size / round(self.size / self.ratio)))
+        return Crop(Box((height - side) // 2, (width - side) // 2, side, side), self.size)
+
+
+def render(picture: Picture, crops: Sequence[Crop], into: Sequence[Tensor]) -> None:
+    """Decode an image once and make all its crops.
+
+    Args:
+        crops: Boxes inside the image.
+        into: For each crop (S, S, 3) uint8, contiguous; filled.
+
+    Raises:
+        ValueError: The image is damaged.
+    """
+    shrink = max(by for by in SHRINKS if by == 1 or all(_can_shrink(crop, by) for crop in crops))
+    pixels = picture.pixels(shrink, max(crop.box.top + crop.box.height for crop in crops))
+    if pixels.shape[1] == picture.width:
+        shrink = 1  # no JPEG, or one for Pillow
+    for crop, target in zip(crops, into, strict=True):
+        resize_into(pixels, _shrunk(crop.box, shrink, *pixels.shape[:2]), target)
+        mirrored = [axis for axis, is_so in ((0, crop.down), (1, crop.across)) if is_so]
+        if mirrored:
+            # Channels first in name only: torch has a fast way for this layout, as for the resize.
+            planes = target.permute(2, 0, 1)
+            planes.copy_(planes.flip([axis + 1 for axis in mirrored]))
+
+
+def resize_into(pixels: np.ndarray, box: Box, target: Tensor) -> None:
     """Cut a box out and scale it, antialiased bicubic in integer arithmetic.
 
     Args:
-        image: (H, W, 3) uint8.
+        pixels: (H, W, 3) uint8.
         box: Inside the image.
-        size: Pixels a side of the result.
-
-    Returns:
-        (3, size, size) uint8.
+        target: (S, S, 3) uint8, contiguous; filled.
     """
-    cut = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    # (1, 3, h, w) with the strides of the (H, W, 3) original: channels-last, the fast path for
-    # uint8.
-    pixels = torch.from_numpy(cut).permute(2, 0, 1).unsqueeze(0)
-    if pixels.shape[-2:] == (size, size):
-        return pixels[0]
-    return F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)[0]
+    cut = torch.from_numpy(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
+    if cut.shape == target.shape:
+        target.copy_(cut)
+        return
+    # The operator behind F.interpolate, which cannot write into a tensor that is there: a third of
+    # its time is spent on turning its result into planes.
+    torch.ops.aten._upsample_bicubic2d_aa.out(
+        cut.permute(2, 0, 1).unsqueeze(0),
+        target.shape[:2],
+        False,
+        None,
+        None,
+        out=target.permute(2, 0, 1).unsqueeze(0),
+    )
 
 
-def resize_and_center_crop(image: np.ndarray, size: int, shorter_side: int) -> Tensor:
-    """The usual test transform: scale the shorter side, cut the centre.
+def _can_shrink(crop: Crop, by: int) -> bool:
+    return min(crop.box.height, crop.box.width) >= _LEAST_EXCESS * by * crop.size
 
-    Args:
-        image: (H, W, 3) uint8.
-        size: Pixels a side of the result.
-        shorter_side: Length the image's shorter side is scaled to; 256 for 224 in the literature.
 
-    Returns:
-        (3, size, size) uint8.
-    """
-    height, width = image.shape[:2]
-    # Cutting first and scaling after is less work and differs at the outermost pixels only.
-    side = max(1, round(min(height, width) * size / shorter_side))
-    box = Box((height - side) // 2, (width - side) // 2, side, side)
-    return crop_and_resize(image, box, size)
+def _shrunk(box: Box, by: int, height: int, width: int) -> Box:
+    """The box in an image whose sides were divided: edges rounded to its pixels, never empty."""
+    if by == 1:
+        return box
+    top, left = min(round(box.top / by), height - 1), min(round(box.left / by), width - 1)
+    bottom = min(max(round((box.top + box.height) / by), top + 1), height)
+    right = min(max(round((box.left + box.width) / by), left + 1), width)
+    return Box(top, left, bottom - top, right - left)

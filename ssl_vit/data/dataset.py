@@ -1,63 +1,220 @@
-"""Map-style datasets over a shard set: one item is read, decoded and handed to the views."""
+"""From samples to micro-batches: each is read, decoded once, and cropped into its batch.
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+An image that cannot be decoded does not end a training run. It is replaced by the next image of
+its shard that can be (the first one following the last), with the crops that its own randomness
+draws, and is reported. Who replaces whom depends on the shards alone, so a resumed run sees the
+same. An evaluation, whose every image counts, refuses to go on.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch import Tensor
 
-from ssl_vit.data.decode import decode_image
-from ssl_vit.data.order import SampleRef, sample_rng
+from ssl_vit.data.augment import CenterCrop, Crop, render
+from ssl_vit.data.bad_sample import BadSample
+from ssl_vit.data.decode import Picture
+from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.slots import Loaded
+from ssl_vit.errors import UserError
+
+# V crops of one size, B images, S pixels a side.
+
+
+class Draw(Protocol):
+    """All that is random in one sample; an objective's own may hold more, such as a mask."""
+
+    @property
+    def crops(self) -> Sequence[Crop]:
+        """As many as ``Views.crop_sizes`` says, in that order."""
+        ...
 
 
 class Views(Protocol):
     """What an objective sees of an image. Runs in data workers, so it must pickle."""
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> Any:
-        """One sample from an (H, W, 3) uint8 image; all its randomness is drawn from ``rng``."""
+    @property
+    def crop_sizes(self) -> Sequence[tuple[int, int]]:
+        """(V, S) for every size: how many crops, pixels a side."""
         ...
 
-    def collate(self, samples: Sequence[Any], numbers: Sequence[int]) -> Any:
-        """One batch from samples and their numbers in the shard set."""
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> Any:
+        """A ``Draw`` for an image of this size; all its randomness comes from ``rng``."""
+        ...
+
+    def collate(self, crops: Sequence[Tensor], draws: Sequence[Any], numbers: Sequence[int]) -> Any:
+        """One batch.
+
+        Args:
+            crops: For every size (V, B, 3, S, S) uint8, channels last in memory.
+            draws: Of the B images.
+            numbers: Their sample numbers in the shard set.
+        """
+        ...
+
+    def show(self, crops: Sequence[Tensor], draw: Any) -> list[Tensor]:
+        """What the objective sees of one image, as pictures for a person.
+
+        Args:
+            crops: For every size (V, 3, S, S) uint8.
+            draw: The image's.
+
+        Returns:
+            (3, h, w) uint8 each.
+        """
         ...
 
 
-class TrainingDataset(Dataset[tuple[int, Any]]):
-    """Samples for training, addressed by (number, epoch) so that their randomness is their own."""
+class Canvases:
+    """The pixels of a micro-batch, filled image by image.
+
+    Args:
+        crop_sizes: (V, S) for every size.
+        num_images: B.
+        memory: Flat uint8, of :func:`canvas_bytes`.
+    """
+
+    def __init__(
+        self, crop_sizes: Sequence[tuple[int, int]], num_images: int, memory: Tensor
+    ) -> None:
+        self._groups: list[Tensor] = []
+        self._crops: list[Sequence[Tensor]] = []
+        begin = 0
+        for count, size in crop_sizes:
+            end = begin + canvas_bytes([(count, size)], num_images)
+            group = memory[begin:end].view(count, num_images, size, size, 3)
+            self._groups.append(group)
+            self._crops += [crop.unbind() for crop in group]
+            begin = end
+
+    def of_image(self, place: int) -> list[Tensor]:
+        """For each crop of one image (S, S, 3), to be filled."""
+        return [images[place] for images in self._crops]
+
+    def crops(self) -> list[Tensor]:
+        """For every size (V, B, 3, S, S), as ``Views.collate`` takes them."""
+        return [group.permute(0, 1, 4, 2, 3) for group in self._groups]
+
+
+def canvas_bytes(crop_sizes: Sequence[tuple[int, int]], num_images: int) -> int:
+    """Bytes of the pixels of a micro-batch."""
+    return sum(count * num_images * size * size * 3 for count, size in crop_sizes)
+
+
+class BatchMaker(Protocol):
+    """Makes a micro-batch; runs in data workers."""
+
+    def num_bytes(self, num_images: int) -> int:
+        """Of the pixels of a micro-batch."""
+        ...
+
+    def make(self, items: Any, memory: Tensor) -> Loaded:
+        """The micro-batch of these samples.
+
+        Args:
+            items: As the maker takes them.
+            memory: Flat uint8 of ``num_bytes``, for the pixels.
+        """
+        ...
+
+
+class TrainingBatches:
+    """Samples as an objective sees them, each addressed by (number, epoch), so that its randomness
+    is its own.
+    """
 
     def __init__(self, shards: ShardSet, views: Views, seed: int) -> None:
         self.shards, self.views, self.seed = shards, views, seed
+        self.rng = SampleRandomness(seed)
 
-    def __getitem__(self, ref: SampleRef) -> tuple[int, Any]:
-        image = read_image(self.shards, ref.number)
-        return ref.number, self.views(image, sample_rng(self.seed, ref))
+    def num_bytes(self, num_images: int) -> int:
+        """See :class:`BatchMaker`."""
+        return canvas_bytes(self.views.crop_sizes, num_images)
 
-    def collate(self, items: Sequence[tuple[int, Any]]) -> Any:
-        """Hand the samples of a micro-batch to the views' own collate."""
-        return self.views.collate([sample for _, sample in items], [number for number, _ in items])
+    def make(self, items: Sequence[SampleRef], memory: Tensor) -> Loaded:
+        """See :class:`BatchMaker`."""
+        canvases = Canvases(self.views.crop_sizes, len(items), memory)
+        draws: list[Any] = []
+        numbers: list[int] = []
+        bad: list[BadSample] = []
+        try:
+            for place, ref in enumerate(items):
+                number, draw, problem = self._make_one(ref, canvases.of_image(place))
+                draws.append(draw)
+                numbers.append(number)
+                if problem:
+                    key, shard = self.shards.key(ref.number), self.shards.location_of(ref.number)
+                    bad.append(BadSample(ref.number, ref.epoch, key, shard, problem, number))
+        except UserError as error:
+            return Loaded(None, failure=error)
+        return Loaded(self.views.collate(canvases.crops(), draws, numbers), tuple(bad))
+
+    def _make_one(self, ref: SampleRef, into: Sequence[Tensor]) -> tuple[int, Any, str]:
+        """Make one sample's crops; (number that was used, its draw, what was wrong with ``ref``'s
+        own).
+        """
+        problem = ""
+        for number in itself_then_neighbours(self.shards, ref.number):
+            data = self.shards.read(number)
+            try:
+                picture = Picture(data)
+                draw = self.views.draw(picture.height, picture.width, self.rng.of(ref))
+                render(picture, draw.crops, into)
+                return number, draw, problem
+            except ValueError as error:
+                problem = problem or str(error)
+        raise UserError(
+            f"no image in shard {self.shards.location_of(ref.number)} can be decoded: {problem}",
+            "ssl-vit shards check SHARDS  lists what is wrong; pack the images again",
+        )
 
 
-class EvaluationDataset(Dataset[Any]):
-    """The transformed image of every sample, in index order; labels are ``shards.labels``."""
+class CenterBatch(NamedTuple):
+    """Images for an evaluation."""
 
-    def __init__(self, shards: ShardSet, transform: Callable[[np.ndarray], Any]) -> None:
-        self.shards, self.transform = shards, transform
-
-    def __len__(self) -> int:
-        return self.shards.num_samples
-
-    def __getitem__(self, number: int) -> Any:
-        return self.transform(read_image(self.shards, number))
+    images: Tensor
+    """(B, 3, S, S) uint8."""
 
 
-def read_image(shards: ShardSet, number: int) -> np.ndarray:
-    """(H, W, 3) uint8 pixels of one sample; an error names its key and shard."""
-    try:
-        return decode_image(shards.read(number))
-    except (ValueError, OSError) as error:
-        shard = shards.shards[shards.shard_of(number)].name
-        raise ValueError(
-            f"sample {shards.key(number)} in shard {shards.folder / shard} "
-            f"cannot be decoded: {error}"
-        ) from error
+class EvaluationBatches:
+    """The centre of each image, by sample number."""
+
+    def __init__(self, shards: ShardSet, crop: CenterCrop) -> None:
+        self.shards, self.crop = shards, crop
+
+    def num_bytes(self, num_images: int) -> int:
+        """See :class:`BatchMaker`."""
+        return canvas_bytes([(1, self.crop.size)], num_images)
+
+    def make(self, items: Sequence[int], memory: Tensor) -> Loaded:
+        """See :class:`BatchMaker`."""
+        canvases = Canvases([(1, self.crop.size)], len(items), memory)
+        try:
+            for place, number in enumerate(items):
+                self._make_one(number, canvases.of_image(place))
+        except UserError as error:
+            return Loaded(None, failure=error)
+        return Loaded(CenterBatch(canvases.crops()[0][0]))
+
+    def _make_one(self, number: int, into: Sequence[Tensor]) -> None:
+        data = self.shards.read(number)
+        try:
+            picture = Picture(data)
+            render(picture, [self.crop(picture.height, picture.width)], into)
+        except ValueError as error:
+            raise UserError(
+                f"sample {self.shards.key(number)} in shard {self.shards.location_of(number)} "
+                f"cannot be decoded: {error}",
+                f"ssl-vit shards check {self.shards.source}  lists every such image; "
+                "remove and pack again",
+            ) from None
+
+
+def itself_then_neighbours(shards: ShardSet, number: int) -> Iterator[int]:
+    """A sample and all that follow it in its shard, the first after the last."""
+    shard = shards.shard_of(number)
+    start, end = int(shards.starts[shard]), int(shards.starts[shard + 1])
+    yield from range(number, end)
+    yield from range(start, number)

@@ -1,15 +1,16 @@
 """Micro-batches of one rank, in the order that `order.py` gives, from any step on."""
 
-from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from ssl_vit.data.dataset import TrainingDataset
-from ssl_vit.data.order import SampleOrder, SampleRef
-from ssl_vit.errors import UserError
+from ssl_vit.data.dataset import BatchMaker
+from ssl_vit.data.keeper import Keeper
+from ssl_vit.data.order import Order, SampleRef
+from ssl_vit.data.slots import Loaded, Sent, Slots
 
 
 class UpdateSampler(Sampler[list[SampleRef]]):
@@ -17,7 +18,7 @@ class UpdateSampler(Sampler[list[SampleRef]]):
 
     def __init__(
         self,
-        order: SampleOrder,
+        order: Order,
         lanes: range,
         micro_batch_size: int,
         start_step: int,
@@ -33,56 +34,125 @@ class UpdateSampler(Sampler[list[SampleRef]]):
                 yield refs[first : first + self.micro_batch_size]
 
 
-def iter_batches(loader: DataLoader[Any], shards: Path | str) -> Generator[Any, None, None]:
-    """The loader's batches; a sample that cannot be decoded ends them with words for a person.
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How fast, never what."""
+
+    workers: int
+    """Processes; 0 loads in this one."""
+    prefetch: int
+    """Micro-batches each worker prepares ahead."""
+    pin_memory: bool
+    """For copies to CUDA that overlap with computation."""
+    worker_init: Callable[[int], None] | None = None
+    """Called first in every worker."""
+
+
+class Batches(Protocol):
+    """What the training loop draws from."""
+
+    def __iter__(self) -> "Batches": ...
+
+    def __next__(self) -> Loaded:
+        """The next micro-batch; its pixels are overwritten after two more.
+
+        Raises:
+            UserError: It cannot be loaded; names sample or shard.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Wait until the shards that were read are known to be what their index says.
+
+        Raises:
+            UserError: One is not; names it.
+        """
+        ...
+
+    def close(self) -> None:
+        """End all processes."""
+        ...
+
+
+class LoadedBatches(Batches):
+    """Micro-batches from data workers, with a keeper of their shards.
 
     Args:
-        loader: Over a dataset of this package.
-        shards: Folder of its shard set.
-
-    Raises:
-        UserError: Names the sample's key and shard.
+        loader: From :func:`build_loader`.
+        keeper: Told how far the run is.
+        position_of: Number of the micro-batch, from 0 → position for the keeper.
     """
-    iterator = iter(loader)
-    try:
-        yield from iterator
-    except ValueError as error:
-        # From a worker the message comes after the worker's traceback; the last line is its own.
-        problem = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-        raise UserError(
-            problem, f"ssl-vit shards check {shards}  lists every such image; remove and pack again"
-        ) from error
-    finally:
+
+    def __init__(
+        self, loader: DataLoader[Sent], keeper: Keeper, position_of: Callable[[int], int]
+    ) -> None:
+        self.keeper, self.position_of = keeper, position_of
+        self._iterator = iter(loader)
+        self._count = 0
+
+    def __iter__(self) -> "LoadedBatches":
+        return self
+
+    def __next__(self) -> Loaded:
+        self.keeper.advance(self.position_of(self._count))
+        arrived: Sent | Loaded = next(self._iterator)
+        # With a GPU the pinning thread has received it already.
+        loaded = arrived.receive() if isinstance(arrived, Sent) else arrived
+        if loaded.failure is not None:
+            raise loaded.failure
+        self._count += 1
+        return loaded
+
+    def finish(self) -> None:
+        self.keeper.finish(self.position_of(self._count))
+
+    def close(self) -> None:
         # Now, not when the last reference goes: an error's traceback keeps the iterator alive until
         # the interpreter ends, which then waits for workers that nobody told to leave.
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()
+        if isinstance(self._iterator, _MultiProcessingDataLoaderIter):
+            self._iterator._shutdown_workers()
+        self.keeper.close()
 
 
 def build_loader(
-    dataset: TrainingDataset,
-    sampler: UpdateSampler,
-    workers: int,
-    prefetch: int,
-    pin_memory: bool,
-    worker_init: Callable[[int], None] | None = None,
-) -> DataLoader[Any]:
+    maker: BatchMaker,
+    batches: Sampler[Any] | list[Any],
+    batch_size: int,
+    settings: LoaderSettings,
+) -> "DataLoader[Sent]":
     """A DataLoader whose micro-batches come in the sampler's order, whatever the number of workers.
 
     Args:
-        dataset: Reads, decodes and augments.
-        sampler: Says which samples, in which order.
-        workers: Processes; 0 loads in this one.
-        prefetch: Micro-batches each worker prepares ahead.
-        pin_memory: For copies to CUDA that overlap with computation.
-        worker_init: Called first in every worker.
+        maker: Makes a micro-batch from an item of ``batches``.
+        batches: Says which samples, in which order.
+        batch_size: Images of the largest item.
     """
+    slots = Slots(maker.num_bytes(batch_size), settings.workers, settings.prefetch)
     return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=dataset.collate,
-        num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        pin_memory=pin_memory,
-        worker_init_fn=worker_init if workers else None,
+        _InSlots(maker, slots),
+        batch_size=None,
+        sampler=batches,
+        num_workers=settings.workers,
+        prefetch_factor=settings.prefetch if settings.workers else None,
+        pin_memory=settings.pin_memory,
+        worker_init_fn=settings.worker_init if settings.workers else None,
+        # The slots are memory that only a fork inherits.
+        multiprocessing_context="fork" if settings.workers else None,
+        collate_fn=as_it_is,  # type: ignore[arg-type] - with batch_size=None it gets no list
     )
+
+
+class _InSlots(Dataset["Sent"]):
+    """What torch's loader asks for micro-batches."""
+
+    def __init__(self, maker: BatchMaker, slots: Slots) -> None:
+        self.maker, self.slots = maker, slots
+
+    def __getitem__(self, items: Sequence[Any]) -> Sent:
+        memory = self.slots.take(self.maker.num_bytes(len(items)))
+        return self.slots.send(self.maker.make(items, memory))
+
+
+def as_it_is(sent: Sent) -> Sent:
+    """It is a whole micro-batch already."""
+    return sent

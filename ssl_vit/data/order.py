@@ -12,8 +12,8 @@ its generators give the same permutation in its next version.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,18 +21,32 @@ from ssl_vit.errors import UserError
 
 # Distinct first words, so that no two uses of randomness ever share a stream.
 _SHARD_ORDER, _EPOCH_OFFSET, _BLOCK_ORDER, _SAMPLE = 1, 2, 3, 4
-_CACHED_BLOCKS = 1024
 _64_BITS = 2**64 - 1
 
 
-@dataclass(frozen=True)
-class SampleRef:
+class SampleRef(NamedTuple):
     """One sample of one epoch: what a data worker needs to make it."""
 
     number: int
     """Sample number in the shard set."""
     epoch: int
     """Counts from 0."""
+
+
+class Order(Protocol):
+    """Which samples make an update, and which shards hold them. Pure functions of the step."""
+
+    def update(self, step: int, lanes: range) -> list[SampleRef]:
+        """The samples that these lanes give to update ``step`` (from 0), lane by lane."""
+        ...
+
+    def shards_at(self, step: int, lanes: range) -> list[int]:
+        """The shards between which these lanes choose in update ``step``, each once."""
+        ...
+
+    def next_change(self, step: int, lanes: range) -> int:
+        """The first update after ``step`` for which :meth:`shards_at` may name further shards."""
+        ...
 
 
 class SampleOrder:
@@ -85,21 +99,55 @@ class SampleOrder:
             step: Counts from 0.
             lanes: Lanes of the asking rank, see :func:`lanes_of_rank`.
         """
-        refs: list[SampleRef] = []
-        for lane in lanes:
-            for place in range(step * self.per_lane, (step + 1) * self.per_lane):
-                epoch, position = divmod(place, self.lane_length)
-                refs.append(SampleRef(self._sample(epoch, lane, position), epoch))
-        return refs
+        places = range(step * self.per_lane, (step + 1) * self.per_lane)
+        return [self.sample(lane, place) for lane in lanes for place in places]
 
-    def _sample(self, epoch: int, lane: int, position: int) -> int:
+    def shards_at(self, step: int, lanes: range) -> list[int]:
+        """The shards of the blocks that these lanes are in at update ``step``, each once."""
+        first, end = step * self.per_lane, (step + 1) * self.per_lane
+        return merge(self.shards_between(lane, first, end) for lane in lanes)
+
+    def next_change(self, step: int, lanes: range) -> int:
+        """The first update after ``step`` in which a lane enters another block."""
+        return self.next_block((step + 1) * self.per_lane - 1) // self.per_lane
+
+    def sample(self, lane: int, place: int) -> SampleRef:
+        """The sample at a place of a lane, counted from 0 over all epochs."""
+        epoch, position = divmod(place, self.lane_length)
         block, within = divmod(position, self.shuffle_block)
-        place = lane * self.lane_length + block * self.shuffle_block
-        place += int(self._block(epoch, lane, block)[within])
+        row = lane * self.lane_length + block * self.shuffle_block
+        row += int(self._block(epoch, lane, block)[within])
         order, row_starts, offset = self._epoch(epoch)
-        place = (place + offset) % self.num_samples
-        row = int(np.searchsorted(row_starts, place, side="right")) - 1
-        return int(self._starts[order[row]] + place - row_starts[row])
+        row = (row + offset) % self.num_samples
+        shard = int(row_starts.searchsorted(row, side="right")) - 1
+        return SampleRef(int(self._starts[order[shard]] + row - row_starts[shard]), epoch)
+
+    def shards_between(self, lane: int, first: int, end: int) -> list[int]:
+        """The shards of all blocks of a lane from place ``first`` up to ``end``, each once."""
+        found: list[int] = []
+        while first < end:
+            epoch, position = divmod(first, self.lane_length)
+            block = position // self.shuffle_block
+            found += self._shards_of_block(epoch, lane, block)
+            first = self.next_block(first)
+        return list(dict.fromkeys(found))
+
+    def next_block(self, place: int) -> int:
+        """The first place of the block after the one that ``place`` is in."""
+        epoch, position = divmod(place, self.lane_length)
+        end = (position // self.shuffle_block + 1) * self.shuffle_block
+        return epoch * self.lane_length + min(end, self.lane_length)
+
+    def _shards_of_block(self, epoch: int, lane: int, block: int) -> list[int]:
+        order, row_starts, offset = self._epoch(epoch)
+        size = min(self.shuffle_block, self.lane_length - block * self.shuffle_block)
+        row = lane * self.lane_length + block * self.shuffle_block + offset
+        first, last = row % self.num_samples, (row + size - 1) % self.num_samples
+        begin = int(row_starts.searchsorted(first, side="right")) - 1
+        end = int(row_starts.searchsorted(last, side="right"))
+        if first <= last:
+            return order[begin:end].tolist()
+        return [*order[begin:].tolist(), *order[:end].tolist()]  # over the row's end
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Shard order of an epoch, where each shard starts in its row, and by how much the row is
@@ -118,10 +166,16 @@ class SampleOrder:
         key = (epoch, lane, block)
         if key not in self._blocks:
             size = min(self.shuffle_block, self.lane_length - block * self.shuffle_block)
-            self._blocks[key] = permutation(size, self.seed, _BLOCK_ORDER, *key)
-            while len(self._blocks) > _CACHED_BLOCKS:
+            # 32 bits: a rank holds one block of each of its lanes.
+            self._blocks[key] = permutation(size, self.seed, _BLOCK_ORDER, *key).astype(np.uint32)
+            while len(self._blocks) > 2 * self.lanes:
                 self._blocks.popitem(last=False)
         return self._blocks[key]
+
+
+def merge(lists: Iterable[list[int]]) -> list[int]:
+    """All numbers of several lists, each once, in the order of their first appearance."""
+    return list(dict.fromkeys(number for numbers in lists for number in numbers))
 
 
 def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
@@ -141,14 +195,29 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
     return range(rank * share, (rank + 1) * share)
 
 
-def sample_rng(seed: int, ref: SampleRef) -> np.random.Generator:
-    """The randomness of one sample in one epoch: crops, colours, masks. The same on every machine.
+class SampleRandomness:
+    """The randomness of every sample: crops, colours, masks. The same on every machine.
 
-    Philox is counter-based: making one is cheap and two keys never overlap. Use only ``random()``
-    of it, whose bits are fixed by the algorithm.
+    Philox is counter-based: no two keys ever overlap. Use only ``random()`` of it, whose bits are
+    fixed by the algorithm.
+
+    Args:
+        seed: Of the run.
     """
-    key = [hash_words(seed, _SAMPLE, ref.epoch), np.uint64(ref.number)]
-    return np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._philox = np.random.Philox(key=0)
+        self._generator = np.random.Generator(self._philox)
+        self._state = self._philox.state
+
+    def of(self, ref: SampleRef) -> np.random.Generator:
+        """One sample's in one epoch, from its start; ends that of the sample before."""
+        # Setting the state of one generator takes a fifth of the time of making another.
+        key = [hash_words(self.seed, _SAMPLE, ref.epoch), np.uint64(ref.number)]
+        self._state["state"]["key"] = np.array(key, dtype=np.uint64)
+        self._philox.state = self._state
+        return self._generator
 
 
 def permutation(size: int, *words: int) -> np.ndarray:

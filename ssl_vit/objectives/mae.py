@@ -12,9 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
-from ssl_vit.data.augment import crop_and_resize, random_resized_crop_box
+from ssl_vit.data.augment import Crop, random_resized_crop_box
 from ssl_vit.models.block import Block, layer_norm
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.initialization import initialize, initialize_token
@@ -36,11 +35,10 @@ from ssl_vit.objectives.pixels import PixelScale
 # patch.
 
 
-class MaeSample(NamedTuple):
-    """One image as the data worker makes it."""
+class MaeDraw(NamedTuple):
+    """All that is random in one sample."""
 
-    image: Tensor
-    """(3, H, W) uint8."""
+    crops: tuple[Crop]
     hidden: np.ndarray
     """(N,) bool."""
 
@@ -70,28 +68,39 @@ class MaeViews:
 
     def __init__(self, config: MaeConfig, backbone: BackboneConfig) -> None:
         self.config = config
-        self.image_size = backbone.image_size
+        self.patch_size, self.image_size = backbone.patch_size, backbone.image_size
         self.num_patches = backbone.num_patches
         self.num_hidden = num_hidden_patches(backbone.num_patches, config.mask_ratio)
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> MaeSample:
-        """(H, W, 3) uint8 → one sample."""
+    @property
+    def crop_sizes(self) -> tuple[tuple[int, int], ...]:
+        """One crop."""
+        return ((1, self.image_size),)
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> MaeDraw:
+        """Crop, flips and mask for an image of this size."""
         config = self.config
         area = (config.min_crop_area, config.max_crop_area)
-        box = random_resized_crop_box(image.shape[0], image.shape[1], area, (3 / 4, 4 / 3), rng)
-        crop = crop_and_resize(image, box, self.image_size)
+        box = random_resized_crop_box(height, width, area, (3 / 4, 4 / 3), rng)
         across, down = rng.random() < config.horizontal_flip, rng.random() < config.vertical_flip
-        flipped = [axis for axis, flip in ((-2, down), (-1, across)) if flip]
-        if flipped:
-            crop = crop.flip(flipped)
-        return MaeSample(crop, random_hidden(self.num_patches, self.num_hidden, rng))
+        hidden = random_hidden(self.num_patches, self.num_hidden, rng)
+        return MaeDraw((Crop(box, self.image_size, across, down),), hidden)
 
-    def collate(self, samples: Sequence[MaeSample], numbers: Sequence[int]) -> MaeBatch:
-        """Stack B samples."""
-        # In a data worker this stacks straight into the memory shared with the parent.
-        images: Tensor = default_collate([sample.image for sample in samples])
-        hidden = torch.from_numpy(np.stack([sample.hidden for sample in samples]))
-        return MaeBatch(images, hidden, torch.tensor(numbers, dtype=torch.int64))
+    def collate(
+        self, crops: Sequence[Tensor], draws: Sequence[MaeDraw], numbers: Sequence[int]
+    ) -> MaeBatch:
+        """The only crop of each image, with its mask."""
+        hidden = torch.from_numpy(np.stack([draw.hidden for draw in draws]))
+        return MaeBatch(crops[0][0], hidden, torch.tensor(numbers, dtype=torch.int64))
+
+    def show(self, crops: Sequence[Tensor], draw: MaeDraw) -> list[Tensor]:
+        """The crop, and what of it the encoder sees: hidden patches black.
+
+        Args:
+            crops: (1, 3, S, S) uint8, of one image.
+        """
+        hidden = torch.from_numpy(draw.hidden).unsqueeze(0)
+        return [crops[0][0], blank_patches(crops[0], hidden, self.patch_size)[0]]
 
 
 class MaeDecoder(nn.Module):

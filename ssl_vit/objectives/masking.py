@@ -22,7 +22,7 @@ def random_hidden(num_patches: int, num_hidden: int, rng: np.random.Generator) -
     """
     noise = rng.random(num_patches)
     hidden = np.zeros(num_patches, dtype=bool)
-    hidden[np.argsort(noise, kind="stable")[:num_hidden]] = True
+    hidden[np.argpartition(noise, num_hidden - 1)[:num_hidden]] = True
     return hidden
 
 

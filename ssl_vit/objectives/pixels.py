@@ -22,8 +22,10 @@ class PixelScale(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 → float32."""
-        return (images.float() - self.mean) / self.std
+        """(B, 3, H, W) uint8, in whichever memory format → float32, planes contiguous."""
+        # One pass converts and turns the loader's channels-last pixels into planes.
+        planes = images.to(torch.float32, memory_format=torch.contiguous_format)
+        return (planes - self.mean) / self.std
 
     def back(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised → uint8."""

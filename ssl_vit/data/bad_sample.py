@@ -1,0 +1,18 @@
+"""The record of a sample that could not be decoded. No torch here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class BadSample:
+    """One place in the order of samples whose own image could not be shown."""
+
+    number: int
+    """Sample number in the shard set."""
+    epoch: int
+    key: str
+    shard: str
+    """Path or URL."""
+    problem: str
+    replaced_by: int
+    """Sample number that was shown instead."""

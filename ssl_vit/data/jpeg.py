@@ -1,0 +1,92 @@
+"""JPEGs decoded no further than is needed: at a fraction of their size, and only down to a row.
+
+libjpeg-turbo decodes from the top and cannot be told to stop; but it stops where the header says
+that the image ends. So for a crop that ends early a copy of the header says so, and the decoder
+complains of the rest that it did not read. That complaint, and no other, is expected: it is its
+first, so all that was decoded was sound. The rows are those of a whole decode, bit by bit.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import simplejpeg
+
+MAGIC = b"\xff\xd8\xff"
+END_OF_IMAGE = b"\xff\xd9"
+_SEQUENTIAL = (0xC0, 0xC1)  # frames of one pass; progressive ones go over the image many times
+_START_OF_SCAN = 0xDA
+_STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
+_MCU = 16  # rows of a whole row of blocks with the usual subsampling
+_UNREAD = "extraneous bytes before marker 0xd9"
+# libjpeg's words where pixels are lost and it goes on with grey; its other complaints are harmless.
+_DAMAGE = ("premature end", "bad huffman code", "bad arithmetic code", "instead of rst")
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, offset behind it) of everything before the pixels, the start of the scan the last.
+
+    Ends early where the file makes no sense.
+    """
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # padding
+            place += 1
+        elif marker in _STANDALONE:
+            place += 2
+        else:
+            yield marker, place + 2
+            if marker == _START_OF_SCAN:
+                return
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+
+
+def decode(data: bytes, size: tuple[int, int], shrink: int, rows: int) -> np.ndarray:
+    """Decode a JPEG, or its upper part.
+
+    Args:
+        data: The whole file.
+        size: (H, W) in its header.
+        shrink: 1, 2, 4 or 8: the sides are divided by it and rounded up.
+        rows: How many of the H rows are needed.
+
+    Returns:
+        (h, w, 3) uint8 RGB; h may be anything from ``rows`` / ``shrink`` to H / ``shrink``.
+
+    Raises:
+        ValueError: What was decoded is damaged.
+    """
+    height, width = size
+    columns = -(-width // shrink)
+    # The last row of an image is made without the one below it, so it must not be needed.
+    end = -(-(rows + 4 * shrink) // _MCU) * _MCU
+    if end < height and (shortened := _shorten(data, end)):
+        pixels = np.empty((end // shrink, columns, 3), dtype=np.uint8)
+        try:
+            simplejpeg.decode_jpeg(
+                shortened, "RGB", min_height=end // shrink, min_width=columns, buffer=pixels
+            )
+        except ValueError as error:
+            if _UNREAD in str(error):
+                return pixels
+        # Damaged, or a complaint that we do not know: the whole image decides.
+    return simplejpeg.decode_jpeg(data, "RGB", min_height=-(-height // shrink), min_width=columns)
+
+
+def is_damage(error: ValueError) -> bool:
+    """Whether what :func:`decode` raised means that pixels are lost."""
+    return any(words in str(error).lower() for words in _DAMAGE)
+
+
+def _shorten(data: bytes, rows: int) -> bytes:
+    """The file with another height in its header; empty where that would not do."""
+    frame = 0
+    for marker, place in segments(data):
+        if marker in _SEQUENTIAL:
+            frame = place
+        elif marker == _START_OF_SCAN and frame:
+            # Frame: length (2), precision (1), height (2), width (2), components (1).
+            components, in_scan = data[frame + 7], data[place + 2]
+            if components == in_scan:
+                return b"".join((data[: frame + 3], rows.to_bytes(2, "big"), data[frame + 5 :]))
+    return b""
