@@ -8,33 +8,72 @@ import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import ssl_vit
+from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 
 PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "submitit", "numpy")
 
 
-def check_same_data(file: Path, fingerprint: str) -> None:
+def describe_data(shards: ShardSet | None) -> dict[str, Any]:
+    """What a run remembers of its data: enough to say later what differs. None: synthetic data."""
+    if shards is None:
+        return {"fingerprint": "synthetic", "num_samples": 0, "shards": []}
+    return {
+        "fingerprint": shards.fingerprint,
+        "num_samples": shards.num_samples,
+        "shards": [
+            f"{shard.name} {shard.num_samples} {shard.sha256[:16]}" for shard in shards.shards
+        ],
+    }
+
+
+def check_same_data(file: Path, data: dict[str, Any]) -> None:
     """Refuse to continue a run on other data.
 
+    Args:
+        file: The run's `environment.json`.
+        data: From :func:`describe_data`.
+
     Raises:
-        UserError: The run began with shards of another fingerprint.
+        UserError: The run began with shards of another fingerprint; says what differs.
     """
-    began_with = _read(file).get("data_fingerprint", fingerprint)
-    if began_with != fingerprint:
+    began_with = _read(file).get("data", data)
+    if began_with["fingerprint"] != data["fingerprint"]:
         raise UserError(
-            f"run {file.parent} began with data {began_with}, these shards are {fingerprint}",
+            f"run {file.parent} began with other data: {_difference(began_with, data)}",
             "give the shards it began with, or another --run folder",
         )
 
 
-def record_start(file: Path, fingerprint: str, world_size: int, start_step: int) -> None:
-    """Add this start to the run's history."""
-    environment = _read(file) or {"data_fingerprint": fingerprint, "starts": []}
+def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
+    counts = [
+        f"{data['num_samples']:,} images in {len(data['shards']):,} shards" for data in (then, now)
+    ]
+    pairs = enumerate(zip_longest(then["shards"], now["shards"]))
+    changed = [(number, was, here) for number, (was, here) in pairs if was != here]
+    if not changed:  # the same tars under an index that takes other images of them
+        return f"{counts[0]}, and now an index of the same shards that takes other images of them"
+    number, was, here = changed[0]
+    names = [entry.rsplit(" ", 2)[0] if entry else "nothing" for entry in (was, here)]
+    first = f"{names[0]} has other content" if names[0] == names[1] else " → ".join(names)
+    more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
+    return f"{counts[0]} then, {counts[1]} now; shard number {number}: {first}{more}"
+
+
+def record_start(file: Path, data: dict[str, Any], world_size: int, start_step: int) -> None:
+    """Add this start to the run's history.
+
+    Args:
+        file: The run's `environment.json`.
+        data: From :func:`describe_data`.
+    """
+    environment = _read(file) or {"data": data, "starts": []}
     environment["starts"].append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -9,10 +9,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ssl_vit.config import apply_overrides, read_yaml, to_plain, to_yaml, validate
-from ssl_vit.data.order import lanes_of_rank
+from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.keeper import Keeper
+from ssl_vit.data.mixture import build_order
+from ssl_vit.data.needs import TrainingNeeds, check_room
+from ssl_vit.data.order import Order, lanes_of_rank
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.distributed import (
     Processes,
@@ -20,19 +24,19 @@ from ssl_vit.distributed import (
     read_processes,
     set_library_environment,
 )
-from ssl_vit.environment import check_same_data, record_start
+from ssl_vit.environment import check_same_data, describe_data, record_start
 from ssl_vit.errors import UserError
 from ssl_vit.export import INFO_FILE, check_initial_backbone, find_export
 from ssl_vit.files import replacing
 from ssl_vit.recipes import find_recipe, smoke
 from ssl_vit.run_config import RunConfig
+from ssl_vit.run_data import data_facts, describe_set, machine_lanes, open_data, sizes_of
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import check_world_size, newest_checkpoint, step_of
-from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan
+from ssl_vit.training.plan import Machine, RunPlan, make_plan
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
-
+    from ssl_vit.data.loader import Batches
     from ssl_vit.objectives.objective import Objective
     from ssl_vit.training.trainer import Log
 
@@ -44,7 +48,10 @@ class Prepared:
     config: RunConfig
     plan: RunPlan
     folder: RunFolder
-    shards: ShardSet
+    shards: ShardSet | None
+    """None where the samples are synthetic."""
+    order: Order
+    cache: ShardCache
     processes: Processes
     changed: dict[str, str]
     """Settings a resumed run changes: path → "old → new"."""
@@ -80,27 +87,31 @@ def prepare(
             run folder.
     """
     config = read_config(recipe, overrides, is_smoke)
-    if not config.data.shards:
+    if config.data.source == "shards" and not config.data.sources:
         raise UserError(
             "data.shards is not given", "add  data.shards=FOLDER  (made by `ssl-vit shards pack`)"
         )
     folder = RunFolder(run)
     changed = folder.check(config)
-    shards = ShardSet.open(config.data.shards)
-    check_same_data(folder.environment, shards.fingerprint)
+    cache, shards = open_data(config)
+    check_same_data(folder.environment, describe_data(shards))
+    order = build_order(sizes_of(shards), config.data, config.seed)
     everyone = processes or read_processes()
     if newest := newest_checkpoint(folder.checkpoints):
         check_world_size(newest, everyone.world_size, config.engine.zero_stage)
     if config.init_backbone:
         check_initial_backbone(config.init_backbone, config.backbone)
     cores = max(1, cores_here() // everyone.local_world_size)
-    facts = DataFacts(shards.num_samples, shards.fingerprint)
+    facts = data_facts(shards)
     plan = make_plan(config, Machine(everyone.world_size, cores, "cpu"), facts)
     if processes is None:
         # Last, because asking for a GPU may import torch; and only where the run will be.
         device = find_device(config.engine.device, everyone.local_world_size)
         plan = plan.model_copy(update={"device": device})
-    return Prepared(config, plan, folder, shards, everyone, changed)
+    if shards:
+        here = machine_lanes(config.data.lanes, everyone)
+        check_room(shards.shards, order.shards_at(0, here), cache.num_bytes)
+    return Prepared(config, plan, folder, shards, order, cache, everyone, changed)
 
 
 def find_device(
@@ -147,9 +158,9 @@ def start(prepared: Prepared) -> int:
     set_library_environment(prepared.plan.device)
     import torch
 
-    from ssl_vit.data.loader import iter_batches
     from ssl_vit.export import ExportInfo, RunExports, load_initial_weights
     from ssl_vit.objectives.build import build_objective
+    from ssl_vit.training.bad_samples import BadSamples
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.engine import Engine, start_process_group
     from ssl_vit.training.preemption import EXIT_SAVED
@@ -178,13 +189,14 @@ def start(prepared: Prepared) -> int:
     log = None
     if processes.is_first:
         _write_run_folder(prepared)
-        record_start(folder.environment, plan.data_fingerprint, processes.world_size, start_step)
+        data = describe_data(prepared.shards)
+        record_start(folder.environment, data, processes.world_size, start_step)
         _announce(prepared, start_step, objective)
         log = _open_log(prepared, start_step)
-    batches = iter_batches(_build_loader(prepared, start_step), config.data.shards)
-    trainer = Trainer(
-        objective, engine, batches, checkpoints, exports, log, config.log.panel_every_steps
-    )
+    batches = _open_batches(prepared, start_step)
+    bad = BadSamples(folder.bad_samples, start_step, config.data, processes.is_first)
+    panels = config.log.panel_every_steps
+    trainer = Trainer(objective, engine, batches, bad, checkpoints, exports, log, panels)
     try:
         complete = trainer.run(start_step, plan.total_steps)
     finally:
@@ -197,32 +209,35 @@ def start(prepared: Prepared) -> int:
     return 0 if complete else EXIT_SAVED
 
 
-def _build_loader(prepared: Prepared, start_step: int) -> "DataLoader[Any]":
-    from ssl_vit.data.dataset import TrainingDataset
-    from ssl_vit.data.loader import UpdateSampler, build_loader
-    from ssl_vit.data.order import SampleOrder
+def _open_batches(prepared: Prepared, start_step: int) -> "Batches":
+    from ssl_vit.data.dataset import TrainingBatches
+    from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
+    from ssl_vit.data.synthetic import SyntheticBatches
     from ssl_vit.objectives.build import build_views
     from ssl_vit.training.preemption import outlive_signals_in_worker
 
     config, plan, processes = prepared.config, prepared.plan, prepared.processes
-    order = SampleOrder(
-        [shard.num_samples for shard in prepared.shards.shards],
-        config.data.lanes,
-        config.data.global_batch_size,
-        config.data.shuffle_block,
-        config.seed,
-    )
+    views = build_views(config.objective, config.backbone)
     lanes = lanes_of_rank(config.data.lanes, processes.rank, processes.world_size)
-    return build_loader(
-        TrainingDataset(
-            prepared.shards, build_views(config.objective, config.backbone), config.seed
-        ),
-        UpdateSampler(order, lanes, plan.micro_batch_size, start_step, plan.total_steps),
-        workers=plan.workers,
-        prefetch=config.engine.prefetch,
-        pin_memory=plan.device == "cuda",
-        worker_init=outlive_signals_in_worker,
+    sampler = UpdateSampler(
+        prepared.order, lanes, plan.micro_batch_size, start_step, plan.total_steps
     )
+    if prepared.shards is None:
+        return SyntheticBatches(views, iter(sampler), config.seed)
+    keeper = Keeper(
+        prepared.shards.shards,
+        prepared.cache,
+        TrainingNeeds(prepared.order, lanes, plan.total_steps),
+        start_step,
+        config.engine.verify_shards,
+        processes.local_world_size,
+    )
+    settings = LoaderSettings(
+        plan.workers, plan.prefetch, plan.pin_memory, outlive_signals_in_worker
+    )
+    maker = TrainingBatches(prepared.shards, views, config.seed)
+    loader = build_loader(maker, sampler, plan.micro_batch_size, settings)
+    return LoadedBatches(loader, keeper, lambda batch: start_step + batch // plan.accumulation)
 
 
 def _open_log(prepared: Prepared, start_step: int) -> "Log":
@@ -270,6 +285,8 @@ def _announce(prepared: Prepared, start_step: int, objective: "Objective") -> No
     ]
     if start_step:
         lines.append(f"resuming at update {start_step:,} from {prepared.folder.checkpoints}")
+    if len(plan.sets) > 1:
+        lines += [describe_set(each) for each in plan.sets]
     if config.data.global_batch_size > plan.samples_per_epoch:
         lines.append(
             f"note: one update takes {config.data.global_batch_size:,} images, more than an "

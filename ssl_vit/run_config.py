@@ -46,13 +46,13 @@ FREE_ON_RESUME = ("engine", "checkpoint", "export", "log")
 # Except these: the optimizer's shards on disk are of one stage (the engine converts between them
 # later).
 FIXED_ON_RESUME = ("engine.zero_stage",)
+# And these of the data: the place of the shards may move, since their content is compared by
+# fingerprint; the others decide whether to go on, not with what.
+FREE_OF_DATA = ("data.shards", "data.max_bad_fraction", "data.allow_shell_urls")
 
 
 def may_change_on_resume(path: str) -> bool:
-    """Whether a run folder may continue with another value at this config path.
-
-    The data folder may move: what must stay is its content, and that is compared by fingerprint.
-    """
+    """Whether a run folder may continue with another value at this config path."""
     if path in FIXED_ON_RESUME:
         return False
-    return path.partition(".")[0] in FREE_ON_RESUME or path == "data.shards"
+    return path.partition(".")[0] in FREE_ON_RESUME or path in FREE_OF_DATA

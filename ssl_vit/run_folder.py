@@ -23,6 +23,7 @@ class RunFolder:
         self.plan = self.root / "plan.json"
         self.environment = self.root / "environment.json"
         self.metrics = self.root / "metrics.jsonl"
+        self.bad_samples = self.root / "bad_samples.jsonl"
         self.tensorboard = self.root / "tensorboard"
         self.checkpoints = self.root / "checkpoints"
         self.exports = self.root / "exports"

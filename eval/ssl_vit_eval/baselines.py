@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_vit.data.augment import CenterCrop
 from ssl_vit.errors import UserError
 from ssl_vit.export import load_backbone
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit_eval.features import BackboneEncoder, CenterCrop, Encoder, extract
+from ssl_vit_eval.features import BackboneEncoder, Encoder, extract
 from ssl_vit_eval.inputs import Inputs
 from ssl_vit_eval.report import PIXELS, PRETRAINED, RANDOM
 
@@ -61,10 +62,10 @@ def collect(inputs: Inputs, device: torch.device) -> Comparison:
         for name, network in networks.items()
     }
     encoders[PIXELS] = raw_pixels
-    transform = CenterCrop(info.backbone.image_size, inputs.crop_ratio)
+    crop = CenterCrop(info.backbone.image_size, inputs.crop_ratio)
     batch_size = inputs.batch_size or BATCH_SIZES[device.type]
     train, test = (
-        extract(encoders, shards, transform, batch_size, inputs.workers, device)
+        extract(encoders, shards, crop, batch_size, inputs.workers, device)
         for shards in (inputs.train, inputs.test)
     )
     rows = {

@@ -17,8 +17,8 @@ app = typer.Typer(
 RunArgument = Annotated[
     Path, typer.Argument(help="Run folder (its newest export counts) or export folder.")
 ]
-TrainOption = Annotated[Path, typer.Option("--train", help="Labelled shards to learn from.")]
-TestOption = Annotated[Path, typer.Option("--test", help="Labelled shards to be measured on.")]
+TrainOption = Annotated[str, typer.Option("--train", help="Labelled shards to learn from.")]
+TestOption = Annotated[str, typer.Option("--test", help="Labelled shards to be measured on.")]
 CropOption = Annotated[
     float, typer.Option(help="Side of the centre crop over the image's shorter side; 1 cuts least.")
 ]

@@ -5,21 +5,22 @@ float32 throughout: an evaluation is run once and quoted for years; autocast wou
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
-from ssl_vit.data.augment import resize_and_center_crop
-from ssl_vit.data.dataset import EvaluationDataset
-from ssl_vit.data.loader import iter_batches
+from ssl_vit.data.augment import CenterCrop
+from ssl_vit.data.dataset import EvaluationBatches
+from ssl_vit.data.keeper import Keeper
+from ssl_vit.data.loader import Batches, LoadedBatches, LoaderSettings, build_loader
+from ssl_vit.data.needs import SequentialNeeds
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.pixels import PixelScale
+from ssl_vit.progress import progress
 from ssl_vit_eval.inputs import labelled_numbers
-from ssl_vit_eval.progress import progress
 
 # B images, N labelled images of a set, D features, S pixels a side.
 
@@ -35,23 +36,6 @@ class LabelledFeatures:
     """Encoder → kind of feature → (N, D) float32."""
     labels: Tensor
     """(N,) int64 class numbers."""
-
-
-class CenterCrop:
-    """The test transform: scale the shorter side, cut the centre. Pickles to data workers.
-
-    Args:
-        image_size: S, pixels a side of the crop.
-        crop_ratio: S over the scaled shorter side; 224/256 in the literature.
-    """
-
-    def __init__(self, image_size: int, crop_ratio: float) -> None:
-        self.image_size = image_size
-        self.shorter_side = round(image_size / crop_ratio)
-
-    def __call__(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 → (3, S, S) uint8."""
-        return resize_and_center_crop(image, self.image_size, self.shorter_side)
 
 
 class BackboneEncoder(nn.Module):
@@ -81,7 +65,7 @@ class BackboneEncoder(nn.Module):
 def extract(
     encoders: Mapping[str, Encoder],
     shards: ShardSet,
-    transform: CenterCrop,
+    crop: CenterCrop,
     batch_size: int,
     workers: int,
     device: torch.device,
@@ -90,47 +74,52 @@ def extract(
 
     Args:
         encoders: By name; their parameters are on ``device``.
-        transform: Gives every encoder the same pixels.
+        crop: Gives every encoder the same pixels.
         batch_size: Images a forward pass; does not change the result.
         workers: Processes that decode; 0 decodes in this one.
 
     Raises:
-        UserError: An image cannot be decoded; names it.
+        UserError: An image cannot be decoded, or a shard is damaged or cannot be had; names it.
     """
     numbers = labelled_numbers(shards)
     found: dict[str, dict[str, Tensor]] = {name: {} for name in encoders}
     done = 0
     # TF32 convolutions would round a patch embedding to 10 bits on recent GPUs.
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    loader = _loader(shards, numbers, transform, batch_size, workers, device)
-    with torch.no_grad(), exact, progress(shards.folder.name, len(numbers), "images") as advance:
-        for pixels in iter_batches(loader, shards.folder):
-            pixels = pixels.to(device, non_blocking=True)
-            for name, encode in encoders.items():
-                for kind, values in encode(pixels).items():
-                    if kind not in found[name]:
-                        # One allocation: joining batches at the end would need the set twice.
-                        found[name][kind] = torch.empty(len(numbers), values.shape[1])
-                    found[name][kind][done : done + len(values)] = values
-            done += len(pixels)
-            advance(len(pixels))
+    batches = _open_batches(shards, numbers, crop, batch_size, workers, device)
+    title = Path(shards.source).name
+    try:
+        with torch.no_grad(), exact, progress(title, len(numbers), "images") as advance:
+            for loaded in batches:
+                pixels = loaded.batch.images.to(device, non_blocking=True)
+                for name, encode in encoders.items():
+                    for kind, values in encode(pixels).items():
+                        if kind not in found[name]:
+                            # One allocation: joining batches at the end would need the set twice.
+                            found[name][kind] = torch.empty(len(numbers), values.shape[1])
+                        found[name][kind][done : done + len(values)] = values
+                done += len(pixels)
+                advance(len(pixels))
+        batches.finish()
+    finally:
+        batches.close()
     assert done == len(numbers)
     labels = torch.from_numpy(shards.labels[numbers].astype(np.int64))
     return LabelledFeatures(found, labels)
 
 
-def _loader(
+def _open_batches(
     shards: ShardSet,
     numbers: np.ndarray,
-    transform: CenterCrop,
+    crop: CenterCrop,
     batch_size: int,
     workers: int,
     device: torch.device,
-) -> DataLoader[Any]:
-    dataset = EvaluationDataset(shards, transform)
-    return DataLoader(
-        Subset(dataset, numbers.tolist()),
-        batch_size=batch_size,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )
+) -> Batches:
+    listed = [
+        numbers[first : first + batch_size].tolist() for first in range(0, len(numbers), batch_size)
+    ]
+    settings = LoaderSettings(workers, prefetch=2, pin_memory=device.type == "cuda")
+    loader = build_loader(EvaluationBatches(shards, crop), listed, batch_size, settings)
+    keeper = Keeper(shards.shards, shards.cache, SequentialNeeds(shards.starts, numbers))
+    return LoadedBatches(loader, keeper, lambda batch: batch * batch_size)

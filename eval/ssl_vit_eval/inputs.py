@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_vit.data.shards import NO_LABEL, ShardSet
+from ssl_vit.data.index_file import NO_LABEL
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.sources import open_shards
 from ssl_vit.distributed import cores_here
 from ssl_vit.errors import UserError
 from ssl_vit.export import WEIGHTS_FILE, ExportInfo, find_export, read_export_info
@@ -45,8 +47,8 @@ class Inputs:
 
 def check_inputs(
     run: Path,
-    train: Path,
-    test: Path,
+    train: str,
+    test: str,
     crop_ratio: float,
     batch_size: int | None,
     workers: int | None,
@@ -56,7 +58,7 @@ def check_inputs(
 
     Args:
         run: A run folder (its newest export counts) or an export folder.
-        train, test: Folders of shards whose images have labels.
+        train, test: Shards whose images have labels; a folder or a URL.
         crop_ratio: Side of the centre crop over the image's shorter side.
         batch_size: None for the device's own.
         workers: None for one a core but one, at least 1, at most 8.
@@ -76,7 +78,7 @@ def check_inputs(
     info = read_export_info(export)
     if not (export / WEIGHTS_FILE).is_file():
         raise UserError(f"{export} has no {WEIGHTS_FILE}", "export again")
-    train_shards, test_shards = ShardSet.open(train), ShardSet.open(test)
+    train_shards, test_shards = open_shards(train), open_shards(test)
     _check_labels(train_shards)
     _check_labels(test_shards)
     _check_pair(train_shards, test_shards)
@@ -103,18 +105,18 @@ def _check_labels(shards: ShardSet) -> None:
     labels = shards.labels[labelled_numbers(shards)]
     if not len(labels) or not shards.classes:
         raise UserError(
-            f"no image of {shards.folder} has a label",
+            f"no image of {shards.source} has a label",
             "pack a folder with one sub-folder a class:  ssl-vit shards pack IMAGES SHARDS",
         )
     if len(labels) < MIN_IMAGES:
         raise UserError(
-            f"{shards.folder} has {len(labels)} labelled images, an evaluation needs {MIN_IMAGES}",
+            f"{shards.source} has {len(labels)} labelled images, an evaluation needs {MIN_IMAGES}",
             "give a larger set",
         )
     if labels.min() < 0 or labels.max() >= len(shards.classes):
         raise UserError(
-            f"{shards.folder} has a label outside its {len(shards.classes)} classes",
-            f"pack the images again into {shards.folder}",
+            f"{shards.source} has a label outside its {len(shards.classes)} classes",
+            f"pack the images again into {shards.source}",
         )
 
 
@@ -126,11 +128,11 @@ def _check_pair(train: ShardSet, test: ShardSet) -> None:
         )
     if len(np.unique(train.labels[labelled_numbers(train)])) < 2:
         raise UserError(
-            f"all labelled images of {train.folder} are of one class", "give a set with two or more"
+            f"all labelled images of {train.source} are of one class", "give a set with two or more"
         )
     if train.fingerprint == test.fingerprint:
         raise UserError(
-            f"--train {train.folder} and --test {test.folder} are the same images",
+            f"--train {train.source} and --test {test.source} are the same images",
             "give a test set of its own: accuracy on seen images says nothing",
         )
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_vit.progress import progress
 from ssl_vit_eval.baselines import Comparison, Split
-from ssl_vit_eval.progress import progress
 from ssl_vit_eval.report import Evaluation, KindResult, RowResult
 
 # N images, B of a batch, D features, C classes, G learning rates.

@@ -213,7 +213,7 @@ def _to_json(inputs: Inputs, evaluation: Evaluation, conclusion: str) -> dict[st
 
 def _describe(shards: ShardSet) -> dict[str, Any]:
     return {
-        "folder": str(shards.folder.resolve()),
+        "source": shards.source,
         "fingerprint": shards.fingerprint,
         "num_images": len(labelled_numbers(shards)),
         "num_without_label": shards.num_samples - len(labelled_numbers(shards)),

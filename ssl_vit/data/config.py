@@ -1,5 +1,7 @@
 """What can be said about the data."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from ssl_vit.config import Config
@@ -7,12 +9,35 @@ from ssl_vit.config import Config
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+SYNTHETIC_SAMPLES = 1_281_167
+"""Samples of `data.source=synthetic`: ImageNet-1k's, so that schedules have their usual length."""
+
 
 class DataConfig(Config):
     """Which samples, in which order, and how their pixels are scaled."""
 
-    shards: str = ""
-    """Folder of shards, as `ssl-vit shards pack` writes it. Required."""
+    source: Literal["shards", "synthetic"] = "shards"
+    """`synthetic`: one made-up micro-batch over and over, to measure the model without the
+    loader.
+    """
+
+    shards: str | tuple[str, ...] = ""
+    """Folder of shards, local or a URL, or some of its shards, as `…/shard-{000000..000007}.tar`;
+    several in a list. Required.
+    """
+
+    weights: tuple[float, ...] = ()
+    """Share of each set of the list in every update, in any unit; without weights the sets are one
+    set, and every image is seen equally often.
+    """
+
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Images that cannot be decoded are replaced and listed; above this share of the images seen
+    (of the first 1,000 at least) the run stops.
+    """
+
+    allow_shell_urls: bool = False
+    """Whether `pipe:` URLs in an index may run their commands in a shell."""
 
     global_batch_size: int = Field(default=256, ge=1)
     """Images an update, over all processes and micro-batches."""
@@ -32,6 +57,25 @@ class DataConfig(Config):
 
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     """Per-channel standard deviation pixels are divided by."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sets of `shards` as a list."""
+        listed = (self.shards,) if isinstance(self.shards, str) else self.shards
+        return tuple(source for source in listed if source)
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "DataConfig":
+        if self.weights and len(self.weights) != len(self.sources):
+            raise ValueError(
+                f"data.weights has {len(self.weights)} numbers for {len(self.sources)} sets in "
+                "data.shards; give one for each, or none"
+            )
+        if self.weights and min(self.weights) <= 0:
+            raise ValueError(
+                f"data.weights={list(self.weights)} must be positive; leave the set out instead"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lanes_fit(self) -> "DataConfig":

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ssl_vit.config import Config
+from ssl_vit.quantities import parse_bytes
 
 
 class ScheduleConfig(Config):
@@ -82,8 +83,28 @@ class EngineConfig(Config):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Data workers a process; `auto`: one for every core it has but one, at least 1, at most 16."""
 
-    prefetch: int = Field(default=4, ge=1)
-    """Micro-batches each data worker prepares ahead."""
+    prefetch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Micro-batches each data worker prepares ahead; `auto`: enough for two updates, at least 2, at
+    most 8, and not more than 1 GiB of pixels in all.
+    """
+
+    verify_shards: bool = True
+    """Compare each local shard with the sha256 of its index while it is first read; remote ones are
+    always compared.
+    """
+
+    cache_folder: str = "auto"
+    """Where remote shards are kept, on a local disk; `auto`: $SSL_VIT_CACHE or the user's cache
+    folder.
+    """
+
+    cache_bytes: int | str = "64GiB"
+    """Room for them, for all processes of a machine together; a number or a text as "200 GB"."""
+
+    @model_validator(mode="after")
+    def _size_is_readable(self) -> "EngineConfig":
+        parse_bytes(str(self.cache_bytes), "engine.cache_bytes=")
+        return self
 
 
 class CheckpointConfig(Config):

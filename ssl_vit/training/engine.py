@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import deepspeed
 import deepspeed.comm
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.data.order import hash_words, splitmix64
 from ssl_vit.distributed import Processes, complete_environment
 from ssl_vit.objectives.objective import Objective
@@ -38,6 +39,20 @@ _DIGEST_KEY = hash_words(102)
 _TAG = "deepspeed"
 
 T = TypeVar("T")
+
+
+class LoadedBatch(Protocol):
+    """What the loader hands over."""
+
+    @property
+    def batch(self) -> Any:
+        """A micro-batch as the objective takes it."""
+        ...
+
+    @property
+    def bad(self) -> tuple[BadSample, ...]:
+        """Its samples that could not be decoded and were replaced."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,8 @@ class StepResult:
     """The whole update, on this rank."""
     samples: str
     """16 hex digits of the samples seen by all ranks, whatever their order."""
+    bad: tuple[BadSample, ...]
+    """Of all ranks: samples that could not be decoded and were replaced."""
     batch: Any
     """This rank's last micro-batch, on the device; for panels."""
 
@@ -140,11 +157,11 @@ class Engine:
         self.device = torch.device(self.engine.device)
         self.zero_stage = engine.zero_stage
 
-    def train_step(self, batches: Iterator[Any], step: int) -> StepResult:
+    def train_step(self, batches: Iterator[LoadedBatch], step: int) -> StepResult:
         """One optimizer update over the next ``plan.accumulation`` micro-batches.
 
         Args:
-            batches: Micro-batches of this rank, on the CPU.
+            batches: Micro-batches of this rank, on the CPU, each with its bad samples.
             step: Which update this is, from 0.
         """
         began, waited = time.perf_counter(), 0.0
@@ -156,12 +173,14 @@ class Engine:
         )
         outputs: list[dict[str, Tensor]] = []
         digest, grad_norm, batch = np.uint64(0), torch.tensor(0.0), None
+        bad: list[BadSample] = []
         for _ in range(self.plan.accumulation):
             asked = time.perf_counter()
-            batch = next(batches)
+            loaded = next(batches)
             waited += time.perf_counter() - asked
-            digest = add_digest(digest, batch.numbers)
-            batch = to_device(batch, self.device)
+            bad += loaded.bad
+            digest = add_digest(digest, loaded.batch.numbers)
+            batch = to_device(loaded.batch, self.device)
             output = self.engine(batch, step)
             self.engine.backward(output.loss)
             outputs.append({"loss": output.loss.detach(), **output.metrics})
@@ -172,6 +191,7 @@ class Engine:
         if self.zero_stage > 0:
             grad_norm = self.engine.get_global_grad_norm()
         loss = means.pop("loss")
+        digest, all_bad = self._join_ranks(digest, bad)
         return StepResult(
             loss=loss,
             metrics=means,
@@ -181,7 +201,8 @@ class Engine:
             applied=self.engine.was_step_applied(),
             data_seconds=waited,
             step_seconds=time.perf_counter() - began,
-            samples=f"{int(self._add_over_ranks(digest)):016x}",
+            samples=f"{int(digest):016x}",
+            bad=all_bad,
             batch=batch,
         )
 
@@ -221,6 +242,7 @@ class Engine:
 
     def close(self) -> None:
         """Leave the process group, so that the interpreter ends without warnings."""
+        self.barrier()  # gloo's threads abort an interpreter that ends under them
         self.engine.destroy()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -239,12 +261,19 @@ class Engine:
             means = means / self.processes.world_size
         return dict(zip(names, means.tolist(), strict=True))
 
-    def _add_over_ranks(self, digest: np.uint64) -> np.uint64:
-        if self.processes.world_size == 1:
-            return digest
-        whole = torch.tensor([digest.astype(np.int64).item()], device=self.device)
-        deepspeed.comm.all_reduce(whole)
-        return np.int64(whole.item()).astype(np.uint64)
+    def _join_ranks(
+        self, digest: np.uint64, bad: list[BadSample]
+    ) -> tuple[np.uint64, tuple[BadSample, ...]]:
+        """The digest and the bad samples of all ranks; the same answer on each."""
+        if self.processes.world_size > 1:
+            whole = torch.tensor([digest.astype(np.int64).item(), len(bad)], device=self.device)
+            deepspeed.comm.all_reduce(whole)
+            digest = np.int64(whole[0].item()).astype(np.uint64)
+            if whole[1].item():  # rare, so the slow way will do
+                lists: list[Any] = [None] * self.processes.world_size
+                torch.distributed.all_gather_object(lists, bad)
+                bad = [sample for each in lists for sample in each]
+        return digest, tuple(sorted(bad))
 
 
 def add_digest(digest: np.uint64, numbers: Tensor) -> np.uint64:

@@ -5,6 +5,7 @@ No torch here: everything that cannot work is said before anything slow is loade
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, assert_never
 
@@ -16,6 +17,9 @@ from ssl_vit.training.config import OptimizerConfig
 
 if TYPE_CHECKING:
     from ssl_vit.run_config import RunConfig
+
+# Bytes of pixels that the data workers of a process may hold ready.
+_MOST_PREFETCHED = 2**30
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,19 @@ class DataFacts:
 
     num_samples: int
     fingerprint: str
+    sets: tuple[tuple[str, int], ...] = ()
+    """(source, samples) of every set."""
+
+
+class SetPlan(Config):
+    """What becomes of one set of the data."""
+
+    source: str
+    num_samples: int
+    share: float
+    """Of every update."""
+    times_seen: float
+    """How often the run sees each of its images: above 1 repeated, below 1 only a part."""
 
 
 class RunPlan(Config):
@@ -48,10 +65,15 @@ class RunPlan(Config):
     """Micro-batches an update and process."""
     workers: int
     """Data workers a process."""
+    prefetch: int
+    """Micro-batches each prepares ahead."""
+    pin_memory: bool
+    """Whether they land in memory that a GPU copies from by itself."""
     threads: int
     """Threads of torch's own in this process."""
     num_samples: int
     data_fingerprint: str
+    sets: tuple[SetPlan, ...]
     samples_per_epoch: int
     """Seen in one epoch; fewer than `data.lanes` are left out, others each time."""
     total_steps: int
@@ -77,24 +99,61 @@ def make_plan(config: "RunConfig", machine: Machine, data: DataFacts) -> RunPlan
         batch, machine.world_size, config.engine.micro_batch_size, lanes
     )
     samples_per_epoch = data.num_samples // lanes * lanes
-    total_steps = _steps(config.schedule.length, config.schedule.unit, samples_per_epoch, batch)
-    warmup_steps = _steps(config.schedule.warmup, config.schedule.unit, samples_per_epoch, batch)
-    workers = config.engine.workers
+    unit = config.schedule.unit
+    total_steps = max(1, _steps(config.schedule.length, unit, samples_per_epoch, batch))
+    warmup_steps = _steps(config.schedule.warmup, unit, samples_per_epoch, batch)
+    workers, prefetch = config.engine.workers, config.engine.prefetch
+    if workers == "auto":
+        workers = min(max(machine.cores - 1, 1), 16)
+    if prefetch == "auto":
+        prefetch = choose_prefetch(micro, accumulation, workers, config.backbone.image_size)
     return RunPlan(
         world_size=machine.world_size,
         device=machine.device,
         micro_batch_size=micro,
         accumulation=accumulation,
-        workers=min(max(machine.cores - 1, 1), 16) if workers == "auto" else workers,
+        workers=workers,
+        prefetch=prefetch,
+        pin_memory=machine.device == "cuda",
         threads=machine.cores,
         num_samples=data.num_samples,
         data_fingerprint=data.fingerprint,
+        sets=plan_sets(data, config.data.weights, total_steps * batch),
         samples_per_epoch=samples_per_epoch,
-        total_steps=max(1, total_steps),
+        total_steps=total_steps,
         warmup_steps=warmup_steps,
-        total_epochs=round(max(1, total_steps) * batch / samples_per_epoch, 3),
+        total_epochs=round(total_steps * batch / samples_per_epoch, 3),
         peak_learning_rate=peak_learning_rate(config.optimizer, batch),
     )
+
+
+def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple[SetPlan, ...]:
+    """Each set's share of an update, and how often a run of ``num_seen`` images sees its images."""
+    shares = weights or [num_samples for _, num_samples in data.sets]
+    return tuple(
+        SetPlan(
+            source=source,
+            num_samples=num_samples,
+            share=round(share / sum(shares), 4),
+            times_seen=round(num_seen * share / sum(shares) / num_samples, 3),
+        )
+        for (source, num_samples), share in zip(data.sets, shares, strict=True)
+    )
+
+
+def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, image_size: int) -> int:
+    """Micro-batches a data worker prepares ahead: two updates in all, in bounded memory.
+
+    Args:
+        micro_batch_size: Images.
+        accumulation: Micro-batches an update.
+        workers: Data workers.
+        image_size: Pixels a side.
+    """
+    workers = max(workers, 1)
+    wanted = -(-2 * accumulation // workers) + 1
+    fits = _MOST_PREFETCHED // (workers * micro_batch_size * 3 * image_size**2)
+    return max(2, min(wanted, fits, 8))
 
 
 def split_batch(batch: int, world_size: int, micro_batch_size: int, lanes: int) -> tuple[int, int]:

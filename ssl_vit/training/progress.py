@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ssl_vit.quantities import format_seconds
 from ssl_vit.training.engine import StepResult
 
 _PLAIN_EVERY_SECONDS = 15.0
@@ -32,6 +33,7 @@ class ProgressLine:
         self.total_steps, self.global_batch_size = total_steps, global_batch_size
         self.recent: deque[StepResult] = deque(maxlen=_WINDOW)
         self.last_plain = 0.0
+        self.num_bad = 0
         self.bar: Progress | None = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -48,8 +50,9 @@ class ProgressLine:
             self.bar.start()
             self.task = self.bar.add_task("", total=total_steps, completed=start_step, text="")
 
-    def show(self, step: int, result: StepResult) -> None:
-        """Tell of update ``step`` (from 0)."""
+    def show(self, step: int, result: StepResult, num_bad: int) -> None:
+        """Tell of update ``step`` (from 0), and of the bad samples so far."""
+        self.num_bad = num_bad
         self.recent.append(result)
         if self.bar is not None:
             self.bar.update(self.task, completed=step + 1, text=self._text())
@@ -76,11 +79,5 @@ class ProgressLine:
         rate = len(self.recent) * self.global_batch_size / seconds
         wait = 100 * sum(result.data_seconds for result in self.recent) / seconds
         loss = self.recent[-1].loss
-        return f"loss {loss:.4f}  {rate:,.0f} images/s  data-wait {wait:.0f} %"
-
-
-def format_seconds(seconds: float) -> str:
-    """As h:mm:ss or m:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+        bad = f"  bad samples {self.num_bad:,}" if self.num_bad else ""
+        return f"loss {loss:.4f}  {rate:,.0f} images/s  data-wait {wait:.0f} %{bad}"

@@ -11,11 +11,24 @@ from torch import Tensor
 
 from ssl_vit.errors import UserError
 from ssl_vit.objectives.objective import Objective
+from ssl_vit.training.bad_samples import BadSamples
 from ssl_vit.training.checkpoint import Checkpoints
-from ssl_vit.training.engine import Engine, StepResult
+from ssl_vit.training.engine import Engine, LoadedBatch, StepResult
 from ssl_vit.training.metrics import MetricsLog
 from ssl_vit.training.preemption import Preemption
 from ssl_vit.training.progress import ProgressLine
+
+
+class Batches(Protocol):
+    """Micro-batches of this rank."""
+
+    def __iter__(self) -> Iterator[LoadedBatch]: ...
+
+    def __next__(self) -> LoadedBatch: ...
+
+    def finish(self) -> None:
+        """Wait until the shards that were read are known to be whole."""
+        ...
 
 
 class Exports(Protocol):
@@ -39,10 +52,10 @@ class Log:
     panels: Path
     """Folder of the pictures as PNG, for those without TensorBoard."""
 
-    def record(self, step: int, result: StepResult) -> None:
-        """Tell of update ``step``, counted from 0."""
+    def record(self, step: int, result: StepResult, num_bad: int) -> None:
+        """Tell of update ``step``, counted from 0, and of the bad samples so far."""
         self.metrics.record(step, result)
-        self.progress.show(step, result)
+        self.progress.show(step, result, num_bad)
 
     def show(self, step: int, pictures: dict[str, Tensor]) -> None:
         """(3, H, W) uint8 pictures, to TensorBoard and as PNG."""
@@ -64,7 +77,8 @@ class Trainer:
 
     objective: Objective
     engine: Engine
-    batches: Iterator[Any]
+    batches: Batches
+    bad_samples: BadSamples
     checkpoints: Checkpoints
     exports: Exports
     log: Log | None
@@ -81,7 +95,8 @@ class Trainer:
             Whether the run is complete; otherwise it was stopped by a signal, and saved.
 
         Raises:
-            UserError: The loss is not finite. Nothing of that update is saved.
+            UserError: The loss is not finite (nothing of that update is saved), a sample or shard
+                cannot be had, or too many were bad (saved first).
         """
         if start_step >= total_steps:
             self.exports.write(total_steps)  # it was deleted, or a kill came between the two
@@ -96,18 +111,24 @@ class Trainer:
                     )
                 if result.applied:
                     self.objective.after_step(step)
+                self.bad_samples.record(step, result.bad)
                 if self.log is not None:
-                    self.log.record(step, result)
+                    self.log.record(step, result, self.bad_samples.count)
                 is_last = step + 1 == total_steps
+                if is_last:
+                    self.batches.finish()
                 if (step + 1) % self.panel_every_steps == 0 or is_last:
                     self._show_panels(step, result.batch)
-                stop = preemption.agreed()
+                too_bad = self.bad_samples.are_too_many(step + 1)
+                stop = preemption.agreed() or too_bad
                 # The export first: a kill between the two then costs nothing, as the step is
                 # redone.
                 if is_last or self.exports.due(step + 1):
                     self.exports.write(step + 1)
                 if stop or is_last or self.checkpoints.due(step + 1):
                     self.checkpoints.save(step + 1)
+                if too_bad:
+                    raise self.bad_samples.error(step + 1)
                 if stop and not is_last:
                     preemption.hand_back()  # from here on the scheduler may requeue
                     return False

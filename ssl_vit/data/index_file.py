@@ -1,0 +1,217 @@
+"""The index of a shard set: `index.json` and `samples.npy`, written once, read in a moment.
+
+`index.json` is webdataset's shard-list convention with more keys. `samples.npy` holds one
+fixed-size record a sample and is memory-mapped: opening a hundred million samples costs what
+opening ten costs. No torch here.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_vit.data.urls import name_of, scheme_of
+from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
+
+INDEX_FILE = "index.json"
+SAMPLES_FILE = "samples.npy"
+FORMAT = "ssl-vit-shards-2"
+
+# offset, length: the image's bytes in its tar. lead: bytes from the image's own tar header to them
+# (512, more where a long name needs an extended header). label: class number, -1 for none.
+SAMPLE_RECORD = np.dtype([("offset", "<u8"), ("length", "<u4"), ("lead", "<u4"), ("label", "<i4")])
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a set."""
+
+    url: str
+    """In an index: its name in the set's folder, or a URL. In an opened set: a path or a URL."""
+    num_samples: int
+    num_bytes: int
+    sha256: str
+    """Of the tar."""
+    records_sha256: str
+    """Of its part of `samples.npy`."""
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return name_of(self.url)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of pixels in [0, 1], each image weighing the same."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_images: int
+    """How many were looked at: an even sample of a large set."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `index.json` says."""
+
+    shards: tuple[Shard, ...]
+    classes: tuple[str, ...]
+    statistics: Statistics | None
+    """None where the images were never decoded."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+
+def fingerprint(shards: Iterable[Shard]) -> str:
+    """16 hex digits that change when any byte of any shard or of its records does."""
+    lines = (f"{shard.num_samples} {shard.sha256} {shard.records_sha256}\n" for shard in shards)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def describe_shard(url: str, num_bytes: int, sha256: str, records: np.ndarray) -> Shard:
+    """The index's entry for a tar with such records."""
+    return Shard(url, len(records), num_bytes, sha256, records_digest(records))
+
+
+def records_digest(records: np.ndarray) -> str:
+    """``Shard.records_sha256`` of (N,) ``SAMPLE_RECORD``."""
+    return hashlib.sha256(records.astype(SAMPLE_RECORD, copy=False).tobytes()).hexdigest()
+
+
+def write_index(folder: Path, index: Index, records: Sequence[np.ndarray]) -> None:
+    """Write `samples.npy` and then `index.json`, whose presence says that the set is complete.
+
+    Args:
+        folder: Of the set.
+        index: Shards of the same order as ``records``.
+        records: For every shard (num_samples,) of ``SAMPLE_RECORD``.
+    """
+    with replacing(folder / SAMPLES_FILE) as partial, partial.open("wb") as file:
+        header = {"descr": SAMPLE_RECORD.descr, "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (index.num_samples,)})
+        for part in records:
+            file.write(part.astype(SAMPLE_RECORD, copy=False).tobytes())
+    statistics = index.statistics
+    values = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "format": FORMAT,
+        "num_samples": index.num_samples,
+        "num_bytes": sum(shard.num_bytes for shard in index.shards),
+        "fingerprint": fingerprint(index.shards),
+        "classes": list(index.classes),
+        "statistics": statistics
+        and {
+            "mean": list(statistics.mean),
+            "std": list(statistics.std),
+            "num_images": statistics.num_images,
+        },
+        "shardlist": [
+            {
+                "url": shard.url,
+                "nsamples": shard.num_samples,
+                "filesize": shard.num_bytes,
+                "sha256": shard.sha256,
+                "records_sha256": shard.records_sha256,
+            }
+            for shard in index.shards
+        ],
+    }
+    with replacing(folder / INDEX_FILE) as partial:
+        text = json.dumps(values, indent=1, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_index(folder: Path) -> Index:
+    """What a set's folder says of it.
+
+    Raises:
+        UserError: The folder or its index is missing, empty, damaged or not of this format.
+    """
+    path = folder / INDEX_FILE
+    if not folder.is_dir():
+        raise UserError(f"no shard folder at {folder}", f"ssl-vit shards pack IMAGES {folder}")
+    if not path.is_file():
+        if not any(folder.iterdir()):
+            raise UserError(
+                f"shard folder {folder} is empty", f"ssl-vit shards pack IMAGES {folder}"
+            )
+        if any(folder.glob("*.tar")):
+            raise UserError(
+                f"the shards in {folder} have no index ({INDEX_FILE})",
+                f"ssl-vit shards index '{folder}/*.tar'  makes one",
+            )
+        parts = sorted(part.parent.name for part in folder.glob(f"*/{INDEX_FILE}"))
+        raise UserError(
+            f"{folder} is no shard folder (it has no {INDEX_FILE})",
+            f"did you mean {folder / parts[0]}?"
+            if parts
+            else "ssl-vit shards pack IMAGES SHARDS  makes one",
+        )
+    try:
+        return parse_index(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", "make it readable") from None
+
+
+def parse_index(content: bytes, source: str) -> Index:
+    """The content of an `index.json`.
+
+    Args:
+        source: Its path or URL, for messages.
+
+    Raises:
+        UserError: It is damaged, or not of this format.
+    """
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"cannot read {source}: {error}", "pack the images again") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(
+            f"{source} is not of the format {FORMAT}", "make it again with  ssl-vit shards index"
+        )
+    try:
+        statistics = values["statistics"]
+        index = Index(
+            tuple(_shard(entry, source) for entry in values["shardlist"]),
+            tuple(values["classes"]),
+            statistics
+            and Statistics(
+                tuple(statistics["mean"]), tuple(statistics["std"]), statistics["num_images"]
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{source} is incomplete: {error!r}", "pack the images again") from None
+    if not index.num_samples:
+        raise UserError(f"{source} lists no samples", "pack a folder that has images")
+    return index
+
+
+def _shard(entry: dict[str, Any], source: str) -> Shard:
+    shard = Shard(
+        str(entry["url"]),
+        int(entry["nsamples"]),
+        int(entry["filesize"]),
+        str(entry["sha256"]),
+        str(entry["records_sha256"]),
+    )
+    # A shard set may come from a stranger: a name in its index must not lead out of its folder.
+    if not scheme_of(shard.url) and Path(shard.url).name != shard.url:
+        raise UserError(
+            f"{source} names {shard.url}, which is not in its folder",
+            "pack the images again, or move the shard there",
+        )
+    return shard

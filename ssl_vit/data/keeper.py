@@ -1,0 +1,300 @@
+"""A process beside a rank that has its shards ready: fetched ahead of need, verified once.
+
+Training reads samples in an order that is known to the end, so what it will need next is known too.
+The keeper walks that order ahead of the run: it fetches remote shards into the cache until the
+rank's share of it is full, holds those in use against eviction, and gives those that are done free.
+Local shards are compared with the sha256 of their index when they are about to be read for the
+first time, so a damaged one ends the run by name instead of teaching it noise.
+
+A process and not a thread: downloads and hashes would slow the rank's own Python. It is told the
+run's position through its standard input and ends with it.
+"""
+
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any
+
+from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.fetch import hash_file
+from ssl_vit.data.index_file import Shard
+from ssl_vit.data.needs import Needs
+from ssl_vit.data.urls import is_local, local_path
+from ssl_vit.errors import UserError
+
+_STREAMS = 4  # downloads at the same time
+# Local shards of no more than this together are all verified, read or not: a damaged set is known
+# within seconds of the start.
+_SMALL_SET = 4 * 2**30
+_TICK = 0.05  # seconds between two looks at what is to be done
+_FURTHEST = 1_000  # changes of the shards in use to look ahead
+_TELL = 0.1  # seconds between two reports of the position
+
+
+class Keeper:
+    """The rank's end of it.
+
+    Args:
+        shards: All shards of the set.
+        cache: Where remote ones are kept.
+        needs: Of this rank.
+        start: Position at which the run begins.
+        verifies: Compare local shards with their index.
+        share: Of how many ranks on this machine this is one; they share the cache's room.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        cache: ShardCache,
+        needs: Needs,
+        start: int = 0,
+        verifies: bool = True,
+        share: int = 1,
+    ) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._told = 0.0
+        if start >= needs.end or not (verifies or any(not is_local(s.url) for s in shards)):
+            return
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from ssl_vit.data.keeper import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        job = _Job(tuple(shards), cache, needs, start, verifies, cache.num_bytes // share)
+        self._write(pickle.dumps(job))
+
+    def advance(self, position: int) -> None:
+        """Say how far the run is; nothing before this position is read any more.
+
+        Raises:
+            UserError: A shard cannot be had, or is damaged; names it.
+        """
+        if self._process is None:
+            return
+        now = time.monotonic()
+        if now - self._told >= _TELL:
+            self._told = now
+            self._write(b"at %d\n" % position)
+        self._listen(wait=False)
+
+    def finish(self, position: int) -> None:
+        """Wait until everything that was read before this position is verified.
+
+        Raises:
+            UserError: A shard is damaged; names it.
+        """
+        if self._process is not None:
+            self._write(b"finish %d\n" % position)
+            while not self._listen(wait=True):
+                continue
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.kill()
+            process.communicate()
+
+    def _write(self, data: bytes) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._listen(wait=True)  # its last words say why
+
+    def _listen(self, wait: bool) -> bool:
+        """Hear what it has to say; whether it has finished.
+
+        Raises:
+            UserError: Its own, or that it is gone.
+        """
+        assert self._process is not None
+        assert self._process.stdout is not None
+        if not wait and not select.select([self._process.stdout], [], [], 0)[0]:
+            return False
+        line = self._process.stdout.readline()
+        if not line:
+            raise UserError(
+                f"the process that fetches and verifies shards ended with exit code "
+                f"{self._process.wait()}",
+                "run the same command again; most often memory was short",
+            )
+        said = json.loads(line)
+        if "problem" in said:
+            raise UserError(said["problem"], said["remedy"])
+        return True
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that the process is told at its start."""
+
+    shards: tuple[Shard, ...]
+    cache: ShardCache
+    needs: Needs
+    start: int
+    verifies: bool
+    num_bytes: int
+    """Of the cache's room, this rank's share."""
+
+
+class _Walk:
+    """What the process does: a loop over what is needed, soonest first."""
+
+    def __init__(self, job: _Job) -> None:
+        self.job = job
+        self.position, self.goal = job.start, -1
+        self._window: list[int] = []
+        self._window_ends = job.start
+        self._verified_to = job.start
+        self._ready: set[int] = set()  # a remote one may have been evicted since
+        self._held: dict[int, IO[bytes]] = {}
+        self._running: dict[Future[None], int] = {}
+        self._pool = ThreadPoolExecutor(_STREAMS)
+        local = [number for number, shard in enumerate(job.shards) if is_local(shard.url)]
+        self._any_remote = len(local) < len(job.shards)
+        is_small = sum(job.shards[number].num_bytes for number in local) <= _SMALL_SET
+        self._all_local = local if job.verifies and is_small else []
+
+    def listen(self, lines: Iterable[bytes]) -> None:
+        """Take in what the rank says, until it says no more; runs in a thread of its own."""
+        for line in lines:
+            word, number = line.split()
+            self.position = max(self.position, int(number))
+            if word == b"finish":
+                self.goal = int(number)
+        os._exit(0)  # the rank has ended
+
+    def run(self) -> None:
+        """Until all that was read is verified and the rank has no more to read, or a shard
+        fails.
+        """
+        while self.goal < 0 or not self._has_verified(self.goal):
+            for future in [future for future in self._running if future.done()]:
+                future.result()
+                self._ready.add(self._running.pop(future))
+            self._hold_and_retire()
+            if self.position >= self._window_ends:
+                self._look_ahead()
+            for number in self._window:
+                if len(self._running) >= _STREAMS:
+                    break
+                if number not in self._ready and number not in self._running.values():
+                    self._running[self._pool.submit(self._make_ready, number)] = number
+            time.sleep(_TICK)
+
+    def _make_ready(self, number: int) -> None:
+        shard = self.job.shards[number]
+        if not is_local(shard.url):
+            self.job.cache.fetch(shard, waits=True)
+        elif self.job.verifies:
+            verify(shard)
+
+    def _hold_and_retire(self) -> None:
+        """Hold the remote shards in use now, and give free what was in use before."""
+        if not self._any_remote:
+            return
+        cache, shards = self.job.cache, self.job.shards
+        inside = self.position < self.job.needs.end
+        used = self.job.needs.shards_at(self.position) if inside else []
+        for number in [number for number in self._held if number not in used]:
+            self._held.pop(number).close()
+            cache.retire(shards[number])
+            self._ready.discard(number)
+        for number in used:
+            if number in self._held or is_local(shards[number].url):
+                continue
+            if held := cache.hold(shards[number]):
+                self._held[number] = held
+            else:
+                self._ready.discard(number)
+
+    def _look_ahead(self) -> None:
+        """List what is needed from here on, soonest first: as far as the room for remote shards
+        reaches; where all are local, those in use and those of the next change.
+        """
+        needs, shards = self.job.needs, self.job.shards
+        position, room = self.position, self.job.num_bytes
+        window: dict[int, None] = {}
+        for change in range(_FURTHEST if self._any_remote else 2):
+            if position >= needs.end or len(window) == len(shards):
+                break
+            new = [number for number in needs.shards_at(position) if number not in window]
+            room -= sum(
+                shards[number].num_bytes for number in new if not is_local(shards[number].url)
+            )
+            if room < 0 and change > 0:
+                break
+            window |= dict.fromkeys(new)
+            position = needs.next_change(position)
+            if change == 0:
+                self._window_ends = position
+        self._window = list(window | dict.fromkeys(self._all_local))
+        for number in self._window:
+            shard = shards[number]
+            if number in self._ready and not is_local(shard.url):
+                # Another rank may have evicted or retired it.
+                self._ready.discard(number)
+                if held := self.job.cache.hold(shard):
+                    held.close()
+                    self._ready.add(number)
+
+    def _has_verified(self, goal: int) -> bool:
+        """Whether all local shards are that were read before a position, or are of a small set."""
+        needs, shards = self.job.needs, self.job.shards
+        if not self._ready.issuperset(self._all_local):
+            return False
+        while self._verified_to < min(goal, needs.end):
+            now = needs.shards_at(self._verified_to)
+            if any(is_local(shards[n].url) and n not in self._ready for n in now):
+                return False
+            self._verified_to = needs.next_change(self._verified_to)
+        return True
+
+
+def verify(shard: Shard) -> None:
+    """Compare a local shard with its index.
+
+    Raises:
+        UserError: It cannot be read, or has other bytes; names it.
+    """
+    try:
+        found = hash_file(local_path(shard.url))
+    except OSError as error:
+        raise UserError(
+            f"cannot read shard {shard.url}: {error.strerror}", "restore it, or pack again"
+        ) from None
+    if found != shard.sha256:
+        raise UserError(
+            f"shard {shard.url} is damaged: its bytes are not those of its index (sha256 differs)",
+            "ssl-vit shards check SHARDS  says where; restore it or pack again "
+            "(engine.verify_shards=false trains on it as it is)",
+        )
+
+
+def main() -> None:
+    """The process: a job and then lines on standard input, JSON lines on standard output."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the rank still saves, and ends us after that
+    os.nice(5)
+    walk = _Walk(pickle.load(sys.stdin.buffer))
+    threading.Thread(target=walk.listen, args=(sys.stdin.buffer,), daemon=True).start()
+    try:
+        walk.run()
+        said: dict[str, Any] = {"finished": True}
+    except UserError as error:
+        said = {"problem": error.problem, "remedy": error.remedy}
+    print(json.dumps(said), flush=True)
+    threading.Event().wait()  # the rank ends us

@@ -1,0 +1,181 @@
+"""From what the user calls the data to an opened shard set.
+
+A source is a folder with an index, local or remote, or the shards of such a folder by name, with
+braces: `SHARDS`, `https://host/set/`, `https://host/set/shard-{000000..000007}.tar`. A remote index
+is copied into the cache, under the hash of its content.
+"""
+
+import fcntl
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.fetch import fetch_bytes, fetch_file, try_often
+from ssl_vit.data.index_file import (
+    INDEX_FILE,
+    SAMPLES_FILE,
+    Index,
+    Shard,
+    parse_index,
+    read_index,
+    records_digest,
+)
+from ssl_vit.data.shards import Part, ShardSet
+from ssl_vit.data.urls import check_allowed, expand, is_local, local_path, scheme_of, split_base
+from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
+
+# Somebody waits at the keyboard, and the address may be mistyped.
+_FIRST_ATTEMPTS = 3
+
+
+def open_shards(sources: str | Path | Sequence[str], cache: ShardCache | None = None) -> ShardSet:
+    """Open one source, or several as one set with the shards of all.
+
+    Args:
+        sources: Folders or names of shards, see this module.
+        cache: Where remote shards and indexes are kept; None: the default one.
+
+    Raises:
+        UserError: A source, its index or a local shard is missing, empty or damaged; or the sources
+            differ in their classes.
+    """
+    cache = cache or ShardCache()
+    listed = [str(sources)] if isinstance(sources, str | Path) else list(sources)
+    opened = [_open(source, cache) for source in listed]
+    classes = {part_classes for _, _, part_classes in opened}
+    parts = [part for part, _, _ in opened]
+    shards = [shard for _, part_shards, _ in opened for shard in part_shards]
+    # Labels mean something only where the sets agree on the names of the classes.
+    agreed = classes.pop() if len(classes) == 1 else ()
+    found = ShardSet(parts, shards, agreed, cache)
+    found.check_records()
+    return found
+
+
+def _open(source: str, cache: ShardCache) -> tuple[Part, list[Shard], tuple[str, ...]]:
+    base, names = _split(source)
+    if is_local(base):
+        folder = local_path(base)
+        index = read_index(folder)
+    else:
+        folder, index = _fetch_index(base, source, cache)
+    firsts = np.cumsum([0, *(shard.num_samples for shard in index.shards)])
+    chosen = _choose(index, names, base, source)
+    shards = [_located(index.shards[place], base, folder, source, cache) for place in chosen]
+    places = tuple((int(firsts[place]), index.shards[place].num_samples) for place in chosen)
+    return Part(source, folder, index.num_samples, places), shards, index.classes
+
+
+def _split(source: str) -> tuple[str, list[str]]:
+    """(folder or its URL, names of the shards that are meant; none: all)."""
+    if scheme_of(source) == "pipe":
+        raise UserError(
+            f"{source} is a command; samples are found through an index",
+            f"ssl-vit shards index '{source}' --out INDEX --allow-shell-urls,  "
+            "then data.shards=INDEX",
+        )
+    if not source.endswith("/") and source.partition("?")[0].endswith(".tar"):
+        split = [split_base(location) for location in expand(source)]
+        bases = {base for base, _ in split}
+        if len(bases) > 1:
+            raise UserError(
+                f"{source} names shards of {len(bases)} folders",
+                "give them as a list:  data.shards=[A,B]",
+            )
+        return bases.pop() or ".", [name for _, name in split]
+    return source if is_local(source) or source.endswith("/") else f"{source}/", []
+
+
+def _choose(index: Index, names: Sequence[str], base: str, source: str) -> list[int]:
+    """Places in the index of the shards that are meant, in the index's order."""
+    if not names:
+        return list(range(len(index.shards)))
+    by_name = {shard.name: place for place, shard in enumerate(index.shards)}
+    wanted = [name.partition("?")[0] for name in names]
+    missing = [name for name in wanted if name not in by_name]
+    if missing:
+        raise UserError(
+            f"the index of {base} does not know {missing[0]}, which {source} names",
+            f"it knows {index.shards[0].name} … {index.shards[-1].name}",
+        )
+    return sorted({by_name[name] for name in wanted})
+
+
+def _located(shard: Shard, base: str, folder: Path, source: str, cache: ShardCache) -> Shard:
+    """The shard with a location that can be opened; a local one is looked for."""
+    scheme = scheme_of(shard.url)
+    if scheme == "" and not is_local(base):
+        url = f"{base}{shard.url}"
+    elif scheme == "":
+        url = str(folder / shard.url)
+    elif scheme == "file" and not is_local(base):
+        raise UserError(
+            f"the index of {base} comes from elsewhere and names the local file {shard.url}",
+            "copy that index here if you trust it",
+        )
+    else:
+        url = shard.url
+    check_allowed(url, cache.allow_shell_urls)
+    if is_local(url):
+        path = local_path(url)
+        url = str(path)
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise UserError(
+                f"shard {path} is missing", f"restore it, or pack the images of {source} again"
+            ) from None
+        if size != shard.num_bytes:
+            raise UserError(
+                f"shard {path} has another size than its index says "
+                f"({size:,} bytes, not {shard.num_bytes:,})",
+                f"restore it, or pack the images of {source} again",
+            )
+    return Shard(url, shard.num_samples, shard.num_bytes, shard.sha256, shard.records_sha256)
+
+
+def _fetch_index(base: str, source: str, cache: ShardCache) -> tuple[Path, Index]:
+    """A copy of a remote index in the cache, and its content."""
+    url = f"{base}{INDEX_FILE}"
+    try:
+        content = fetch_bytes(url, min(cache.attempts, _FIRST_ATTEMPTS), cache.report)
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {INDEX_FILE} at {base}",
+            f"ssl-vit shards index '{source}' --out INDEX  makes one here; then data.shards=INDEX",
+        ) from None
+    index = parse_index(content, url)
+    folder = cache.folder / "indexes" / hashlib.sha256(content).hexdigest()[:32]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one download for all processes of the machine
+            if not (folder / INDEX_FILE).exists():
+                _fetch_records(f"{base}{SAMPLES_FILE}", folder / SAMPLES_FILE, index, cache)
+                with replacing(folder / INDEX_FILE) as partial:
+                    partial.write_bytes(content)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the index of {base} in {folder}: {error.strerror or error}",
+            "set $SSL_VIT_CACHE to a folder on a local disk with room",
+        ) from None
+    return folder, index
+
+
+def _fetch_records(url: str, target: Path, index: Index, cache: ShardCache) -> None:
+    with replacing(target) as partial:
+
+        def fetch_and_compare() -> None:
+            fetch_file(url, partial)
+            records = np.load(partial, mmap_mode="r")
+            firsts = np.cumsum([0, *(shard.num_samples for shard in index.shards)])
+            for shard, first in zip(index.shards, firsts, strict=False):
+                part = records[first : first + shard.num_samples]
+                if records_digest(part) != shard.records_sha256:
+                    raise OSError(f"its records of {shard.name} do not fit {INDEX_FILE}")
+
+        try_often(url, fetch_and_compare, cache.attempts, cache.report)

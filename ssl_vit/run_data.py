@@ -1,0 +1,61 @@
+"""The data of a run: from its config to opened shards, and what the plan needs to know of them.
+
+No torch here.
+"""
+
+from pathlib import Path
+
+from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.config import SYNTHETIC_SAMPLES
+from ssl_vit.data.order import lanes_of_rank
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.sources import open_shards
+from ssl_vit.distributed import Processes
+from ssl_vit.quantities import parse_bytes
+from ssl_vit.run_config import RunConfig
+from ssl_vit.training.plan import DataFacts, SetPlan
+
+
+def open_data(config: RunConfig) -> tuple[ShardCache, ShardSet | None]:
+    """The shards of a run, and where remote ones are kept; no shards where they are synthetic."""
+    engine = config.engine
+    cache = ShardCache(
+        None if engine.cache_folder == "auto" else Path(engine.cache_folder).expanduser(),
+        parse_bytes(str(engine.cache_bytes), "engine.cache_bytes="),
+        config.data.allow_shell_urls,
+    )
+    if config.data.source == "synthetic":
+        return cache, None
+    return cache, open_shards(config.data.sources, cache)
+
+
+def machine_lanes(lanes: int, processes: Processes) -> range:
+    """The lanes of all ranks of this machine, whose ranks follow each other."""
+    first = processes.rank - processes.local_rank
+    ranks = (first, first + processes.local_world_size - 1)
+    low, high = (lanes_of_rank(lanes, rank, processes.world_size) for rank in ranks)
+    return range(low.start, high.stop)
+
+
+def sizes_of(shards: ShardSet | None) -> list[list[int]]:
+    """For each set of the data, the samples of its shards."""
+    if shards is None:
+        return [[SYNTHETIC_SAMPLES]]
+    return [[count for _, count in part.places] for part in shards.parts]
+
+
+def data_facts(shards: ShardSet | None) -> DataFacts:
+    """What the plan needs to know."""
+    if shards is None:
+        return DataFacts(SYNTHETIC_SAMPLES, "synthetic", (("synthetic", SYNTHETIC_SAMPLES),))
+    sets = tuple((part.source, part.num_samples) for part in shards.parts)
+    return DataFacts(shards.num_samples, shards.fingerprint, sets)
+
+
+def describe_set(each: SetPlan) -> str:
+    """One line for a person."""
+    if each.times_seen >= 1:
+        seen = f"repeated: each is seen {each.times_seen:g} times"
+    else:
+        seen = f"truncated: {each.times_seen:.2%} of them are seen"
+    return f"  {each.source}: {each.num_samples:,} images, {each.share:.1%} of every update, {seen}"

@@ -1,0 +1,56 @@
+"""Samples that could not be decoded: listed in the run folder, every update's once, and limited."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ssl_vit.data.bad_sample import BadSample
+from ssl_vit.data.config import DataConfig
+from ssl_vit.errors import UserError
+from ssl_vit.training.metrics_file import cut_after, read_metrics
+
+# A share of the first few samples says nothing about the rest.
+_FEWEST_SEEN = 1_000
+
+
+class BadSamples:
+    """`bad_samples.jsonl` of a run; every rank counts, the first one writes.
+
+    Args:
+        file: Created with the first bad sample; lines of updates that will be made again are cut.
+        start_step: Updates already made.
+        data: Batch and limit.
+        is_first: Whether this rank writes.
+    """
+
+    def __init__(self, file: Path, start_step: int, data: DataConfig, is_first: bool) -> None:
+        self.file, self.is_first = file, is_first
+        self.max_fraction, self.batch = data.max_bad_fraction, data.global_batch_size
+        if is_first:
+            cut_after(file, start_step)
+        lines = read_metrics(file) if file.is_file() else []
+        self.count = sum(line["step"] <= start_step for line in lines)
+
+    def record(self, step: int, bad: Sequence[BadSample]) -> None:
+        """Add those of all ranks in update ``step``, counted from 0."""
+        self.count += len(bad)
+        if not bad or not self.is_first:
+            return
+        with self.file.open("a", encoding="utf-8") as file:
+            for sample in bad:
+                line = {"step": step + 1, **asdict(sample)}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def are_too_many(self, num_updates: int) -> bool:
+        """Whether their share of all samples of so many updates is above the limit."""
+        return self.count > self.max_fraction * max(num_updates * self.batch, _FEWEST_SEEN)
+
+    def error(self, num_updates: int) -> UserError:
+        """What to say when they are."""
+        return UserError(
+            f"{self.count:,} of {num_updates * self.batch:,} samples could not be decoded, more "
+            f"than data.max_bad_fraction={self.max_fraction:g}; {self.file} lists them",
+            "pack the images again; or go on by the same command with a larger "
+            "data.max_bad_fraction",
+        )
