@@ -1,28 +1,31 @@
 """Reading a set of shards again, end to end: are bytes, index and images what they should be?"""
 
-import hashlib
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.decode import decode_image
-from ssl_vit.data.shards import NO_LABEL, Shard, ShardSet, split_key
-from ssl_vit_data_prep.workers import run_tasks
+from ssl_vit.data.index_file import NO_LABEL, Shard, records_digest
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.sources import open_shards
+from ssl_vit.errors import UserError
+from ssl_vit_data_prep.tar_images import HashingReader, TarFile, walk_samples
+from ssl_vit_data_prep.workers import count_done, run_tasks
 
 
 @dataclass(frozen=True)
 class CheckTask:
     """One shard, and what the index says of it."""
 
-    folder: Path
     shard: Shard
     records: np.ndarray
     """(num_samples,) of ``SAMPLE_RECORD``."""
-    num_classes: int
+    classes: tuple[str, ...]
+    cache: ShardCache
     decode: bool
 
 
@@ -40,21 +43,21 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class TarImage:
-    """An image member as tarfile finds it, without our index."""
+class FoundImage:
+    """An image as tarfile finds it, without our index."""
 
     key: str
-    offset: int
-    length: int
-    lead: int
-    label: int
+    file: TarFile
+    label: str
 
 
-def check_shards(folder: Path, decode: bool, workers: int) -> tuple[ShardSet, list[Fault]]:
+def check_shards(
+    source: str, decode: bool, workers: int, cache: ShardCache | None = None
+) -> tuple[ShardSet, list[Fault]]:
     """Read every shard again.
 
     Args:
-        folder: Of the shards.
+        source: Folder or URL of the shards; remote ones are fetched.
         decode: Decode every image too, which takes most of the time.
         workers: Processes.
 
@@ -64,43 +67,76 @@ def check_shards(folder: Path, decode: bool, workers: int) -> tuple[ShardSet, li
     Raises:
         UserError: The set cannot be opened: no index, or a shard is missing or of another size.
     """
-    shards = ShardSet.open(folder)
-    num_classes = len(shards.classes)
-    records = np.asarray(shards.records)
+    shards = open_shards(source, cache)
     tasks = [
-        CheckTask(folder, shard, records[start : start + shard.num_samples], num_classes, decode)
-        for shard, start in zip(shards.shards, shards.starts[:-1], strict=True)
+        CheckTask(shard, np.array(shards.records_of(number)), shards.classes, shards.cache, decode)
+        for number, shard in enumerate(shards.shards)
     ]
-    sizes = [shard.num_samples for shard in shards.shards]
-    found = run_tasks(check_shard, tasks, sizes, workers, "checking")
+    found = run_tasks(check_shard, tasks, shards.num_samples, workers, "checking")
     return shards, [fault for faults in found for fault in faults]
 
 
 def check_shard(task: CheckTask) -> list[Fault]:
     """Compare one tar with its index: hash, places, labels; if asked, decode its images too."""
-    shard, path = task.shard, task.folder / task.shard.name
+    shard = task.shard
     faults: list[Fault] = []
+    images: list[FoundImage] = []
+    try:
+        path = task.cache.path(shard)
+    except UserError as error:
+        return [Fault(shard.name, "", error.problem)]
     try:
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                problem = "its bytes are not those packed (sha256 differs)"
-                faults.append(Fault(shard.name, "", problem))
-        members = list(walk_images(path))
-    except (tarfile.TarError, ValueError, OSError) as error:
-        return [*faults, Fault(shard.name, "", f"the tar cannot be read: {error}")]
-    if len(members) != len(task.records):
-        # tarfile takes a damaged header for the end of the tar, so the last key tells where it is.
-        last = members[-1].key if members else ""
-        problem = f"the tar ends after {len(members)} of {len(task.records)} images"
-        faults.append(Fault(shard.name, last, problem))
+            reader = HashingReader(file)
+            try:
+                images += find_images(reader)
+            finally:
+                if reader.finish() != shard.sha256:
+                    problem = "its bytes are not those packed (sha256 differs)"
+                    faults.append(Fault(shard.name, "", problem))
+    except (tarfile.TarError, OSError) as error:
+        faults.append(Fault(shard.name, "", f"the tar cannot be read: {error}"))
     with path.open("rb") as file:
-        for member, record in zip(members, task.records, strict=False):
-            problem = compare(member, record, task.num_classes)
-            if not problem and task.decode:
-                problem = decode_problem(os.pread(file.fileno(), member.length, member.offset))
-            if problem:
-                faults.append(Fault(shard.name, member.key, problem))
+        faults += compare_all(task, images, file.fileno())
+    if not faults and records_digest(task.records) != shard.records_sha256:
+        faults.append(Fault(shard.name, "", "samples.npy is not the one of index.json"))
     return faults
+
+
+def find_images(reader: HashingReader) -> Iterator[FoundImage]:
+    """All images of a tar with their labels.
+
+    Raises:
+        tarfile.TarError: The file is no tar, or breaks off.
+    """
+    for sample in walk_samples(reader):
+        for image in sample.images:
+            yield FoundImage(sample.key, image, sample.label)
+
+
+def compare_all(task: CheckTask, images: Sequence[FoundImage], descriptor: int) -> Iterator[Fault]:
+    """What differs between the images of a tar and its records.
+
+    Args:
+        descriptor: Of the open tar.
+    """
+    records, name = task.records, task.shard.name
+    if len(images) > len(records):
+        # An index of some of the images: those at its offsets.
+        wanted = set(records["offset"].tolist())
+        images = [image for image in images if image.file.offset in wanted]
+    if len(images) < len(records):
+        # tarfile takes a damaged header for the end of the tar, so the last key tells where it is.
+        last = images[-1].key if images else ""
+        problem = f"the tar ends after {len(images):,} of {len(records):,} images"
+        yield Fault(name, last, problem)
+    for image, record in zip(images, records, strict=False):
+        problem = compare(image, record, task.classes)
+        if not problem and task.decode:
+            problem = decode_problem(os.pread(descriptor, image.file.length, image.file.offset))
+        if problem:
+            yield Fault(name, image.key, problem)
+        count_done()
 
 
 def decode_problem(data: bytes) -> str:
@@ -112,39 +148,16 @@ def decode_problem(data: bytes) -> str:
     return ""
 
 
-def walk_images(path: Path) -> Iterator[TarImage]:
-    """The images of a tar with their labels, found by the standard library alone.
-
-    Raises:
-        ValueError: A label is no number.
-        tarfile.TarError: The file is no tar.
-    """
-    waiting: TarImage | None = None
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key, ending = split_key(member.name)
-            if ending == "cls" and waiting and waiting.key == key:
-                content = tar.extractfile(member)
-                text = content.read() if content else b""
-                yield TarImage(
-                    key, waiting.offset, waiting.length, waiting.lead, label=int(text.decode())
-                )
-                waiting = None
-                continue
-            if waiting:
-                yield waiting
-            lead = member.offset_data - member.offset
-            waiting = TarImage(key, member.offset_data, member.size, lead, NO_LABEL)
-    if waiting:
-        yield waiting
-
-
-def compare(member: TarImage, record: np.void, num_classes: int) -> str:
-    """What differs between a tar's member and its record; empty if nothing does."""
-    for name in ("offset", "length", "lead", "label"):
-        found, said = getattr(member, name), int(record[name])
-        if found != said:
-            return f"{name} is {found} in the tar and {said} in the index"
-    if not NO_LABEL <= member.label < num_classes:
-        return f"class {member.label} is none of the {num_classes} classes"
+def compare(image: FoundImage, record: np.void, classes: Sequence[str]) -> str:
+    """What differs between an image of a tar and its record; empty if nothing does."""
+    file, label = image.file, int(record["label"])
+    places = {"offset": file.offset, "length": file.length, "lead": file.offset - file.start}
+    for field, found in places.items():
+        if found != int(record[field]):
+            return f"{field} is {found} in the tar and {int(record[field])} in the index"
+    if not NO_LABEL <= label < len(classes):
+        return f"class {label} is none of the {len(classes)} classes"
+    said = (str(label), classes[label]) if label != NO_LABEL else ("",)
+    if image.label and image.label not in said:
+        return f"label is {image.label} in the tar and {label} in the index"
     return ""

@@ -1,22 +1,56 @@
-"""`ssl-vit shards`: pack images, check a set of shards. Imports nothing slow at the top."""
+"""`ssl-vit shards`: make shards of images, check, index, reshard and preview them.
+
+Imports nothing slow at the top.
+"""
 
 import shlex
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ssl_vit.errors import UserError
+from ssl_vit.quantities import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ssl_vit.data.index_file import Statistics
+    from ssl_vit_data_prep.pack import PackSummary
+    from ssl_vit_data_prep.refusals import Kind
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Pack a folder of images into shards, and check shards.",
+    help="Make shards of a folder of images; check, index, reshard and preview shards.",
 )
 
-ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of the shards.")]
+
+class ClassSource(StrEnum):
+    """Where labels come from."""
+
+    folders = "folders"
+    none = "none"
+
+
+NewShardsArgument = Annotated[
+    Path, typer.Argument(metavar="SHARDS", help="Folder of the shards; created.")
+]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SHARDS", help="Folder of the shards, or its URL.")
+]
 WorkersOption = Annotated[
     int, typer.Option("--workers", min=0, help="Processes; 0 takes one per core.")
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the set of shards that is there.")
+]
+BytesOption = Annotated[
+    str, typer.Option("--shard-bytes", help="Largest size of one tar, e.g. 256MiB.")
+]
+SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
 
 _FAULTS = 20  # listed; more are only counted
 _CLASSES = 5  # listed, the largest first
@@ -28,40 +62,76 @@ def pack(
         Path,
         typer.Argument(metavar="IMAGES", help="Folder of images; its sub-folders are the classes."),
     ],
-    shards: ShardsArgument,
-    shard_bytes: Annotated[
-        str, typer.Option("--shard-bytes", help="Largest size of one tar, e.g. 256MiB.")
-    ] = "256MiB",
+    shards: NewShardsArgument,
+    shard_bytes: BytesOption = "256MiB",
     workers: WorkersOption = 0,
-    shuffle_seed: Annotated[
-        int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")
+    shuffle_seed: SeedOption = 0,
+    classes: Annotated[
+        ClassSource, typer.Option("--classes", help="Where labels come from.")
+    ] = ClassSource.folders,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest",
+            help="CSV or JSONL with path, label and any further columns, instead of folders.",
+        ),
+    ] = None,
+    val_fraction: Annotated[
+        float,
+        typer.Option(
+            "--val-fraction",
+            help="Share of the images that goes to SHARDS/val, the rest to SHARDS/train.",
+        ),
+    ] = 0.0,
+    short_side: Annotated[
+        int,
+        typer.Option(
+            "--short-side", min=0, help="Scale larger images down to this shorter side, as JPEG."
+        ),
     ] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the set of shards in SHARDS.")
+    quality: Annotated[int, typer.Option("--quality", min=1, max=100, help="Of such a JPEG.")] = 90,
+    max_pixels: Annotated[
+        int,
+        typer.Option("--max-pixels", min=1, help="Refuse images of more; 0.18 billion at most."),
+    ] = 178_956_970,
+    decode: Annotated[
+        bool,
+        typer.Option("--decode", help="Decode every image, and refuse the damaged (slower)."),
     ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Pack a folder of images into WebDataset tars with an index; bytes stay untouched."""
+    """Pack a folder of images into WebDataset tars with an index; a killed pack goes on."""
+    from ssl_vit.data.decode import MAX_PIXELS
     from ssl_vit.distributed import cores_here
-    from ssl_vit_data_prep.pack import REFUSED_FILE, pack_images
-    from ssl_vit_data_prep.plan import parse_bytes
+    from ssl_vit_data_prep.pack import pack_images
+    from ssl_vit_data_prep.reencode import Reencoding
+    from ssl_vit_data_prep.shard_writer import PackOptions
 
-    num_bytes = parse_bytes(shard_bytes, "--shard-bytes")
-    made = pack_images(images, shards, num_bytes, workers or cores_here(), shuffle_seed, overwrite)
-    typer.echo(
-        f"packed   {made.num_images:,} images into {_shards(made.num_shards)}, "
-        f"{made.num_bytes / 1e6:,.1f} MB, in {made.seconds:.1f} s "
-        f"({made.num_images / made.seconds:,.0f} images/s)"
+    if not 0 <= val_fraction < 1:
+        raise UserError(
+            f"--val-fraction {val_fraction:g} is out of range", "allowed: 0 <= fraction < 1"
+        )
+    if max_pixels > MAX_PIXELS:
+        raise UserError(
+            f"--max-pixels {max_pixels} is more than training reads", f"at most {MAX_PIXELS}"
+        )
+    options = PackOptions(
+        parse_bytes(shard_bytes, "--shard-bytes "),
+        shuffle_seed,
+        "manifest" if manifest else classes.value,
+        manifest,
+        val_fraction,
+        Reencoding(short_side, quality),
+        max_pixels,
+        decode,
     )
-    typer.echo(f"classes  {_describe_classes(made.class_counts)}")
-    if made.num_refused:
-        typer.echo(f"refused  {made.num_refused:,} files, listed in {shards / REFUSED_FILE}")
-    word = shlex.quote(f"data.shards={shards}")
-    typer.echo(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
+    made = pack_images(images, shards, options, workers or cores_here(), overwrite)
+    _echo_packed(made, shards)
 
 
 @app.command()
 def check(
-    shards: ShardsArgument,
+    shards: SourceArgument,
     quick: Annotated[
         bool, typer.Option("--quick", help="Compare hashes and index; decode no image.")
     ] = False,
@@ -82,14 +152,169 @@ def check(
     raise typer.Exit(1)
 
 
+@app.command()
+def index(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SHARDS…",
+            help="Tars: paths, URLs with braces such as https://host/{000..099}.tar, or a folder.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the index; by default that of the shards."),
+    ] = None,
+    endings: Annotated[
+        str, typer.Option("--endings", help="Of the images in the tars, by commas.")
+    ] = "jpg,jpeg,png,webp,bmp,tif,tiff",
+    label_field: Annotated[
+        str, typer.Option("--label-field", help="Field of a sample's .json that is its label.")
+    ] = "",
+    classes: Annotated[
+        Path | None, typer.Option("--classes", help="File with the name of a class a line.")
+    ] = None,
+    workers: WorkersOption = 0,
+    allow_shell_urls: Annotated[
+        bool, typer.Option("--allow-shell-urls", help="Run the commands of pipe: URLs.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Make the index of shards that others wrote; every tar is read once, no image is decoded."""
+    from ssl_vit.distributed import cores_here
+    from ssl_vit_data_prep.index import IndexOptions, index_shards
+
+    names = _read_lines(classes) if classes else ()
+    options = IndexOptions(
+        tuple(ending.strip(" .").lower() for ending in endings.split(",") if ending.strip(" .")),
+        label_field,
+        names,
+        allow_shell_urls,
+    )
+    made = index_shards(sources, out, options, workers or cores_here(), overwrite)
+    kinds = ", ".join(f"{ending} {count:,}" for ending, count in made.endings.items())
+    typer.echo(
+        f"indexed  {made.index.num_samples:,} images in {_shards(len(made.index.shards))}, "
+        f"{format_bytes(made.num_bytes)}: {made.folder}"
+    )
+    typer.echo(f"endings  {kinds}")
+    if made.num_several:
+        typer.echo(
+            f"note     {made.num_several:,} samples hold several images, and each counts; "
+            "--endings takes some of them"
+        )
+    labelled = f"{made.num_labelled:,} images of {len(made.index.classes):,} classes"
+    typer.echo(f"labels   {labelled if made.num_labelled else 'none'}")
+    _echo_refused(made.refused, made.folder)
+    word = shlex.quote(f"data.shards={made.folder}")
+    typer.echo(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
+
+
+@app.command()
+def reshard(
+    shards: SourceArgument,
+    out: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the new shards; created.")],
+    shard_bytes: BytesOption = "256MiB",
+    num_shards: Annotated[
+        int, typer.Option("--num-shards", min=0, help="Make so many, whatever their size.")
+    ] = 0,
+    shuffle_seed: SeedOption = 0,
+    workers: WorkersOption = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Change the size or number of shards, with the samples in a new order."""
+    from ssl_vit.distributed import cores_here
+    from ssl_vit_data_prep.reshard import reshard as write_anew
+
+    num_bytes = 0 if num_shards else parse_bytes(shard_bytes, "--shard-bytes ")
+    workers = workers or cores_here()
+    made = write_anew(shards, out, num_bytes, num_shards, shuffle_seed, workers, overwrite)
+    typer.echo(f"wrote    {made.num_samples:,} images into {_shards(len(made.shards))}: {out}")
+
+
+@app.command()
+def preview(
+    shards: SourceArgument,
+    recipe: Annotated[str, typer.Argument(help="A recipe (see `ssl-vit recipes`) or config.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings as path=value.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The PNG.")] = Path("preview.png"),
+    images: Annotated[int, typer.Option("--images", min=1, max=64, help="Rows.")] = 8,
+) -> None:
+    """Write a PNG of what the objective will see of the first samples: crops, views, masks."""
+    from ssl_vit.data.mixture import build_order
+    from ssl_vit.pretrain import read_config
+    from ssl_vit.run_data import open_data, sizes_of
+
+    config = read_config(recipe, [*(overrides or []), f"data.shards={shards}"], is_smoke=False)
+    _, opened = open_data(config)
+    assert opened is not None
+    order = build_order(sizes_of(opened), config.data, config.seed)
+    if not out.parent.is_dir():
+        raise UserError(f"there is no folder {out.parent}", "choose another --out")
+
+    from ssl_vit_data_prep.preview import write_preview
+
+    try:
+        refs = write_preview(out, opened, order, config, images)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            str(error), f"ssl-vit shards check {shards}  lists damaged images"
+        ) from None
+    typer.echo(f"wrote    {out}: the first {len(refs)} samples of {config.recipe}")
+    for ref in refs:
+        typer.echo(f"  {opened.key(ref.number)}")
+
+
+def _echo_packed(made: "PackSummary", shards: Path) -> None:
+    resumed = f", {_shards(made.num_resumed)} of them before" if made.num_resumed else ""
+    for each in made.sets:
+        typer.echo(
+            f"packed   {each.num_images:,} images into {_shards(each.num_shards)}, "
+            f"{format_bytes(each.num_bytes)}: {shards / each.name}"
+        )
+        typer.echo(f"classes  {_describe_classes(each.class_counts)}")
+        if each.statistics:
+            typer.echo(f"pixels   {_describe_statistics(each.statistics)}")
+    _echo_refused(made.refused, shards)
+    rate = made.num_images / made.seconds
+    typer.echo(f"time     {made.seconds:.1f} s ({rate:,.0f} images/s){resumed}")
+    typer.echo(f"look     {shards / made.sets[0].name / 'contact_sheet.png'}")
+    word = shlex.quote(f"data.shards={shards / made.sets[0].name}")
+    typer.echo(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
+
+
 def _shards(count: int) -> str:
     return f"{count:,} shard" if count == 1 else f"{count:,} shards"
 
 
-def _describe_classes(counts: dict[str, int]) -> str:
+def _describe_classes(counts: "Mapping[str, int]") -> str:
     if not counts:
-        return "none (images lie directly in the folder)"
+        return "none"
     largest = sorted(counts.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{name} {count:,}" for name, count in largest[:_CLASSES])
     more = f", and {len(counts) - _CLASSES:,} more" if len(counts) > _CLASSES else ""
     return f"{len(counts):,}: {listed}{more}"
+
+
+def _describe_statistics(statistics: "Statistics") -> str:
+    mean, std = (
+        "[" + ", ".join(f"{value:.3f}" for value in values) + "]"
+        for values in (statistics.mean, statistics.std)
+    )
+    return f"mean {mean}, std {std}, of {statistics.num_images:,} images"
+
+
+def _echo_refused(counts: "Mapping[Kind, int]", folder: Path) -> None:
+    if counts:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+        listed = f"listed in {folder / 'refused.jsonl'}"
+        typer.echo(f"refused  {sum(counts.values()):,} files, {listed}: {kinds}")
+
+
+def _read_lines(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(line for line in path.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}", "give a text file, a name a line") from None

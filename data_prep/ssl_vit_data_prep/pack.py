@@ -1,293 +1,239 @@
-"""Image folder → WebDataset tars plus index. Image bytes are copied untouched.
+"""Image folder → WebDataset tars plus index. Image bytes are copied untouched unless asked.
 
-The index is written last. A pack that was killed has left its mark in the folder instead, and only
-that mark allows the next one to replace what lies there. Refused files leave their shard a little
-smaller; nothing else moves.
+The index is written last. A pack that was killed leaves finished shards and a hidden folder that
+describes them; the same command goes on from there, and only that folder allows to replace what
+lies in a folder that is no set. RefusedError files leave their shard a little smaller; nothing else
+moves.
 """
 
-import hashlib
-import io
-import json
-import shutil
-import tarfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import assert_never
 
 import numpy as np
-from PIL import Image
 
-from ssl_vit.data.decode import FORMATS
-from ssl_vit.data.shards import (
-    INDEX_FILE,
-    NO_LABEL,
-    SAMPLE_RECORD,
-    SAMPLES_FILE,
-    Shard,
-    write_index,
-)
+from ssl_vit.data.index_file import NO_LABEL, Index, Statistics, write_index
+from ssl_vit.data.order import permutation
 from ssl_vit.errors import UserError
-from ssl_vit.files import replacing
-from ssl_vit_data_prep.plan import BLOCK, PlannedSample, padded, plan_shards
-from ssl_vit_data_prep.scan import find_images
+from ssl_vit_data_prep.contact_sheet import SHEET_FILE, write_contact_sheet
+from ssl_vit_data_prep.inspection import read_image_file
+from ssl_vit_data_prep.manifest import read_manifest, split_by_manifest
+from ssl_vit_data_prep.parts import Parts, WrittenShard
+from ssl_vit_data_prep.plan import (
+    Classes,
+    PackPlan,
+    classes_of_folders,
+    classes_of_manifest,
+    digest,
+    no_classes,
+    plan_shards,
+)
+from ssl_vit_data_prep.reencode import reencode
+from ssl_vit_data_prep.refusals import REFUSED_FILE, Kind, Refusal, count_kinds, write_refused
+from ssl_vit_data_prep.scan import ImageFile, find_images
+from ssl_vit_data_prep.shard_writer import PackOptions, ShardTask, write_shard
+from ssl_vit_data_prep.statistics import add_all
+from ssl_vit_data_prep.target import (
+    check_no_set,
+    check_space,
+    check_target,
+    remove_partials,
+    remove_set,
+)
 from ssl_vit_data_prep.workers import run_tasks
 
-REFUSED_FILE = "refused.jsonl"
-UNFINISHED_FILE = ".unfinished-pack"
-_OURS = (
-    "shard-*.tar",
-    ".shard-*.tar.partial-*",
-    f".{INDEX_FILE}.partial-*",
-    f".{SAMPLES_FILE}.partial-*",
-    SAMPLES_FILE,
-    REFUSED_FILE,
-)
-_RECORD_BYTES = 20 * BLOCK  # tar files end on a multiple of this
-_LARGEST_IMAGE = 0x7FFFF000  # bytes that Linux gives in one `pread`, which is how samples are read
+# Of so many images, a re-encoded one's size is tried before shards are planned.
+_TRIED = 48
 
 
 @dataclass(frozen=True)
-class ShardTask:
-    """All that a worker process needs to write one shard."""
+class PackedSet:
+    """One set as it came out."""
 
-    images: Path
-    target: Path
-    samples: tuple[PlannedSample, ...]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A file that is not packed."""
-
-    path: str
-    """Relative to the image folder."""
-    reason: str
-
-
-@dataclass(frozen=True)
-class WrittenShard:
-    """One shard as it came out."""
-
-    shard: Shard
-    records: np.ndarray
-    """(num_samples,) of ``SAMPLE_RECORD``."""
-    refused: list[Refusal]
+    name: str
+    """Of its sub-folder; empty for none."""
+    num_images: int
+    num_shards: int
+    num_bytes: int
+    class_counts: dict[str, int]
+    """Images of every class, in class order; empty where there are no classes."""
+    statistics: Statistics | None
 
 
 @dataclass(frozen=True)
 class PackSummary:
     """What a pack made."""
 
-    num_images: int
-    num_shards: int
-    num_bytes: int
-    class_counts: dict[str, int]
-    """Images of every class, in class order; empty where the folder has no classes."""
-    num_refused: int
+    sets: tuple[PackedSet, ...]
+    refused: dict[Kind, int]
+    num_resumed: int
+    """Shards that a killed pack had left."""
     seconds: float
+
+    @property
+    def num_images(self) -> int:
+        """In all sets."""
+        return sum(each.num_images for each in self.sets)
 
 
 def pack_images(
     images: Path,
     folder: Path,
-    shard_bytes: int,
-    workers: int,
-    shuffle_seed: int,
-    overwrite: bool,
+    options: PackOptions | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
 ) -> PackSummary:
     """Pack an image folder into a folder of shards.
 
     Args:
-        images: Classes are its first-level sub-folders, unless images lie directly in it.
+        images: The images, in any depth of sub-folders.
         folder: Created; must be new, empty or left by a killed pack.
-        shard_bytes: Size that a tar does not exceed, unless a single sample does.
+        options: How; by default with the classes of its first-level sub-folders.
         workers: Processes; their number does not change a byte.
-        shuffle_seed: Of the order of samples.
         overwrite: Replace a set of shards that is there.
 
     Raises:
         UserError: No images, none that can be read, or a target that may not or cannot be written.
     """
     start = time.perf_counter()
-    _check_target(images, folder, overwrite)
-    files = find_images(images)
-    plan = plan_shards(files, shard_bytes, shuffle_seed)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_space(folder, plan.num_bytes)
-        (folder / UNFINISHED_FILE).touch()
-        _remove_ours(folder)
-        tasks = [
-            ShardTask(images, folder / f"shard-{number:06d}.tar", samples)
-            for number, samples in enumerate(plan.shards)
-        ]
-        sizes = [len(samples) for samples in plan.shards]
-        written = run_tasks(write_shard, tasks, sizes, workers, "packing")
-        refused = [refusal for each in written for refusal in each.refused]
-        _write_refused(folder / REFUSED_FILE, refused)
-        filled = [each for each in written if each.shard.num_samples]
-        if not filled:
-            raise UserError(
-                f"none of the {len(files)} files in {images} is an image that can be read",
-                f"see why in {folder / REFUSED_FILE}",
-            )
-        records = np.concatenate([each.records for each in filled])
-        write_index(folder, [each.shard for each in filled], records, plan.classes)
-        (folder / UNFINISHED_FILE).unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write shards into {folder}: {error.strerror or error}",
-            "give a folder that can be written and has room",
-        ) from None
-    return PackSummary(
-        num_images=len(records),
-        num_shards=len(filled),
-        num_bytes=sum(each.shard.num_bytes for each in filled),
-        class_counts=_count_classes(records, plan.classes),
-        num_refused=len(refused),
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _count_classes(records: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
-    labels = records["label"][records["label"] != NO_LABEL]
-    counts = np.bincount(labels, minlength=len(classes))
-    return {name: int(counts[number]) for number, name in enumerate(classes)}
-
-
-def write_shard(task: ShardTask) -> WrittenShard:
-    """Write one tar, labelled images each with their class; no file if every image is refused."""
-    rows: list[tuple[int, int, int, int]] = []
-    refused: list[Refusal] = []
-    with replacing(task.target) as partial, partial.open("wb", buffering=2**20) as file:
-        tar = HashedTar(file)
-        for sample in task.samples:
-            try:
-                data = read_packable(task.images / sample.path)
-            except ValueError as error:
-                refused.append(Refusal(sample.path, str(error)))
-                continue
-            start = tar.num_bytes
-            offset = tar.add(f"{sample.key}.{sample.ending}", data)
-            rows.append((offset, len(data), offset - start, sample.label))
-            if sample.label != NO_LABEL:
-                tar.add(f"{sample.key}.cls", str(sample.label).encode())
-        digest = tar.finish()
-    if not rows:
-        task.target.unlink()
-    shard = Shard(task.target.name, len(rows), tar.num_bytes, digest)
-    return WrittenShard(shard, np.array(rows, dtype=SAMPLE_RECORD), refused)
-
-
-class HashedTar:
-    """Appends members to a tar and hashes what it writes, so that no byte is read back."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.num_bytes = 0
-
-    def add(self, name: str, data: bytes) -> int:
-        """Append one file; returns the offset of its first byte."""
-        # Owner, mode and time are tarfile's defaults (0, 0o644, 0): equal input gives equal bytes.
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        self._write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict"))
-        offset = self.num_bytes
-        self._write(data)
-        self._write(bytes(padded(len(data)) - len(data)))
-        return offset
-
-    def finish(self) -> str:
-        """Write the end mark; returns the sha256 of the whole file in hexadecimal."""
-        self._write(bytes(2 * BLOCK))
-        self._write(bytes(-self.num_bytes % _RECORD_BYTES))
-        return self._hash.hexdigest()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self.num_bytes += len(data)
-
-
-def read_packable(path: Path) -> bytes:
-    """The bytes of an image file whose header can be read; its pixels are not decoded.
-
-    Raises:
-        ValueError: Empty, too large, unreadable, or no image of a format that we take.
-    """
-    try:
-        if path.stat().st_size > _LARGEST_IMAGE:
-            raise ValueError("larger than 2 GiB")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-    if not data:
-        raise ValueError("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(data), formats=FORMATS).close()
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"its content is none of {', '.join(FORMATS)}") from None
-    except Exception as error:
-        # Anything: Pillow's parsers raise whatever a broken header makes them trip over, and one
-        # file must not end the packing of a million.
-        raise ValueError(f"no readable image header: {error}") from None
-    return data
-
-
-def _check_target(images: Path, folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder", "choose another folder for the shards")
+    options = options or PackOptions()
     if folder.resolve().is_relative_to(images.resolve()):
         raise UserError(
             f"the shard folder {folder} lies inside the image folder {images}",
             "choose a folder beside it",
         )
-    if not folder.is_dir():
-        return
-    if (folder / INDEX_FILE).exists():
-        if not overwrite:
-            raise UserError(
-                f"{folder} already holds a set of shards", "choose another folder, or --overwrite"
-            )
-    elif not (folder / UNFINISHED_FILE).exists() and any(folder.iterdir()):
+    check_target(folder, overwrite)
+    scan = find_images(images)
+    files, classes, refused = _choose_classes(scan.files, images, options)
+    parts = Parts(folder, digest(files, (options, classes.names)))
+    if not parts.is_unfinished():
+        check_no_set(folder, overwrite)
+    ratio = _size_ratio(images, files, options)
+    before = options.shard_bytes / ratio
+    plan = plan_shards(files, classes, before, options.shuffle_seed, options.val_fraction)
+    try:
+        with parts.open() as goes_on:
+            num_resumed = parts.count()
+            remove_partials(folder) if goes_on else remove_set(folder)
+            check_space(folder, int(plan.num_bytes * ratio))
+            tasks = _make_tasks(images, folder, plan, options, parts)
+            results = run_tasks(write_shard, tasks, len(files), workers, "packing")
+            refused += [refusal for result in results for refusal in result.refused]
+            refused += scan.refused
+            write_refused(folder, refused)
+            if not any(len(result.records) for result in results):
+                raise UserError(
+                    f"none of the {len(files)} files in {images} is an image that can be read",
+                    f"see why in {folder / REFUSED_FILE}",
+                )
+            sets = _finish(folder, plan, tasks, results)
+            parts.remove()
+    except OSError as error:
         raise UserError(
-            f"{folder} holds other files, such as {min(folder.iterdir()).name}",
-            "choose a new or an empty folder",
+            f"cannot write shards into {folder}: {error.strerror or error}",
+            "give a folder that can be written and has room; the same command goes on there",
+        ) from None
+    seconds = time.perf_counter() - start
+    return PackSummary(sets, count_kinds(refused), num_resumed, seconds)
+
+
+def _finish(
+    folder: Path, plan: PackPlan, tasks: Sequence[ShardTask], results: Sequence[WrittenShard]
+) -> tuple[PackedSet, ...]:
+    """Every set's index."""
+    by_set: dict[str, list[WrittenShard]] = {name: [] for name in plan.sets}
+    for task, result in zip(tasks, results, strict=True):
+        by_set[task.set_name].append(result)
+    return tuple(
+        finish_set(name, folder / name, plan.classes, its_results)
+        for name, its_results in by_set.items()
+    )
+
+
+def finish_set(
+    name: str, folder: Path, classes: Sequence[str], results: Sequence[WrittenShard]
+) -> PackedSet:
+    """Write the contact sheet and, last, the index of a set whose shards are all there.
+
+    Args:
+        name: Of its sub-folder, for the summary.
+        folder: Of its shards.
+        classes: Names of the classes.
+        results: Of its shards, in order.
+    """
+    filled = [result for result in results if len(result.records)]
+    folder.mkdir(parents=True, exist_ok=True)
+    if pictures := [picture for result in filled for picture in result.sheet]:
+        write_contact_sheet(folder / SHEET_FILE, pictures)
+    statistics = add_all(result.sums for result in filled).statistics()
+    shards = tuple(result.shard for result in filled)
+    labels = np.concatenate([result.records["label"] for result in filled] or [np.zeros(0, int)])
+    counts = np.bincount(labels[labels != NO_LABEL], minlength=len(classes))
+    if filled:
+        index = Index(shards, tuple(classes), statistics)
+        write_index(folder, index, [result.records for result in filled])
+    return PackedSet(
+        name,
+        num_images=len(labels),
+        num_shards=len(shards),
+        num_bytes=sum(shard.num_bytes for shard in shards),
+        class_counts={label: int(counts[number]) for number, label in enumerate(classes)},
+        statistics=statistics,
+    )
+
+
+def _choose_classes(
+    files: list[ImageFile], images: Path, options: PackOptions
+) -> tuple[list[ImageFile], Classes, list[Refusal]]:
+    """The files that are packed, their labels, and the files that are not."""
+    match options.classes:
+        case "folders":
+            return files, classes_of_folders(files), []
+        case "none":
+            return files, no_classes(), []
+        case "manifest":
+            assert options.manifest is not None
+            manifest = read_manifest(options.manifest, images)
+            listed, refused = split_by_manifest(files, manifest)
+            if not listed:
+                raise UserError(
+                    f"no image of {images} is listed in {options.manifest}",
+                    f"paths are relative to {images}, such as {files[0].path}",
+                )
+            return listed, classes_of_manifest(manifest), refused
+    assert_never(options.classes)
+
+
+def _size_ratio(images: Path, files: Sequence[ImageFile], options: PackOptions) -> float:
+    """Size of a packed image over that of its file, tried on a few: shards are planned by it."""
+    if not options.reencoding.short_side:
+        return 1.0
+    before = after = 0
+    for place in permutation(len(files), options.shuffle_seed)[:_TRIED]:
+        try:
+            data = read_image_file(images / files[place].path, options.max_pixels)
+            after += len(reencode(data, "", options.reencoding)[0])
+            before += len(data)
+        except ValueError:
+            continue  # refused when it is packed
+    return after / before if before else 1.0
+
+
+def _make_tasks(
+    images: Path, folder: Path, plan: PackPlan, options: PackOptions, parts: Parts
+) -> list[ShardTask]:
+    return [
+        ShardTask(
+            images,
+            folder / set_name / f"shard-{number:06d}.tar",
+            samples,
+            plan.classes,
+            options,
+            parts,
+            set_name,
         )
-
-
-def _remove_ours(folder: Path) -> None:
-    # The index goes first: without it, what is left of the old set is no set any more.
-    (folder / INDEX_FILE).unlink(missing_ok=True)
-    for pattern in _OURS:
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-def _check_space(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    free += sum(path.stat().st_size for pattern in _OURS for path in folder.glob(pattern))
-    if num_bytes > free:
-        raise UserError(
-            f"{folder} has room for {free / 1e9:.1f} GB, the shards need {num_bytes / 1e9:.1f} GB",
-            "choose a folder on a larger disk",
-        )
-
-
-def _write_refused(path: Path, refused: Sequence[Refusal]) -> None:
-    """One line a refusal; no file where there is none."""
-    if not refused:
-        return
-    with replacing(path) as partial:
-        partial.write_text(
-            "".join(
-                json.dumps({"path": refusal.path, "reason": refusal.reason}) + "\n"
-                for refusal in refused
-            )
-        )
+        for set_name, shards in plan.sets.items()
+        for number, samples in enumerate(shards)
+    ]

@@ -1,24 +1,30 @@
-"""Which image goes under which key into which shard: pure functions of names, sizes and a seed.
+"""Which image goes under which key into which shard of which set: pure functions of names, sizes
+and a seed.
 
 Everything is settled before the first byte is written, so any number of processes writes the same
-shards.
+shards, and a pack that was killed goes on where it stopped.
 """
 
-import os
-import re
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
+
+from ssl_vit.data.index_file import NO_LABEL
 from ssl_vit.data.order import permutation
-from ssl_vit.data.shards import NO_LABEL
-from ssl_vit.errors import UserError
+from ssl_vit_data_prep.keys import assign_keys, readable
+from ssl_vit_data_prep.manifest import Manifest
 from ssl_vit_data_prep.scan import ImageFile, ending_of
+from ssl_vit_data_prep.tar import member_bytes
 
-BLOCK = 512
-"""Bytes a tar block has; headers and contents are padded to it."""
-_LONGEST_NAME = 100  # bytes of a name that fit into a tar header
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+# Images that the statistics of a set look at, and pictures on its contact sheet, at most.
+STATISTICS_IMAGES = 512
+SHEET_IMAGES = 64
+_TRIES = 50  # numbers of pieces to try for even ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,124 +34,171 @@ class PlannedSample:
     path: str
     """Relative to the image folder."""
     key: str
-    """WebDataset key; unique in the set."""
+    """WebDataset key; unique over all sets of a pack."""
     ending: str
     label: int
     """Class number, −1 for none."""
+    extras: str
+    """JSON text of a manifest's further columns; empty for none."""
+    is_measured: bool
+    """Counts in the set's statistics."""
+    is_shown: bool
+    """Has a place on the contact sheet."""
 
 
 @dataclass(frozen=True)
 class PackPlan:
-    """What a set of shards will hold."""
+    """What a pack will write."""
 
     classes: tuple[str, ...]
-    shards: tuple[tuple[PlannedSample, ...], ...]
+    sets: dict[str, tuple[tuple[PlannedSample, ...], ...]]
+    """Name of a sub-folder (empty: the folder itself) → the samples of each of its shards."""
     num_bytes: int
-    """Of all members together, if no file is refused."""
+    """Of all members together, if no file is refused or made smaller."""
 
 
-def plan_shards(files: Sequence[ImageFile], shard_bytes: int, seed: int) -> PackPlan:
-    """Shuffle the images and cut the row into shards.
+@dataclass(frozen=True)
+class Classes:
+    """The label of every image, and the extras of some."""
+
+    names: tuple[str, ...]
+    labels: dict[str, int]
+    """Path → class number; images without one are missing."""
+    extras: dict[str, dict[str, Any]]
+
+
+def classes_of_folders(files: Sequence[ImageFile]) -> Classes:
+    """First-level folders that hold images, sorted; none if any image lies directly at the top."""
+    if any("/" not in file.path for file in files):
+        return no_classes()
+    folders = sorted({file.path.partition("/")[0] for file in files})
+    numbers = {folder: number for number, folder in enumerate(folders)}
+    labels = {file.path: numbers[file.path.partition("/")[0]] for file in files}
+    return Classes(tuple(readable(folder) for folder in folders), labels, {})
+
+
+def classes_of_manifest(manifest: Manifest) -> Classes:
+    """As the manifest says."""
+    names = manifest.classes()
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = {path: numbers[label] for path, label in manifest.labels.items() if label}
+    return Classes(tuple(names), labels, manifest.extras)
+
+
+def no_classes() -> Classes:
+    """No image has a label."""
+    return Classes((), {}, {})
+
+
+def plan_shards(
+    files: Sequence[ImageFile],
+    classes: Classes,
+    shard_bytes: float,
+    seed: int,
+    val_fraction: float,
+) -> PackPlan:
+    """Shuffle the images, split them into sets and cut each set's row into shards.
 
     Args:
         files: Sorted by path.
-        shard_bytes: A shard ends before the sample that would make it larger, if it has one.
+        shard_bytes: No shard is larger, unless a single sample is.
         seed: Of the shuffle, which mixes the classes within every shard.
+        val_fraction: Share of the images that go to the set `val`; 0 makes one set.
     """
-    folders = class_folders([file.path for file in files])
-    labels = {folder: label for label, folder in enumerate(folders)}
-    keys = assign_keys([file.path for file in files])
-    shards: list[list[PlannedSample]] = [[]]
-    filled = total = 0
+    keys = assign_keys(file.path for file in files)
+    rows: dict[str, list[int]] = {"train": [], "val": []} if val_fraction else {"": []}
     for place in permutation(len(files), seed):
-        file = files[place]
-        label = labels.get(file.path.partition("/")[0], NO_LABEL)
-        sample = PlannedSample(file.path, keys[place], ending_of(file.path), label)
-        size = tar_bytes(sample, file.num_bytes)
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
+        rows[set_of(keys[place], val_fraction)].append(int(place))
+    sets: dict[str, tuple[tuple[PlannedSample, ...], ...]] = {}
+    total = 0
+    for name, row in rows.items():
+        samples = [
+            _plan_sample(files[place], keys[place], classes, number, len(row))
+            for number, place in enumerate(row)
+        ]
+        sizes = [
+            sample_bytes(sample, files[place].num_bytes)
+            for sample, place in zip(samples, row, strict=True)
+        ]
+        ends = even_cuts(sizes, shard_bytes)
+        sets[name] = tuple(tuple(samples[start:end]) for start, end in pairwise(ends))
+        total += sum(sizes)
+    return PackPlan(classes.names, sets, total)
+
+
+def _plan_sample(
+    file: ImageFile, key: str, classes: Classes, place: int, num_images: int
+) -> PlannedSample:
+    extras = classes.extras.get(file.path)
+    return PlannedSample(
+        file.path,
+        key,
+        ending_of(file.path),
+        classes.labels.get(file.path, NO_LABEL),
+        json.dumps(extras, ensure_ascii=False, sort_keys=True) if extras else "",
+        is_measured=place % -(-num_images // STATISTICS_IMAGES) == 0,
+        is_shown=place % -(-num_images // SHEET_IMAGES) == 0,
+    )
+
+
+def even_cuts(sizes: Sequence[int], most: float) -> list[int]:
+    """Where to cut a row into pieces of about the same size, so that processes end together.
+
+    Args:
+        sizes: Bytes of the samples, in order.
+        most: Bytes that a piece does not exceed, unless a single sample does.
+
+    Returns:
+        The places of the cuts, the row's two ends among them.
+    """
+    ends = np.cumsum(sizes)
+    starts = ends - np.asarray(sizes)
+    if not len(ends):
+        return [0]
+    count = max(1, int(-(-int(ends[-1]) // most)))
+    # Samples are not divided, so a few pieces more than the sum asks for may be needed.
+    for pieces in range(count, count + _TRIES):
+        goals = np.arange(1, pieces) * (int(ends[-1]) / pieces)
+        cuts = np.unique([0, *ends.searchsorted(goals, side="right"), len(ends)])
+        filled = ends[cuts[1:] - 1] - starts[cuts[:-1]]
+        if ((filled <= most) | (np.diff(cuts) == 1)).all():
+            return cuts.tolist()
+    cuts, filled = [0], 0
+    for place, size in enumerate(sizes):
+        if place > cuts[-1] and filled + size > most:
+            cuts.append(place)
             filled = 0
-        shards[-1].append(sample)
         filled += size
-        total += size
-    classes = tuple(readable(folder) for folder in folders)
-    return PackPlan(classes, tuple(tuple(shard) for shard in shards), total)
+    return [*cuts, len(sizes)]
 
 
-def class_folders(paths: Sequence[str]) -> list[str]:
-    """First-level folders that hold images, sorted; none if any image lies directly at the top."""
-    if any("/" not in path for path in paths):
-        return []
-    return sorted({path.partition("/")[0] for path in paths})
+def set_of(key: str, val_fraction: float) -> str:
+    """`train` or `val` by a hash of the key: an image stays where it is when others come or go.
 
-
-def assign_keys(paths: Sequence[str]) -> list[str]:
-    """A unique WebDataset key for every path.
-
-    The key is the path without its ending. Where two would be the same (`a.jpg` and `a.png`), the
-    later one in the order of ``paths`` gets its ending appended, then a number.
+    Args:
+        val_fraction: 0 makes one set, named by the empty string.
     """
-    taken: set[str] = set()
-    keys: list[str] = []
-    for path in paths:
-        plain = key = safe_key(path)
-        numbers = count(2)
-        if key in taken:
-            plain = key = f"{plain}_{ending_of(path)}"
-        while key in taken:
-            key = f"{plain}_{next(numbers)}"
-        taken.add(key)
-        keys.append(key)
-    return keys
+    if not val_fraction:
+        return ""
+    word = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    return "val" if word < val_fraction * 2**64 else "train"
 
 
-def safe_key(path: str) -> str:
-    """The path without its ending, as webdataset will read it back from a tar.
-
-    webdataset cuts a member's name at the base name's first dot, cannot match a line break, and
-    skips everything under a top folder named like `__this__`.
-    """
-    folder, slash, base = readable(os.path.splitext(path)[0]).rpartition("/")
-    key = re.sub(r"[\x00-\x1f\x7f]", "_", f"{folder}{slash}{base.replace('.', '_')}")
-    return f"_{key.lstrip('_')}" if re.match(r"__[^/]*__/", key) else key
-
-
-def readable(name: str) -> str:
-    """A file name as valid UTF-8: bytes that are none are spelled out as `\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def tar_bytes(sample: PlannedSample, num_bytes: int) -> int:
+def sample_bytes(sample: PlannedSample, num_bytes: int) -> int:
     """Bytes that a sample's members take in a tar."""
-    size = _header_bytes(f"{sample.key}.{sample.ending}") + padded(num_bytes)
+    size = member_bytes(f"{sample.key}.{sample.ending}", num_bytes)
     if sample.label != NO_LABEL:
-        size += _header_bytes(f"{sample.key}.cls") + BLOCK
+        size += member_bytes(f"{sample.key}.cls", 1)
+    if sample.extras:
+        size += member_bytes(f"{sample.key}.json", len(sample.extras.encode()))
     return size
 
 
-def padded(num_bytes: int) -> int:
-    """The next multiple of a tar block."""
-    return -(-num_bytes // BLOCK) * BLOCK
-
-
-def parse_bytes(text: str, option: str) -> int:
-    """Bytes from "268435456", "256MiB", "256M" or "1.5 GB".
-
-    K, M and G count in thousands; Ki, Mi and Gi in 1024s.
-
-    Raises:
-        UserError: Anything else, or less than one byte; names the option.
+def digest(files: Sequence[ImageFile], settings: object) -> str:
+    """32 hex digits of all that decides what is written: an unfinished pack goes on only if they
+    are the same.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?|)B?", text.strip().upper())
-    num_bytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if num_bytes < 1:
-        raise UserError(
-            f"{option} '{text}' is no size in bytes", f"write for example  {option} 256MiB"
-        )
-    return num_bytes
-
-
-def _header_bytes(name: str) -> int:
-    length = len(name.encode())
-    # GNU's long names: one more header, whose content is the name and a closing zero.
-    return BLOCK if length <= _LONGEST_NAME else 2 * BLOCK + padded(length + 1)
+    state = hashlib.sha256(repr(settings).encode())
+    for file in files:
+        state.update(f"{readable(file.path)}\0{file.num_bytes}\0{file.changed_ns}\n".encode())
+    return state.hexdigest()[:32]

@@ -1,11 +1,13 @@
 """Finding the images of a folder. Nothing is opened: names and sizes are all that a plan needs."""
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_vit.errors import UserError
+from ssl_vit_data_prep.refusals import Refusal
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 
@@ -17,32 +19,45 @@ class ImageFile:
     path: str
     """Relative to the image folder, with forward slashes."""
     num_bytes: int
+    changed_ns: int
+    """When its content was last changed, in nanoseconds of the system's clock."""
 
 
-def find_images(images: Path) -> list[ImageFile]:
-    """Every image file below a folder, sorted by path.
+@dataclass(frozen=True)
+class Scan:
+    """What a folder holds."""
 
-    Hidden files and folders are skipped. Links are followed, except a folder's link to one of its
-    own ancestors.
+    files: list[ImageFile]
+    """Sorted by path."""
+    refused: list[Refusal]
+    """All else, down to the last hidden file."""
+
+
+def find_images(images: Path) -> Scan:
+    """Every file below a folder.
+
+    Links are followed, except a folder's link to one of its own ancestors; hidden folders are not
+    entered.
 
     Raises:
-        UserError: No such folder, one that cannot be listed, or one without images.
+        UserError: No such folder, or one without images.
     """
     if not images.is_dir():
         state = "is not a folder" if images.exists() else "does not exist"
         raise UserError(f"image folder {images} {state}", "give the folder that holds the images")
-    try:
-        found = sorted(_walk(str(images), "", frozenset()), key=lambda file: file.path)
-    except OSError as error:
-        raise UserError(
-            f"cannot list {error.filename}: {error.strerror}", "make it readable, or take it out"
-        ) from None
-    if not found:
+    files: list[ImageFile] = []
+    refused: list[Refusal] = []
+    for found in _walk(str(images), "", frozenset()):
+        if isinstance(found, ImageFile):
+            files.append(found)
+        else:
+            refused.append(found)
+    if not files:
         raise UserError(
             f"no images in {images} or its sub-folders",
             f"give a folder with files ending in {', '.join(IMAGE_ENDINGS)}",
         )
-    return found
+    return Scan(sorted(files, key=lambda file: file.path), refused)
 
 
 def ending_of(path: str) -> str:
@@ -50,20 +65,39 @@ def ending_of(path: str) -> str:
     return os.path.splitext(path)[1][1:].lower()
 
 
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[ImageFile]:
-    state = os.stat(folder)
-    identity = (state.st_dev, state.st_ino)
-    if identity in above:
+def _walk(
+    folder: str, prefix: str, above: frozenset[tuple[int, int]]
+) -> Iterator[ImageFile | Refusal]:
+    try:
+        state = os.stat(folder)
+        if (state.st_dev, state.st_ino) in above:
+            yield Refusal(prefix.rstrip("/"), "link in a circle", "it leads back to a folder above")
+            return
+        with os.scandir(folder) as entries:
+            listed = list(entries)
+    except OSError as error:
+        yield Refusal(prefix.rstrip("/"), "unreadable", f"cannot be listed: {error.strerror}")
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity})
-            elif ending_of(entry.name) in IMAGE_ENDINGS:
-                if entry.is_file():
-                    yield ImageFile(f"{prefix}{entry.name}", entry.stat().st_size)
-                elif not os.path.exists(entry.path):
-                    # A link to nowhere: packing will fail to read it and so report it.
-                    yield ImageFile(f"{prefix}{entry.name}", 0)
+    inside = above | {(state.st_dev, state.st_ino)}
+    for entry in listed:
+        path = f"{prefix}{entry.name}"
+        if entry.name.startswith("."):
+            yield Refusal(path, "hidden", "its name begins with a dot")
+        elif entry.is_dir():
+            yield from _walk(entry.path, f"{path}/", inside)
+        else:
+            yield _look_at(entry, path)
+
+
+def _look_at(entry: os.DirEntry[str], path: str) -> ImageFile | Refusal:
+    try:
+        state = entry.stat()
+    except OSError as error:
+        if entry.is_symlink():
+            return Refusal(path, "broken link", f"it leads to nothing: {error.strerror}")
+        return Refusal(path, "unreadable", str(error.strerror))
+    if not stat.S_ISREG(state.st_mode):
+        return Refusal(path, "special file", "a pipe, socket or device")
+    if (ending := ending_of(entry.name)) not in IMAGE_ENDINGS:
+        return Refusal(path, "no image ending", f"it ends in .{ending}" if ending else "no ending")
+    return ImageFile(path, state.st_size, state.st_mtime_ns)

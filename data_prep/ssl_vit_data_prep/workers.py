@@ -1,83 +1,99 @@
-"""Running tasks in several processes, with a progress bar where standard error is a terminal.
+"""Running tasks in several processes, with progress image by image.
 
-Results come in the order of the tasks, whichever is done first.
+Results come in the order of the tasks, whichever is done first. A process that is killed with its
+workers leaves none behind.
 """
 
+import ctypes
 import multiprocessing
+import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ssl_vit.errors import UserError
+from ssl_vit.progress import progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+_LOOK_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1  # Linux's prctl.h
+
+# Units done, in memory shared with the parent; None in a process that does all the work itself.
+_counter: Any = None
+_advance: Callable[[int], None] | None = None
+
+
+def count_done(count: int = 1) -> None:
+    """Called by tasks, for the progress line."""
+    if _counter is not None:
+        with _counter.get_lock():
+            _counter.value += count
+    elif _advance is not None:
+        _advance(count)
 
 
 def run_tasks(
     function: Callable[[Task], Result],
     tasks: Sequence[Task],
-    num_images: Sequence[int],
+    total: int,
     workers: int,
     title: str,
+    unit: str = "images",
 ) -> list[Result]:
     """``[function(task) for task in tasks]`` in parallel.
 
     Args:
-        function: At module level, so that another process can import it.
+        function: At module level, so that another process can import it; calls
+            :func:`count_done`.
         tasks: Each is pickled.
-        num_images: Images in each task, for the rate and the remaining time.
+        total: Units of work in all tasks together, for the rate and the remaining time.
         workers: Processes; 1 works in this one.
         title: In front of the bar.
+        unit: What :func:`count_done` counts.
 
     Raises:
         UserError: A process was killed from outside.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    results: dict[int, Result] = {}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(title, total=sum(num_images), rate="images/s")
-        for place, result in _results(function, tasks, min(workers, len(tasks))):
-            results[place] = result
-            progress.advance(bar, num_images[place])
-            speed = progress.tasks[0].finished_speed or progress.tasks[0].speed
-            progress.update(bar, rate=f"{speed:,.0f} images/s" if speed else "images/s")
-    return [results[place] for place in range(len(tasks))]
+    global _advance
+    with progress(title, total, unit) as advance:
+        if min(workers, len(tasks)) > 1:
+            results = dict(_in_processes(function, tasks, min(workers, len(tasks)), advance))
+            return [results[place] for place in range(len(tasks))]
+        _advance = advance
+        try:
+            return [function(task) for task in tasks]
+        finally:
+            _advance = None
 
 
-def _results(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+def _in_processes(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    workers: int,
+    advance: Callable[[int], None],
 ) -> Iterator[tuple[int, Result]]:
     """(place, result) of every task, as they are done."""
-    if workers <= 1:
-        yield from ((place, function(task)) for place, task in enumerate(tasks))
-        return
     # Spawned, not forked: the progress bar has a thread, and a fork beside a thread may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_of_interrupts)
+    counter = context.Value("q", 0)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin, initargs=(counter, os.getpid())
+    )
+    shown = 0
     try:
         places = {pool.submit(function, task): place for place, task in enumerate(tasks)}
-        for future in as_completed(places):
-            yield places[future], future.result()
+        pending = set(places)
+        while pending:
+            done, pending = wait(pending, _LOOK_SECONDS, FIRST_COMPLETED)
+            now = counter.value
+            advance(now - shown)
+            shown = now
+            for future in done:
+                yield places[future], future.result()
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, most often for want of memory",
@@ -87,7 +103,16 @@ def _results(
         pool.shutdown(cancel_futures=True)
 
 
-def _die_of_interrupts() -> None:
+def _begin(counter: Any, parent: int) -> None:
+    global _counter
+    _counter = counter
     # Ctrl-C reaches every process of the terminal. A worker ends at once, without a traceback; the
     # parent is the one that says what happened.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        # A killed parent must not leave workers that write beside those of the next try.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return  # not Linux
+    if os.getppid() != parent:
+        os._exit(1)

@@ -1,0 +1,132 @@
+"""What finished shards were like, kept until the whole set is done, so that a killed command goes
+on where it stopped.
+
+A hidden folder beside the shards holds one file a finished shard; it belongs to one plan, named by
+its digest, and is deleted with the last step.
+"""
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ssl_vit.data.index_file import Shard
+from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
+from ssl_vit_data_prep.refusals import Refusal
+from ssl_vit_data_prep.statistics import PixelSums
+
+PARTS_FOLDER = ".unfinished"
+_PLAN, _LOCK = "plan", "lock"
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """One shard as it came out."""
+
+    shard: Shard
+    records: np.ndarray
+    """(num_samples,) of ``SAMPLE_RECORD``."""
+    refused: list[Refusal] = field(default_factory=list)
+    sums: PixelSums = field(default_factory=PixelSums)
+    sheet: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    """(caption, (S, S, 3) uint8) of pictures for the contact sheet."""
+    labels: list[str] = field(default_factory=list)
+    """What the records' labels mean, where classes are numbered only when all shards are read."""
+    endings: dict[str, int] = field(default_factory=dict)
+    """How many images have which ending, where others wrote the shard."""
+
+
+class Parts:
+    """The finished shards of one unfinished command.
+
+    Args:
+        folder: The set's.
+        plan: Digest of all that decides what is written.
+    """
+
+    def __init__(self, folder: Path, plan: str) -> None:
+        self.folder, self.plan = folder / PARTS_FOLDER, plan
+
+    def is_unfinished(self) -> bool:
+        """Whether a command of the same plan began here and did not end."""
+        plan = self.folder / _PLAN
+        return plan.is_file() and plan.read_text() == self.plan
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[bool]:
+        """Take the folder for this process, as long as the block runs.
+
+        Yields:
+            Whether finished shards of the same plan are there.
+
+        Raises:
+            UserError: Another process has it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / _LOCK).open("w") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise UserError(
+                    f"another process is writing into {self.folder.parent}",
+                    "wait for it, or choose another folder",
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            goes_on = self.is_unfinished()
+            if not goes_on:
+                for path in self.folder.glob("*.npz"):
+                    path.unlink()
+                with replacing(self.folder / _PLAN) as partial:
+                    partial.write_text(self.plan)
+            yield goes_on
+
+    def count(self) -> int:
+        """Finished shards."""
+        return sum(1 for _ in self.folder.glob("*.npz"))
+
+    def remove(self) -> None:
+        """The set is done."""
+        shutil.rmtree(self.folder)
+
+    def save(self, name: str, part: WrittenShard) -> None:
+        """Remember a finished shard."""
+        described = {
+            "shard": asdict(part.shard),
+            "refused": [asdict(refusal) for refusal in part.refused],
+            "captions": [caption for caption, _ in part.sheet],
+            "labels": part.labels,
+            "endings": part.endings,
+        }
+        pictures = [picture for _, picture in part.sheet]
+        with replacing(self.folder / f"{name}.npz") as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                described=np.frombuffer(json.dumps(described).encode(), dtype=np.uint8),
+                records=part.records,
+                sums=part.sums.as_array(),
+                sheet=np.stack(pictures) if pictures else np.zeros(0, np.uint8),
+            )
+
+    def load(self, name: str) -> WrittenShard | None:
+        """A finished shard; None where there is none that can be read."""
+        try:
+            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
+                described = json.loads(file["described"].tobytes())
+                return WrittenShard(
+                    Shard(**described["shard"]),
+                    file["records"],
+                    [Refusal(**refusal) for refusal in described["refused"]],
+                    PixelSums.of_array(file["sums"]),
+                    list(zip(described["captions"], file["sheet"], strict=True)),
+                    described["labels"],
+                    described["endings"],
+                )
+        except (OSError, ValueError, KeyError):
+            return None

@@ -1,0 +1,49 @@
+"""Smaller images: the shorter side brought down, as JPEG. The bytes of smaller ones stay."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ssl_vit.data.decode import SHRINKS, Picture
+
+
+@dataclass(frozen=True)
+class Reencoding:
+    """What `--short-side` and `--quality` ask for."""
+
+    short_side: int = 0
+    """Pixels; 0 leaves every image as it is."""
+    quality: int = 90
+    """Of the JPEG, 1 to 100."""
+
+
+def reencode(data: bytes, ending: str, how: Reencoding) -> tuple[bytes, str]:
+    """(bytes, ending) of an image, scaled down where its shorter side is longer than asked.
+
+    Raises:
+        ValueError: It cannot be decoded.
+    """
+    if not how.short_side:
+        return data, ending
+    picture = Picture(data)
+    shorter = min(picture.height, picture.width)
+    if shorter <= how.short_side:
+        return data, ending
+    # Twice the size that is wanted leaves the resize enough to average over.
+    shrink = max(by for by in SHRINKS if by == 1 or shorter >= 2 * by * how.short_side)
+    image = Image.fromarray(picture.pixels(shrink))
+    scale = how.short_side / shorter
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    if _is_grey(image):
+        image = image.convert("L")
+    image.save(stream, "JPEG", quality=how.quality)
+    return stream.getvalue(), "jpg"
+
+
+def _is_grey(image: Image.Image) -> bool:
+    pixels = np.asarray(image)
+    return bool((pixels == pixels[..., :1]).all())

@@ -1,0 +1,72 @@
+"""Files that are not packed: each with a kind, which is counted, and a reason, which is read."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ssl_vit.files import replacing
+
+REFUSED_FILE = "refused.jsonl"
+
+Kind = Literal[
+    "no image ending",
+    "hidden",
+    "special file",
+    "link in a circle",
+    "broken link",
+    "unreadable",
+    "empty",
+    "no image",
+    "truncated",
+    "damaged",
+    "too many pixels",
+    "too large",
+    "not in the manifest",
+    "only in the manifest",
+]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file that is not packed."""
+
+    path: str
+    """Relative to the image folder."""
+    kind: Kind
+    reason: str
+
+
+class RefusedError(ValueError):
+    """Raised by what looks at one file.
+
+    Args:
+        kind, reason: As in :class:`Refusal`.
+    """
+
+    def __init__(self, kind: Kind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind: Kind = kind
+        self.reason = reason
+
+
+def write_refused(folder: Path, refusals: Sequence[Refusal]) -> None:
+    """One line a refusal, sorted by path; no file where there is none."""
+    path = folder / REFUSED_FILE
+    if not refusals:
+        path.unlink(missing_ok=True)
+        return
+    lines = [
+        json.dumps(asdict(refusal), ensure_ascii=True) + "\n"
+        for refusal in sorted(refusals, key=lambda refusal: refusal.path)
+    ]
+    with replacing(path) as partial:
+        partial.write_text("".join(lines))
+
+
+def count_kinds(refusals: Iterable[Refusal]) -> dict[Kind, int]:
+    """How many of each kind, the most frequent first."""
+    counts: Counter[Kind] = Counter(refusal.kind for refusal in refusals)
+    return dict(counts.most_common())

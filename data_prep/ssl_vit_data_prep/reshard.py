@@ -1,0 +1,235 @@
+"""Shards of another size or number, with the same samples in a new order.
+
+Every file of a sample moves with it. Samples are read at random from the old shards and written in
+the order of the new ones, so memory holds places and never pixels.
+"""
+
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.index_file import (
+    SAMPLE_RECORD,
+    Index,
+    Shard,
+    describe_shard,
+    read_index,
+    write_index,
+)
+from ssl_vit.data.order import permutation
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.sources import open_shards
+from ssl_vit.data.urls import is_local
+from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
+from ssl_vit.quantities import format_bytes
+from ssl_vit_data_prep.keys import make_unique
+from ssl_vit_data_prep.parts import Parts, WrittenShard
+from ssl_vit_data_prep.plan import digest, even_cuts
+from ssl_vit_data_prep.tar import HashedTar, member_bytes
+from ssl_vit_data_prep.tar_images import HashingReader, walk_samples
+from ssl_vit_data_prep.target import check_no_set, check_target, remove_partials, remove_set
+from ssl_vit_data_prep.workers import count_done, run_tasks
+
+
+@dataclass(frozen=True, slots=True)
+class MovedFile:
+    """One file of a sample, where it was and what it will be called."""
+
+    name: str
+    offset: int
+    length: int
+    label: int | None
+    """Of an image that the index counts; None for all other files."""
+
+
+@dataclass(frozen=True, slots=True)
+class MovedSample:
+    """One sample."""
+
+    shard: str
+    """Path of the old tar."""
+    files: tuple[MovedFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """In a tar."""
+        return sum(member_bytes(file.name, file.length) for file in self.files)
+
+
+@dataclass(frozen=True)
+class ListTask:
+    """An old shard, to be listed."""
+
+    path: Path
+    shard: Shard
+    records: np.ndarray
+
+
+@dataclass(frozen=True)
+class WriteTask:
+    """A new shard, to be written."""
+
+    target: Path
+    samples: tuple[MovedSample, ...]
+    parts: Parts
+
+
+def reshard(
+    source: str,
+    folder: Path,
+    shard_bytes: int,
+    num_shards: int,
+    seed: int,
+    workers: int,
+    overwrite: bool = False,
+) -> Index:
+    """Write the samples of a set anew.
+
+    Args:
+        source: Folder or URL of the set.
+        folder: Of the new shards; new, empty, or left by a killed reshard.
+        shard_bytes: Size that a new tar does not exceed; 0 where ``num_shards`` counts.
+        num_shards: How many tars to make; 0 where ``shard_bytes`` counts.
+        seed: Of the order of samples.
+        workers: Processes; their number does not change a byte.
+
+    Raises:
+        UserError: The set cannot be read, is damaged, or the folder cannot be written.
+    """
+    shards = open_shards(source)
+    _check_cache(shards, shards.cache)
+    parts = Parts(folder, digest((), (shards.fingerprint, shard_bytes, num_shards, seed)))
+    check_target(folder, overwrite)
+    if not parts.is_unfinished():
+        check_no_set(folder, overwrite)
+    try:
+        with parts.open() as goes_on:
+            remove_partials(folder) if goes_on else remove_set(folder)
+            samples = list_samples(shards, workers)
+            cuts = cut(samples, shard_bytes, num_shards, seed)
+            tasks = [
+                WriteTask(folder / f"shard-{number:06d}.tar", part, parts)
+                for number, part in enumerate(cuts)
+            ]
+            results = run_tasks(write_shard, tasks, len(samples), workers, "writing", "samples")
+            statistics = read_index(shards.parts[0].folder).statistics
+            index = Index(tuple(result.shard for result in results), shards.classes, statistics)
+            write_index(folder, index, [result.records for result in results])
+            parts.remove()
+    except OSError as error:
+        raise UserError(
+            f"cannot write shards into {folder}: {error.strerror or error}",
+            "give a folder that can be written and has room",
+        ) from None
+    return index
+
+
+def list_samples(shards: ShardSet, workers: int) -> list[MovedSample]:
+    """Every sample of a set, its files named so that no two samples share a key."""
+    tasks = [
+        ListTask(shards.cache.path(shard), shard, np.array(shards.records_of(number)))
+        for number, shard in enumerate(shards.shards)
+    ]
+    listed = run_tasks(list_shard, tasks, len(tasks), workers, "reading", "shards")
+    taken: set[str] = set()
+    samples = []
+    for task, found in zip(tasks, listed, strict=True):
+        for key, files in found:
+            unique = make_unique(key, "", taken)
+            moved = (replace(file, name=f"{unique}{file.name[len(key) :]}") for file in files)
+            samples.append(MovedSample(str(task.path), tuple(moved)))
+    return samples
+
+
+def list_shard(task: ListTask) -> list[tuple[str, list[MovedFile]]]:
+    """(key, files under their old names) of every sample of one old shard.
+
+    Raises:
+        UserError: It is not what its index says.
+    """
+    labels = {int(record["offset"]): int(record["label"]) for record in task.records}
+    found = []
+    try:
+        with task.path.open("rb") as file:
+            reader = HashingReader(file)
+            for sample in walk_samples(reader):
+                files = [
+                    MovedFile(f.name, f.offset, f.length, labels.get(f.offset))
+                    for f in sample.files
+                ]
+                found.append((sample.key, files))
+            intact = reader.finish() == task.shard.sha256
+    except (tarfile.TarError, OSError):
+        intact = False
+    if not intact:
+        raise UserError(
+            f"shard {task.shard.url} is damaged: its bytes are not those of its index",
+            "ssl-vit shards check SHARDS  says where",
+        )
+    count_done()
+    return found
+
+
+def cut(
+    samples: Sequence[MovedSample], shard_bytes: int, num_shards: int, seed: int
+) -> list[tuple[MovedSample, ...]]:
+    """The samples of every new shard.
+
+    Args:
+        shard_bytes, num_shards: As in :func:`reshard`; one of them is 0.
+    """
+    row = [samples[place] for place in permutation(len(samples), seed)]
+    if num_shards:
+        count = min(num_shards, len(row))
+        ends = [len(row) * number // count for number in range(count + 1)]
+    else:
+        ends = even_cuts([sample.num_bytes for sample in row], shard_bytes)
+    return [tuple(row[start:end]) for start, end in pairwise(ends)]
+
+
+def write_shard(task: WriteTask) -> WrittenShard:
+    """Write one new tar; one that a killed reshard had finished is left as it is."""
+    part = task.parts.load(task.target.stem)
+    if part and task.target.is_file() and task.target.stat().st_size == part.shard.num_bytes:
+        count_done(len(task.samples))
+        return part
+    rows: list[tuple[int, int, int, int]] = []
+    descriptors: dict[str, int] = {}
+    try:
+        with replacing(task.target) as partial, partial.open("wb", buffering=0) as file:
+            tar = HashedTar(file)
+            for sample in task.samples:
+                if sample.shard not in descriptors:
+                    descriptors[sample.shard] = os.open(sample.shard, os.O_RDONLY)
+                for moved in sample.files:
+                    data = os.pread(descriptors[sample.shard], moved.length, moved.offset)
+                    start = tar.num_bytes
+                    offset = tar.add(moved.name, data)
+                    if moved.label is not None:
+                        rows.append((offset, moved.length, offset - start, moved.label))
+                count_done()
+            sha256 = tar.finish()
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+    records = np.array(rows, dtype=SAMPLE_RECORD)
+    result = WrittenShard(describe_shard(task.target.name, tar.num_bytes, sha256, records), records)
+    task.parts.save(task.target.stem, result)
+    return result
+
+
+def _check_cache(shards: ShardSet, cache: ShardCache) -> None:
+    remote = sum(shard.num_bytes for shard in shards.shards if not is_local(shard.url))
+    if remote > cache.num_bytes:
+        raise UserError(
+            f"{shards.source} is remote and has {format_bytes(remote)}, more than the cache "
+            f"({format_bytes(cache.num_bytes)}), and its samples are read in random order",
+            "copy the shards here first, with the tools of their store",
+        )
