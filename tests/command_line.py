@@ -10,6 +10,9 @@ from typing import Any
 # Quiet threads: tests share two cores with each other.
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "passive"}
 
+# Seconds after which a command is taken for one that hangs.
+PATIENCE = 300
+
 
 def ssl_vit(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `ssl-vit …` to its end."""
@@ -20,6 +23,7 @@ def ssl_vit(*words: str | Path, cwd: Path | None = None) -> subprocess.Completed
         env=ENVIRONMENT,
         cwd=cwd,
         check=False,
+        timeout=PATIENCE,
     )
 
 
@@ -43,6 +47,7 @@ def torchrun(processes: int, *words: str | Path) -> subprocess.CompletedProcess[
         text=True,
         env=ENVIRONMENT,
         check=False,
+        timeout=PATIENCE,
     )
 
 

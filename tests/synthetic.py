@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ssl_vit_data_prep.pack import pack_images
+from ssl_vit_data_prep.shard_writer import PackOptions
 
 
 def write_images(folder: Path, per_class: int = 24, classes: tuple[str, ...] = ("a", "b")) -> None:
@@ -22,12 +23,5 @@ def write_images(folder: Path, per_class: int = 24, classes: tuple[str, ...] = (
 def write_shards(folder: Path, per_class: int = 24, shard_bytes: int = 40_000) -> Path:
     """Several shards of :func:`write_images` in `folder/shards`; returns that path."""
     write_images(folder / "images", per_class)
-    pack_images(
-        folder / "images",
-        folder / "shards",
-        shard_bytes,
-        workers=1,
-        shuffle_seed=0,
-        overwrite=False,
-    )
+    pack_images(folder / "images", folder / "shards", PackOptions(shard_bytes))
     return folder / "shards"

@@ -52,6 +52,13 @@ def test_a_value_out_of_range_names_field_value_and_range(tmp_path: Path):
         (["data.lanes=60"], "does not divide data.global_batch_size"),
         ([], "data.shards is not given"),
         (["data.shards=/nowhere"], "no shard folder at /nowhere"),
+        (["data.shards=ftp://host/x"], "unknown kind, ftp:"),
+        (["data.shards=[a,b]", "data.weights=[1]"], "1 numbers for 2 sets"),
+        (["data.shards=[a,b]", "data.weights=[1,0]"], "must be positive"),
+        (["data.source=dreams"], "data.source"),
+        (["data.max_bad_fraction=2"], "data.max_bad_fraction=2"),
+        (["engine.cache_bytes=large"], "engine.cache_bytes=large is no size"),
+        (["engine.prefetch=0"], "engine.prefetch"),
     ],
 )
 def test_wrong_settings_are_refused(words: list[str], said: str, tmp_path: Path):
@@ -159,6 +166,9 @@ def test_image_folders_without_images_are_refused(tmp_path: Path):
         ["shards"],
         ["shards", "pack"],
         ["shards", "check"],
+        ["shards", "index"],
+        ["shards", "reshard"],
+        ["shards", "preview"],
         ["eval"],
         ["eval", "knn"],
         ["eval", "linear"],

@@ -1,36 +1,21 @@
-"""Decoding and cropping, against Pillow, exact pixels, and torch's own resize in floating point."""
+"""Decoding, against Pillow and exact pixels."""
 
 import io
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ssl_vit.data.augment import (
-    Box,
-    crop_and_resize,
-    random_resized_crop_box,
-    resize_and_center_crop,
-)
-from ssl_vit.data.decode import decode_image
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
+from ssl_vit.data import decode
+from ssl_vit.data.decode import MAX_PIXELS, SHRINKS, Picture, decode_image
+from tests.pictures import encode, photograph
 
 
 @pytest.fixture
 def pixels() -> np.ndarray:
     """(48, 64, 3) uint8: smooth waves and some noise, like a photograph."""
-    rng = np.random.default_rng(0)
-    down, across = np.mgrid[0:48, 0:64] / 10
-    waves = np.stack([np.sin(down + across), np.cos(down), np.sin(across * 2)], axis=-1)
-    return np.clip(127 + 80 * waves + rng.normal(0, 8, (48, 64, 3)), 0, 255).astype(np.uint8)
+    return photograph(48, 64)
 
 
 @pytest.mark.parametrize("subsampling", [0, 2])
@@ -90,78 +75,110 @@ def test_bytes_that_are_no_whole_image_are_a_value_error(
         decode_image(spoil(encode(Image.fromarray(pixels), kind)))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
-    ("height", "width"), [(1, 1), (1, 500), (500, 1), (3, 2), (31, 400), (224, 224), (480, 640)]
+    ("kind", "shape"), [("JPEG", (48, 64)), ("PNG", (30, 20)), ("TIFF", (30, 20))]
 )
-def test_a_random_crop_always_lies_inside_the_image(height: int, width: int):
-    rng = np.random.default_rng(0)
-    for area in [(0.2, 1.0), (0.9, 1.0), (1e-6, 1e-5)]:
-        for _ in range(300):
-            box = random_resized_crop_box(height, width, area, (3 / 4, 4 / 3), rng)
-            assert box.height >= 1
-            assert box.width >= 1
-            assert box.top >= 0
-            assert box.left >= 0
-            assert box.top + box.height <= height
-            assert box.left + box.width <= width
-
-
-def test_random_crops_have_the_area_and_aspect_asked_for_and_reach_every_corner():
-    rng = np.random.default_rng(0)
-    boxes = [random_resized_crop_box(400, 400, (0.2, 0.8), (0.5, 2.0), rng) for _ in range(3000)]
-    shares = np.array([box.height * box.width / 160_000 for box in boxes])
-    ratios = np.array([box.width / box.height for box in boxes])
-    assert 0.195 < shares.min() < 0.22
-    assert 0.7 < shares.max() < 0.805
-    assert 0.49 < ratios.min() < 0.55
-    assert 1.8 < ratios.max() < 2.04
-    assert abs(np.log(ratios).mean()) < 0.03  # as often wide as tall
-    corner = {(box.top == 0, box.left == 0) for box in boxes}
-    far = {(box.top + box.height == 400, box.left + box.width == 400) for box in boxes}
-    assert len(corner) == len(far) == 4
-
-
-def test_the_same_randomness_gives_the_same_crop():
-    draws = [
-        random_resized_crop_box(300, 200, (0.2, 1), (0.75, 1.33), np.random.default_rng(9))
-        for _ in range(2)
-    ]
-    assert draws[0] == draws[1]
-
-
-@pytest.mark.parametrize("box", [Box(0, 0, 48, 64), Box(5, 9, 40, 30), Box(40, 60, 3, 4)])
-@pytest.mark.parametrize("size", [16, 40, 96])
-def test_a_resized_crop_is_torchs_float_resize_within_one_level(
-    pixels: np.ndarray, box: Box, size: int
+def test_an_exif_orientation_is_applied_as_pillow_applies_it(
+    orientation: int, kind: str, shape: tuple[int, int]
 ):
-    cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    exact = F.interpolate(
-        torch.from_numpy(cut.copy()).permute(2, 0, 1)[None].double(),
-        size=(size, size),
-        mode="bicubic",
-        antialias=True,
-    )[0]
-    made = crop_and_resize(pixels, box, size)
-    assert made.shape == (3, size, size)
-    assert made.dtype == torch.uint8
-    assert (made.double() - exact.clamp(0, 255).round()).abs().max() <= 1
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photograph(*shape), kind, exif=exif)
+    picture = Picture(data)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert (picture.width, picture.height) == upright.size
+    found, expected = picture.pixels().astype(int), np.asarray(upright).astype(int)
+    assert np.abs(found - expected).max() <= 2
 
 
-def test_a_crop_of_the_right_size_is_not_touched(pixels: np.ndarray):
-    made = crop_and_resize(pixels, Box(3, 7, 32, 32), 32)
-    np.testing.assert_array_equal(made.permute(1, 2, 0).numpy(), pixels[3:35, 7:39])
+def test_an_exif_block_that_makes_no_sense_costs_nothing(pixels: np.ndarray):
+    data = bytearray(encode(pixels, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"))
+    assert decode_image(bytes(data)).shape == pixels.shape
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (300, 200), (10, 10)])
-def test_the_test_transform_shows_the_centre_of_the_scaled_image(height: int, width: int):
-    # On a ramp a pixel's level is its place, so the result says which part of the image it shows.
-    down, across = np.mgrid[0:height, 0:width]
-    ramp = np.stack([down * 255 / height, across * 255 / width, 0 * down], axis=-1)
-    made = resize_and_center_crop(ramp.round().astype(np.uint8), size=28, shorter_side=32).double()
-    assert made.shape == (3, 28, 28)
-    shown = min(height, width) * 28 / 32  # pixels of the image a side
-    for channel, length in [(0, height), (1, width)]:
-        line = made[channel].mean(dim=1 - channel)
-        ends = (np.array([0.5, 27.5]) / 28 - 0.5) * shown + length / 2 - 0.5
-        # A pixel of the image more or less, and its rounding, are allowed.
-        np.testing.assert_allclose(line[[0, -1]], ends * 255 / length, atol=255 / length + 1)
+@pytest.mark.parametrize("shrink", SHRINKS)
+@pytest.mark.parametrize(("orientation", "shape"), [(1, (101, 203)), (6, (104, 208))])
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(
+    shrink: int, orientation: int, shape: tuple[int, int]
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = photograph(*shape)
+    picture = Picture(encode(image, "JPEG", quality=95, exif=exif))
+    small = picture.pixels(shrink)
+    sides = (picture.height, picture.width)
+    assert small.shape[:2] == tuple(-(-side // shrink) for side in sides)
+    # Block means of the whole, but for blocks that the edge cuts.
+    whole = picture.pixels().astype(float)
+    rows, columns = (side // shrink for side in sides)
+    blocks = whole[: rows * shrink, : columns * shrink].reshape(rows, shrink, columns, shrink, 3)
+    difference = np.abs(small[:rows, :columns] - blocks.mean(axis=(1, 3)))
+    assert difference.mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "CMYK"])
+def test_only_jpegs_are_shrunk(pixels: np.ndarray, kind: str):
+    if kind == "CMYK":
+        data = encode(Image.fromarray(pixels).convert("CMYK"), "JPEG")
+    else:
+        data = encode(pixels, kind)
+    assert Picture(data).pixels(4).shape == pixels.shape
+
+
+@pytest.mark.parametrize("shrink", SHRINKS)
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 3}, {"progressive": True}])
+def test_the_upper_rows_alone_are_those_of_the_whole_image(
+    shrink: int, subsampling: int, options: dict[str, object]
+):
+    image = photograph(203, 150)
+    data = encode(image, "JPEG", quality=90, subsampling=subsampling, **options)
+    whole = Picture(data).pixels(shrink)
+    for rows in (1, 17, 100, 186, 190, 203):
+        needed = -(-rows // shrink)
+        found = Picture(data).pixels(shrink, rows)
+        assert len(found) >= needed
+        np.testing.assert_array_equal(found[:needed], whole[:needed])
+
+
+def test_rows_that_are_not_needed_are_not_decoded():
+    picture = Picture(encode(photograph(400, 100), "JPEG"))
+    assert len(picture.pixels(1, 100)) < 130
+    grey = Picture(encode(photograph(400, 100)[..., 0], "JPEG"))
+    assert len(grey.pixels(1, 100)) < 130
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+def test_a_jpeg_that_is_cut_off_is_found_whichever_rows_are_needed(kept: float):
+    data = encode(photograph(400, 400), "JPEG")
+    picture = Picture(data[: int(len(data) * kept)])
+    for rows in (16, 200, 400):
+        with pytest.raises(ValueError, match="not a readable image"):
+            picture.pixels(1, rows)
+
+
+def test_damage_is_found_where_pillow_would_go_on_with_grey():
+    data = encode(photograph(400, 400), "JPEG", quality=95)
+    third = len(data) // 3
+    # A marker where none may be: what follows belongs to nothing.
+    damaged = data[:third] + b"\xff\xd9" + data[third + 2 :]
+    assert Image.open(io.BytesIO(damaged)).convert("RGB").size == (400, 400)
+    for rows in (390, 400):
+        with pytest.raises(ValueError, match="not a readable image"):
+            Picture(damaged).pixels(1, rows)
+    assert len(Picture(damaged).pixels(1, 16)) < 60  # the damage is far below
+
+
+def test_bytes_behind_the_end_of_a_jpeg_do_no_harm(pixels: np.ndarray):
+    data = encode(pixels, "JPEG")
+    np.testing.assert_array_equal(decode_image(data + bytes(100)), decode_image(data))
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch):
+    assert MAX_PIXELS == 178_956_970
+    data = {kind: encode(photograph(40, 50), kind) for kind in ("JPEG", "PNG", "WEBP", "BMP")}
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1999)
+    for file in data.values():
+        with pytest.raises(ValueError, match="pixels"):
+            Picture(file)

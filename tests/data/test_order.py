@@ -7,11 +7,11 @@ import pytest
 
 from ssl_vit.data.order import (
     SampleOrder,
+    SampleRandomness,
     SampleRef,
     hash_words,
     lanes_of_rank,
     permutation,
-    sample_rng,
     splitmix64,
 )
 from ssl_vit.errors import UserError
@@ -139,7 +139,7 @@ def test_a_batch_or_a_set_that_lanes_do_not_fit_is_refused():
 
 def test_the_randomness_of_a_sample_is_its_own():
     def draws(seed: int, number: int, epoch: int) -> tuple[float, ...]:
-        rng = sample_rng(seed, SampleRef(number, epoch))
+        rng = SampleRandomness(seed).of(SampleRef(number, epoch))
         return tuple(rng.random() for _ in range(4))
 
     assert draws(0, 7, 2) == draws(0, 7, 2)
@@ -148,7 +148,8 @@ def test_the_randomness_of_a_sample_is_its_own():
 
 
 def test_the_randomness_of_a_sample_is_uniform_over_samples():
-    first = np.array([sample_rng(0, SampleRef(number, 0)).random() for number in range(2000)])
+    randomness = SampleRandomness(0)
+    first = np.array([randomness.of(SampleRef(number, 0)).random() for number in range(2000)])
     counts, _ = np.histogram(first, bins=10, range=(0, 1))
     assert counts.sum() == 2000
     assert abs(counts - 200).max() < 5 * 200**0.5  # five standard deviations

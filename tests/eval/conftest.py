@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
-from ssl_vit.data.shards import SAMPLE_RECORD, Shard, write_index
+from ssl_vit.data.index_file import SAMPLE_RECORD, Index, describe_shard, write_index
 from ssl_vit.models.config import BackboneConfig
 
 CLASSES = ("blue", "green", "red")
@@ -48,8 +48,9 @@ def write_shards(
             records.append((tar.offset + 512, len(data), 512, label))
             tar.addfile(member, io.BytesIO(data))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    shard = Shard(path.name, len(images), path.stat().st_size, digest)
-    write_index(folder, [shard], np.array(records, dtype=SAMPLE_RECORD), classes)
+    rows = np.array(records, dtype=SAMPLE_RECORD)
+    shard = describe_shard(path.name, path.stat().st_size, digest, rows)
+    write_index(folder, Index((shard,), tuple(classes), None), [rows])
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_a_result_on_other_images_is_not_overwritten(run_folder, train, test, ma
         evaluate("knn", run_folder, "--train", train, "--test", shards, "--workers", 0)
     files = sorted((run_folder / "evals").iterdir())
     assert len(files) == 2
-    tested = [json.loads(file.read_text())["test"]["folder"] for file in files]
+    tested = [json.loads(file.read_text())["test"]["source"] for file in files]
     assert tested == [str(test), str(other)]
 
 

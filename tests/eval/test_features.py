@@ -7,13 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ssl_vit.data.augment import CenterCrop
 from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
-from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit_eval.baselines import Split, random_backbone, raw_pixels, remove_mean
-from ssl_vit_eval.features import BackboneEncoder, CenterCrop, extract
+from ssl_vit_eval.features import BackboneEncoder, extract
+from tests.pictures import center_crop
 
 CPU = torch.device("cpu")
 CROP = CenterCrop(32, 0.875)
@@ -43,7 +45,7 @@ def by_hand(file: bytes) -> torch.Tensor:
 
 
 def test_features_equal_a_direct_forward_in_index_order_of_the_labelled(make_shards, encoders):
-    shards = ShardSet.open(make_shards("some", LABELS, seed=0))
+    shards = open_shards(make_shards("some", LABELS, seed=0))
     found = extract(encoders, shards, CROP, 4, 0, CPU)
     labelled = [number for number, label in enumerate(LABELS) if label >= 0]
     images = torch.stack([by_hand(shards.read(number)) for number in labelled])
@@ -63,7 +65,7 @@ def test_features_equal_a_direct_forward_in_index_order_of_the_labelled(make_sha
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (4, 0), (64, 0), (4, 1)])
 def test_batch_size_and_workers_do_not_change_features(make_shards, encoders, batch_size, workers):
-    shards = ShardSet.open(make_shards("some", LABELS, seed=0))
+    shards = open_shards(make_shards("some", LABELS, seed=0))
     expected = extract(encoders, shards, CROP, 3, 0, CPU)
     found = extract(encoders, shards, CROP, batch_size, workers, CPU)
     for name, kinds in expected.by_encoder.items():
@@ -77,7 +79,7 @@ def test_a_broken_image_is_named(make_shards, encoders, workers):
     with pytest.raises(
         UserError, match=r"sample image0001 in shard .* cannot be decoded"
     ) as caught:
-        extract(encoders, ShardSet.open(folder), CROP, 2, workers, CPU)
+        extract(encoders, open_shards(folder), CROP, 2, workers, CPU)
     assert caught.value.remedy.startswith(f"ssl-vit shards check {folder}  lists every such image")
     assert "\n" not in caught.value.problem
 
@@ -85,10 +87,10 @@ def test_a_broken_image_is_named(make_shards, encoders, workers):
 def test_a_crop_ratio_of_one_keeps_the_whole_shorter_side():
     image = np.zeros((48, 64, 3), dtype=np.uint8)
     image[:, 8:56] = 200  # the central square
-    assert CenterCrop(32, 1.0)(image).unique().tolist() == [200]
+    assert center_crop(image, 32, 1.0).unique().tolist() == [200]
     image[0] = 0  # its outermost row
-    assert CenterCrop(32, 1.0)(image).min() < 200
-    assert CenterCrop(32, 0.875)(image).unique().tolist() == [200]
+    assert center_crop(image, 32, 1.0).min() < 200
+    assert center_crop(image, 32, 0.875).unique().tolist() == [200]
 
 
 def test_raw_pixels_are_block_means():

@@ -1,7 +1,7 @@
 """MAE against a float64 loop, and against what its pictures must show."""
 
 import pickle
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,10 +13,18 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import MaeConfig
 from ssl_vit.objectives.mae import Mae, MaeBatch, MaeViews
 from ssl_vit.objectives.pixels import PixelScale
+from tests.pictures import draw_and_render
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, PATCH, SIDE, HIDDEN = 32, 8, 4, 12  # pixels, pixels, patches, patches
 FRAME = 2  # white pixels around every picture of a panel
+
+
+class MaeSample(NamedTuple):
+    image: Tensor
+    """(3, S, S) uint8."""
+    hidden: np.ndarray
+    """(N,) bool."""
 
 
 def backbone_config(**changes: Any) -> BackboneConfig:
@@ -164,12 +172,19 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed))
 
 
+def sample(views: MaeViews, image: np.ndarray, rng: np.random.Generator) -> MaeSample:
+    """One image as a data worker makes it."""
+    crops, draw = draw_and_render(views, image, rng)
+    return MaeSample(crops[0][0], draw.hidden)
+
+
 def test_views_are_fixed_by_their_randomness_alone() -> None:
     views = MaeViews(mae_config(), backbone_config())
     image = picture()
     original = image.copy()
-    first, again = views(image, rng(1)), pickle.loads(pickle.dumps(views))(image, rng(1))
-    other = views(image, rng(2))
+    first = sample(views, image, rng(1))
+    again = sample(pickle.loads(pickle.dumps(views)), image, rng(1))
+    other = sample(views, image, rng(2))
 
     assert np.array_equal(image, original)
     assert torch.equal(first.image, again.image)
@@ -181,11 +196,11 @@ def test_views_are_fixed_by_their_randomness_alone() -> None:
 def test_a_sample_is_a_crop_and_a_mask_of_the_exact_size() -> None:
     views = MaeViews(mae_config(), backbone_config())
     for seed in range(20):
-        sample = views(picture(), rng(seed))
-        assert sample.image.shape == (3, SIZE, SIZE)
-        assert sample.image.dtype == torch.uint8
-        assert sample.hidden.shape == (SIDE * SIDE,)
-        assert sample.hidden.sum() == HIDDEN
+        made = sample(views, picture(), rng(seed))
+        assert made.image.shape == (3, SIZE, SIZE)
+        assert made.image.dtype == torch.uint8
+        assert made.hidden.shape == (SIDE * SIDE,)
+        assert made.hidden.sum() == HIDDEN
 
 
 @pytest.mark.parametrize(
@@ -195,8 +210,8 @@ def test_a_flip_mirrors_the_same_crop_and_leaves_the_mask(
     flip: dict[str, float], axes: list[int]
 ) -> None:
     never = {"horizontal_flip": 0.0, "vertical_flip": 0.0}
-    straight = MaeViews(mae_config(**never), backbone_config())(picture(), rng(3))
-    flipped = MaeViews(mae_config(**(never | flip)), backbone_config())(picture(), rng(3))
+    straight = sample(MaeViews(mae_config(**never), backbone_config()), picture(), rng(3))
+    flipped = sample(MaeViews(mae_config(**(never | flip)), backbone_config()), picture(), rng(3))
     assert torch.equal(flipped.image, straight.image.flip(axes))
     assert np.array_equal(flipped.hidden, straight.hidden)
 
@@ -205,7 +220,9 @@ def test_half_of_the_samples_are_flipped_by_default() -> None:
     never = mae_config(horizontal_flip=0.0)
     straight, views = (MaeViews(c, backbone_config()) for c in (never, mae_config()))
     same = sum(
-        torch.equal(straight(picture(), rng(s)).image, views(picture(), rng(s)).image)
+        torch.equal(
+            sample(straight, picture(), rng(s)).image, sample(views, picture(), rng(s)).image
+        )
         for s in range(400)
     )
     assert 150 < same < 250  # five standard deviations
@@ -215,22 +232,35 @@ def test_a_crop_of_the_whole_area_at_its_own_size_is_the_image() -> None:
     whole = mae_config(min_crop_area=1.0, horizontal_flip=0.0)
     image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     views = MaeViews(whole, backbone_config())
-    samples = [views(image, rng(seed)).image for seed in range(40)]
+    samples = [sample(views, image, rng(seed)).image for seed in range(40)]
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     # Of this area only the square fits, and the draw of the aspect rarely hits it; the fallback is
     # the largest fitting rectangle, which is the whole image.
-    assert all(torch.equal(sample, pixels) for sample in samples)
+    assert all(torch.equal(made, pixels) for made in samples)
 
 
 def test_a_batch_keeps_the_samples_order_and_numbers() -> None:
     views = MaeViews(mae_config(), backbone_config())
-    samples = [views(picture(seed), rng(seed)) for seed in range(3)]
-    batch = views.collate(samples, [7, 2**40, 5])
+    drawn = [draw_and_render(views, picture(seed), rng(seed)) for seed in range(3)]
+    crops = torch.stack([crops[0] for crops, _ in drawn], dim=1)  # (1, B, 3, S, S)
+    batch = views.collate([crops], [draw for _, draw in drawn], [7, 2**40, 5])
     assert batch.numbers.tolist() == [7, 2**40, 5]
-    for row, sample in enumerate(samples):
-        assert torch.equal(batch.images[row], sample.image)
-        assert np.array_equal(batch.hidden[row].numpy(), sample.hidden)
+    for row, (its_crops, draw) in enumerate(drawn):
+        assert torch.equal(batch.images[row], its_crops[0][0])
+        assert np.array_equal(batch.hidden[row].numpy(), draw.hidden)
     assert (batch.images.dtype, batch.hidden.dtype) == (torch.uint8, torch.bool)
+
+
+def test_what_is_shown_of_a_sample_is_the_crop_and_what_the_encoder_sees_of_it() -> None:
+    views = MaeViews(mae_config(), backbone_config())
+    crops, draw = draw_and_render(views, picture() | 1, rng(0))  # no pixel is 0
+    crop, seen = views.show(crops, draw)
+    assert torch.equal(crop, crops[0][0])
+    for patch in range(SIDE * SIDE):
+        top, left = patch // SIDE * PATCH, patch % SIDE * PATCH
+        inside = (slice(None), slice(top, top + PATCH), slice(left, left + PATCH))
+        expected = torch.zeros_like(crop[inside]) if draw.hidden[patch] else crop[inside]
+        assert torch.equal(seen[inside], expected)
 
 
 def columns_of(panel: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,321 @@
+"""The cache of remote shards: one download for all, bounded, verified, safe against kills."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ssl_vit.data import fetch
+from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.index_file import Shard
+from ssl_vit.data.sources import open_shards
+from ssl_vit.errors import UserError
+from tests.faulty_server import FaultyServer, serving
+from tests.synthetic import write_shards
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data"), per_class=60, shard_bytes=20_000)
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[FaultyServer]:
+    with serving(folder) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_FIRST_PAUSE", 0.01)
+
+
+def remote_shards(server: FaultyServer, cache: ShardCache) -> list[Shard]:
+    return list(open_shards(server.url, cache).shards)
+
+
+def names(cache: ShardCache) -> set[str]:
+    return {path.name for path in cache.shards.iterdir()}
+
+
+def test_a_shard_is_fetched_once_and_is_the_servers(server: FaultyServer, tmp_path: Path):
+    cache = ShardCache(tmp_path)
+    shards = remote_shards(server, cache)
+    assert not any(server.requests[shard.name] for shard in shards)
+    for shard in [*shards, *shards]:
+        assert cache.path(shard).read_bytes() == (server.folder / shard.name).read_bytes()
+    assert {server.requests[shard.name] for shard in shards} == {1}
+    assert names(cache) == {f"{shard.sha256}.tar" for shard in shards}
+
+
+def test_a_local_shard_stays_where_it_is(folder: Path, tmp_path: Path):
+    cache = ShardCache(tmp_path / "cache")
+    for shard in open_shards(folder, cache).shards:
+        assert cache.path(shard) == folder / shard.name
+    assert not (tmp_path / "cache").exists()
+
+
+def fetch_in_process(server_url: str, cache: Path) -> subprocess.Popen[str]:
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from ssl_vit.data.cache import ShardCache\n"
+        "from ssl_vit.data.sources import open_shards\n"
+        "cache = ShardCache(Path(sys.argv[2]))\n"
+        "shards = open_shards(sys.argv[1], cache)\n"
+        "print('ready', flush=True)\nsys.stdin.readline()\n"
+        "for n in range(shards.num_samples): shards.read(n)\n"
+        "print(len(shards.shards))\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, server_url, str(cache)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_share_one_download_a_shard(server: FaultyServer, tmp_path: Path):
+    processes = [fetch_in_process(server.url, tmp_path) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    outputs = [process.communicate("go\n", timeout=60)[0] for process in processes]
+    count = len(open_shards(server.folder).shards)
+    assert outputs == [f"{count}\n"] * 2
+    tars = {name: n for name, n in server.requests.items() if name.endswith(".tar")}
+    assert len(tars) == count
+    assert set(tars.values()) == {1}
+    assert server.requests["samples.npy"] == 1
+
+
+def test_threads_that_want_the_same_shard_wait_for_one_download(folder: Path, tmp_path: Path):
+    with serving(folder, ["hang"]) as server:  # the first answer takes three seconds and breaks
+        cache = ShardCache(tmp_path, report=lambda line: None)
+        shard = remote_shards(server, cache)[0]
+        threads = [threading.Thread(target=cache.path, args=(shard,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.requests[shard.name] == 2
+    assert cache.path(shard).read_bytes() == (folder / shard.name).read_bytes()
+
+
+def test_the_cache_never_takes_more_room_than_it_may(server: FaultyServer, tmp_path: Path):
+    largest = max(shard.num_bytes for shard in open_shards(server.folder).shards)
+    cache = ShardCache(tmp_path, num_bytes=3 * largest)
+    shards = remote_shards(server, cache)
+    assert len(shards) > 4
+    for shard in shards:
+        cache.path(shard)
+        used = sum(path.stat().st_size for path in cache.shards.iterdir())
+        assert used <= 3 * largest
+    # What was used last is still here, what was used first is not.
+    assert cache.place_of(shards[-1]).exists()
+    assert not cache.place_of(shards[0]).exists()
+
+
+def test_what_is_held_stays_and_what_is_retired_goes_first(server: FaultyServer, tmp_path: Path):
+    largest = max(shard.num_bytes for shard in open_shards(server.folder).shards)
+    cache = ShardCache(tmp_path, num_bytes=3 * largest)
+    first, second, third, fourth, fifth, *_ = remote_shards(server, cache)
+    for shard in (first, second, third):
+        cache.path(shard)
+    held = cache.hold(first)
+    assert held is not None
+    cache.retire(third)
+    cache.path(fourth)
+    assert [cache.place_of(s).exists() for s in (first, second, third)] == [True, True, False]
+    held.close()
+    os.utime(cache.place_of(first), (1, 1))
+    cache.path(fifth)
+    assert not cache.place_of(first).exists()
+    assert cache.hold(first) is None
+
+
+def test_a_fetch_ahead_waits_for_room_and_a_reader_does_not(server: FaultyServer, tmp_path: Path):
+    largest = max(shard.num_bytes for shard in open_shards(server.folder).shards)
+    cache = ShardCache(tmp_path, num_bytes=2 * largest)
+    first, second, third, fourth, *_ = remote_shards(server, cache)
+    held = [cache.path(shard) and cache.hold(shard) for shard in (first, second)]
+    waiting = threading.Thread(target=cache.fetch, args=(third, True))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    assert cache.path(fourth).exists()  # what a data worker needs now may not stop the run
+    for file in held:
+        assert file is not None
+        file.close()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert cache.place_of(third).exists()
+
+
+def test_a_shard_larger_than_the_cache_is_refused(server: FaultyServer, tmp_path: Path):
+    cache = ShardCache(tmp_path, num_bytes=1000)
+    with pytest.raises(UserError, match="more than the whole cache") as caught:
+        cache.path(remote_shards(server, cache)[0])
+    assert "engine.cache_bytes=1,000" in caught.value.problem
+
+
+def test_a_killed_download_leaves_nothing_that_counts(folder: Path, tmp_path: Path):
+    with serving(folder, ["hang"]) as server:
+        process = fetch_in_process(server.url, tmp_path)
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        cache = ShardCache(tmp_path)
+        deadline = time.monotonic() + 30
+        while not list(cache.shards.glob("*.partial")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        (left,) = cache.shards.glob("*.partial")
+        shards = remote_shards(server, cache)
+        # The half-written file goes as soon as room is needed.
+        small = ShardCache(tmp_path, num_bytes=max(shard.num_bytes for shard in shards))
+        small.path(shards[-1])
+        assert not left.exists()
+        for shard in shards:
+            assert cache.path(shard).read_bytes() == (folder / shard.name).read_bytes()
+
+
+def test_those_who_wait_for_a_download_that_fails_are_told_and_do_not_try_again(
+    folder: Path, tmp_path: Path
+):
+    with serving(folder, ["500"] * 3) as server:
+        cache = ShardCache(tmp_path, attempts=3, report=lambda line: None)
+        shard = remote_shards(server, cache)[0]
+        problems: list[str] = []
+
+        def read() -> None:
+            try:
+                cache.path(shard)
+            except UserError as error:
+                problems.append(error.problem)
+
+        # Two ask while a third holds the lock; one of them fails, the other hears of it.
+        cache.shards.mkdir(parents=True, exist_ok=True)
+        with (cache.shards / f"{shard.sha256}.{shard.num_bytes}.partial").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            threads = [threading.Thread(target=read) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.3)
+        for thread in threads:
+            thread.join()
+        assert len(problems) == 2
+        assert problems[0] == problems[1]
+        assert "answered 500" in problems[0]
+        assert server.requests[shard.name] == 3
+        # Whoever asks later tries for himself.
+        assert cache.path(shard).read_bytes() == (folder / shard.name).read_bytes()
+
+
+def test_who_waits_for_a_download_does_not_wait_for_those_who_hold_what_came_of_it(
+    server: FaultyServer, tmp_path: Path
+):
+    cache = ShardCache(tmp_path)
+    shard = remote_shards(server, cache)[0]
+    cache.shards.mkdir(parents=True)
+    partial = cache.shards / f"{shard.sha256}.{shard.num_bytes}.partial"
+    with partial.open("wb") as download:
+        fcntl.flock(download, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=cache.path, args=(shard,))
+        waiting.start()
+        time.sleep(0.2)
+        download.write((server.folder / shard.name).read_bytes())
+        download.flush()
+        partial.rename(cache.place_of(shard))
+        # From downloading to holding, without a moment in which another could take the lock.
+        fcntl.flock(download, fcntl.LOCK_SH)
+        waiting.join(10)
+        assert not waiting.is_alive()
+    assert server.requests[shard.name] == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs root, to make a small file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_on_a_disk_that_is_full_old_shards_make_room(
+    server: FaultyServer, small_disk: Path, tmp_path: Path
+):
+    cache = ShardCache(small_disk)
+    shards = remote_shards(server, cache)
+    assert sum(shard.num_bytes for shard in shards) > 256 * 1024
+    for shard in shards:
+        assert cache.path(shard).read_bytes() == (server.folder / shard.name).read_bytes()
+
+
+def test_a_disk_that_stays_full_is_an_error_that_says_what_to_do(
+    server: FaultyServer, small_disk: Path
+):
+    cache = ShardCache(small_disk)
+    shard = remote_shards(server, cache)[0]
+    (small_disk / "others").write_bytes(bytes(245_000))
+    with pytest.raises(UserError, match="No space left") as caught:
+        cache.path(shard)
+    assert shard.url in caught.value.problem
+    assert "engine.cache_folder" in caught.value.remedy
+    assert not list(cache.shards.glob("*.partial"))
+    (small_disk / "others").unlink()
+    assert cache.path(shard).exists()
+
+
+def test_a_shard_evicted_under_a_reader_is_read_on_and_then_fetched_again(
+    server: FaultyServer, tmp_path: Path
+):
+    local = open_shards(server.folder)
+    cache = ShardCache(tmp_path)
+    remote = open_shards(server.url, cache)
+    assert remote.read(0) == local.read(0)
+    cache.place_of(remote.shards[0]).unlink()
+    assert remote.read(1) == local.read(1)  # the file is open
+    remote.read(remote.num_samples - 1)  # opening another lets it go
+    assert remote.read(2) == local.read(2)
+    assert server.requests[remote.shards[0].name] == 2
+
+
+def test_a_remote_index_must_not_name_local_files(folder: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    text = (copy / "index.json").read_text()
+    (copy / "index.json").write_text(text.replace('"shard-', f'"file://{folder}/shard-'))
+    assert open_shards(copy).read(0)
+    with serving(copy) as server, pytest.raises(UserError, match="names the local file"):
+        open_shards(server.url, ShardCache(tmp_path / "cache"))
+
+
+def test_records_that_do_not_fit_a_remote_index_are_refused(folder: Path, tmp_path: Path):
+    with serving(folder, ["other bytes"] * 2, faulty=".npy") as server:
+        cache = ShardCache(tmp_path, attempts=2, report=lambda line: None)
+        with pytest.raises(UserError, match=r"cannot fetch .*samples\.npy"):
+            open_shards(server.url, cache)
+        assert open_shards(server.url, cache).num_samples == 120
+
+
+def test_a_remote_folder_without_an_index_says_how_to_make_one(tmp_path: Path):
+    with serving(tmp_path) as server:
+        source = f"{server.url}shard-{{000000..000007}}.tar"
+        with pytest.raises(UserError, match=r"no index\.json") as caught:
+            open_shards(source, ShardCache(tmp_path / "cache"))
+    assert f"ssl-vit shards index '{source}' --out INDEX" in caught.value.remedy

@@ -1,0 +1,257 @@
+"""The process that has shards ready: what it walks, fetches ahead, verifies, and how it ends."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.keeper import Keeper
+from ssl_vit.data.mixture import MixedOrder
+from ssl_vit.data.needs import Needs, SequentialNeeds, TrainingNeeds, check_room
+from ssl_vit.data.order import Order, SampleOrder
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.sources import open_shards
+from ssl_vit.errors import UserError
+from tests.faulty_server import FaultyServer, serving
+from tests.synthetic import write_shards
+
+LANES = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data"), per_class=80, shard_bytes=20_000)
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[FaultyServer]:
+    with serving(folder) as running:
+        yield running
+
+
+def order_of(shards: ShardSet, block: int = 10) -> SampleOrder:
+    sizes = [shard.num_samples for shard in shards.shards]
+    return SampleOrder(sizes, LANES, LANES * 2, block, seed=3)
+
+
+def training_needs(shards: ShardSet, steps: int) -> TrainingNeeds:
+    return TrainingNeeds(order_of(shards), range(LANES), steps)
+
+
+def wait_for(condition: object, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def shards_read(order: Order, shards: ShardSet, step: int, lanes: range) -> set[int]:
+    return {shards.shard_of(ref.number) for ref in order.update(step, lanes)}
+
+
+@pytest.mark.parametrize("block", [1, 3, 10, 1000])
+@pytest.mark.parametrize("lanes", [range(LANES), range(1, 2), range(2, 4)])
+@pytest.mark.parametrize("weights", [(), (3.0, 1.0, 0.3)])
+def test_needs_name_every_shard_before_it_is_read(
+    folder: Path, block: int, lanes: range, weights: tuple[float, ...]
+):
+    shards = open_shards([str(folder)] * (3 if weights else 1))
+    order: Order = order_of(open_shards(folder), block)
+    if weights:
+        order = MixedOrder([order_of(open_shards(folder), block) for _ in weights], weights, 1)
+    needs = TrainingNeeds(order, lanes, 150)
+    change = 0
+    known: set[int] = set()
+    for step in range(needs.end):
+        now = needs.shards_at(step)
+        assert len(set(now)) == len(now)
+        assert shards_read(order, shards, step, lanes) <= set(now)
+        if step < change:
+            assert set(now) <= known  # nothing new before the change that was announced
+        else:
+            change, known = needs.next_change(step), set(now)
+            assert change > step
+        known |= set(now)
+
+
+def test_needs_of_a_pass_in_order(folder: Path):
+    shards = open_shards(folder)
+    numbers = np.arange(3, shards.num_samples, 7)
+    needs = SequentialNeeds(shards.starts, numbers)
+    assert needs.end == len(numbers)
+    for position, number in enumerate(numbers):
+        assert needs.shards_at(position) == [shards.shard_of(int(number))]
+    position, visited = 0, []
+    while position < needs.end:
+        visited += needs.shards_at(position)
+        position = needs.next_change(position)
+    assert visited == sorted({shards.shard_of(int(number)) for number in numbers})
+
+
+def damaged_copy(folder: Path, target: Path, number: int) -> Path:
+    """The set with one byte flipped in one shard, where no decoder looks."""
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    path = target / open_shards(folder).shards[number].name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # in the empty blocks at its end
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_a_damaged_local_shard_is_named(folder: Path, tmp_path: Path, number: int):
+    path = damaged_copy(folder, tmp_path / "copy", number)
+    shards = open_shards(path.parent)
+    keeper = Keeper(shards.shards, shards.cache, training_needs(shards, 5))
+    with pytest.raises(UserError, match="is damaged") as caught:
+        keeper.finish(5)
+    keeper.close()
+    assert str(path) in caught.value.problem
+    assert "shards check" in caught.value.remedy
+
+
+def test_a_damaged_shard_is_told_while_the_run_goes_on(folder: Path, tmp_path: Path):
+    path = damaged_copy(folder, tmp_path / "copy", 2)
+    shards = open_shards(path.parent)
+    keeper = Keeper(shards.shards, shards.cache, training_needs(shards, 10**6))
+
+    def advance() -> None:
+        for step in range(1000):
+            keeper.advance(step)
+            time.sleep(0.02)
+
+    with pytest.raises(UserError, match=path.name):
+        advance()
+    keeper.close()
+
+
+def test_whole_shards_pass_and_verification_can_be_turned_off(folder: Path, tmp_path: Path):
+    shards = open_shards(folder)
+    keeper = Keeper(shards.shards, shards.cache, training_needs(shards, 5))
+    keeper.finish(5)
+    keeper.close()
+    path = damaged_copy(folder, tmp_path / "copy", 0)
+    shards = open_shards(path.parent)
+    trusting = Keeper(shards.shards, shards.cache, training_needs(shards, 5), verifies=False)
+    assert trusting._process is None
+    trusting.finish(5)
+    trusting.close()
+
+
+def test_remote_shards_are_there_before_they_are_asked_for(server: FaultyServer, tmp_path: Path):
+    cache = ShardCache(tmp_path)
+    shards = open_shards(server.url, cache)
+    needs = training_needs(shards, 1000)
+    keeper = Keeper(shards.shards, cache, needs)
+    wait_for(lambda: all(cache.place_of(shard).exists() for shard in shards.shards))
+    keeper.close()
+    assert {server.requests[shard.name] for shard in shards.shards} == {1}
+
+
+def test_in_a_small_cache_the_next_shards_take_the_place_of_those_that_are_done(
+    server: FaultyServer, tmp_path: Path
+):
+    local = open_shards(server.folder)
+    largest = max(shard.num_bytes for shard in local.shards)
+    cache = ShardCache(tmp_path, num_bytes=3 * largest)
+    shards = open_shards(server.url, cache)
+    assert len(shards.shards) >= 8
+    numbers = np.arange(shards.num_samples)
+    needs: Needs = SequentialNeeds(shards.starts, numbers)
+    keeper = Keeper(shards.shards, cache, needs)
+
+    def used() -> int:
+        total = 0
+        for entry in os.scandir(cache.shards):
+            with contextlib.suppress(FileNotFoundError):  # evicted just now
+                total += entry.stat().st_size
+        return total
+
+    for position, number in enumerate(numbers.tolist()):
+        keeper.advance(position)
+        shard = shards.shards[shards.shard_of(number)]
+        wait_for(cache.place_of(shard).exists)
+        assert shards.read(number) == local.read(number)
+        assert used() <= 3 * largest
+        time.sleep(0.01)
+    keeper.finish(needs.end)
+    keeper.close()
+    assert {server.requests[shard.name] for shard in shards.shards} == {1}
+
+
+def test_a_remote_shard_with_other_bytes_ends_the_run_by_name(folder: Path, tmp_path: Path):
+    path = damaged_copy(folder, tmp_path / "copy", 0)
+    with serving(path.parent) as server:
+        cache = ShardCache(tmp_path / "cache", attempts=2)
+        shards = open_shards(server.url, cache)
+        keeper = Keeper(shards.shards, cache, training_needs(shards, 1000))
+        with pytest.raises(UserError, match="sha256 differs") as caught:
+            keeper._listen(wait=True)
+        keeper.close()
+    assert f"{server.url}{path.name}" in caught.value.problem
+
+
+def test_the_process_ends_with_its_rank(folder: Path):
+    program = (
+        "import sys, time\n"
+        "from ssl_vit.data.keeper import Keeper\n"
+        "from ssl_vit.data.needs import SequentialNeeds\n"
+        "from ssl_vit.data.sources import open_shards\n"
+        "import numpy as np\n"
+        "shards = open_shards(sys.argv[1])\n"
+        "needs = SequentialNeeds(shards.starts, np.arange(shards.num_samples))\n"
+        "keeper = Keeper(shards.shards, shards.cache, needs)\n"
+        "print(keeper._process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    rank = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert rank.stdout is not None
+    keeper = int(rank.stdout.readline())
+    os.kill(keeper, 0)
+    rank.send_signal(signal.SIGKILL)
+    rank.wait()
+    wait_for(lambda: not Path(f"/proc/{keeper}").exists() or _is_dead(keeper))
+    rank.stdout.close()
+
+
+def _is_dead(process: int) -> bool:
+    """Ended, and nobody has asked for its exit code yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_keeper_that_was_killed_is_said(folder: Path):
+    shards = open_shards(folder)
+    keeper = Keeper(shards.shards, shards.cache, training_needs(shards, 10**6))
+    assert keeper._process is not None
+    keeper._process.kill()
+    with pytest.raises(UserError, match="exit code -9"):
+        keeper.finish(10)
+    keeper.close()
+
+
+def test_shards_that_do_not_fit_the_cache_together_are_refused(
+    server: FaultyServer, tmp_path: Path
+):
+    shards = open_shards(server.url, ShardCache(tmp_path))
+    in_use = order_of(shards, 1000).shards_at(0, range(LANES))
+    needed = sum(shards.shards[number].num_bytes for number in in_use)
+    check_room(shards.shards, in_use, needed)
+    with pytest.raises(UserError, match=r"more than engine\.cache_bytes") as caught:
+        check_room(shards.shards, in_use, needed - 1)
+    assert "data.lanes" in caught.value.remedy
+    check_room(open_shards(server.folder).shards, in_use, 1)  # local ones need no cache
