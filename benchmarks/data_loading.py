@@ -1,186 +1,149 @@
-"""How fast do training samples come: our shards and views against torchvision's ImageFolder.
+"""How fast do training samples come, and what does the data cost: ours beside what people use.
 
-    python benchmarks/data_loading.py [--quick] [--images FOLDER]
+    python benchmarks/data_loading.py [--quick] [--part memory|loading|index|packing]
 
-Both sides make 224-pixel random resized crops (area 0.2 to 1, bicubic) with flips, as uint8 batches
-of 64 out of a DataLoader with one worker, so the rates are those of one core. Files are in the
-system's cache for both. Ours also draws MAE's masks.
+Memory: our loader over a hundred thousand samples. Loading: our shards and crops against
+torchvision's ImageFolder with Pillow, against webdataset's own pipeline, and against libjpeg-turbo
+decoding alone; one worker each, the same crops, in turns. Index: a set of a hundred million.
+Packing: against `tar cf`.
 """
 
 import argparse
+import statistics
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from photographs import write_photographs
-from timing import (
-    Spent,
-    Turn,
-    describe_machine,
-    interleave,
-    positive,
-    processor_seconds,
-    with_defaults,
-)
+from photographs import LARGE, USUAL, find_photographs, write_photographs
+from timing import Spent, describe_machine, positive, take_turns, with_defaults
 
 from ssl_vit.distributed import set_library_environment
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
+    from loaders import Workload
+    from PIL import Image
 
     from ssl_vit.data.shards import ShardSet
 
-_BATCH = 64
-_CROP = 224
-_PREFETCH = 4
-_LANES = 16
+_PARTS = ("memory", "loading", "index", "packing")
 _SEED = 0
 
 
 def main() -> None:
-    """Print the machine, the images and the comparison."""
+    """Print the machine, then every part."""
     arguments = _read_arguments()
     set_library_environment("cpu")
     import torch
 
     torch.set_num_threads(1)
     print(describe_machine("cpu"), flush=True)
-    with tempfile.TemporaryDirectory(prefix="ssl-vit-benchmark-") as scratch:
-        folder = arguments.images
-        if folder is None:
-            folder = Path(scratch) / "images"
-            write_photographs(folder, arguments.count, _SEED)
-        shards = _pack(folder, Path(scratch) / "shards")
-        num_bytes = sum(shard.num_bytes for shard in shards.shards)
+    parts = [arguments.part] if arguments.part else list(_PARTS)
+    with tempfile.TemporaryDirectory(prefix="ssl-vit-benchmark-") as name:
+        scratch = Path(name)
+        if "memory" in parts:
+            from loader_memory import measure_loader_memory
+
+            measure_loader_memory(scratch / "memory", arguments.samples)
+        if "loading" in parts:
+            originals = find_photographs(scratch / "wallpapers")
+            _compare_loaders(scratch, originals, arguments)
+        if "index" in parts:
+            from large_index import measure_large_index
+
+            measure_large_index(scratch, arguments.index_samples)
+        if "packing" in parts:
+            from pack_against_tar import compare_pack_with_tar
+
+            images = scratch / "to pack"
+            write_photographs(images, 200, USUAL, [], _SEED)
+            compare_pack_with_tar(images, scratch, arguments.pack_count)
+
+
+def _compare_loaders(
+    scratch: Path, originals: "list[Image.Image]", arguments: argparse.Namespace
+) -> None:
+    from loaders import MULTI_CROP, ONE_CROP, Workload
+
+    for title, size, count, batch, batches in (
+        ("500 × 375", USUAL, arguments.count, 64, arguments.batches),
+        ("12 megapixels", LARGE, arguments.large_count, 8, arguments.large_batches),
+    ):
+        folder = scratch / title
+        write_photographs(folder, count, size, originals, _SEED)
+        shards = _pack(folder, scratch / f"{title} shards")
+        kind = "photographs (Debian's wallpapers)" if originals else "made-up pictures"
         print(
-            f"images    {shards.num_samples:,} of {num_bytes / shards.num_samples / 1e3:.0f}"
-            f" KB on average, {arguments.images or 'generated'}",
-            flush=True,
+            f"\n{title}: {count:,} {kind}, "
+            f"{shards.num_bytes / shards.num_samples / 1e3:,.0f} KB on average, one worker a side"
         )
-        compare(folder, shards, arguments.rounds, arguments.batches)
+        for task in (ONE_CROP, MULTI_CROP):
+            work = Workload(task, batch, batches)
+            compare(folder, shards, work, arguments.rounds)
 
 
-def compare(folder: Path, shards: "ShardSet", rounds: int, batches: int) -> None:
-    """Let both loaders take turns at the same number of batches, and print the rates.
+def compare(folder: Path, shards: "ShardSet", work: "Workload", rounds: int) -> None:
+    """Let all loaders take turns at the same number of images, and print rates and ratios.
 
     Args:
         folder: The images that ``shards`` holds, one sub-folder a class.
         rounds: Turns of each.
-        batches: Batches a turn.
     """
-    # One more batch than is timed: the clock starts when the first has come, workers and all.
-    ours, theirs = (
-        _turn(loader, batches)
-        for loader in (our_loader(shards, batches + 1), torchvision_loader(folder, batches + 1))
-    )
-    ours()
-    theirs()
-    measured = interleave(ours, theirs, rounds)
-    images = batches * _BATCH
-    print(
-        f"loading   ours {images / measured.walls[0]:,.0f} images/s, ImageFolder "
-        f"{images / measured.walls[1]:,.0f} images/s, one worker each: ours is "
-        f"{measured.describe()} as fast   (target ≥ 1.80×)"
-    )
-    print(
-        f"limit     {decode_rate(shards, images):,.0f} images/s if decoding were all (simplejpeg)"
-    )
+    import loaders
 
-
-def our_loader(shards: "ShardSet", batches: int) -> "DataLoader[Any]":
-    """Shards, sample order and MAE's views, as `ssl_vit.pretrain` puts them together."""
-    from ssl_vit.data.dataset import TrainingDataset
-    from ssl_vit.data.loader import UpdateSampler, build_loader
-    from ssl_vit.data.order import SampleOrder
-    from ssl_vit.models.config import BackboneConfig
-    from ssl_vit.objectives.build import build_views
-    from ssl_vit.objectives.config import MaeConfig
-
-    order = SampleOrder([shard.num_samples for shard in shards.shards], _LANES, _BATCH, 8192, _SEED)
-    views = build_views(MaeConfig(min_crop_area=0.2), BackboneConfig(image_size=_CROP))
-    return build_loader(
-        TrainingDataset(shards, views, _SEED),
-        UpdateSampler(order, range(_LANES), _BATCH, 0, batches),
-        workers=1,
-        prefetch=_PREFETCH,
-        pin_memory=False,
-    )
-
-
-def torchvision_loader(folder: Path, batches: int) -> "DataLoader[Any]":
-    """What most training scripts do: ImageFolder, Pillow, torchvision's transforms."""
-    from ssl_vit.models.torchvision_ops import define_missing_ops
-
-    define_missing_ops()
-    from torch.utils.data import DataLoader, RandomSampler
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import (
-        Compose,
-        InterpolationMode,
-        PILToTensor,
-        RandomHorizontalFlip,
-        RandomResizedCrop,
-    )
-
-    bicubic = InterpolationMode.BICUBIC
-    crop = RandomResizedCrop(_CROP, scale=(0.2, 1.0), interpolation=bicubic)
-    images = ImageFolder(str(folder), Compose([crop, RandomHorizontalFlip(), PILToTensor()]))
-    return DataLoader(
-        images,
-        batch_size=_BATCH,
-        sampler=RandomSampler(images, num_samples=batches * _BATCH),
-        num_workers=1,
-        prefetch_factor=_PREFETCH,
-    )
-
-
-def decode_rate(shards: "ShardSet", images: int) -> float:
-    """Images a second that one core decodes out of memory, with nothing done to them."""
-    import simplejpeg
-
-    files = [shards.read(number) for number in range(min(images, shards.num_samples))]
-    jpegs = [file for file in files if simplejpeg.is_jpeg(file)]
-    began = time.perf_counter()
-    for file in jpegs:
-        simplejpeg.decode_jpeg(file, colorspace="RGB")
-    return len(jpegs) / (time.perf_counter() - began)
-
-
-def _turn(loader: "DataLoader[Any]", batches: int) -> Turn:
-    def turn() -> Spent:
-        processor = processor_seconds()
-        arriving: Iterator[Any] = iter(loader)
-        next(arriving)
-        began = time.perf_counter()
-        came = sum(1 for _ in arriving)
-        wall = time.perf_counter() - began
-        assert came == batches
-        # At the end of an epoch the loader waits for its worker, whose time counts from then on.
-        return Spent(wall, processor_seconds() - processor)
-
-    return turn
+    tars = [Path(shard.url) for shard in shards.shards]
+    sides: list[tuple[str, float, Callable[[], Spent]]] = [
+        ("ours", 0.0, loaders.ours(shards, work)),
+        ("ImageFolder + Pillow", 2.0, loaders.image_folder(folder, work)),
+        ("stock webdataset", 2.0, loaders.stock_webdataset(tars, work)),
+        ("simplejpeg decoding alone", 0.75, loaders.decoding_alone(shards, work)),
+    ]
+    for _, _, turn in sides:
+        turn()
+    mine, *others = take_turns([turn for _, _, turn in sides], rounds)
+    rate = work.num_images / statistics.median(spent.wall for spent in mine)
+    print(f"  {work.task.name}: ours {rate:,.0f} images/s", flush=True)
+    for (name, target, _), theirs in zip(sides[1:], others, strict=True):
+        ratios = [b.wall / a.wall for a, b in zip(mine, theirs, strict=True)]
+        rate = work.num_images / statistics.median(spent.wall for spent in theirs)
+        print(
+            f"    {name:26} {rate:7,.0f} images/s   ours is {statistics.median(ratios):.2f}× "
+            f"({min(ratios):.2f}–{max(ratios):.2f}, {len(ratios)} turns)"
+            f"   (target ≥ {target:.2f}×)",
+            flush=True,
+        )
 
 
 def _pack(images: Path, shards: Path) -> "ShardSet":
-    from ssl_vit.data.shards import ShardSet
+    from ssl_vit.data.sources import open_shards
     from ssl_vit_data_prep.pack import pack_images
+    from ssl_vit_data_prep.shard_writer import PackOptions
 
-    pack_images(images, shards, 8 * 2**20, workers=1, shuffle_seed=0, overwrite=False)
-    return ShardSet.open(shards)
+    pack_images(images, shards, PackOptions(shard_bytes=8 * 2**20))
+    return open_shards(shards)
 
 
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, under 30 s")
-    parser.add_argument("--images", type=Path, help="a folder of classes; default: generated ones")
-    parser.add_argument("--count", type=positive, help="images to generate")
+    parser.add_argument("--quick", action="store_true", help="less of everything, under a minute")
+    parser.add_argument("--part", choices=_PARTS, help="only this part")
+    parser.add_argument("--count", type=positive, help="images of 500 × 375")
+    parser.add_argument("--large-count", type=positive, help="images of 12 megapixels")
     parser.add_argument("--rounds", type=positive, help="turns of each side")
-    parser.add_argument("--batches", type=positive, help=f"batches of {_BATCH} in a turn")
+    parser.add_argument("--batches", type=positive, help="batches of 64 in a turn")
+    parser.add_argument("--large-batches", type=positive, help="batches of 8 in a turn")
+    parser.add_argument("--samples", type=positive, help="through our loader, for its memory")
+    parser.add_argument("--index-samples", type=positive, help="of the made-up index")
+    parser.add_argument("--pack-count", type=positive, help="images to pack")
+    full = {
+        **{"count": 600, "large_count": 24, "rounds": 7, "batches": 20, "large_batches": 8},
+        **{"samples": 100_000, "index_samples": 100_000_000, "pack_count": 40_000},
+    }
+    quick = {
+        **{"count": 128, "large_count": 8, "rounds": 3, "batches": 4, "large_batches": 2},
+        **{"samples": 10_000, "index_samples": 1_000_000, "pack_count": 2_000},
+    }
     arguments = parser.parse_args()
-    full = {"count": 600, "rounds": 7, "batches": 16}
-    quick = {"count": 128, "rounds": 5, "batches": 5}
     return with_defaults(arguments, quick if arguments.quick else full)
 
 

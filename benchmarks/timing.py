@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -66,8 +66,13 @@ def interleave(first: Turn, second: Turn, pairs: int) -> Pairs:
         first, second: Warm already.
         pairs: Turns of each.
     """
-    spent = [(first(), second()) for _ in range(pairs)]
-    return Pairs(tuple(a for a, _ in spent), tuple(b for _, b in spent))
+    return Pairs(*take_turns((first, second), pairs))
+
+
+def take_turns(sides: Sequence[Turn], rounds: int) -> list[tuple[Spent, ...]]:
+    """Let several sides take turns, A B C A B C …; what each turn of each side cost."""
+    spent = [[side() for side in sides] for _ in range(rounds)]
+    return list(zip(*spent, strict=True))
 
 
 def repeated(work: Callable[[], object], times: int, synchronize: Callable[[], object]) -> Turn:

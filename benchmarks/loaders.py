@@ -1,0 +1,227 @@
+"""The loaders that take turns in `data_loading.py`: ours and what people pick instead.
+
+All make the same crops (random resized, bicubic, flipped) as uint8 batches out of a DataLoader with
+one worker, so the rates are those of one core. Files are in the system's cache for all.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from timing import Spent, Turn, processor_seconds
+from torch import Tensor
+
+from ssl_vit.data.augment import Crop, random_resized_crop_box
+from ssl_vit.data.dataset import TrainingBatches
+from ssl_vit.data.keeper import Keeper
+from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
+from ssl_vit.data.needs import TrainingNeeds
+from ssl_vit.data.order import SampleOrder
+
+if TYPE_CHECKING:
+    from ssl_vit.data.shards import ShardSet
+
+PREFETCH = 4
+_SEED = 0
+# Batches that come before the clock starts: a long run has all its memory, and a full queue.
+_WARM = PREFETCH + 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is made of an image: for each kind of crop (how many, pixels a side, areas)."""
+
+    name: str
+    crops: tuple[tuple[int, int, tuple[float, float]], ...]
+
+
+ONE_CROP = Task("one 224 crop", ((1, 224, (0.2, 1.0)),))
+MULTI_CROP = Task("2 × 224 + 8 × 96", ((2, 224, (0.32, 1.0)), (8, 96, (0.05, 0.32))))
+
+
+class Views(NamedTuple):
+    """A task as our data workers take it."""
+
+    task: Task
+
+    @property
+    def crop_sizes(self) -> list[tuple[int, int]]:
+        return [(count, size) for count, size, _ in self.task.crops]
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> "Draw":
+        crops = []
+        for count, size, area in self.task.crops:
+            for _ in range(count):
+                box = random_resized_crop_box(height, width, area, (3 / 4, 4 / 3), rng)
+                crops.append(Crop(box, size, across=rng.random() < 0.5))
+        return Draw(crops)
+
+    def collate(
+        self, crops: Sequence[Tensor], draws: Sequence["Draw"], numbers: Sequence[int]
+    ) -> tuple[Tensor, ...]:
+        kind = Pair if len(crops) > 1 else Single
+        return kind(*crops)  # type: ignore[call-arg] - as many as there are sizes
+
+    def show(self, crops: Sequence[Tensor], draw: "Draw") -> list[Tensor]:
+        return []
+
+
+class Draw(NamedTuple):
+    crops: list[Crop]
+
+
+class Single(NamedTuple):
+    images: Tensor
+
+
+class Pair(NamedTuple):
+    large: Tensor
+    small: Tensor
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The same for every side."""
+
+    task: Task
+    batch: int
+    batches: int
+    """That are timed."""
+
+    @property
+    def num_images(self) -> int:
+        """In a turn."""
+        return self.batch * self.batches
+
+
+def ours(shards: "ShardSet", work: Workload) -> Turn:
+    """Shards, order, decoding and keeper, as `ssl_vit.pretrain` puts them together."""
+    order = SampleOrder(
+        [shard.num_samples for shard in shards.shards], work.batch, work.batch, 8192, _SEED
+    )
+    lanes = range(work.batch)
+
+    def begin() -> LoadedBatches:
+        total = work.batches + _WARM
+        loader = build_loader(
+            TrainingBatches(shards, Views(work.task), _SEED),
+            UpdateSampler(order, lanes, work.batch, 0, total),
+            work.batch,
+            LoaderSettings(workers=1, prefetch=PREFETCH, pin_memory=False),
+        )
+        keeper = Keeper(shards.shards, shards.cache, TrainingNeeds(order, lanes, total), 0, False)
+        return LoadedBatches(loader, keeper, lambda batch: batch)
+
+    return _turn(begin, work)
+
+
+def image_folder(folder: Path, work: Workload) -> Turn:
+    """What MAE and DINOv2 do: ImageFolder, Pillow, torchvision's transforms."""
+    _import_torchvision()
+    from torch.utils.data import DataLoader, RandomSampler
+    from torchvision.datasets import ImageFolder
+
+    images = ImageFolder(str(folder), transform_of(work.task))
+    total = (work.batches + _WARM) * work.batch
+    loader = DataLoader(
+        images,
+        batch_size=work.batch,
+        sampler=RandomSampler(images, num_samples=total),
+        num_workers=1,
+        prefetch_factor=PREFETCH,
+    )
+    return _turn(lambda: iter(loader), work)
+
+
+def stock_webdataset(tars: Sequence[Path], work: Workload) -> Turn:
+    """The same shards through webdataset's own pipeline, decoded by Pillow."""
+    _import_torchvision()
+    import webdataset
+    from torch.utils.data import DataLoader
+
+    pipeline = (
+        webdataset.WebDataset([str(path) for path in tars], resampled=True, shardshuffle=False)
+        .shuffle(100)
+        .decode("pil")
+        .to_tuple("jpg")
+        .map_tuple(transform_of(work.task))
+        .with_epoch((work.batches + _WARM) * work.batch)
+    )
+    loader = DataLoader(pipeline, batch_size=work.batch, num_workers=1, prefetch_factor=PREFETCH)
+    return _turn(lambda: iter(loader), work)
+
+
+def decoding_alone(shards: "ShardSet", work: Workload) -> Turn:
+    """The limit of a full decode: simplejpeg on bytes in memory, in this process."""
+    import simplejpeg
+
+    some = min(shards.num_samples, work.num_images)
+    files = [shards.read(number) for number in range(some)]
+
+    def turn() -> Spent:
+        wall, processor = time.perf_counter(), processor_seconds()
+        for number in range(work.num_images):
+            simplejpeg.decode_jpeg(files[number % some], colorspace="RGB")
+        return Spent(time.perf_counter() - wall, processor_seconds() - processor)
+
+    return turn
+
+
+class transform_of:  # noqa: N801 - used as a function; a class, because it must pickle
+    """Torchvision's transforms for a task, from one Pillow image."""
+
+    def __init__(self, task: Task) -> None:
+        from torchvision.transforms import (
+            Compose,
+            InterpolationMode,
+            PILToTensor,
+            RandomHorizontalFlip,
+            RandomResizedCrop,
+        )
+
+        bicubic = InterpolationMode.BICUBIC
+        self.crops = [
+            Compose(
+                [
+                    RandomResizedCrop(size, scale=area, interpolation=bicubic),
+                    RandomHorizontalFlip(),
+                    PILToTensor(),
+                ]
+            )
+            for count, size, area in task.crops
+            for _ in range(count)
+        ]
+
+    def __call__(self, image: Any) -> list[Tensor]:
+        return [crop(image) for crop in self.crops]
+
+
+def _turn(begin: Callable[[], Any], work: Workload) -> Turn:
+    def turn() -> Spent:
+        processor = processor_seconds()
+        arriving = begin()
+        for _ in range(_WARM):
+            next(arriving)
+        began = time.perf_counter()
+        for _ in range(work.batches):
+            next(arriving)
+        wall = time.perf_counter() - began
+        if isinstance(arriving, LoadedBatches):
+            arriving.close()
+        else:
+            arriving._shutdown_workers()
+        # At its end the loader waits for its worker, whose time counts from then on.
+        return Spent(wall, processor_seconds() - processor)
+
+    return turn
+
+
+def _import_torchvision() -> None:
+    from ssl_vit.models.torchvision_ops import define_missing_ops
+
+    define_missing_ops()
+    assert torch.get_num_threads() == 1
