@@ -1,6 +1,7 @@
 """Features against a forward pass over images transformed by Pillow and numpy."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit_eval.baselines import Split, random_backbone, raw_pixels, remove_mean
 from ssl_vit_eval.features import BackboneEncoder, extract
+from tests.faulty_server import serving
 from tests.pictures import center_crop
 
 CPU = torch.device("cpu")
@@ -82,6 +84,30 @@ def test_a_broken_image_is_named(make_shards, encoders, workers):
         extract(encoders, open_shards(folder), CROP, 2, workers, CPU)
     assert caught.value.remedy.startswith(f"ssl-vit shards check {folder}  lists every such image")
     assert "\n" not in caught.value.problem
+
+
+def test_remote_shards_give_the_features_of_local_ones(
+    make_shards, encoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SSL_VIT_CACHE", str(tmp_path / "cache"))
+    folder = make_shards("some", LABELS, seed=0)
+    expected = extract(encoders, open_shards(folder), CROP, 4, 1, CPU)
+    with serving(folder, ["500"]) as server:
+        found = extract(encoders, open_shards(server.url), CROP, 4, 1, CPU)
+    assert torch.equal(found.labels, expected.labels)
+    for name, kinds in expected.by_encoder.items():
+        for kind, values in kinds.items():
+            assert torch.equal(found.by_encoder[name][kind], values)
+
+
+def test_a_damaged_shard_ends_an_evaluation_by_name(make_shards, encoders):
+    folder = make_shards("some", LABELS, seed=0)
+    path = folder / "shard-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard-000000\.tar is damaged"):
+        extract(encoders, open_shards(folder), CROP, 4, 1, CPU)
 
 
 def test_a_crop_ratio_of_one_keeps_the_whole_shorter_side():
