@@ -13,6 +13,7 @@ from ssl_vit.training.plan import (
     DataFacts,
     Machine,
     RunPlan,
+    choose_prefetch,
     learning_rate_at,
     make_plan,
     peak_learning_rate,
@@ -154,3 +155,43 @@ def test_learning_rate_and_decay_of_an_update() -> None:
     assert weight_decay_at(0, optimizer, made) == pytest.approx(0.04)
     assert weight_decay_at(10, optimizer, made) == pytest.approx(0.22)
     assert weight_decay_at(20, optimizer, made) == pytest.approx(0.4)
+
+
+def test_workers_prefetch_and_pinning_follow_from_the_machine() -> None:
+    made = plan(cores=4)
+    assert (made.workers, made.prefetch, made.pin_memory) == (3, 8, False)
+    assert plan(cores=1).workers == 1
+    assert plan(cores=64).workers == 16
+    said = plan("engine.workers=5", "engine.prefetch=3")
+    assert (said.workers, said.prefetch) == (5, 3)
+    config = find_recipe("mae_vitb16")
+    assert make_plan(config, Machine(8, 8, "cuda"), IMAGENET).pin_memory
+
+
+@pytest.mark.parametrize(
+    ("micro", "accumulation", "workers", "prefetch"),
+    [
+        (64, 1, 1, 3),  # two updates ahead and one more
+        (64, 1, 16, 2),  # sixteen workers are enough with the least
+        (64, 32, 4, 8),  # never more than eight
+        (512, 8, 16, 2),  # 77 MB a micro-batch: memory is the limit
+        (64, 4, 0, 8),  # loading in the process itself, which prefetches nothing
+    ],
+)
+def test_prefetch_is_two_updates_in_bounded_memory(
+    micro: int, accumulation: int, workers: int, prefetch: int
+) -> None:
+    assert choose_prefetch(micro, accumulation, workers, image_size=224) == prefetch
+
+
+def test_the_plan_says_what_becomes_of_every_set() -> None:
+    data = DataFacts(300_000, "mixed", (("A", 100_000), ("B", 200_000)))
+    words = ["schedule.unit=steps", "schedule.length=100", "schedule.warmup=1"]
+    unweighted = plan(*words, data=data).sets
+    # 409,600 images, and every one equally often.
+    assert [(s.source, s.num_samples, s.share, s.times_seen) for s in unweighted] == [
+        ("A", 100_000, 0.3333, 1.365),
+        ("B", 200_000, 0.6667, 1.365),
+    ]
+    weighted = plan(*words, "data.shards=[A,B]", "data.weights=[3,1]", data=data).sets
+    assert [(s.share, s.times_seen) for s in weighted] == [(0.75, 3.072), (0.25, 0.512)]
