@@ -230,7 +230,7 @@ def _open_batches(prepared: Prepared, start_step: int) -> "Batches":
         TrainingNeeds(prepared.order, lanes, plan.total_steps),
         start_step,
         config.engine.verify_shards,
-        processes.local_world_size,
+        (processes.local_rank, processes.local_world_size),
     )
     settings = LoaderSettings(
         plan.workers, plan.prefetch, plan.pin_memory, outlive_signals_in_worker

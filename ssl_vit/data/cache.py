@@ -2,20 +2,21 @@
 
 The cache's file for a shard is named by the shard's sha256, appears there only when it is whole and
 verified, and is never written to again. There is no server and no list: a process that needs a
-shard takes the lock of its partial file, so one downloads while the others wait, and the kernel
-frees the lock of a process that dies. To make room, what was used longest ago goes first, except
-what somebody holds (a shared lock, see `Hold`).
+shard takes its lock, so one downloads while the others wait, and the kernel frees the lock of a
+process that dies. To make room, what was used longest ago goes first, except what somebody holds
+(`ShardCache.hold`, a shared lock).
 """
 
 import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ssl_vit.data.fetch import ATTEMPTS, Report, fetch_shard, say
 from ssl_vit.data.index_file import Shard
@@ -24,6 +25,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 
 DEFAULT_BYTES = 64 * 2**30
+_READER_PATIENCE = 5.0
 # Seconds after which a process that waits for room or for another's download looks again.
 _LOOK_AGAIN = 0.05
 
@@ -64,8 +66,10 @@ class ShardCache:
         return self.folder / "shards"
 
     def path(self, shard: Shard) -> Path:
-        """A local file with the shard's bytes; a remote one is fetched first, whatever room it
-        takes: a data worker that waits for others to make room would stop the run.
+        """A local file with the shard's bytes; a remote one is fetched first.
+
+        Where there is no room, and what others hold leaves none in a few seconds either, the bound
+        gives way: a data worker that waits for ever would stop the run.
 
         Raises:
             UserError: It cannot be had; names it.
@@ -76,19 +80,19 @@ class ShardCache:
         try:
             os.utime(place)  # used now, so not the first to go
         except FileNotFoundError:
-            self.fetch(shard, waits=False)
+            self.fetch(shard, _READER_PATIENCE)
         return place
 
     def place_of(self, shard: Shard) -> Path:
         """Where a remote shard lies once it is fetched."""
         return self.shards / f"{shard.sha256}.tar"
 
-    def fetch(self, shard: Shard, waits: bool) -> None:
+    def fetch(self, shard: Shard, patience: float = math.inf) -> None:
         """Bring a remote shard here, or wait while another process does.
 
         Args:
-            waits: Until there is room without evicting what others hold; if not, the bound gives
-                way.
+            patience: Seconds to wait for room without evicting what others hold; after that the
+                bound gives way.
 
         Raises:
             UserError: It cannot be had, or there is no room for it; names it.
@@ -103,22 +107,32 @@ class ShardCache:
         asked = time.time()
         try:
             self.shards.mkdir(parents=True, exist_ok=True)
-            with self._locked_partial(shard) as partial:
-                if self.place_of(shard).exists():
-                    return
-                self._raise_failure_since(asked, shard)
-                while (excess := self._used() - self.num_bytes) > 0:
-                    if self._evict(excess) or not waits:
-                        break
-                    time.sleep(_LOOK_AGAIN)
-                self._download(shard, partial)
-                partial.replace(self.place_of(shard))
+            while not self._fetch_if_room(shard, asked, time.time() - asked < patience):
+                # Without the lock: a reader that needs this very shard now must get it.
+                time.sleep(_LOOK_AGAIN)
         except OSError as error:
             raise UserError(
                 f"cannot keep shard {shard.url} in {self.shards}: {error.strerror or error}",
                 "give engine.cache_folder=FOLDER (or $SSL_VIT_CACHE) on a local disk with room, "
                 "or a smaller engine.cache_bytes",
             ) from None
+
+    def _fetch_if_room(self, shard: Shard, asked: float, waits: bool) -> bool:
+        """Whether the shard is here now; only a fetch that may wait gives up for want of room."""
+        with self._only_one(shard.sha256):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self.place_of(shard))  # used now, so not the first to go
+                return True
+            self._raise_failure_since(asked, shard)
+            partial = self._reserve(shard, waits)
+            if partial is None:
+                return False
+            try:
+                self._download(shard, partial)
+                partial.replace(self.place_of(shard))
+            finally:
+                partial.unlink(missing_ok=True)
+            return True
 
     def retire(self, shard: Shard) -> None:
         """This process has no more use for a shard: it goes first when room is needed."""
@@ -144,24 +158,31 @@ class ShardCache:
         return file
 
     @contextlib.contextmanager
-    def _locked_partial(self, shard: Shard) -> Iterator[Path]:
-        """The shard's partial file, locked against everybody else; gone afterwards."""
-        # What it will weigh is in its name, so that others can count it before it is written.
-        path = self.shards / f"{shard.sha256}.{shard.num_bytes}.partial"
+    def _only_one(self, name: str) -> Iterator[None]:
+        """At most one process of the machine is in such a block; one that dies leaves it."""
+        path = self.shards / f"{name}.lock"
         while True:
-            with path.open("ab") as file:
-                # Asked again and again, and not waited for: the file may become the shard, which
-                # somebody then holds for as long as it is in use.
+            with path.open("w") as file:
                 while not (locked := _try_lock(file)) and _is_same(file, path):
                     time.sleep(_LOOK_AGAIN)
                 if not locked or not _is_same(file, path):
-                    continue  # whoever had the lock before us renamed or removed it
+                    continue  # whoever had it before us has removed the file
                 try:
-                    yield path
+                    yield
                 finally:
-                    if _is_same(file, path):
-                        path.unlink()
+                    path.unlink()
                 return
+
+    def _reserve(self, shard: Shard, waits: bool) -> Path | None:
+        """The file to write to, with room for it; None where a fetch that may wait has to."""
+        # What it will weigh is in its name, so that others can count it before it is written.
+        partial = self.shards / f"{shard.sha256}.{shard.num_bytes}.partial"
+        with self._only_one("room"):
+            excess = self._used() + shard.num_bytes - self.num_bytes
+            if excess > 0 and not self._evict(excess) and waits:
+                return None
+            partial.touch()
+        return partial
 
     def _download(self, shard: Shard, partial: Path) -> None:
         """Fetch and verify; where the disk is smaller than the bound, evict and try once more."""
@@ -204,27 +225,28 @@ class ShardCache:
 
     def _evict(self, num_bytes: int) -> bool:
         """Remove what was used longest ago and nobody holds; whether so much was freed."""
-        found: list[tuple[float, int, str]] = []
-        for entry in os.scandir(self.shards):
+        found: list[tuple[float, int, Path]] = []
+        for path in self.shards.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                state = entry.stat()
-                if entry.name.endswith(".tar"):
-                    found.append((state.st_mtime, state.st_size, entry.path))
-                elif entry.name.endswith(".partial"):
+                state = path.stat()
+                if path.suffix == ".tar":
+                    found.append((state.st_mtime, state.st_size, path))
+                elif path.suffix == ".partial":
                     # Of a process that was killed, if nobody has its lock: that one goes first.
-                    found.append((-1.0, int(entry.name.split(".")[-2]), entry.path))
+                    found.append((-1.0, int(path.stem.split(".")[1]), path))
         freed = 0
         for _, size, path in sorted(found):
             if freed >= num_bytes:
                 break
-            with contextlib.suppress(OSError), open(path, "rb") as file:
-                if _try_lock(file):
-                    os.unlink(path)
+            lock = path if path.suffix == ".tar" else path.with_name(f"{path.name[:64]}.lock")
+            with contextlib.suppress(FileNotFoundError), lock.open("ab") as file:
+                if _try_lock(file) and path.exists():
+                    path.unlink()
                     freed += size
         return freed >= num_bytes
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def _try_lock(file: IO[Any]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -232,7 +254,7 @@ def _try_lock(file: IO[bytes]) -> bool:
     return True
 
 
-def _is_same(file: IO[bytes], path: Path) -> bool:
+def _is_same(file: IO[Any], path: Path) -> bool:
     """Whether a path still means an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -38,6 +38,7 @@ _SMALL_SET = 4 * 2**30
 _TICK = 0.05  # seconds between two looks at what is to be done
 _FURTHEST = 1_000  # changes of the shards in use to look ahead
 _TELL = 0.1  # seconds between two reports of the position
+_PATIENCE = 2.0  # seconds of waiting at the end before a word is said
 
 
 class Keeper:
@@ -49,7 +50,8 @@ class Keeper:
         needs: Of this rank.
         start: Position at which the run begins.
         verifies: Compare local shards with their index.
-        share: Of how many ranks on this machine this is one; they share the cache's room.
+        share: Which of the ranks of this machine this is, and their number: they share the cache's
+            room and the verification of a small set.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Keeper:
         needs: Needs,
         start: int = 0,
         verifies: bool = True,
-        share: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._told = 0.0
@@ -70,7 +72,7 @@ class Keeper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        job = _Job(tuple(shards), cache, needs, start, verifies, cache.num_bytes // share)
+        job = _Job(tuple(shards), cache, needs, start, verifies, share)
         self._write(pickle.dumps(job))
 
     def advance(self, position: int) -> None:
@@ -93,10 +95,13 @@ class Keeper:
         Raises:
             UserError: A shard is damaged; names it.
         """
-        if self._process is not None:
-            self._write(b"finish %d\n" % position)
-            while not self._listen(wait=True):
-                continue
+        if self._process is None:
+            return
+        self._write(b"finish %d\n" % position)
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], _PATIENCE)[0]:
+            print("verifying the last of the shards that were read …", file=sys.stderr, flush=True)
+        self._listen(wait=True)
 
     def close(self) -> None:
         """End the process."""
@@ -146,8 +151,7 @@ class _Job:
     needs: Needs
     start: int
     verifies: bool
-    num_bytes: int
-    """Of the cache's room, this rank's share."""
+    share: tuple[int, int]
 
 
 class _Walk:
@@ -166,7 +170,8 @@ class _Walk:
         local = [number for number, shard in enumerate(job.shards) if is_local(shard.url)]
         self._any_remote = len(local) < len(job.shards)
         is_small = sum(job.shards[number].num_bytes for number in local) <= _SMALL_SET
-        self._all_local = local if job.verifies and is_small else []
+        mine = local[job.share[0] :: job.share[1]]
+        self._all_local = mine if job.verifies and is_small else []
 
     def listen(self, lines: Iterable[bytes]) -> None:
         """Take in what the rank says, until it says no more; runs in a thread of its own."""
@@ -198,7 +203,7 @@ class _Walk:
     def _make_ready(self, number: int) -> None:
         shard = self.job.shards[number]
         if not is_local(shard.url):
-            self.job.cache.fetch(shard, waits=True)
+            self.job.cache.fetch(shard)
         elif self.job.verifies:
             verify(shard)
 
@@ -226,7 +231,7 @@ class _Walk:
         reaches; where all are local, those in use and those of the next change.
         """
         needs, shards = self.job.needs, self.job.shards
-        position, room = self.position, self.job.num_bytes
+        position, room = self.position, self.job.cache.num_bytes // self.job.share[1]
         window: dict[int, None] = {}
         for change in range(_FURTHEST if self._any_remote else 2):
             if position >= needs.end or len(window) == len(shards):

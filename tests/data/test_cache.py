@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_vit.data import cache as cache_module
 from ssl_vit.data import fetch
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.index_file import Shard
@@ -35,6 +36,7 @@ def server(folder: Path) -> Iterator[FaultyServer]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(cache_module, "_READER_PATIENCE", 0.3)
 
 
 def remote_shards(server: FaultyServer, cache: ShardCache) -> list[Shard]:
@@ -140,12 +142,14 @@ def test_what_is_held_stays_and_what_is_retired_goes_first(server: FaultyServer,
     assert cache.hold(first) is None
 
 
-def test_a_fetch_ahead_waits_for_room_and_a_reader_does_not(server: FaultyServer, tmp_path: Path):
+def test_a_fetch_ahead_waits_for_room_and_a_reader_only_for_a_moment(
+    server: FaultyServer, tmp_path: Path
+):
     largest = max(shard.num_bytes for shard in open_shards(server.folder).shards)
     cache = ShardCache(tmp_path, num_bytes=2 * largest)
     first, second, third, fourth, *_ = remote_shards(server, cache)
     held = [cache.path(shard) and cache.hold(shard) for shard in (first, second)]
-    waiting = threading.Thread(target=cache.fetch, args=(third, True))
+    waiting = threading.Thread(target=cache.fetch, args=(third,))
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
@@ -156,6 +160,26 @@ def test_a_fetch_ahead_waits_for_room_and_a_reader_does_not(server: FaultyServer
     waiting.join(10)
     assert not waiting.is_alive()
     assert cache.place_of(third).exists()
+
+
+def test_a_fetch_that_waits_for_room_does_not_keep_a_reader_from_the_same_shard(
+    server: FaultyServer, tmp_path: Path
+):
+    largest = max(shard.num_bytes for shard in open_shards(server.folder).shards)
+    cache = ShardCache(tmp_path, num_bytes=2 * largest)
+    first, second, third, *_ = remote_shards(server, cache)
+    held = [cache.path(shard) and cache.hold(shard) for shard in (first, second)]
+    ahead = threading.Thread(target=cache.fetch, args=(third,), daemon=True)
+    reader = threading.Thread(target=cache.path, args=(third,), daemon=True)
+    ahead.start()
+    ahead.join(0.3)
+    reader.start()
+    reader.join(10)
+    ahead.join(10)
+    assert not reader.is_alive()
+    assert not ahead.is_alive()
+    assert server.requests[third.name] == 1
+    assert all(held)
 
 
 def test_a_shard_larger_than_the_cache_is_refused(server: FaultyServer, tmp_path: Path):
@@ -204,7 +228,7 @@ def test_those_who_wait_for_a_download_that_fails_are_told_and_do_not_try_again(
 
         # Two ask while a third holds the lock; one of them fails, the other hears of it.
         cache.shards.mkdir(parents=True, exist_ok=True)
-        with (cache.shards / f"{shard.sha256}.{shard.num_bytes}.partial").open("wb") as lock:
+        with (cache.shards / f"{shard.sha256}.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             threads = [threading.Thread(target=read) for _ in range(2)]
             for thread in threads:
@@ -226,19 +250,16 @@ def test_who_waits_for_a_download_does_not_wait_for_those_who_hold_what_came_of_
     cache = ShardCache(tmp_path)
     shard = remote_shards(server, cache)[0]
     cache.shards.mkdir(parents=True)
-    partial = cache.shards / f"{shard.sha256}.{shard.num_bytes}.partial"
-    with partial.open("wb") as download:
-        fcntl.flock(download, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=cache.path, args=(shard,))
+    waiting = threading.Thread(target=cache.path, args=(shard,), daemon=True)
+    with (cache.shards / f"{shard.sha256}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         waiting.start()
         time.sleep(0.2)
-        download.write((server.folder / shard.name).read_bytes())
-        download.flush()
-        partial.rename(cache.place_of(shard))
-        # From downloading to holding, without a moment in which another could take the lock.
-        fcntl.flock(download, fcntl.LOCK_SH)
-        waiting.join(10)
-        assert not waiting.is_alive()
+        cache.place_of(shard).write_bytes((server.folder / shard.name).read_bytes())
+        held = cache.hold(shard)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert held is not None
     assert server.requests[shard.name] == 0
 
 
