@@ -18,6 +18,11 @@ from ssl_vit.errors import UserError
 GROUP = "ssl_vit.commands"
 
 
+# Of click, which newer typers carry within themselves.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 @cache
 def _entry_points() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
@@ -61,13 +66,24 @@ def root() -> None:
 def main() -> None:
     """Run the command line; a user's mistake is two lines and exit code 2, never a traceback."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(2)
+        problem = " ".join(error.format_message().split())
+        command = error.ctx.command_path if error.ctx else "ssl-vit"
+        print(f"error: {problem}\nfix:   {command} --help  says what there is", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         # Every process of a machine finds the same mistake; one of them says it.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
         sys.stderr.flush()
         sys.exit(2)
+    if code == _INTERRUPTED:
+        print("stopped: the same command goes on where it can", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

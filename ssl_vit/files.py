@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the whole new one, never a half."""
+"""Files: replaced whole or not at all, and named so that their names can be written down."""
 
 import contextlib
 import os
@@ -15,3 +15,8 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def readable(name: str) -> str:
+    """A file name as valid UTF-8: bytes that are none are spelled out as `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

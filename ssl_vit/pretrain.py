@@ -33,7 +33,7 @@ from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, describe_set, machine_lanes, open_data, sizes_of
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import check_world_size, newest_checkpoint, step_of
-from ssl_vit.training.plan import Machine, RunPlan, make_plan
+from ssl_vit.training.plan import Machine, RunPlan, make_plan, on_device
 
 if TYPE_CHECKING:
     from ssl_vit.data.loader import Batches
@@ -107,7 +107,7 @@ def prepare(
     if processes is None:
         # Last, because asking for a GPU may import torch; and only where the run will be.
         device = find_device(config.engine.device, everyone.local_world_size)
-        plan = plan.model_copy(update={"device": device})
+        plan = on_device(plan, device)
     if shards:
         here = machine_lanes(config.data.lanes, everyone)
         check_room(shards.shards, order.shards_at(0, here), cache.num_bytes)

@@ -11,6 +11,7 @@ from ssl_vit.data.order import lanes_of_rank
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.distributed import Processes
+from ssl_vit.errors import UserError
 from ssl_vit.quantities import parse_bytes
 from ssl_vit.run_config import RunConfig
 from ssl_vit.training.plan import DataFacts, SetPlan
@@ -26,7 +27,29 @@ def open_data(config: RunConfig) -> tuple[ShardCache, ShardSet | None]:
     )
     if config.data.source == "synthetic":
         return cache, None
-    return cache, open_shards(config.data.sources, cache)
+    shards = open_shards(config.data.sources, cache)
+    check_distinct(shards)
+    return cache, shards
+
+
+def check_distinct(shards: ShardSet) -> None:
+    """Refuse sets that share a shard: an epoch shows every sample at most once.
+
+    Raises:
+        UserError: Two do; names them.
+    """
+    owners: dict[tuple[str, str], int] = {}
+    place = 0
+    for number, part in enumerate(shards.parts):
+        for shard in shards.shards[place : place + len(part.places)]:
+            owner = owners.setdefault((shard.sha256, shard.records_sha256), number)
+            if owner != number:
+                raise UserError(
+                    f"{shards.parts[owner].source} and {part.source} have shard {shard.name} in "
+                    "common",
+                    "name every set once; data.weights gives one a larger share",
+                )
+        place += len(part.places)
 
 
 def machine_lanes(lanes: int, processes: Processes) -> range:

@@ -76,8 +76,13 @@ class RunFolder:
         Raises:
             UserError: Another process is training in it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.root / _LOCK).open("w")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.root / _LOCK).open("w")
+        except OSError as error:
+            raise UserError(
+                f"cannot write into {self.root}: {error.strerror}", "choose another --run folder"
+            ) from None
         try:
             # lockf, not flock: a data worker inherits an flock, and outlives a killed run by
             # seconds.

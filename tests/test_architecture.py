@@ -89,6 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "ssl_vit.run_data": {
         "ssl_vit.distributed",
+        "ssl_vit.errors",
         "ssl_vit.quantities",
         "ssl_vit.run_config",
         "ssl_vit.data.*",

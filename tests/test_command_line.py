@@ -55,6 +55,7 @@ def test_a_value_out_of_range_names_field_value_and_range(tmp_path: Path):
         (["data.shards=ftp://host/x"], "unknown kind, ftp:"),
         (["data.shards=[a,b]", "data.weights=[1]"], "1 numbers for 2 sets"),
         (["data.shards=[a,b]", "data.weights=[1,0]"], "must be positive"),
+        (["data.shards=[a,b]", "data.weights=[1e-9,1]"], "below one in a million"),
         (["data.source=dreams"], "data.source"),
         (["data.max_bad_fraction=2"], "data.max_bad_fraction=2"),
         (["engine.cache_bytes=large"], "engine.cache_bytes=large is no size"),
@@ -204,3 +205,38 @@ def test_help_and_refusals_import_no_torch(tmp_path: Path):
             check=True,
         )
         assert done.stdout.splitlines()[-1] == "slow: []"
+
+
+def test_mistakes_of_typing_are_two_lines_too() -> None:
+    for words, said in [
+        (["shards", "pack", "--workers", "-3", "a", "b"], "--workers"),
+        (["shards", "park"], "No such command 'park'"),
+        (["pretrain", "mae_vits16"], "--run"),
+        (["--bogus"], "--bogus"),
+    ]:
+        wrong, fix = refused(*words)
+        assert said in wrong
+        assert "--help" in fix
+
+
+def test_a_run_folder_that_cannot_be_made_is_said(shards: Path) -> None:
+    wrong, _ = refused(
+        "pretrain", "mae_vits16", "--smoke", "--run", "/proc/x", f"data.shards={shards}"
+    )
+    assert "cannot write into /proc/x" in wrong
+
+
+def test_the_same_images_twice_are_no_larger_set(shards: Path, tmp_path: Path) -> None:
+    wrong, fix = refused(
+        *("pretrain", "mae_vits16", "--smoke", "--run", tmp_path / "run"),
+        f"data.shards=[{shards},{shards}/]",
+    )
+    assert "in common" in wrong
+    assert "data.weights" in fix
+
+
+def test_pictures_that_cannot_be_made_are_said(shards: Path, tmp_path: Path) -> None:
+    preview = ("shards", "preview", shards, "mae_vits16", "data.lanes=4")
+    assert "is a folder" in refused(*preview, "--out", tmp_path)[0]
+    assert "cannot write" in refused(*preview, "--out", "/proc/x.png")[0]
+    assert "no pictures" in refused(*preview, "data.source=synthetic")[0]

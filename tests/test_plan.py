@@ -16,6 +16,7 @@ from ssl_vit.training.plan import (
     choose_prefetch,
     learning_rate_at,
     make_plan,
+    on_device,
     peak_learning_rate,
     split_batch,
     weight_decay_at,
@@ -166,6 +167,8 @@ def test_workers_prefetch_and_pinning_follow_from_the_machine() -> None:
     assert (said.workers, said.prefetch) == (5, 3)
     config = find_recipe("mae_vitb16")
     assert make_plan(config, Machine(8, 8, "cuda"), IMAGENET).pin_memory
+    moved = on_device(made, "cuda")  # where the run finds a GPU only after it was planned
+    assert (moved.device, moved.pin_memory) == ("cuda", True)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,8 @@ def test_workers_prefetch_and_pinning_follow_from_the_machine() -> None:
         (64, 1, 1, 3),  # two updates ahead and one more
         (64, 1, 16, 2),  # sixteen workers are enough with the least
         (64, 32, 4, 8),  # never more than eight
-        (512, 8, 16, 2),  # 77 MB a micro-batch: memory is the limit
+        (512, 8, 2, 4),  # 77 MB a micro-batch: memory is the limit, the two in use counted
+        (512, 8, 16, 1),  # and where even one ahead is more, one
         (64, 4, 0, 8),  # loading in the process itself, which prefetches nothing
     ],
 )

@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from ssl_vit.data.decode import decode_image
 from ssl_vit.data.index_file import NO_LABEL, Shard, records_digest
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
+from ssl_vit.data.urls import is_local
 from ssl_vit.errors import UserError
 from ssl_vit_data_prep.tar_images import HashingReader, TarFile, walk_samples
 from ssl_vit_data_prep.workers import count_done, run_tasks
@@ -43,8 +44,8 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class FoundImage:
-    """An image as tarfile finds it, without our index."""
+class FoundFile:
+    """A file of a sample as tarfile finds it, without our index."""
 
     key: str
     file: TarFile
@@ -80,63 +81,74 @@ def check_shard(task: CheckTask) -> list[Fault]:
     """Compare one tar with its index: hash, places, labels; if asked, decode its images too."""
     shard = task.shard
     faults: list[Fault] = []
-    images: list[FoundImage] = []
+    found: dict[int, FoundFile] = {}
     try:
-        path = task.cache.path(shard)
-    except UserError as error:
-        return [Fault(shard.name, "", error.problem)]
-    try:
-        with path.open("rb") as file:
+        with task.cache.path(shard).open("rb") as file:
             reader = HashingReader(file)
             try:
-                images += find_images(reader)
-            finally:
-                if reader.finish() != shard.sha256:
-                    problem = "its bytes are not those packed (sha256 differs)"
-                    faults.append(Fault(shard.name, "", problem))
-    except (tarfile.TarError, OSError) as error:
-        faults.append(Fault(shard.name, "", f"the tar cannot be read: {error}"))
-    with path.open("rb") as file:
-        faults += compare_all(task, images, file.fileno())
+                for each in find_files(reader):
+                    found[each.file.offset] = each
+            except tarfile.TarError as error:
+                faults.append(Fault(shard.name, "", f"the tar cannot be read: {error}"))
+            if reader.finish() != shard.sha256:
+                faults.insert(0, Fault(shard.name, "", _other_bytes(task)))
+            faults += compare_all(task, found, file.fileno())
+    except UserError as error:
+        return [Fault(shard.name, "", error.problem)]
+    except OSError as error:
+        faults.append(Fault(shard.name, "", f"the tar cannot be read: {error.strerror or error}"))
     if not faults and records_digest(task.records) != shard.records_sha256:
         faults.append(Fault(shard.name, "", "samples.npy is not the one of index.json"))
     return faults
 
 
-def find_images(reader: HashingReader) -> Iterator[FoundImage]:
-    """All images of a tar with their labels.
+def find_files(reader: HashingReader) -> Iterator[FoundFile]:
+    """All files of a tar with their samples' labels.
 
     Raises:
         tarfile.TarError: The file is no tar, or breaks off.
     """
     for sample in walk_samples(reader):
-        for image in sample.images:
-            yield FoundImage(sample.key, image, sample.label)
+        for file in sample.files:
+            yield FoundFile(sample.key, file, sample.label)
 
 
-def compare_all(task: CheckTask, images: Sequence[FoundImage], descriptor: int) -> Iterator[Fault]:
-    """What differs between the images of a tar and its records.
+def compare_all(
+    task: CheckTask, found: Mapping[int, FoundFile], descriptor: int
+) -> Iterator[Fault]:
+    """What differs between the files of a tar and its records; it may have more than those.
 
     Args:
+        found: Offset of its first byte → file.
         descriptor: Of the open tar.
     """
-    records, name = task.records, task.shard.name
-    if len(images) > len(records):
-        # An index of some of the images: those at its offsets.
-        wanted = set(records["offset"].tolist())
-        images = [image for image in images if image.file.offset in wanted]
-    if len(images) < len(records):
-        # tarfile takes a damaged header for the end of the tar, so the last key tells where it is.
-        last = images[-1].key if images else ""
-        problem = f"the tar ends after {len(images):,} of {len(records):,} images"
-        yield Fault(name, last, problem)
-    for image, record in zip(images, records, strict=False):
+    name = task.shard.name
+    missing = [record for record in task.records if int(record["offset"]) not in found]
+    for record in task.records:
+        if (image := found.get(int(record["offset"]))) is None:
+            continue
         problem = compare(image, record, task.classes)
         if not problem and task.decode:
             problem = decode_problem(os.pread(descriptor, image.file.length, image.file.offset))
         if problem:
             yield Fault(name, image.key, problem)
         count_done()
+    if missing:
+        offset = int(missing[0]["offset"])
+        before = max((place for place in found if place <= offset), default=None)
+        yield Fault(
+            name,
+            "" if before is None else found[before].key,
+            f"{len(missing):,} of {len(task.records):,} images are not at the offset that the "
+            f"index says, the first at {offset:,}; the last file before it is named here",
+        )
+
+
+def _other_bytes(task: CheckTask) -> str:
+    if is_local(task.shard.url):
+        return "its bytes are not those packed (sha256 differs)"
+    task.cache.remove(task.shard)
+    return "its copy in the cache was damaged, and is removed now: check again"
 
 
 def decode_problem(data: bytes) -> str:
@@ -148,16 +160,22 @@ def decode_problem(data: bytes) -> str:
     return ""
 
 
-def compare(image: FoundImage, record: np.void, classes: Sequence[str]) -> str:
+def compare(image: FoundFile, record: np.void, classes: Sequence[str]) -> str:
     """What differs between an image of a tar and its record; empty if nothing does."""
     file, label = image.file, int(record["label"])
-    places = {"offset": file.offset, "length": file.length, "lead": file.offset - file.start}
+    places = {"length": file.length, "lead": file.offset - file.start}
     for field, found in places.items():
         if found != int(record[field]):
             return f"{field} is {found} in the tar and {int(record[field])} in the index"
     if not NO_LABEL <= label < len(classes):
         return f"class {label} is none of the {len(classes)} classes"
-    said = (str(label), classes[label]) if label != NO_LABEL else ("",)
-    if image.label and image.label not in said:
+    if image.label and not _means(image.label, label, classes):
         return f"label is {image.label} in the tar and {label} in the index"
     return ""
+
+
+def _means(text: str, label: int, classes: Sequence[str]) -> bool:
+    """Whether what a tar says is this class: its name, or its number however it is written."""
+    if label == NO_LABEL:
+        return False
+    return text == classes[label] or (text.isdecimal() and int(text) == label)

@@ -48,7 +48,14 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the set of shards that is there.")
 ]
 BytesOption = Annotated[
-    str, typer.Option("--shard-bytes", help="Largest size of one tar, e.g. 256MiB.")
+    str,
+    typer.Option(
+        "--shard-bytes",
+        help="Largest size of one tar, e.g. 256MiB; its end mark (10 KiB at most) not counted.",
+    ),
+]
+ShellOption = Annotated[
+    bool, typer.Option("--allow-shell-urls", help="Run the commands of pipe: URLs.")
 ]
 SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
 
@@ -86,7 +93,10 @@ def pack(
     short_side: Annotated[
         int,
         typer.Option(
-            "--short-side", min=0, help="Scale larger images down to this shorter side, as JPEG."
+            "--short-side",
+            min=0,
+            help="Scale larger images down to this shorter side, as JPEG; --shard-bytes is then "
+            "an estimate.",
         ),
     ] = 0,
     quality: Annotated[int, typer.Option("--quality", min=1, max=100, help="Of such a JPEG.")] = 90,
@@ -136,12 +146,18 @@ def check(
         bool, typer.Option("--quick", help="Compare hashes and index; decode no image.")
     ] = False,
     workers: WorkersOption = 0,
+    allow_shell_urls: ShellOption = False,
 ) -> None:
-    """Read every shard again: hash, index, and that each image decodes. Exit code 1 on a fault."""
+    """Read every shard again: hash, index, and that each image decodes. Exit code 1 on a fault.
+
+    Remote shards are fetched into the cache, except those that are there.
+    """
+    from ssl_vit.data.cache import ShardCache
     from ssl_vit.distributed import cores_here
     from ssl_vit_data_prep.check import check_shards
 
-    opened, faults = check_shards(shards, not quick, workers or cores_here())
+    cache = ShardCache(allow_shell_urls=allow_shell_urls)
+    opened, faults = check_shards(shards, not quick, workers or cores_here(), cache)
     if not faults:
         typer.echo(f"OK: {opened.num_samples:,} images in {_shards(len(opened.shards))}")
         return
@@ -175,9 +191,7 @@ def index(
         Path | None, typer.Option("--classes", help="File with the name of a class a line.")
     ] = None,
     workers: WorkersOption = 0,
-    allow_shell_urls: Annotated[
-        bool, typer.Option("--allow-shell-urls", help="Run the commands of pipe: URLs.")
-    ] = False,
+    allow_shell_urls: ShellOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Make the index of shards that others wrote; every tar is read once, no image is decoded."""
@@ -220,15 +234,18 @@ def reshard(
     ] = 0,
     shuffle_seed: SeedOption = 0,
     workers: WorkersOption = 0,
+    allow_shell_urls: ShellOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Change the size or number of shards, with the samples in a new order."""
+    from ssl_vit.data.cache import ShardCache
     from ssl_vit.distributed import cores_here
     from ssl_vit_data_prep.reshard import reshard as write_anew
 
+    cache = ShardCache(allow_shell_urls=allow_shell_urls)
     num_bytes = 0 if num_shards else parse_bytes(shard_bytes, "--shard-bytes ")
     workers = workers or cores_here()
-    made = write_anew(shards, out, num_bytes, num_shards, shuffle_seed, workers, overwrite)
+    made = write_anew(shards, out, num_bytes, num_shards, shuffle_seed, workers, overwrite, cache)
     typer.echo(f"wrote    {made.num_samples:,} images into {_shards(len(made.shards))}: {out}")
 
 
@@ -247,15 +264,22 @@ def preview(
 
     config = read_config(recipe, [*(overrides or []), f"data.shards={shards}"], is_smoke=False)
     _, opened = open_data(config)
-    assert opened is not None
+    if opened is None:
+        raise UserError("made-up samples have no pictures", "leave data.source=synthetic out")
     order = build_order(sizes_of(opened), config.data, config.seed)
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent}", "choose another --out")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder", f"give a file, such as {out / 'preview.png'}")
 
     from ssl_vit_data_prep.preview import write_preview
 
     try:
         refs = write_preview(out, opened, order, config, images)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}: {error.strerror or error}", "choose another --out"
+        ) from None
     except ValueError as error:
         if isinstance(error, UserError):
             raise
@@ -280,8 +304,9 @@ def _echo_packed(made: "PackSummary", shards: Path) -> None:
     _echo_refused(made.refused, shards)
     rate = made.num_images / made.seconds
     typer.echo(f"time     {made.seconds:.1f} s ({rate:,.0f} images/s){resumed}")
-    typer.echo(f"look     {shards / made.sets[0].name / 'contact_sheet.png'}")
-    word = shlex.quote(f"data.shards={shards / made.sets[0].name}")
+    first = next(each for each in made.sets if each.num_images)
+    typer.echo(f"look     {shards / first.name / 'contact_sheet.png'}")
+    word = shlex.quote(f"data.shards={shards / first.name}")
     typer.echo(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import combining, normalize
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -45,5 +46,7 @@ def write_contact_sheet(path: Path, pictures: Sequence[tuple[str, np.ndarray]]) 
 
 
 def _shorten(caption: str) -> str:
-    shown = caption.encode("ascii", "replace").decode()  # all that Pillow's own font has
+    # Pillow's own font has ASCII only; accents go, what is no letter then is a question mark.
+    letters = "".join(c for c in normalize("NFKD", caption) if not combining(c))
+    shown = letters.encode("ascii", "replace").decode()
     return shown if len(shown) <= _LONGEST_CAPTION else f"..{shown[2 - _LONGEST_CAPTION :]}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_vit.data.fetch import fetch_file, try_often
+from ssl_vit.data.fetch import ATTEMPTS, FIRST_ATTEMPTS, fetch_file, try_often
 from ssl_vit.data.index_file import (
     INDEX_FILE,
     NO_LABEL,
@@ -25,7 +25,7 @@ from ssl_vit.data.index_file import (
 )
 from ssl_vit.data.urls import check_allowed, expand, is_local, local_path
 from ssl_vit.errors import UserError
-from ssl_vit_data_prep.parts import Parts, WrittenShard
+from ssl_vit_data_prep.parts import Parts, WrittenShard, unfinished_command
 from ssl_vit_data_prep.plan import digest
 from ssl_vit_data_prep.refusals import Kind, Refusal, count_kinds, write_refused
 from ssl_vit_data_prep.scan import IMAGE_ENDINGS
@@ -60,6 +60,7 @@ class IndexTask:
     """Of its part."""
     options: IndexOptions
     parts: Parts
+    attempts: int = ATTEMPTS
 
 
 @dataclass(frozen=True)
@@ -97,25 +98,24 @@ def index_shards(
             classes.
     """
     urls = list_shards(sources, options.allow_shell_urls)
+    _check_complete(urls)
     folder = folder or _folder_of(urls)
     if (folder / INDEX_FILE).exists() and not overwrite:
         raise UserError(f"{folder} already has an {INDEX_FILE}", "--overwrite replaces it")
-    parts = Parts(folder, digest((), (_states(urls), options)))
+    parts = Parts(folder, "index", digest((), (_states(urls), options)))
     try:
         with parts.open():
             tasks = [
                 IndexTask(url, _entry(url, folder), f"{number:08d}", options, parts)
                 for number, url in enumerate(urls)
             ]
+            if not is_local(urls[0]):
+                # Alone and with few tries: a mistyped address is known in seconds.
+                index_shard(replace(tasks[0], attempts=FIRST_ATTEMPTS))
             results = run_tasks(index_shard, tasks, len(tasks), workers, "indexing", "shards")
             refused = [refusal for result in results for refusal in result.refused]
             filled = [result for result in results if len(result.records)]
-            if not filled:
-                raise UserError(
-                    f"the {len(urls):,} shards hold no images that end in "
-                    f"{', '.join(options.endings)}",
-                    "give --endings, as they stand in the tars (`tar tf SHARD | head`)",
-                )
+            _check_found(filled, urls, options, parts)
             classes, filled = number_labels(filled, options.classes)
             index = Index(tuple(result.shard for result in filled), classes, None)
             write_refused(folder, refused)
@@ -138,13 +138,19 @@ def index_shard(task: IndexTask) -> WrittenShard:
     copy = task.parts.folder / f"{task.name}.tar"
     try:
         if not is_local(task.url):
-            try_often(task.url, lambda: fetch_file(task.url, copy))
+            try_often(task.url, lambda: fetch_file(task.url, copy), task.attempts)
         path = local_path(task.url) if is_local(task.url) else copy
         with path.open("rb") as file:
             found = _read_shard(task, HashingReader(file))
-    except (tarfile.TarError, OSError) as error:
+    except tarfile.TarError as error:
         raise UserError(
             f"cannot read shard {task.url}: {error}", "is it a whole, uncompressed tar?"
+        ) from None
+    except OSError as error:
+        place = "" if is_local(task.url) else f" into {copy.parent}"
+        raise UserError(
+            f"cannot read shard {task.url}{place}: {error.strerror or error}",
+            "make it readable" if is_local(task.url) else "give --out a folder that has room",
         ) from None
     finally:
         copy.unlink(missing_ok=True)
@@ -173,6 +179,34 @@ def list_shards(sources: Sequence[str], allow_shell_urls: bool) -> list[str]:
     if twice := [url for url, count in Counter(urls).items() if count > 1]:
         raise UserError(f"{twice[0]} is named twice", "name every shard once")
     return urls
+
+
+def _check_complete(urls: Sequence[str]) -> None:
+    for folder in {local_path(url).parent for url in urls if is_local(url)}:
+        if (command := unfinished_command(folder)) in ("pack", "reshard"):
+            raise UserError(
+                f"the shards in {folder} are not complete: the {command} that makes them has not "
+                "ended",
+                "run that command again; it goes on where it was, and makes the index",
+            )
+
+
+def _check_found(
+    filled: Sequence[WrittenShard], urls: Sequence[str], options: IndexOptions, parts: Parts
+) -> None:
+    """Refuse an index of nothing; other options will read the shards anew."""
+    if not filled:
+        parts.remove()
+        raise UserError(
+            f"the {len(urls):,} shards hold no images that end in {', '.join(options.endings)}",
+            "give --endings, as they stand in the tars (`tar tf SHARD | head`)",
+        )
+    if options.label_field and not any(result.labels for result in filled):
+        parts.remove()
+        raise UserError(
+            f"no sample has a .json with the field {options.label_field}",
+            f"see what they have:  tar xOf {urls[0]} --wildcards '*.json' | head -c 1000",
+        )
 
 
 def number_labels(
@@ -271,7 +305,12 @@ def _states(urls: Sequence[str]) -> list[tuple[str, int, int]]:
     """Each shard with size and time of its last change, where it is local."""
     found = []
     for url in urls:
-        state = local_path(url).stat() if is_local(url) else None
+        try:
+            state = local_path(url).stat() if is_local(url) else None
+        except OSError as error:
+            raise UserError(
+                f"cannot read shard {url}: {error.strerror}", "remove it, or make it readable"
+            ) from None
         found.append((url, state.st_size, state.st_mtime_ns) if state else (url, 0, 0))
     return found
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from itertools import count
 
+from ssl_vit.files import readable
 from ssl_vit_data_prep.scan import ending_of
 
 
@@ -38,8 +39,3 @@ def safe_key(path: str) -> str:
     folder, slash, base = readable(os.path.splitext(path)[0]).rpartition("/")
     key = re.sub(r"[\x00-\x1f\x7f]", "_", f"{folder}{slash}{base.replace('.', '_')}")
     return f"_{key.lstrip('_')}" if re.match(r"__[^/]*__/", key) else key
-
-
-def readable(name: str) -> str:
-    """A file name as valid UTF-8: bytes that are none are spelled out as `\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

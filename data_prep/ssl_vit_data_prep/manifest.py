@@ -58,7 +58,12 @@ def read_manifest(file: Path, images: Path) -> Manifest:
             labels[path] = "" if label is None else str(label)
             if row:
                 extras[path] = row
-    except (OSError, UnicodeDecodeError) as error:
+            if not _is_text(f"{path}{labels[path]}{json.dumps(row, ensure_ascii=False)}"):
+                raise UserError(
+                    f"{file}, line {line}, has half a character (a lone surrogate)",
+                    "write the whole character, in UTF-8",
+                )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"cannot read {file}: {error}", "give a CSV or JSONL file in UTF-8"
         ) from None
@@ -117,6 +122,14 @@ def _rows(file: Path) -> Iterator[tuple[int, Any]]:
             raise UserError(
                 f"{file} is no manifest by its ending", "give a .csv, .tsv or .jsonl file"
             )
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _inside(path: str, images: Path, file: Path, line: int) -> str:

@@ -2,7 +2,7 @@
 
 The index is written last. A pack that was killed leaves finished shards and a hidden folder that
 describes them; the same command goes on from there, and only that folder allows to replace what
-lies in a folder that is no set. RefusedError files leave their shard a little smaller; nothing else
+lies in a folder that is no set. Refused files leave their shard a little smaller; nothing else
 moves.
 """
 
@@ -107,17 +107,18 @@ def pack_images(
     check_target(folder, overwrite)
     scan = find_images(images)
     files, classes, refused = _choose_classes(scan.files, images, options)
-    parts = Parts(folder, digest(files, (options, classes.names)))
+    parts = Parts(folder, "pack", digest(files, (options, classes)))
     if not parts.is_unfinished():
         check_no_set(folder, overwrite)
+    parts.check_same(overwrite)
     ratio = _size_ratio(images, files, options)
     before = options.shard_bytes / ratio
     plan = plan_shards(files, classes, before, options.shuffle_seed, options.val_fraction)
     try:
         with parts.open() as goes_on:
             num_resumed = parts.count()
-            remove_partials(folder) if goes_on else remove_set(folder)
             check_space(folder, int(plan.num_bytes * ratio))
+            remove_partials(folder) if goes_on else remove_set(folder)
             tasks = _make_tasks(images, folder, plan, options, parts)
             results = run_tasks(write_shard, tasks, len(files), workers, "packing")
             refused += [refusal for result in results for refusal in result.refused]

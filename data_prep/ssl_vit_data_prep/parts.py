@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_vit.data.index_file import Shard
+from ssl_vit.data.index_file import UNFINISHED_FOLDER, Shard
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.statistics import PixelSums
 
-PARTS_FOLDER = ".unfinished"
 _PLAN, _LOCK = "plan", "lock"
 
 
@@ -47,16 +46,31 @@ class Parts:
 
     Args:
         folder: The set's.
+        command: Whose: pack, reshard or index.
         plan: Digest of all that decides what is written.
     """
 
-    def __init__(self, folder: Path, plan: str) -> None:
-        self.folder, self.plan = folder / PARTS_FOLDER, plan
+    def __init__(self, folder: Path, command: str, plan: str) -> None:
+        self.folder, self.plan = folder / UNFINISHED_FOLDER, f"{command} {plan}"
 
     def is_unfinished(self) -> bool:
         """Whether a command of the same plan began here and did not end."""
-        plan = self.folder / _PLAN
-        return plan.is_file() and plan.read_text() == self.plan
+        return _read_plan(self.folder) == self.plan
+
+    def check_same(self, overwrite: bool) -> None:
+        """Refuse to throw away what a command of another plan has finished here.
+
+        Raises:
+            UserError: There is some, and it may not be replaced.
+        """
+        if self.is_unfinished() or overwrite or not self.count():
+            return
+        command, folder = unfinished_command(self.folder.parent), self.folder.parent
+        raise UserError(
+            f"{folder} holds {self.count():,} finished shards of a {command} that did not end, "
+            "with other options or of other images",
+            "the command that began it goes on there; --overwrite begins anew",
+        )
 
     @contextlib.contextmanager
     def open(self) -> Iterator[bool]:
@@ -85,7 +99,12 @@ class Parts:
                     path.unlink()
                 with replacing(self.folder / _PLAN) as partial:
                     partial.write_text(self.plan)
-            yield goes_on
+            try:
+                yield goes_on
+            except BaseException:
+                if not self.count():
+                    self.remove()  # nothing to go on from
+                raise
 
     def count(self) -> int:
         """Finished shards."""
@@ -93,7 +112,7 @@ class Parts:
 
     def remove(self) -> None:
         """The set is done."""
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, name: str, part: WrittenShard) -> None:
         """Remember a finished shard."""
@@ -130,3 +149,13 @@ class Parts:
                 )
         except (OSError, ValueError, KeyError):
             return None
+
+
+def unfinished_command(folder: Path) -> str:
+    """Which command began to write into this folder and did not end; empty for none."""
+    return _read_plan(folder / UNFINISHED_FOLDER).partition(" ")[0]
+
+
+def _read_plan(folder: Path) -> str:
+    plan = folder / _PLAN
+    return plan.read_text() if plan.is_file() else ""

@@ -16,7 +16,8 @@ import numpy as np
 
 from ssl_vit.data.index_file import NO_LABEL
 from ssl_vit.data.order import permutation
-from ssl_vit_data_prep.keys import assign_keys, readable
+from ssl_vit.files import readable
+from ssl_vit_data_prep.keys import assign_keys
 from ssl_vit_data_prep.manifest import Manifest
 from ssl_vit_data_prep.scan import ImageFile, ending_of
 from ssl_vit_data_prep.tar import member_bytes

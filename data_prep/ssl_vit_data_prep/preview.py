@@ -12,11 +12,13 @@ from ssl_vit.data.dataset import Canvases, canvas_bytes
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import Order, SampleRandomness, SampleRef
 from ssl_vit.data.shards import ShardSet
+from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.objectives.build import build_views
 from ssl_vit.run_config import RunConfig
 
 _HEIGHT, _GAP = 160, 8
+_GROUND = "#bfc7d5"  # neither the white of a sheet of paper nor the black of a hidden patch
 _COLOURS = ("#ff2d2d", "#2d9bff", "#ffd12d", "#3ddc55", "#d32dff")
 
 
@@ -48,7 +50,16 @@ def write_preview(
     refs = refs[:num_images]
     rows, rng = [], SampleRandomness(config.seed)
     for ref in refs:
-        picture = Picture(shards.read(ref.number))
+        try:
+            picture = Picture(shards.read(ref.number))
+            picture.pixels()
+        except UserError:
+            raise
+        except ValueError as error:
+            # Training replaces it; who looks at pictures wants to know.
+            raise ValueError(
+                f"{shards.key(ref.number)} in {shards.location_of(ref.number)}: {error}"
+            ) from None
         draw = views.draw(picture.height, picture.width, rng.of(ref))
         memory = torch.empty(canvas_bytes(views.crop_sizes, 1), dtype=torch.uint8)
         canvases = Canvases(views.crop_sizes, 1, memory)
@@ -88,7 +99,7 @@ def _stack(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     # Columns: every tile of one kind begins at the same place.
     widths = [max(tile.width for tile in column) for column in zip(*rows, strict=True)]
     width = sum(widths) + _GAP * (len(widths) + 1)
-    sheet = Image.new("RGB", (width, len(rows) * (_HEIGHT + _GAP) + _GAP), "white")
+    sheet = Image.new("RGB", (width, len(rows) * (_HEIGHT + _GAP) + _GAP), _GROUND)
     for number, row in enumerate(rows):
         left = _GAP
         for tile, column_width in zip(row, widths, strict=True):

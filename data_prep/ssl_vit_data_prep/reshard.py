@@ -34,8 +34,17 @@ from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import digest, even_cuts
 from ssl_vit_data_prep.tar import HashedTar, member_bytes
 from ssl_vit_data_prep.tar_images import HashingReader, walk_samples
-from ssl_vit_data_prep.target import check_no_set, check_target, remove_partials, remove_set
+from ssl_vit_data_prep.target import (
+    check_apart,
+    check_no_set,
+    check_space,
+    check_target,
+    remove_partials,
+    remove_set,
+)
 from ssl_vit_data_prep.workers import count_done, run_tasks
+
+_MOST_OPEN = 200  # old shards a process; systems allow 256 files and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,7 @@ def reshard(
     seed: int,
     workers: int,
     overwrite: bool = False,
+    cache: ShardCache | None = None,
 ) -> Index:
     """Write the samples of a set anew.
 
@@ -99,21 +109,27 @@ def reshard(
         num_shards: How many tars to make; 0 where ``shard_bytes`` counts.
         seed: Of the order of samples.
         workers: Processes; their number does not change a byte.
+        overwrite: Replace a set of shards that is there.
+        cache: Where remote shards are kept; None: the default one.
 
     Raises:
         UserError: The set cannot be read, is damaged, or the folder cannot be written.
     """
-    shards = open_shards(source)
+    shards = open_shards(source, cache)
     _check_cache(shards, shards.cache)
-    parts = Parts(folder, digest((), (shards.fingerprint, shard_bytes, num_shards, seed)))
+    settings = (shards.fingerprint, shard_bytes, num_shards, seed)
+    parts = Parts(folder, "reshard", digest((), settings))
     check_target(folder, overwrite)
     if not parts.is_unfinished():
         check_no_set(folder, overwrite)
+    check_apart(folder, [shard.url for shard in shards.shards])
+    parts.check_same(overwrite)
     try:
         with parts.open() as goes_on:
-            remove_partials(folder) if goes_on else remove_set(folder)
             samples = list_samples(shards, workers)
             cuts = cut(samples, shard_bytes, num_shards, seed)
+            check_space(folder, sum(sample.num_bytes for sample in samples))
+            remove_partials(folder) if goes_on else remove_set(folder)
             tasks = [
                 WriteTask(folder / f"shard-{number:06d}.tar", part, parts)
                 for number, part in enumerate(cuts)
@@ -201,28 +217,57 @@ def write_shard(task: WriteTask) -> WrittenShard:
         count_done(len(task.samples))
         return part
     rows: list[tuple[int, int, int, int]] = []
-    descriptors: dict[str, int] = {}
-    try:
-        with replacing(task.target) as partial, partial.open("wb", buffering=0) as file:
-            tar = HashedTar(file)
-            for sample in task.samples:
-                if sample.shard not in descriptors:
-                    descriptors[sample.shard] = os.open(sample.shard, os.O_RDONLY)
-                for moved in sample.files:
-                    data = os.pread(descriptors[sample.shard], moved.length, moved.offset)
-                    start = tar.num_bytes
-                    offset = tar.add(moved.name, data)
-                    if moved.label is not None:
-                        rows.append((offset, moved.length, offset - start, moved.label))
-                count_done()
-            sha256 = tar.finish()
-    finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+    with (
+        _OldShards() as old,
+        replacing(task.target) as partial,
+        partial.open("wb", buffering=0) as file,
+    ):
+        tar = HashedTar(file)
+        for sample in task.samples:
+            for moved in sample.files:
+                start = tar.num_bytes
+                offset = tar.add(moved.name, old.read(sample.shard, moved))
+                if moved.label is not None:
+                    rows.append((offset, moved.length, offset - start, moved.label))
+            count_done()
+        sha256 = tar.finish()
     records = np.array(rows, dtype=SAMPLE_RECORD)
     result = WrittenShard(describe_shard(task.target.name, tar.num_bytes, sha256, records), records)
     task.parts.save(task.target.stem, result)
     return result
+
+
+class _OldShards:
+    """Reads from many tars, of which a process may not have all open."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[str, int] = {}
+
+    def __enter__(self) -> "_OldShards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+    def read(self, shard: str, moved: MovedFile) -> bytes:
+        try:
+            if shard not in self._descriptors:
+                if len(self._descriptors) >= _MOST_OPEN:
+                    os.close(self._descriptors.pop(next(iter(self._descriptors))))
+                self._descriptors[shard] = os.open(shard, os.O_RDONLY)
+            data = os.pread(self._descriptors[shard], moved.length, moved.offset)
+        except OSError as error:
+            raise UserError(
+                f"cannot read shard {shard}: {error.strerror or error}",
+                "run the same command again",
+            ) from None
+        if len(data) != moved.length:
+            raise UserError(
+                f"shard {shard} changed while it was read: it ends inside {moved.name}",
+                "leave it alone, and run the same command again",
+            )
+        return data
 
 
 def _check_cache(shards: ShardSet, cache: ShardCache) -> None:

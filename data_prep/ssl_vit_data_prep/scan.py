@@ -1,5 +1,6 @@
 """Finding the images of a folder. Nothing is opened: names and sizes are all that a plan needs."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -83,16 +84,25 @@ def _walk(
         path = f"{prefix}{entry.name}"
         if entry.name.startswith("."):
             yield Refusal(path, "hidden", "its name begins with a dot")
-        elif entry.is_dir():
+        elif _is_folder(entry):
             yield from _walk(entry.path, f"{path}/", inside)
         else:
             yield _look_at(entry, path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads to itself
 
 
 def _look_at(entry: os.DirEntry[str], path: str) -> ImageFile | Refusal:
     try:
         state = entry.stat()
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return Refusal(path, "link in a circle", "it leads back to itself")
         if entry.is_symlink():
             return Refusal(path, "broken link", f"it leads to nothing: {error.strerror}")
         return Refusal(path, "unreadable", str(error.strerror))

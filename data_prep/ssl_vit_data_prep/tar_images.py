@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from ssl_vit.data.shards import split_key
+from ssl_vit.files import readable
 from ssl_vit_data_prep.scan import IMAGE_ENDINGS
 
 _BUFFER = 2**20
@@ -68,6 +69,14 @@ class HashingReader:
         self.num_bytes += len(data)
         return data
 
+    def at(self, offset: int, size: int) -> bytes:
+        """Some bytes anywhere, outside of the count and the hash."""
+        place = self._stream.tell()
+        self._stream.seek(offset)
+        data = self._stream.read(size)
+        self._stream.seek(place)
+        return data
+
     def finish(self) -> str:
         """Read to the end; the sha256 in hexadecimal."""
         while self.read():
@@ -75,36 +84,43 @@ class HashingReader:
         return self._hash.hexdigest()
 
 
-def walk_samples(stream: Any, label_field: str = "") -> Iterator[TarSample]:
+def walk_samples(stream: HashingReader, label_field: str = "") -> Iterator[TarSample]:
     """The samples of a tar, in their order.
 
     Args:
-        stream: Read from its start, without seeking.
+        stream: Of a file, at its start.
         label_field: Of a sample's `.json`; empty: labels are in `.cls` alone.
 
     Raises:
         tarfile.TarError: It is no tar, or one that breaks off.
     """
     sample: TarSample | None = None
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=_BUFFER) as tar:
+    source: Any = stream
+    with tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER) as tar:
         for member in tar:
             if not member.isreg():
                 continue
-            key, ending = split_key(member.name)
+            name = readable(member.name)
+            key, ending = split_key(name)
             if sample is None or sample.key != key:
                 if sample:
                     yield sample
                 sample = TarSample(key)
             sample.files.append(
-                TarFile(member.name, ending, member.offset, member.offset_data, member.size)
+                TarFile(name, ending, member.offset, member.offset_data, member.size)
             )
             if ending == "cls" or (ending == "json" and label_field):
                 content = tar.extractfile(member)
                 text = content.read() if content else b""
                 if label := _read_label(text, ending, label_field):
                     sample.label = label
+        end = tar.offset
     if sample:
         yield sample
+    # tarfile takes a damaged header for the end, and says nothing of what lies behind it.
+    if stream.at(end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        last = f", after {sample.key}" if sample else ""
+        raise tarfile.ReadError(f"it is broken off or damaged at byte {end:,}{last}")
 
 
 def _read_label(text: bytes, ending: str, label_field: str) -> str:

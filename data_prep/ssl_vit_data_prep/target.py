@@ -1,13 +1,15 @@
 """The folder that shards go into: it must be ours to fill."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_vit.data.index_file import INDEX_FILE, SAMPLES_FILE
+from ssl_vit.data.urls import is_local, local_path
 from ssl_vit.errors import UserError
 from ssl_vit.quantities import format_bytes
 from ssl_vit_data_prep.contact_sheet import SHEET_FILE
-from ssl_vit_data_prep.parts import PARTS_FOLDER
+from ssl_vit_data_prep.parts import unfinished_command
 from ssl_vit_data_prep.refusals import REFUSED_FILE
 
 # Sub-folders that a pack may make, and the folder itself.
@@ -30,8 +32,8 @@ def check_target(folder: Path, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder", "choose another folder for the shards")
-    if not folder.is_dir() or (folder / PARTS_FOLDER).exists():
-        return
+    if not folder.is_dir() or unfinished_command(folder) in ("pack", "reshard"):
+        return  # what lies there was written by one that did not end
     check_no_set(folder, overwrite)
     if not _holds_set(folder) and any(folder.iterdir()):
         raise UserError(
@@ -50,6 +52,24 @@ def check_no_set(folder: Path, overwrite: bool) -> None:
         raise UserError(
             f"{folder} already holds a set of shards", "choose another folder, or --overwrite"
         )
+
+
+def check_apart(folder: Path, sources: Sequence[str]) -> None:
+    """Refuse to write where the shards lie that are read.
+
+    Args:
+        sources: Paths and URLs of those.
+
+    Raises:
+        UserError: One lies in the folder, or in a sub-folder that would be replaced with it.
+    """
+    ours = {(folder / name).resolve() for name in _SETS}
+    for source in sources:
+        if is_local(source) and local_path(source).resolve().parent in ours:
+            raise UserError(
+                f"the shards that are read lie in {folder}, where the new ones would go",
+                "choose another folder",
+            )
 
 
 def remove_set(folder: Path) -> None:

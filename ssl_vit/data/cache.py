@@ -23,8 +23,8 @@ from ssl_vit.data.index_file import Shard
 from ssl_vit.data.urls import check_allowed, is_local, local_path
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
+from ssl_vit.quantities import parse_bytes
 
-DEFAULT_BYTES = 64 * 2**30
 _READER_PATIENCE = 5.0
 # Seconds after which a process that waits for room or for another's download looks again.
 _LOOK_AGAIN = 0.05
@@ -37,12 +37,17 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ssl-vit"
 
 
+def default_bytes() -> int:
+    """`$SSL_VIT_CACHE_BYTES`, such as `200GB`, or 64 GiB."""
+    return parse_bytes(os.environ.get("SSL_VIT_CACHE_BYTES", "64GiB"), "$SSL_VIT_CACHE_BYTES=")
+
+
 class ShardCache:
     """Says where the bytes of a shard can be read, and gets them there.
 
     Args:
         folder: On a local disk; created when the first shard is fetched. None: the default one.
-        num_bytes: Room that shards may take together.
+        num_bytes: Room that shards may take together; None: the default.
         allow_shell_urls: Whether `pipe:` URLs may run.
         attempts: Tries for one download.
         report: Told of failed tries.
@@ -51,13 +56,14 @@ class ShardCache:
     def __init__(
         self,
         folder: Path | None = None,
-        num_bytes: int = DEFAULT_BYTES,
+        num_bytes: int | None = None,
         allow_shell_urls: bool = False,
         attempts: int = ATTEMPTS,
         report: Report = say,
     ) -> None:
         self.folder = folder or default_folder()
-        self.num_bytes, self.allow_shell_urls = num_bytes, allow_shell_urls
+        self.num_bytes = default_bytes() if num_bytes is None else num_bytes
+        self.allow_shell_urls = allow_shell_urls
         self.attempts, self.report = attempts, report
 
     @property
@@ -76,12 +82,9 @@ class ShardCache:
         """
         if is_local(shard.url):
             return local_path(shard.url)
-        place = self.place_of(shard)
-        try:
-            os.utime(place)  # used now, so not the first to go
-        except FileNotFoundError:
+        if not self._has(shard):
             self.fetch(shard, _READER_PATIENCE)
-        return place
+        return self.place_of(shard)
 
     def place_of(self, shard: Shard) -> Path:
         """Where a remote shard lies once it is fetched."""
@@ -101,8 +104,9 @@ class ShardCache:
         if shard.num_bytes > self.num_bytes:
             raise UserError(
                 f"shard {shard.url} has {shard.num_bytes:,} bytes, more than the whole cache, "
-                f"engine.cache_bytes={self.num_bytes:,}",
-                "give the cache more room, or make smaller shards with  ssl-vit shards reshard",
+                f"{self.num_bytes:,}",
+                "give the cache more room (engine.cache_bytes=SIZE in training, else "
+                "$SSL_VIT_CACHE_BYTES), or make smaller shards with  ssl-vit shards reshard",
             )
         asked = time.time()
         try:
@@ -120,8 +124,7 @@ class ShardCache:
     def _fetch_if_room(self, shard: Shard, asked: float, waits: bool) -> bool:
         """Whether the shard is here now; only a fetch that may wait gives up for want of room."""
         with self._only_one(shard.sha256):
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(self.place_of(shard))  # used now, so not the first to go
+            if self._has(shard):
                 return True
             self._raise_failure_since(asked, shard)
             partial = self._reserve(shard, waits)
@@ -129,10 +132,24 @@ class ShardCache:
                 return False
             try:
                 self._download(shard, partial)
+                with partial.open("rb") as whole:
+                    os.fsync(whole.fileno())  # so that a crash leaves no name without its bytes
                 partial.replace(self.place_of(shard))
             finally:
                 partial.unlink(missing_ok=True)
             return True
+
+    def _has(self, shard: Shard) -> bool:
+        """Whether it is here; one that a crash of the machine cut short is not."""
+        place = self.place_of(shard)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(place)  # used now, so not the first to go
+            return place.stat().st_size == shard.num_bytes
+        return False
+
+    def remove(self, shard: Shard) -> None:
+        """Forget what is here of a remote shard, because it is damaged."""
+        self.place_of(shard).unlink(missing_ok=True)
 
     def retire(self, shard: Shard) -> None:
         """This process has no more use for a shard: it goes first when room is needed."""
@@ -177,6 +194,8 @@ class ShardCache:
         """The file to write to, with room for it; None where a fetch that may wait has to."""
         # What it will weigh is in its name, so that others can count it before it is written.
         partial = self.shards / f"{shard.sha256}.{shard.num_bytes}.partial"
+        # Of a process that was killed, since we have the lock; it would be counted as well.
+        partial.unlink(missing_ok=True)
         with self._only_one("room"):
             excess = self._used() + shard.num_bytes - self.num_bytes
             if excess > 0 and not self._evict(excess) and waits:
@@ -239,8 +258,9 @@ class ShardCache:
             if freed >= num_bytes:
                 break
             lock = path if path.suffix == ".tar" else path.with_name(f"{path.name[:64]}.lock")
-            with contextlib.suppress(FileNotFoundError), lock.open("ab") as file:
-                if _try_lock(file) and path.exists():
+            with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
+                # The same file still: else the lock is a later download's, which has not got it.
+                if _try_lock(file) and _is_same(file, lock) and path.exists():
                     path.unlink()
                     freed += size
         return freed >= num_bytes

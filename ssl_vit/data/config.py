@@ -13,6 +13,10 @@ SYNTHETIC_SAMPLES = 1_281_167
 """Samples of `data.source=synthetic`: ImageNet-1k's, so that schedules have their usual length."""
 
 
+# A set that is hardly ever drawn would have to be looked for over millions of updates.
+_LEAST_SHARE = 1e-6
+
+
 class DataConfig(Config):
     """Which samples, in which order, and how their pixels are scaled."""
 
@@ -74,6 +78,11 @@ class DataConfig(Config):
         if self.weights and min(self.weights) <= 0:
             raise ValueError(
                 f"data.weights={list(self.weights)} must be positive; leave the set out instead"
+            )
+        if self.weights and min(self.weights) < _LEAST_SHARE * sum(self.weights):
+            raise ValueError(
+                f"data.weights={list(self.weights)}: a share below one in a million is none; "
+                "leave the set out instead"
             )
         return self
 

@@ -167,11 +167,19 @@ def _decode_by_pillow(data: bytes) -> np.ndarray:
             warnings.simplefilter("ignore")
             with open_by_pillow(data) as image:
                 image.load()
-                return np.array(to_rgb(ImageOps.exif_transpose(image)))
-    except ValueError as error:
+                return np.array(to_rgb(_upright(image)))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # As above: a damaged TIFF was seen to raise TypeError, OverflowError and struct.error.
         raise ValueError(f"not a readable image: {error}") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image: {error}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image  # a broken EXIF block must not cost the image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -22,6 +22,9 @@ from ssl_vit.errors import UserError
 ATTEMPTS = 8
 """Tries for one file; with the pauses between them, over two minutes of a server that is away."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
+FIRST_ATTEMPTS = 3
+"""Where somebody waits at the keyboard, and the address may be mistyped."""
+_COMMAND_ATTEMPTS = 3  # a command seldom fails for a moment only
 _CONNECT_SECONDS = 30.0
 # Fewer bytes than this in such a time are taken for a connection that hangs.
 _STALL_SECONDS, _STALL_BYTES = 60.0, 60_000
@@ -46,6 +49,10 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+class _OtherBytesError(OSError):
+    """Everything came, but it is not what the index says."""
+
+
 def fetch_shard(shard: Shard, target: Path, attempts: int = ATTEMPTS, report: Report = say) -> None:
     """Download a shard and compare it with its index.
 
@@ -64,8 +71,11 @@ def fetch_shard(shard: Shard, target: Path, attempts: int = ATTEMPTS, report: Re
         size = target.stat().st_size
         if size != shard.num_bytes:
             raise OSError(f"{size:,} of {shard.num_bytes:,} bytes came")
-        if hash_file(target) != shard.sha256:
-            raise OSError("its bytes are not those of its index (sha256 differs)")
+        if (found := hash_file(target)) != shard.sha256:
+            raise _OtherBytesError(
+                f"its bytes are not those of its index (sha256 differs: {found[:8]}…, not "
+                f"{shard.sha256[:8]}…)"
+            )
 
     try_often(shard.url, fetch_and_compare, attempts, report)
 
@@ -101,7 +111,9 @@ def try_often(
         UserError: It failed for good.
         OSError: A local disk is full or cannot be written.
     """
-    pause = _FIRST_PAUSE
+    if scheme_of(url) == "pipe":
+        attempts = min(attempts, _COMMAND_ATTEMPTS)
+    pause, before = _FIRST_PAUSE, ""
     for attempt in range(1, attempts + 1):
         try:
             work()
@@ -114,8 +126,13 @@ def try_often(
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS):
                 raise
             problem = _describe(error)
-            if _is_final(error) or attempt == attempts:
-                tries = "" if _is_final(error) else f" after {attempts} tries"
+            # Other bytes may have been changed on their way, but not in the same way twice.
+            is_final = _is_final(error) or (
+                isinstance(error, _OtherBytesError) and problem == before
+            )
+            before = problem
+            if is_final or attempt == attempts:
+                tries = "" if is_final else f" after {attempts} tries"
                 raise UserError(f"cannot fetch {url}{tries}: {problem}", _remedy(error)) from error
             # Up to half longer, so that a thousand processes do not come back at the same moment.
             pause_now = pause * (1 + random.random() / 2)
@@ -214,12 +231,12 @@ def _describe(error: Exception) -> str:
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "check the address; the index may name shards that were moved"
+        return "check the address; an index may name shards that were moved"
     if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
         return "log in to that store, as its own tools do (environment variables, profile, token)"
-    if "sha256" in str(error):
+    if isinstance(error, _OtherBytesError):
         return (
             "the shard was changed since it was indexed: fetch the set's index again, "
             "or make one with  ssl-vit shards index"
         )
-    return "check the network and the address; the same command goes on from the last checkpoint"
+    return "check the address and the network; the same command goes on where it was"

@@ -7,6 +7,7 @@ opening ten costs. No torch here.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ssl_vit.files import replacing
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.npy"
 FORMAT = "ssl-vit-shards-2"
+UNFINISHED_FOLDER = ".unfinished"
+"""In a set's folder as long as the command that makes the set has not ended."""
 
 # offset, length: the image's bytes in its tar. lead: bytes from the image's own tar header to them
 # (512, more where a long name needs an extended header). label: class number, -1 for none.
@@ -142,6 +145,12 @@ def read_index(folder: Path) -> Index:
     if not folder.is_dir():
         raise UserError(f"no shard folder at {folder}", f"ssl-vit shards pack IMAGES {folder}")
     if not path.is_file():
+        if (folder / UNFINISHED_FOLDER).is_dir():
+            raise UserError(
+                f"the shards in {folder} are not complete: the command that makes them has not "
+                "ended",
+                "run that command again; it goes on where it was",
+            )
         if not any(folder.iterdir()):
             raise UserError(
                 f"shard folder {folder} is empty", f"ssl-vit shards pack IMAGES {folder}"
@@ -208,6 +217,17 @@ def _shard(entry: dict[str, Any], source: str) -> Shard:
         str(entry["sha256"]),
         str(entry["records_sha256"]),
     )
+    # Hashes become names in the cache.
+    hashes = (shard.sha256, shard.records_sha256)
+    if not all(re.fullmatch(r"[0-9a-f]{64}", text) for text in hashes):
+        raise UserError(
+            f"{source} has no sha256 for {shard.url}", "make it again with  ssl-vit shards index"
+        )
+    if shard.num_samples < 0 or shard.num_bytes < 0:
+        raise UserError(
+            f"{source} counts less than nothing in {shard.url}",
+            "make it again with  ssl-vit shards index",
+        )
     # A shard set may come from a stranger: a name in its index must not lead out of its folder.
     if not scheme_of(shard.url) and Path(shard.url).name != shard.url:
         raise UserError(

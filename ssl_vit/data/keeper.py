@@ -31,6 +31,8 @@ from ssl_vit.data.needs import Needs
 from ssl_vit.data.urls import is_local, local_path
 from ssl_vit.errors import UserError
 
+# With the rank's own path: `-c` would put the current folder, with any `random.py` in it, first.
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from ssl_vit.data.keeper import main; main()"
 _STREAMS = 4  # downloads at the same time
 # Local shards of no more than this together are all verified, read or not: a damaged set is known
 # within seconds of the start.
@@ -68,7 +70,7 @@ class Keeper:
         if start >= needs.end or not (verifies or any(not is_local(s.url) for s in shards)):
             return
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from ssl_vit.data.keeper import main; main()"],
+            [sys.executable, "-c", _PROGRAM.format(path=sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -119,8 +121,8 @@ class Keeper:
         except BrokenPipeError:
             self._listen(wait=True)  # its last words say why
 
-    def _listen(self, wait: bool) -> bool:
-        """Hear what it has to say; whether it has finished.
+    def _listen(self, wait: bool) -> None:
+        """Hear what it has to say.
 
         Raises:
             UserError: Its own, or that it is gone.
@@ -128,18 +130,18 @@ class Keeper:
         assert self._process is not None
         assert self._process.stdout is not None
         if not wait and not select.select([self._process.stdout], [], [], 0)[0]:
-            return False
+            return
         line = self._process.stdout.readline()
         if not line:
+            code = self._process.wait()
+            memory = "; most often memory was short" if code == -signal.SIGKILL else ""
             raise UserError(
-                f"the process that fetches and verifies shards ended with exit code "
-                f"{self._process.wait()}",
-                "run the same command again; most often memory was short",
+                f"the process that fetches and verifies shards ended with exit code {code}",
+                f"run the same command again{memory}",
             )
         said = json.loads(line)
         if "problem" in said:
             raise UserError(said["problem"], said["remedy"])
-        return True
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ class _Walk:
         self._verified_to = job.start
         self._ready: set[int] = set()  # a remote one may have been evicted since
         self._held: dict[int, IO[bytes]] = {}
+        self._used: list[int] = []
+        self._used_at = -1
         self._running: dict[Future[None], int] = {}
         self._pool = ThreadPoolExecutor(_STREAMS)
         local = [number for number, shard in enumerate(job.shards) if is_local(shard.url)]
@@ -212,8 +216,12 @@ class _Walk:
         if not self._any_remote:
             return
         cache, shards = self.job.cache, self.job.shards
-        inside = self.position < self.job.needs.end
-        used = self.job.needs.shards_at(self.position) if inside else []
+        position = self.position
+        if position != self._used_at:
+            self._used_at = position
+            inside = position < self.job.needs.end
+            self._used = self.job.needs.shards_at(position) if inside else []
+        used = self._used
         for number in [number for number in self._held if number not in used]:
             self._held.pop(number).close()
             cache.retire(shards[number])
@@ -246,7 +254,9 @@ class _Walk:
             position = needs.next_change(position)
             if change == 0:
                 self._window_ends = position
-        self._window = list(window | dict.fromkeys(self._all_local))
+        # First what a fast rank has read before it was verified.
+        behind = dict.fromkeys(self._unverified(self.position))
+        self._window = list(behind | window | dict.fromkeys(self._all_local))
         for number in self._window:
             shard = shards[number]
             if number in self._ready and not is_local(shard.url):
@@ -258,15 +268,21 @@ class _Walk:
 
     def _has_verified(self, goal: int) -> bool:
         """Whether all local shards are that were read before a position, or are of a small set."""
+        return not self._unverified(goal) and self._ready.issuperset(self._all_local)
+
+    def _unverified(self, goal: int) -> list[int]:
+        """Local shards that were read before a position and are not verified yet."""
         needs, shards = self.job.needs, self.job.shards
-        if not self._ready.issuperset(self._all_local):
-            return False
-        while self._verified_to < min(goal, needs.end):
-            now = needs.shards_at(self._verified_to)
-            if any(is_local(shards[n].url) and n not in self._ready for n in now):
-                return False
-            self._verified_to = needs.next_change(self._verified_to)
-        return True
+        found: dict[int, None] = {}
+        position = self._verified_to
+        while position < min(goal, needs.end):
+            for number in needs.shards_at(position):
+                if is_local(shards[number].url) and number not in self._ready:
+                    found[number] = None
+            position = needs.next_change(position)
+            if not found:
+                self._verified_to = position
+        return list(found)
 
 
 def verify(shard: Shard) -> None:

@@ -11,6 +11,7 @@ from ssl_vit.data.dataset import BatchMaker
 from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.order import Order, SampleRef
 from ssl_vit.data.slots import Loaded, Sent, Slots
+from ssl_vit.errors import UserError
 
 
 class UpdateSampler(Sampler[list[SampleRef]]):
@@ -95,7 +96,16 @@ class LoadedBatches(Batches):
 
     def __next__(self) -> Loaded:
         self.keeper.advance(self.position_of(self._count))
-        arrived: Sent | Loaded = next(self._iterator)
+        try:
+            arrived: Sent | Loaded = next(self._iterator)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a data worker was killed: {str(error).splitlines()[0]}",
+                "most often memory was short: give engine.workers or engine.prefetch fewer, "
+                "and run the same command again",
+            ) from None
         # With a GPU the pinning thread has received it already.
         loaded = arrived.receive() if isinstance(arrived, Sent) else arrived
         if loaded.failure is not None:

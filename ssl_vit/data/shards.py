@@ -17,6 +17,7 @@ import numpy as np
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.index_file import SAMPLE_RECORD, SAMPLES_FILE, Shard, fingerprint
 from ssl_vit.errors import UserError
+from ssl_vit.files import readable
 
 # A process keeps so many shards open at most.
 _OPEN_SHARDS = 256
@@ -112,9 +113,7 @@ class ShardSet:
 
     def record(self, number: int) -> np.void:
         """The ``SAMPLE_RECORD`` of one sample."""
-        shard = self.shard_of(number)
-        place = int(self._first_record[shard]) + number - int(self.starts[shard])
-        return self._records[int(self._part_of[shard])][place]
+        return self._record(self.shard_of(number), number)
 
     @property
     def labels(self) -> np.ndarray:
@@ -137,9 +136,7 @@ class ShardSet:
             UserError: The shard cannot be had or read; names it.
         """
         shard = self.shard_of(number)
-        place = int(self._first_record[shard]) + number - int(self.starts[shard])
-        record = self._records[int(self._part_of[shard])][place]
-        offset, length, _, _ = record.item()
+        offset, length, _, _ = self._record(shard, number).item()
         try:
             data = os.pread(self._descriptor(shard), length, offset)
         except OSError as error:
@@ -164,7 +161,11 @@ class ShardSet:
                     member = tar.next()
         except (OSError, tarfile.TarError) as error:
             raise _unreadable(shard, str(error)) from None
-        return split_key(member.name)[0] if member else f"number {number}"
+        return split_key(readable(member.name))[0] if member else f"number {number}"
+
+    def _record(self, shard: int, number: int) -> np.void:
+        place = int(self._first_record[shard]) + number - int(self.starts[shard])
+        return self._records[int(self._part_of[shard])][place]
 
     def _descriptor(self, shard: int) -> int:
         if self._owner != os.getpid():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_vit.data.cache import ShardCache
-from ssl_vit.data.fetch import fetch_bytes, fetch_file, try_often
+from ssl_vit.data.fetch import FIRST_ATTEMPTS, fetch_bytes, fetch_file, try_often
 from ssl_vit.data.index_file import (
     INDEX_FILE,
     SAMPLES_FILE,
@@ -27,9 +27,6 @@ from ssl_vit.data.shards import Part, ShardSet
 from ssl_vit.data.urls import check_allowed, expand, is_local, local_path, scheme_of, split_base
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
-
-# Somebody waits at the keyboard, and the address may be mistyped.
-_FIRST_ATTEMPTS = 3
 
 
 def open_shards(sources: str | Path | Sequence[str], cache: ShardCache | None = None) -> ShardSet:
@@ -142,7 +139,7 @@ def _fetch_index(base: str, source: str, cache: ShardCache) -> tuple[Path, Index
     """A copy of a remote index in the cache, and its content."""
     url = f"{base}{INDEX_FILE}"
     try:
-        content = fetch_bytes(url, min(cache.attempts, _FIRST_ATTEMPTS), cache.report)
+        content = fetch_bytes(url, min(cache.attempts, FIRST_ATTEMPTS), cache.report)
     except FileNotFoundError:
         raise UserError(
             f"there is no {INDEX_FILE} at {base}",

@@ -78,5 +78,6 @@ def check_allowed(location: str, allow_shell_urls: bool) -> None:
     if scheme_of(location) == "pipe" and not allow_shell_urls:
         raise UserError(
             f"{location} would run a command in a shell, and lists of shards come from strangers",
-            "if you trust it:  data.allow_shell_urls=true  (--allow-shell-urls for `shards`)",
+            "if you trust it:  data.allow_shell_urls=true,  or --allow-shell-urls where a command "
+            "has that option",
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.data.config import DataConfig
 from ssl_vit.errors import UserError
-from ssl_vit.training.metrics_file import cut_after, read_metrics
+from ssl_vit.training.metrics_file import count_until, cut_after
 
 # A share of the first few samples says nothing about the rest.
 _FEWEST_SEEN = 1_000
@@ -29,8 +29,7 @@ class BadSamples:
         self.max_fraction, self.batch = data.max_bad_fraction, data.global_batch_size
         if is_first:
             cut_after(file, start_step)
-        lines = read_metrics(file) if file.is_file() else []
-        self.count = sum(line["step"] <= start_step for line in lines)
+        self.count = count_until(file, start_step)
 
     def record(self, step: int, bad: Sequence[BadSample]) -> None:
         """Add those of all ranks in update ``step``, counted from 0."""

@@ -85,7 +85,7 @@ class EngineConfig(Config):
 
     prefetch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Micro-batches each data worker prepares ahead; `auto`: enough for two updates, at least 2, at
-    most 8, and not more than 1 GiB of pixels in all.
+    most 8, but fewer, down to 1, where a process would hold more than 1 GiB of pixels.
     """
 
     verify_shards: bool = True

@@ -13,14 +13,23 @@ def cut_after(file: Path, step: int) -> None:
     """
     if not file.is_file():
         return
-    kept = [line for line in file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+    kept = [line for line in _lines(file) if _step_of(line) <= step]
     with replacing(file) as partial:
-        partial.write_text("".join(kept))
+        partial.write_text("".join(kept), encoding="utf-8")
+
+
+def count_until(file: Path, step: int) -> int:
+    """Lines of updates up to this one; 0 where there is no such file."""
+    return sum(_step_of(line) <= step for line in _lines(file)) if file.is_file() else 0
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in _lines(file)]
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
 
 
 def _step_of(line: str) -> float:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Bytes of pixels that the data workers of a process may hold ready.
 _MOST_PREFETCHED = 2**30
+# Micro-batches of a worker that training may be looking at while others are made (data/slots.py).
+_IN_USE = 2
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ def make_plan(config: "RunConfig", machine: Machine, data: DataFacts) -> RunPlan
     )
 
 
+def on_device(plan: RunPlan, device: Literal["cpu", "cuda"]) -> RunPlan:
+    """The plan with what follows from where the run turns out to be."""
+    return plan.model_copy(update={"device": device, "pin_memory": device == "cuda"})
+
+
 def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple[SetPlan, ...]:
     """Each set's share of an update, and how often a run of ``num_seen`` images sees its images."""
     shares = weights or [num_samples for _, num_samples in data.sets]
@@ -142,7 +149,8 @@ def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple
 
 
 def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, image_size: int) -> int:
-    """Micro-batches a data worker prepares ahead: two updates in all, in bounded memory.
+    """Micro-batches a data worker prepares ahead: two updates in all, in bounded memory where one
+    fits.
 
     Args:
         micro_batch_size: Images.
@@ -152,8 +160,8 @@ def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, imag
     """
     workers = max(workers, 1)
     wanted = -(-2 * accumulation // workers) + 1
-    fits = _MOST_PREFETCHED // (workers * micro_batch_size * 3 * image_size**2)
-    return max(2, min(wanted, fits, 8))
+    fits = _MOST_PREFETCHED // (workers * micro_batch_size * 3 * image_size**2) - _IN_USE
+    return max(1, min(max(wanted, 2), fits, 8))
 
 
 def split_batch(batch: int, world_size: int, micro_batch_size: int, lanes: int) -> tuple[int, int]:

@@ -119,7 +119,8 @@ class Trainer:
                     self.batches.finish()
                 if (step + 1) % self.panel_every_steps == 0 or is_last:
                     self._show_panels(step, result.batch)
-                too_bad = self.bad_samples.are_too_many(step + 1)
+                # Agreed on: a rank that came back may have read another count than the others.
+                too_bad = self.engine.any_rank(self.bad_samples.are_too_many(step + 1))
                 stop = preemption.agreed() or too_bad
                 # The export first: a kill between the two then costs nothing, as the step is
                 # redone.

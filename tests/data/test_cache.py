@@ -186,7 +186,8 @@ def test_a_shard_larger_than_the_cache_is_refused(server: FaultyServer, tmp_path
     cache = ShardCache(tmp_path, num_bytes=1000)
     with pytest.raises(UserError, match="more than the whole cache") as caught:
         cache.path(remote_shards(server, cache)[0])
-    assert "engine.cache_bytes=1,000" in caught.value.problem
+    assert "1,000" in caught.value.problem
+    assert "engine.cache_bytes=" in caught.value.remedy
 
 
 def test_a_killed_download_leaves_nothing_that_counts(folder: Path, tmp_path: Path):
@@ -340,3 +341,56 @@ def test_a_remote_folder_without_an_index_says_how_to_make_one(tmp_path: Path):
         with pytest.raises(UserError, match=r"no index\.json") as caught:
             open_shards(source, ShardCache(tmp_path / "cache"))
     assert f"ssl-vit shards index '{source}' --out INDEX" in caught.value.remedy
+
+
+def test_what_a_killed_fetch_of_the_same_shard_left_takes_no_room(
+    server: FaultyServer, tmp_path: Path
+):
+    cache = ShardCache(tmp_path)
+    shard = remote_shards(server, cache)[0]
+    cache.shards.mkdir(parents=True)
+    (cache.shards / f"{shard.sha256}.{shard.num_bytes}.partial").write_bytes(b"half")
+    small = ShardCache(tmp_path, num_bytes=shard.num_bytes * 3 // 2)
+    began = time.monotonic()
+    small.fetch(shard)
+    assert time.monotonic() - began < 5
+    assert names(small) == {f"{shard.sha256}.tar"}
+
+
+def test_a_copy_that_a_crash_cut_short_is_fetched_again(server: FaultyServer, tmp_path: Path):
+    cache = ShardCache(tmp_path)
+    shard = remote_shards(server, cache)[0]
+    place = cache.path(shard)
+    os.truncate(place, 1_000)
+    assert cache.path(shard).read_bytes() == (server.folder / shard.name).read_bytes()
+
+
+def test_a_partial_whose_lock_is_somebody_elses_by_now_is_left_alone(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = ShardCache(tmp_path)
+    first, second = remote_shards(server, cache)[:2]
+    cache.path(first)
+    partial = cache.shards / f"{second.sha256}.{second.num_bytes}.partial"
+    partial.write_bytes(b"another process writes this")
+    lock = cache.shards / f"{second.sha256}.lock"
+    lock.touch()
+    plain = cache_module._try_lock
+
+    def replaced(file: object) -> bool:
+        # Between opening and locking: its owner is done, and the next download has begun.
+        lock.unlink()
+        lock.touch()
+        return plain(file)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cache_module, "_try_lock", replaced)
+    assert not cache._evict(second.num_bytes) or partial.exists()
+    assert partial.exists()
+
+
+def test_the_environment_says_how_much_room_there_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSL_VIT_CACHE_BYTES", "3GB")
+    assert ShardCache().num_bytes == 3 * 10**9
+    monkeypatch.setenv("SSL_VIT_CACHE_BYTES", "much")
+    with pytest.raises(UserError, match="SSL_VIT_CACHE_BYTES=much"):
+        ShardCache()

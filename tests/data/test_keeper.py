@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ssl_vit.data.cache import ShardCache
-from ssl_vit.data.keeper import Keeper
+from ssl_vit.data.keeper import Keeper, _Job, _Walk
 from ssl_vit.data.mixture import MixedOrder
 from ssl_vit.data.needs import Needs, SequentialNeeds, TrainingNeeds, check_room
 from ssl_vit.data.order import Order, SampleOrder
@@ -255,3 +255,32 @@ def test_shards_that_do_not_fit_the_cache_together_are_refused(
         check_room(shards.shards, in_use, needed - 1)
     assert "data.lanes" in caught.value.remedy
     check_room(open_shards(server.folder).shards, in_use, 1)  # local ones need no cache
+
+
+def test_it_imports_what_its_rank_imports(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong module')")
+    monkeypatch.chdir(tmp_path)
+    shards = open_shards(folder)
+    keeper = Keeper(shards.shards, shards.cache, training_needs(shards, 10))
+    keeper.finish(10)
+    keeper.close()
+
+
+@pytest.mark.parametrize("small", [0, 2**40])
+def test_a_fast_rank_waits_at_the_end_for_all_that_it_has_read(
+    small: int, folder: Path, tmp_path: Path
+):
+    """A rank of two verifies half of a small set, and all that it has read itself."""
+    shards = open_shards(damaged_copy(folder, tmp_path / "copy", 6).parent)
+    job = _Job(shards.shards, shards.cache, training_needs(shards, 10), 0, True, (1, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssl_vit.data.keeper._SMALL_SET", small)
+        walk = _Walk(job)
+    assert bool(walk._all_local) == bool(small)
+    walk.position = walk.goal = 10  # all updates were made before it looked for the first time
+    read = {n for step in range(10) for n in job.needs.shards_at(step)}
+    assert 6 in read
+    with pytest.raises(UserError, match=f"shard .*{shards.shards[6].name} is damaged"):
+        walk.run()

@@ -251,3 +251,15 @@ def test_a_source_that_means_nothing_is_explained(source: str, problem: str):
 )
 def test_a_member_name_is_cut_as_webdataset_cuts_it(name: str, key: str, ending: str):
     assert split_key(name) == (key, ending)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [({"sha256": "../../x"}, "no sha256"), ({"nsamples": -1}, "less than nothing")],
+)
+def test_an_index_cannot_name_files_of_the_cache(
+    change: dict[str, object], problem: str, folder: Path
+):
+    change_index(folder, lambda index: index["shardlist"][1].update(change))
+    with pytest.raises(UserError, match=problem):
+        open_shards(folder)

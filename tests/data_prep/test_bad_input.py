@@ -239,3 +239,38 @@ def test_a_truncated_file_with_a_thumbnail_is_told_from_a_whole_one():
     inspect(data)
     with pytest.raises(RefusedError, match="no end-of-image mark"):
         inspect(data[:-40])
+
+
+def test_links_that_lead_to_themselves_are_refused(tmp_path: Path):
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "good.jpg").write_bytes(encode(PICTURE, "JPEG"))
+    (images / "self.jpg").symlink_to("self.jpg")
+    (images / "one").symlink_to("two")
+    (images / "two").symlink_to("one")
+    made = pack_images(images, tmp_path / "shards")
+    assert made.num_images == 1
+    assert made.refused == {"link in a circle": 3}
+
+
+def test_whatever_a_parser_trips_over_is_a_damaged_image():
+    """TIFF directories at random: Pillow raises TypeError, OverflowError, struct.error and more."""
+    rng = np.random.default_rng(5)
+    data = encode(PICTURE, "TIFF")
+    directory = int.from_bytes(data[4:8], "little")
+    failed = 0
+    for _ in range(3_000):
+        broken = bytearray(data)
+        for _ in range(rng.integers(1, 4)):
+            broken[rng.integers(directory, min(len(data), directory + 140))] = rng.integers(256)
+        try:
+            decode_image(bytes(broken))
+        except ValueError:
+            failed += 1
+    assert failed > 300
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_broken_exif_block_does_not_cost_the_image(kind: str):
+    data = encode(PICTURE, kind, exif=b"Exif\0\0garbage that is no TIFF", lossless=True)
+    assert np.array_equal(decode_image(data), PICTURE)

@@ -1,6 +1,8 @@
 """Shards that others wrote: by plain `tar` and webdataset's own writer, indexed and resharded."""
 
+import io
 import json
+import os
 import subprocess
 import tarfile
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.index_file import read_index
@@ -283,3 +286,117 @@ def test_records_know_long_names_and_extended_headers(tmp_path: Path):
     assert shards.read(0) == picture(0, "jpg")
     assert int(shards.record(0)["lead"]) > 512
     assert np.asarray(shards.labels).tolist() == [-1]
+
+
+@pytest.mark.parametrize("place", [".", "train"])
+def test_shards_are_not_written_over_those_that_are_read(place: str, tmp_path: Path):
+    pack(fill_folder(tmp_path), tmp_path / "set" / place)
+    before = everything(tmp_path / "set")
+    with pytest.raises(UserError, match="the shards that are read lie in"):
+        reshard(str(tmp_path / "set" / place), tmp_path / "set", 0, 2, 0, 1, overwrite=True)
+    assert everything(tmp_path / "set") == before
+
+
+def fill_folder(tmp_path: Path) -> Path:
+    fill(tmp_path / "images", [f"{n}.jpg" for n in range(12)])
+    return tmp_path / "images"
+
+
+def test_an_index_that_failed_gives_nobody_leave_to_delete(tmp_path: Path):
+    shards = tmp_path / "shards"
+    write_by_webdataset(shards)
+    (shards / "00000.tar").rename(shards / "shard-000000.tar")
+    with pytest.raises(UserError, match="no images that end in ppm"):
+        index(shards, endings=("ppm",))
+    before = everything(shards)
+    with pytest.raises(UserError, match="holds other files"):
+        pack(fill_folder(tmp_path), shards)
+    assert everything(shards) == before
+    assert not (shards / ".unfinished").exists()
+
+
+def test_the_rest_of_a_damaged_tar_is_not_dropped_in_silence(tmp_path: Path):
+    write_by_webdataset(tmp_path / "shards")
+    tar = tmp_path / "shards/00001.tar"
+    data = tar.read_bytes()
+    with tarfile.open(tar) as opened:
+        member = opened.getmembers()[9]
+    for damaged in (
+        data[: member.offset] + b"\xff" * 512 + data[member.offset + 512 :],
+        data[: member.offset],
+        data[: member.offset + 200],
+    ):
+        tar.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"damaged at byte {member.offset:,}") as caught:
+            index(tmp_path / "shards")
+        assert "00001.tar" in caught.value.problem
+
+
+def test_names_that_are_no_utf8_are_spelled_out(tmp_path: Path):
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards/x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for number in range(3):
+            data = picture(number, "jpg")
+            info = tarfile.TarInfo(f"caf\udce9{number}.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    folder = index(tmp_path / "shards")
+    assert open_shards(folder).key(1) == "caf\\xe91"
+    reshard(str(folder), tmp_path / "new", 0, 1, seed=0, workers=1)
+    assert check_shards(str(tmp_path / "new"), decode=True, workers=1)[1] == []
+
+
+def test_what_an_index_takes_check_takes(tmp_path: Path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with webdataset.ShardWriter(str(shards / "%05d.tar"), verbose=0) as writer:
+        for number in range(12):
+            gif = io.BytesIO()
+            Image.open(io.BytesIO(picture(number, "jpg"))).save(gif, "GIF")
+            sample = {"jpg": picture(number, "jpg"), "gif": gif.getvalue(), "cls": f"{number:03d}"}
+            writer.write({"__key__": f"{number:05d}", **sample})
+    for endings in (("gif",), ("jpg",), ("gif", "jpg")):
+        index_shards([str(shards)], None, IndexOptions(endings=endings), 1, overwrite=True)
+        assert check_shards(str(shards), decode=True, workers=1)[1] == []
+
+
+def test_a_label_field_that_no_sample_has_is_said(tmp_path: Path):
+    write_by_webdataset(tmp_path / "shards")
+    with pytest.raises(UserError, match="field nope"):
+        index(tmp_path / "shards", label_field="nope")
+
+
+def test_resharding_opens_few_tars_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from ssl_vit_data_prep import reshard as module
+
+    pack(fill_folder(tmp_path), tmp_path / "shards", shard_bytes=7_000)
+    shards = open_shards(tmp_path / "shards")
+    assert 3 <= len(shards.shards) < shards.num_samples
+    monkeypatch.setattr(module, "_MOST_OPEN", 2)
+    opened: list[str] = []
+    plain = os.open
+
+    def counting(path: str, flags: int) -> int:
+        if str(path).endswith(".tar"):
+            assert len(os.listdir("/proc/self/fd")) < before + 6
+            opened.append(path)
+        return plain(path, flags)
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(module.os, "open", counting)
+    reshard(str(tmp_path / "shards"), tmp_path / "new", 0, 1, seed=0, workers=1)
+    assert len(opened) > len(shards.shards)
+    assert open_shards(tmp_path / "new").num_samples == shards.num_samples
+
+
+def test_an_unfinished_pack_is_not_indexed_as_if_it_were_whole(tmp_path: Path):
+    pack(fill_folder(tmp_path), tmp_path / "shards", shard_bytes=2_000)
+    shards = tmp_path / "shards"
+    (shards / "index.json").unlink()
+    (shards / ".unfinished").mkdir()
+    (shards / ".unfinished/plan").write_text("pack 0123")
+    with pytest.raises(UserError, match="not complete: the pack") as caught:
+        index(shards)
+    assert "run that command again" in caught.value.remedy
+    with pytest.raises(UserError, match="not complete"):
+        open_shards(shards)

@@ -268,8 +268,9 @@ def test_check_tells_where_a_tar_breaks_off(images: Path, tmp_path: Path):
     record = shards.record(5)
     flip_byte(tmp_path / "shards/shard-000000.tar", int(record["offset"] - record["lead"]))
     _, faults = check_shards(str(tmp_path / "shards"), decode=False, workers=1)
-    assert [fault.key for fault in faults] == ["", shards.key(4)]
-    assert "ends after 5 of 16 images" in faults[1].problem
+    assert [fault.key for fault in faults] == ["", "", shards.key(4)]
+    assert f"damaged at byte {int(record['offset'] - record['lead']):,}" in faults[1].problem
+    assert "11 of 16 images are not at the offset" in faults[2].problem
 
 
 @pytest.mark.parametrize("field", ["offset", "length", "lead", "label"])

@@ -263,7 +263,7 @@ def test_a_killed_pack_goes_on_and_ends_like_an_unbroken_one(
     assert len(parts) >= len(finished) - 1
 
 
-def test_a_killed_pack_of_other_images_or_options_begins_anew(many: Path, tmp_path: Path):
+def test_a_killed_pack_of_other_options_is_not_thrown_away_unasked(many: Path, tmp_path: Path):
     shards = tmp_path / "shards"
     process = begin_pack(many, shards, "--shard-bytes", "60kB", "--workers", "1")
     while len(list(shards.glob("shard-*.tar"))) < 3:
@@ -271,7 +271,9 @@ def test_a_killed_pack_of_other_images_or_options_begins_anew(many: Path, tmp_pa
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    made = pack_images(many, shards, PackOptions(90_000))
+    with pytest.raises(UserError, match=r"finished shards of a pack .* other options"):
+        pack_images(many, shards, PackOptions(90_000))
+    made = pack_images(many, shards, PackOptions(90_000), overwrite=True)
     assert made.num_resumed == 0
     pack_images(many, tmp_path / "clean", PackOptions(90_000))
     assert everything(shards) == everything(tmp_path / "clean")
@@ -314,3 +316,57 @@ def test_a_disk_that_fills_up_is_said_and_the_same_command_goes_on(many: Path, t
         assert everything(place / "shards") == everything(tmp_path / "clean")
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_other_labels_are_another_pack(images: Path, tmp_path: Path):
+    manifest, shards = tmp_path / "list.csv", tmp_path / "shards"
+    options = PackOptions(2_000, classes="manifest", manifest=manifest)
+    manifest.write_text("path,label\n" + "".join(f"{path},x\n" for path in PATHS))
+    pack_images(images, shards, options)
+    # As a kill before the last step would have left it.
+    (shards / "index.json").unlink()
+    parts = shards / ".unfinished"
+    manifest.write_text(
+        "path,label\n" + "".join(f"{path},x\n" for path in PATHS[:-1]) + f"{PATHS[-1]},y\n"
+    )
+    parts.mkdir()
+    (parts / "plan").write_text("pack of other labels")
+    (parts / "shard-000000.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="did not end, with other options"):
+        pack_images(images, shards, options)
+
+
+def test_labels_and_columns_decide_whether_a_killed_pack_goes_on():
+    from ssl_vit_data_prep.plan import Classes, digest
+
+    base = Classes(("a", "b"), {"1.jpg": 0, "2.jpg": 1}, {"1.jpg": {"year": 1990}})
+    others = [
+        Classes(("a", "b"), {"1.jpg": 1, "2.jpg": 0}, base.extras),
+        Classes(base.names, base.labels, {"1.jpg": {"year": 1991}}),
+    ]
+    digests = {digest((), (PackOptions(), classes)) for classes in [base, *others]}
+    assert len(digests) == 3
+
+
+def test_a_disk_without_room_costs_no_set_that_is_there(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from ssl_vit_data_prep import target
+
+    pack_images(images, tmp_path / "shards")
+    before = everything(tmp_path / "shards")
+    monkeypatch.setattr(
+        target.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 0})()
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    (images / "cat/large.png").write_bytes(encode(noise, "PNG"))
+    with pytest.raises(UserError, match="has room for"):
+        pack_images(images, tmp_path / "shards", overwrite=True)
+    assert everything(tmp_path / "shards") == before
+
+
+def test_half_a_character_in_a_manifest_is_said(images: Path, tmp_path: Path):
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text('{"path": "cat/00.png", "label": "x", "note": "\\ud800"}\n')
+    with pytest.raises(UserError, match="line 1, has half a character"):
+        read_manifest(manifest, images)

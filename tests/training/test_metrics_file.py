@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ssl_vit.training.metrics_file import cut_after, read_metrics
+from ssl_vit.training.metrics_file import count_until, cut_after, read_metrics
 
 
 def test_lines_of_updates_that_will_be_made_again_and_half_lines_are_cut(tmp_path: Path):
@@ -15,3 +15,11 @@ def test_lines_of_updates_that_will_be_made_again_and_half_lines_are_cut(tmp_pat
 def test_a_missing_file_is_an_empty_one(tmp_path: Path):
     cut_after(tmp_path / "metrics.jsonl", 2)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_lines_are_counted_whatever_a_kill_left_of_the_last(tmp_path: Path):
+    file = tmp_path / "bad_samples.jsonl"
+    assert count_until(file, 5) == 0
+    file.write_bytes('{"step": 2, "key": "ü"}\n{"step": 7}\n{"step": 3, "key": "ü'.encode()[:-1])
+    assert count_until(file, 5) == 1
+    assert count_until(file, 7) == 2
