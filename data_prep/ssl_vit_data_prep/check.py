@@ -77,6 +77,15 @@ def check_shards(
     return shards, [fault for faults in found for fault in faults]
 
 
+def list_others(shards: ShardSet) -> list[str]:
+    """Names of tars that lie in the set's folder and are not in its index."""
+    known = {shard.name for shard in shards.shards}
+    folders = {part.folder for part in shards.parts}
+    return sorted(
+        path.name for folder in folders for path in folder.glob("*.tar") if path.name not in known
+    )
+
+
 def check_shard(task: CheckTask) -> list[Fault]:
     """Compare one tar with its index: hash, places, labels; if asked, decode its images too."""
     shard = task.shard

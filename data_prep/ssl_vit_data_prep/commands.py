@@ -6,19 +6,13 @@ Imports nothing slow at the top.
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ssl_vit.errors import UserError
 from ssl_vit.quantities import format_bytes, parse_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ssl_vit.data.index_file import Statistics
-    from ssl_vit_data_prep.pack import PackSummary
-    from ssl_vit_data_prep.refusals import Kind
+from ssl_vit_data_prep.reports import count_shards, echo_packed, echo_refused
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,7 +54,6 @@ ShellOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
 
 _FAULTS = 20  # listed; more are only counted
-_CLASSES = 5  # listed, the largest first
 
 
 @app.command()
@@ -136,7 +129,14 @@ def pack(
         decode,
     )
     made = pack_images(images, shards, options, workers or cores_here(), overwrite)
-    _echo_packed(made, shards)
+    echo_packed(made, shards)
+    if not decode:
+        looked_at = sum(each.statistics.num_images for each in made.sets if each.statistics)
+        if looked_at < made.num_images:
+            typer.echo(
+                f"note     {made.num_images - looked_at:,} images were not decoded, only looked "
+                "through; --decode, or  ssl-vit shards check,  finds damage inside them"
+            )
 
 
 @app.command()
@@ -154,12 +154,16 @@ def check(
     """
     from ssl_vit.data.cache import ShardCache
     from ssl_vit.distributed import cores_here
-    from ssl_vit_data_prep.check import check_shards
+    from ssl_vit_data_prep.check import check_shards, list_others
 
     cache = ShardCache(allow_shell_urls=allow_shell_urls)
     opened, faults = check_shards(shards, not quick, workers or cores_here(), cache)
+    if others := list_others(opened):
+        typer.echo(
+            f"note: {len(others):,} tars beside them are not in the index, {others[0]} first"
+        )
     if not faults:
-        typer.echo(f"OK: {opened.num_samples:,} images in {_shards(len(opened.shards))}")
+        typer.echo(f"OK: {opened.num_samples:,} images in {count_shards(len(opened.shards))}")
         return
     for fault in faults[:_FAULTS]:
         typer.echo(str(fault))
@@ -208,7 +212,7 @@ def index(
     made = index_shards(sources, out, options, workers or cores_here(), overwrite)
     kinds = ", ".join(f"{ending} {count:,}" for ending, count in made.endings.items())
     typer.echo(
-        f"indexed  {made.index.num_samples:,} images in {_shards(len(made.index.shards))}, "
+        f"indexed  {made.index.num_samples:,} images in {count_shards(len(made.index.shards))}, "
         f"{format_bytes(made.num_bytes)}: {made.folder}"
     )
     typer.echo(f"endings  {kinds}")
@@ -219,7 +223,7 @@ def index(
         )
     labelled = f"{made.num_labelled:,} images of {len(made.index.classes):,} classes"
     typer.echo(f"labels   {labelled if made.num_labelled else 'none'}")
-    _echo_refused(made.refused, made.folder)
+    echo_refused(made.refused, made.folder)
     word = shlex.quote(f"data.shards={made.folder}")
     typer.echo(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
 
@@ -228,7 +232,9 @@ def index(
 def reshard(
     shards: SourceArgument,
     out: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the new shards; created.")],
-    shard_bytes: BytesOption = "256MiB",
+    shard_bytes: Annotated[
+        str, typer.Option("--shard-bytes", help="Largest size of one tar; 256MiB if not given.")
+    ] = "",
     num_shards: Annotated[
         int, typer.Option("--num-shards", min=0, help="Make so many, whatever their size.")
     ] = 0,
@@ -243,10 +249,14 @@ def reshard(
     from ssl_vit_data_prep.reshard import reshard as write_anew
 
     cache = ShardCache(allow_shell_urls=allow_shell_urls)
-    num_bytes = 0 if num_shards else parse_bytes(shard_bytes, "--shard-bytes ")
+    if num_shards and shard_bytes:
+        raise UserError(
+            "--num-shards and --shard-bytes are both given", "give the number or the size"
+        )
+    num_bytes = 0 if num_shards else parse_bytes(shard_bytes or "256MiB", "--shard-bytes ")
     workers = workers or cores_here()
     made = write_anew(shards, out, num_bytes, num_shards, shuffle_seed, workers, overwrite, cache)
-    typer.echo(f"wrote    {made.num_samples:,} images into {_shards(len(made.shards))}: {out}")
+    typer.echo(f"wrote    {made.num_samples:,} images into {count_shards(len(made.shards))}: {out}")
 
 
 @app.command()
@@ -289,53 +299,6 @@ def preview(
     typer.echo(f"wrote    {out}: the first {len(refs)} samples of {config.recipe}")
     for ref in refs:
         typer.echo(f"  {opened.key(ref.number)}")
-
-
-def _echo_packed(made: "PackSummary", shards: Path) -> None:
-    resumed = f", {_shards(made.num_resumed)} of them before" if made.num_resumed else ""
-    for each in made.sets:
-        typer.echo(
-            f"packed   {each.num_images:,} images into {_shards(each.num_shards)}, "
-            f"{format_bytes(each.num_bytes)}: {shards / each.name}"
-        )
-        typer.echo(f"classes  {_describe_classes(each.class_counts)}")
-        if each.statistics:
-            typer.echo(f"pixels   {_describe_statistics(each.statistics)}")
-    _echo_refused(made.refused, shards)
-    rate = made.num_images / made.seconds
-    typer.echo(f"time     {made.seconds:.1f} s ({rate:,.0f} images/s){resumed}")
-    first = next(each for each in made.sets if each.num_images)
-    typer.echo(f"look     {shards / first.name / 'contact_sheet.png'}")
-    word = shlex.quote(f"data.shards={shards / first.name}")
-    typer.echo(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
-
-
-def _shards(count: int) -> str:
-    return f"{count:,} shard" if count == 1 else f"{count:,} shards"
-
-
-def _describe_classes(counts: "Mapping[str, int]") -> str:
-    if not counts:
-        return "none"
-    largest = sorted(counts.items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{name} {count:,}" for name, count in largest[:_CLASSES])
-    more = f", and {len(counts) - _CLASSES:,} more" if len(counts) > _CLASSES else ""
-    return f"{len(counts):,}: {listed}{more}"
-
-
-def _describe_statistics(statistics: "Statistics") -> str:
-    mean, std = (
-        "[" + ", ".join(f"{value:.3f}" for value in values) + "]"
-        for values in (statistics.mean, statistics.std)
-    )
-    return f"mean {mean}, std {std}, of {statistics.num_images:,} images"
-
-
-def _echo_refused(counts: "Mapping[Kind, int]", folder: Path) -> None:
-    if counts:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
-        listed = f"listed in {folder / 'refused.jsonl'}"
-        typer.echo(f"refused  {sum(counts.values()):,} files, {listed}: {kinds}")
 
 
 def _read_lines(path: Path) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from ssl_vit.errors import UserError
 from ssl_vit_data_prep.check import check_shards
 from ssl_vit_data_prep.index import IndexOptions, index_shards
 from ssl_vit_data_prep.reshard import reshard
+from tests.command_line import ssl_vit
 from tests.data_prep.test_pack import everything, fill, pack, picture, webdataset_samples
 from tests.faulty_server import serving
 
@@ -400,3 +401,24 @@ def test_an_unfinished_pack_is_not_indexed_as_if_it_were_whole(tmp_path: Path):
     assert "run that command again" in caught.value.remedy
     with pytest.raises(UserError, match="not complete"):
         open_shards(shards)
+
+
+def test_tars_that_no_index_knows_are_mentioned(tmp_path: Path):
+    pack(fill_folder(tmp_path), tmp_path / "shards")
+    (tmp_path / "shards/shard-000099.tar").write_bytes(b"")
+    done = ssl_vit("shards", "check", tmp_path / "shards")
+    assert done.returncode == 0
+    assert "1 tars beside them are not in the index, shard-000099.tar" in done.stdout
+    both = ("--num-shards", "2", "--shard-bytes", "1MB")
+    assert (
+        ssl_vit("shards", "reshard", tmp_path / "shards", tmp_path / "new", *both).returncode == 2
+    )
+
+
+def test_what_was_not_decoded_and_an_empty_set_are_said(tmp_path: Path):
+    fill(tmp_path / "images", [f"{n}.jpg" for n in range(600)])
+    words = ("--val-fraction", "0.0000001", "--workers", "1")
+    done = ssl_vit("shards", "pack", tmp_path / "images", tmp_path / "shards", *words)
+    assert done.returncode == 0, done.stderr
+    assert "val is empty" in done.stdout
+    assert "300 images were not decoded" in done.stdout

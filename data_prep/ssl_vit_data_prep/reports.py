@@ -1,0 +1,67 @@
+"""What `ssl-vit shards` says when it is done."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_vit.quantities import format_bytes
+
+if TYPE_CHECKING:
+    from ssl_vit.data.index_file import Statistics
+    from ssl_vit_data_prep.pack import PackSummary
+    from ssl_vit_data_prep.refusals import Kind
+
+_CLASSES = 5  # listed, the largest first
+
+
+def echo_packed(made: "PackSummary", shards: Path) -> None:
+    """What a pack made, where, and what to do next."""
+    resumed = f", {count_shards(made.num_resumed)} of them before" if made.num_resumed else ""
+    for each in made.sets:
+        print(
+            f"packed   {each.num_images:,} images into {count_shards(each.num_shards)}, "
+            f"{format_bytes(each.num_bytes)}: {shards / each.name}"
+        )
+        print(f"classes  {_describe_classes(each.class_counts)}")
+        if each.statistics:
+            print(f"pixels   {_describe_statistics(each.statistics)}")
+        if not each.num_images:
+            print(f"note     {each.name} is empty: take a larger --val-fraction")
+    echo_refused(made.refused, shards)
+    rate = made.num_images / made.seconds
+    print(f"time     {made.seconds:.1f} s ({rate:,.0f} images/s){resumed}")
+    first = next(each for each in made.sets if each.num_images)
+    print(f"look     {shards / first.name / 'contact_sheet.png'}")
+    word = shlex.quote(f"data.shards={shards / first.name}")
+    print(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
+
+
+def count_shards(count: int) -> str:
+    """ "1 shard", "2,000 shards"."""
+    return f"{count:,} shard" if count == 1 else f"{count:,} shards"
+
+
+def _describe_classes(counts: "Mapping[str, int]") -> str:
+    if not counts:
+        return "none"
+    largest = sorted(counts.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} {count:,}" for name, count in largest[:_CLASSES])
+    more = f", and {len(counts) - _CLASSES:,} more" if len(counts) > _CLASSES else ""
+    return f"{len(counts):,}: {listed}{more}"
+
+
+def _describe_statistics(statistics: "Statistics") -> str:
+    mean, std = (
+        "[" + ", ".join(f"{value:.3f}" for value in values) + "]"
+        for values in (statistics.mean, statistics.std)
+    )
+    return f"mean {mean}, std {std}, of {statistics.num_images:,} images"
+
+
+def echo_refused(counts: "Mapping[Kind, int]", folder: Path) -> None:
+    """How many files were refused, by kind, and where they are listed."""
+    if counts:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+        listed = f"listed in {folder / 'refused.jsonl'}"
+        print(f"refused  {sum(counts.values()):,} files, {listed}: {kinds}")
