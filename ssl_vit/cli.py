@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from ssl_vit.distributed import leave
 from ssl_vit.errors import UserError
 
 GROUP = "ssl_vit.commands"
@@ -79,11 +80,13 @@ def main() -> None:
         # Every process of a machine finds the same mistake; one of them says it.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
-        sys.stderr.flush()
-        sys.exit(2)
+        code = 2
     if code == _INTERRUPTED:
         print("stopped: the same command goes on where it can", file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        leave(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

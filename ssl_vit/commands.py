@@ -29,7 +29,7 @@ def pretrain(
     from ssl_vit.pretrain import prepare, start
 
     prepared = prepare(recipe, run, overrides or [], smoke)
-    raise SystemExit(start(prepared))
+    raise typer.Exit(start(prepared))
 
 
 def recipes(

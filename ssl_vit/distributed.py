@@ -7,8 +7,9 @@ five variables. Bare SLURM tasks do not, and are refused.
 import ctypes
 import os
 import socket
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 from ssl_vit.errors import UserError
 
@@ -66,6 +67,17 @@ def complete_environment() -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without the interpreter's farewell, everything being written.
+
+    With gloo that farewell aborts now and then ("terminate called without an active exception"),
+    even after the process group is gone, and a launcher takes a good run for a crash.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def set_library_environment(device: Literal["cpu", "cuda"]) -> None:

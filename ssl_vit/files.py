@@ -1,6 +1,7 @@
 """Files: replaced whole or not at all, and named so that their names can be written down."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,3 +21,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def readable(name: str) -> str:
     """A file name as valid UTF-8: bytes that are none are spelled out as `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def hash_file(path: Path) -> str:
+    """sha256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

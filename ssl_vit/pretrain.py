@@ -32,10 +32,12 @@ from ssl_vit.recipes import find_recipe, smoke
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, describe_set, machine_lanes, open_data, sizes_of
 from ssl_vit.run_folder import RunFolder
-from ssl_vit.training.checkpoint import check_world_size, newest_checkpoint, step_of
+from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.plan import Machine, RunPlan, make_plan, on_device
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ssl_vit.data.loader import Batches
     from ssl_vit.objectives.objective import Objective
     from ssl_vit.training.trainer import Log
@@ -97,8 +99,6 @@ def prepare(
     check_same_data(folder.environment, describe_data(shards))
     order = build_order(sizes_of(shards), config.data, config.seed)
     everyone = processes or read_processes()
-    if newest := newest_checkpoint(folder.checkpoints):
-        check_world_size(newest, everyone.world_size, config.engine.zero_stage)
     if config.init_backbone:
         check_initial_backbone(config.init_backbone, config.backbone)
     cores = max(1, cores_here() // everyone.local_world_size)
@@ -160,9 +160,11 @@ def start(prepared: Prepared) -> int:
 
     from ssl_vit.export import ExportInfo, RunExports, load_initial_weights
     from ssl_vit.objectives.build import build_objective
+    from ssl_vit.training.agreement import refuse_disagreement
     from ssl_vit.training.bad_samples import BadSamples
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.engine import Engine, start_process_group
+    from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
     from ssl_vit.training.preemption import EXIT_SAVED
     from ssl_vit.training.trainer import Trainer
 
@@ -170,14 +172,13 @@ def start(prepared: Prepared) -> int:
     processes = prepared.processes
     torch.set_num_threads(plan.threads)
     start_process_group(plan.device, processes)
+    refuse_disagreement(_must_agree(prepared), processes)
     torch.manual_seed(config.seed)
     objective = build_objective(config.objective, config.backbone, config.data)
     if config.init_backbone:
         load_initial_weights(objective.backbone, config.init_backbone)
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
-    checkpoints = Checkpoints(
-        folder.checkpoints, engine, config.checkpoint.every_steps, config.checkpoint.keep_last
-    )
+    checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
     start_step = checkpoints.restore()
     exports = RunExports(
         folder.exports,
@@ -195,11 +196,26 @@ def start(prepared: Prepared) -> int:
         log = _open_log(prepared, start_step)
     batches = _open_batches(prepared, start_step)
     bad = BadSamples(folder.bad_samples, start_step, config.data, processes.is_first)
-    panels = config.log.panel_every_steps
-    trainer = Trainer(objective, engine, batches, bad, checkpoints, exports, log, panels)
+    nonfinite = NonfiniteUpdates(
+        folder.nonfinite, start_step, config.guard, processes.is_first, _namer(prepared)
+    )
+    hangs = HangDetector(folder.hangs, processes.rank, config.guard.hang_minutes)
+    trainer = Trainer(
+        objective,
+        engine,
+        batches,
+        bad,
+        nonfinite,
+        hangs,
+        checkpoints,
+        exports,
+        log,
+        config.log.panel_every_steps,
+    )
     try:
         complete = trainer.run(start_step, plan.total_steps)
     finally:
+        hangs.close()
         batches.close()
         if log is not None:
             log.close()
@@ -207,6 +223,25 @@ def start(prepared: Prepared) -> int:
     if processes.is_first:
         _say_end(folder, complete)
     return 0 if complete else EXIT_SAVED
+
+
+def _must_agree(prepared: Prepared) -> dict[str, str]:
+    """What has to be the same on every rank, by name."""
+    import ssl_vit
+
+    return {
+        "version of ssl-vit": ssl_vit.__version__,
+        "config": to_yaml(prepared.config),
+        "data": prepared.plan.data_fingerprint,
+        "number of updates": str(prepared.plan.total_steps),
+    }
+
+
+def _namer(prepared: Prepared) -> "Callable[[Sequence[int]], list[str]]":
+    shards = prepared.shards
+    if shards is None:
+        return lambda numbers: [f"number {number}" for number in numbers]
+    return lambda numbers: [shards.key(number) for number in numbers]
 
 
 def _open_batches(prepared: Prepared, start_step: int) -> "Batches":

@@ -12,6 +12,7 @@ from ssl_vit.training.config import (
     CheckpointConfig,
     EngineConfig,
     ExportConfig,
+    GuardConfig,
     LogConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -36,16 +37,14 @@ class RunConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
+    guard: GuardConfig = GuardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     export: ExportConfig = ExportConfig()
     log: LogConfig = LogConfig()
 
 
 # Sections that move speed and paper trail, not results: a run may be resumed with other values.
-FREE_ON_RESUME = ("engine", "checkpoint", "export", "log")
-# Except these: the optimizer's shards on disk are of one stage (the engine converts between them
-# later).
-FIXED_ON_RESUME = ("engine.zero_stage",)
+FREE_ON_RESUME = ("engine", "guard", "checkpoint", "export", "log")
 # And these of the data: the place of the shards may move, since their content is compared by
 # fingerprint; the others decide whether to go on, not with what.
 FREE_OF_DATA = ("data.shards", "data.max_bad_fraction", "data.allow_shell_urls")
@@ -53,6 +52,4 @@ FREE_OF_DATA = ("data.shards", "data.max_bad_fraction", "data.allow_shell_urls")
 
 def may_change_on_resume(path: str) -> bool:
     """Whether a run folder may continue with another value at this config path."""
-    if path in FIXED_ON_RESUME:
-        return False
     return path.partition(".")[0] in FREE_ON_RESUME or path in FREE_OF_DATA

@@ -24,6 +24,8 @@ class RunFolder:
         self.environment = self.root / "environment.json"
         self.metrics = self.root / "metrics.jsonl"
         self.bad_samples = self.root / "bad_samples.jsonl"
+        self.nonfinite = self.root / "nonfinite.jsonl"
+        self.hangs = self.root / "hangs"
         self.tensorboard = self.root / "tensorboard"
         self.checkpoints = self.root / "checkpoints"
         self.exports = self.root / "exports"

@@ -2,8 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +54,37 @@ def torchrun(processes: int, *words: str | Path) -> subprocess.CompletedProcess[
     )
 
 
-def losses(run: Path) -> list[tuple[int, float, str]]:
-    """(step, loss, digest of the samples) of every line of a run's metrics."""
-    lines: list[dict[str, Any]] = [
-        json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
+def run_ranks(
+    commands: Sequence[Sequence[str | Path]],
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run `ssl-vit …` as the ranks of one run, each with words of its own, to their end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    size = str(len(commands))
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ssl_vit", *map(str, words)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, words in enumerate(commands)
     ]
+    with ThreadPoolExecutor(len(ranks)) as pool:  # all pipes are read at the same time
+        said = list(pool.map(lambda rank: rank.communicate(timeout=PATIENCE), ranks))
+    return [
+        subprocess.CompletedProcess(rank.args, rank.returncode, *words)
+        for rank, words in zip(ranks, said, strict=True)
+    ]
+
+
+def losses(run: Path) -> list[tuple[int, float, str]]:
+    """(step, loss, digest of the samples) of every line of a run's metrics, if it has begun."""
+    file = run / "metrics.jsonl"
+    text = file.read_text() if file.is_file() else ""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
     return [(line["step"], line["loss"], line["samples"]) for line in lines]

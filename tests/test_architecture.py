@@ -112,7 +112,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The wiring.
     "ssl_vit": {"ssl_vit.export"},
     "ssl_vit.__main__": {"ssl_vit.cli"},
-    "ssl_vit.cli": {"ssl_vit.errors"},
+    "ssl_vit.cli": {"ssl_vit.distributed", "ssl_vit.errors"},
     "ssl_vit.commands": {
         "ssl_vit.config",
         "ssl_vit.demo",

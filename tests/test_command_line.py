@@ -113,7 +113,6 @@ def test_a_run_folder_of_another_recipe_or_setting_is_refused(shards: Path, tmp_
     for words in (
         ["mae_vith14", "--smoke"],
         ["mae_vits16", "--smoke", "objective.mask_ratio=0.5"],
-        ["mae_vits16", "--smoke", "engine.zero_stage=0"],
     ):
         wrong, fix = refused("pretrain", *words, "--run", folder.root, f"data.shards={shards}")
         assert "holds a run with" in wrong

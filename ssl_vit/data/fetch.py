@@ -5,7 +5,6 @@ is not there or may not be read is an error at once, everything else may be the 
 """
 
 import errno
-import hashlib
 import os
 import random
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 from ssl_vit.data.index_file import Shard
 from ssl_vit.data.urls import local_path, scheme_of
 from ssl_vit.errors import UserError
+from ssl_vit.files import hash_file
 
 ATTEMPTS = 8
 """Tries for one file; with the pauses between them, over two minutes of a server that is away."""
@@ -158,12 +158,6 @@ def fetch_file(url: str, target: Path) -> None:
             _filesystem(url).get_file(str(local_path(url)), str(target))
         case _:
             _filesystem(url).get_file(url, str(target), callback=_stall_watch())
-
-
-def hash_file(path: Path) -> str:
-    """sha256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _filesystem(url: str) -> Any:

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from ssl_vit.data.cache import ShardCache
-from ssl_vit.data.fetch import hash_file
 from ssl_vit.data.index_file import Shard
 from ssl_vit.data.needs import Needs
 from ssl_vit.data.urls import is_local, local_path
 from ssl_vit.errors import UserError
+from ssl_vit.files import hash_file
 
 # With the rank's own path: `-c` would put the current folder, with any `random.py` in it, first.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from ssl_vit.data.keeper import main; main()"

@@ -1,24 +1,36 @@
-"""Resumable checkpoints: DeepSpeed's shards, renamed into place when complete on all ranks, pruned.
+"""Resumable checkpoints: written beside training, renamed into place when complete on all ranks.
 
-Where a run starts from, first match wins:
+    checkpoints/step_00005000/
+      rank_00000.safetensors …   each rank's pieces of the state (training/pieces.py)
+      manifest.json              what it is, with the size and sha256 of every file; written last
 
-1. the newest complete checkpoint in its own run folder;
+Any number of processes at any ZeRO stage goes on from it. Where a run starts from, first match
+wins:
+
+1. the newest whole checkpoint in its own run folder;
 2. `init_backbone`: the weights of an export, everything else fresh;
 3. scratch.
 """
 
 import json
+import os
 import re
 import shutil
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_vit.errors import UserError
+from ssl_vit.files import hash_file
+from ssl_vit.training.config import CheckpointConfig
 
 if TYPE_CHECKING:
     from ssl_vit.training.engine import Engine
 
 MANIFEST = "manifest.json"
+FORMAT = "ssl-vit-checkpoint-2"
 
 
 class Checkpoints:
@@ -26,64 +38,212 @@ class Checkpoints:
 
     Args:
         folder: Created when the first one is saved.
-        engine: Saves and loads each rank's part.
-        every_steps, keep_last: As in ``CheckpointConfig``.
+        engine: Gives and takes each rank's part.
+        config: When, and which are kept.
     """
 
-    def __init__(self, folder: Path, engine: "Engine", every_steps: int, keep_last: int) -> None:
-        self.folder, self.engine = folder, engine
-        self.every_steps, self.keep_last = every_steps, keep_last
+    def __init__(self, folder: Path, engine: "Engine", config: CheckpointConfig) -> None:
+        self.folder, self.engine, self.config = folder, engine, config
+        self._blocked_seconds = 0.0
+        self._writing: _Writing | None = None
+        self._step = 0
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint belongs after ``step`` updates."""
-        return step % self.every_steps == 0
+        return step % self.config.every_steps == 0
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint after ``step`` updates; every rank calls it."""
-        final = self.folder / f"step_{step:08d}"
-        partial = self.folder / f".partial_{step:08d}"
-        if self.engine.processes.is_first and partial.exists():
-            # Of a run killed while saving; its files could be of other ranks.
-            shutil.rmtree(partial)
-        self.engine.barrier()
-        self.engine.save(partial, {"step": step})
-        self.engine.barrier()
+    def begin(self, step: int) -> None:
+        """Copy the state after ``step`` updates, and write it while training goes on; every rank
+        calls it.
+
+        One is written at a time: this waits for the one before.
+        """
+        self.finish()
+        began = time.perf_counter()
+        partial = self._partial(step)
         if self.engine.processes.is_first:
-            sizes = {
-                str(file.relative_to(partial)): file.stat().st_size
-                for file in sorted(partial.rglob("*"))
-                if file.is_file()
-            }
-            manifest = {"world_size": self.engine.processes.world_size, "files": sizes}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
-            self._prune()
+            # Of a run killed while saving; its files could be of other ranks.
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                partial.mkdir(parents=True)
+            except OSError as error:
+                _say(f"cannot make {partial}: {error.strerror}")  # and writing will fail
+        tensors, num_applied = self.engine.copy_state()
+        self.engine.barrier()  # the folder is there
+        self._step = step
+        self._writing = _Writing(partial, self.engine.processes.rank, tensors, num_applied)
+        self._blocked_seconds += time.perf_counter() - began
+
+    def take_blocked_seconds(self) -> float:
+        """Time that training stood still for saving, since this was last asked."""
+        seconds, self._blocked_seconds = self._blocked_seconds, 0.0
+        return seconds
+
+    @property
+    def state(self) -> tuple[bool, bool]:
+        """(whether this rank still writes, whether it failed to), for a vote of all ranks."""
+        if self._writing is None:
+            return False, False
+        return self._writing.is_alive(), self._writing.problem is not None
+
+    def settle(self, any_writes: bool, any_failed: bool) -> bool:
+        """Rename what was begun into place, once all ranks are done; nothing where they are not.
+
+        Args:
+            any_writes, any_failed: What the ranks voted on their ``state``.
+
+        Returns:
+            False where a rank failed: that checkpoint is given up, and the older ones are kept.
+        """
+        if self._writing is None or any_writes:
+            return True
+        writing, self._writing = self._writing, None
+        if writing.problem is not None:
+            _say(
+                f"checkpoint step_{self._step:08d} could not be written to {self.folder}: "
+                f"{writing.problem}; make room. The run goes on, and older checkpoints are kept"
+            )
+        if self.engine.processes.is_first:
+            if any_failed:
+                shutil.rmtree(self._partial(self._step), ignore_errors=True)
+            else:
+                self._complete(writing.num_applied)
+        return not any_failed
+
+    def finish(self) -> bool:
+        """Wait until what was begun is in place; every rank calls it.
+
+        Returns:
+            False where it could not be written.
+        """
+        if self._writing is None:
+            return True
+        began = time.perf_counter()
+        self._writing.join()
+        done = self.settle(*self.engine.any_rank(*self.state))
         self.engine.barrier()
+        self._blocked_seconds += time.perf_counter() - began
+        return done
 
     def restore(self) -> int:
-        """Load the newest checkpoint; returns the updates it has seen, 0 where there is none.
+        """Load the newest whole checkpoint; returns the updates it has seen, 0 where there is
+        none.
+
+        A damaged one is named, set aside, and the one before it is used.
 
         Raises:
-            UserError: It is there and cannot be read.
+            UserError: There are some, and none can be read.
         """
-        newest = newest_checkpoint(self.folder)
-        if newest is None:
-            return 0
-        try:
-            return int(self.engine.load(newest)["step"])
-        except Exception as error:  # torch, pickle and DeepSpeed each raise their own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        damaged: list[Path] = []
+        for checkpoint in reversed(complete_checkpoints(self.folder)):
+            problem = self._damage(checkpoint)
+            if problem is not None:
+                _say(problem)
+            if self.engine.any_rank(problem is not None)[0]:
+                damaged.append(checkpoint)
+                continue
+            step = self._load(checkpoint)
+            if self.engine.processes.is_first:
+                self._set_aside(damaged)
+            return step
+        if damaged:
             raise UserError(
-                f"cannot read checkpoint {newest}: {reason}", _remedy(self.folder)
-            ) from error
+                f"no checkpoint in {self.folder} is whole",
+                f"delete {self.folder} and run the same command again to begin anew",
+            )
+        return 0
+
+    def _set_aside(self, damaged: list[Path]) -> None:
+        for checkpoint in damaged:
+            aside = self.folder / f"damaged_{checkpoint.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            _say(f"it is now {aside}; the checkpoint before it is used")
+
+    def _partial(self, step: int) -> Path:
+        return self.folder / f".partial_{step:08d}"
+
+    def _complete(self, num_applied: int) -> None:
+        partial, final = self._partial(self._step), self.folder / f"step_{self._step:08d}"
+        engine = self.engine
+        sums = sorted(partial.glob("*.sum"))
+        manifest = {
+            "format": FORMAT,
+            "step": self._step,
+            "world_size": engine.processes.world_size,
+            "zero_stage": engine.zero_stage,
+            "applied_updates": num_applied,
+            "files": {path.stem: json.loads(path.read_text()) for path in sums},
+        }
+        for path in sums:
+            path.unlink()
+        with (partial / MANIFEST).open("w") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        self._prune()
 
     def _prune(self) -> None:
-        for old in complete_checkpoints(self.folder)[: -self.keep_last]:
-            shutil.rmtree(old)
+        every = self.config.keep_every_steps
+        for old in complete_checkpoints(self.folder)[: -self.config.keep_last]:
+            if not every or step_of(old) % every:
+                shutil.rmtree(old)
         for partial in self.folder.glob(".partial_*"):
             shutil.rmtree(partial)
+
+    def _damage(self, checkpoint: Path) -> str | None:
+        """What is wrong with this rank's share of the files, which together are all."""
+        manifest = read_manifest(checkpoint)
+        if isinstance(manifest, str):
+            return manifest
+        processes = self.engine.processes
+        names = sorted(manifest["files"])[processes.rank :: processes.world_size]
+        for name in names:
+            if (problem := _wrong_size(checkpoint, name, manifest["files"][name])) is not None:
+                return problem
+            if hash_file(checkpoint / name) != manifest["files"][name]["sha256"]:
+                return f"checkpoint file {checkpoint / name} is damaged: its sha256 differs"
+        return None
+
+    def _load(self, checkpoint: Path) -> int:
+        manifest = read_manifest(checkpoint)
+        assert not isinstance(manifest, str)
+        try:
+            files = [checkpoint / name for name in manifest["files"]]
+            self.engine.load_state(files, manifest["applied_updates"])
+        except Exception as error:  # safetensors and the file system each raise their own
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"cannot read checkpoint {checkpoint}: {reason}",
+                f"delete {checkpoint} and run the same command again to go on from the one before",
+            ) from error
+        return int(manifest["step"])
+
+
+class _Writing(threading.Thread):
+    """Writes one rank's file, and beside it its size and sha256."""
+
+    def __init__(self, folder: Path, rank: int, tensors: dict[str, Any], num_applied: int) -> None:
+        super().__init__(name="checkpoint", daemon=True)
+        self.file = folder / f"rank_{rank:05d}.safetensors"
+        self.tensors, self.num_applied = tensors, num_applied
+        self.problem: str | None = None
+        self.start()
+
+    def run(self) -> None:
+        from ssl_vit.training.state_file import write_state
+
+        try:
+            write_state(self.file, self.tensors)
+            facts = {"bytes": self.file.stat().st_size, "sha256": hash_file(self.file)}
+            self.file.with_name(f"{self.file.name}.sum").write_text(json.dumps(facts))
+        except Exception as error:  # safetensors wraps the file system's errors in its own
+            self.problem = str(error) or type(error).__name__
+        finally:
+            self.tensors = {}
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -98,52 +258,35 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint, after a look at its files; needs no torch.
-
-    Raises:
-        UserError: A file of it is missing or has another size than when it was written.
-    """
-    complete = complete_checkpoints(folder)
-    if not complete:
-        return None
-    newest = complete[-1]
-    for name, size in _read_manifest(newest)["files"].items():
-        file = newest / name
-        if not file.is_file() or file.stat().st_size != size:
-            found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
-            raise UserError(
-                f"checkpoint file {file} is damaged: {size} bytes were written, found {found}",
-                _remedy(folder),
-            )
-    return newest
+    """The newest checkpoint whose files have the sizes they were written with; needs no torch."""
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        manifest = read_manifest(checkpoint)
+        if isinstance(manifest, str):
+            continue
+        files = manifest["files"].items()
+        if all(_wrong_size(checkpoint, name, facts) is None for name, facts in files):
+            return checkpoint
+    return None
 
 
-def check_world_size(checkpoint: Path, world_size: int, zero_stage: int) -> None:
-    """Refuse a number of processes that cannot read this checkpoint.
-
-    Raises:
-        UserError: Its optimizer is sharded over another number of processes.
-    """
-    saved_by = _read_manifest(checkpoint)["world_size"]
-    if zero_stage > 0 and saved_by != world_size:
-        raise UserError(
-            f"{checkpoint} is sharded over {saved_by} processes (engine.zero_stage={zero_stage}), "
-            f"this is {world_size}",
-            f"go on with {saved_by} processes",
-        )
-
-
-def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+def read_manifest(checkpoint: Path) -> dict[str, Any] | str:
+    """A checkpoint's manifest, or why there is none."""
     try:
-        return json.loads((checkpoint / MANIFEST).read_text())
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"checkpoint {checkpoint} has no readable {MANIFEST}: {error}",
-            _remedy(checkpoint.parent),
-        ) from None
+        return f"checkpoint {checkpoint} has no readable {MANIFEST}: {error}"
+    if manifest.get("format") != FORMAT:
+        return f"checkpoint {checkpoint} is of another version of ssl-vit"
+    return manifest
 
 
-def _remedy(folder: Path) -> str:
-    complete = complete_checkpoints(folder)
-    before = f"from {complete[-2].name}" if len(complete) > 1 else "from the start"
-    return f"delete {complete[-1]} and run the same command again to go on {before}"
+def _wrong_size(checkpoint: Path, name: str, facts: dict[str, Any]) -> str | None:
+    file, size = checkpoint / name, facts["bytes"]
+    if file.is_file() and file.stat().st_size == size:
+        return None
+    found = f"{file.stat().st_size:,} bytes" if file.is_file() else "none"
+    return f"checkpoint file {file} is damaged: {size:,} bytes were written, found {found}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -69,8 +69,13 @@ class EngineConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA where there is one."""
 
-    zero_stage: Literal[0, 1, 2] = 1
-    """DeepSpeed ZeRO: 0 copies everything, 1 shards the optimizer, 2 the gradients too."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 copies everything, 1 shards the optimizer, 2 the gradients too, 3 the
+    weights too.
+    """
+
+    zero3_whole_below: int = Field(default=100_000, ge=0)
+    """ZeRO-3 keeps parameters of fewer elements whole on every rank instead of sending them."""
 
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the matrix products (autocast); parameters, losses and the optimizer are float32
@@ -107,6 +112,18 @@ class EngineConfig(Config):
         return self
 
 
+class GuardConfig(Config):
+    """When a run that goes wrong says so, or stops."""
+
+    max_consecutive_nonfinite: int = Field(default=3, ge=1)
+    """Updates with a loss or gradient that is NaN or infinite are not applied; so many in a row end
+    the run.
+    """
+
+    hang_minutes: float = Field(default=30.0, ge=0)
+    """Without an update for so long, every rank writes its stacks into the run folder; 0: never."""
+
+
 class CheckpointConfig(Config):
     """Resumable checkpoints, in the run folder's `checkpoints/`."""
 
@@ -115,6 +132,9 @@ class CheckpointConfig(Config):
 
     keep_last: int = Field(default=2, ge=1)
     """Older ones are deleted, but only after a newer one is complete on disk."""
+
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Those after a multiple of so many updates are never deleted; 0: none is kept for ever."""
 
 
 class ExportConfig(Config):

@@ -8,9 +8,10 @@ import.
 """
 
 import logging
+import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,13 @@ from ssl_vit.distributed import Processes, complete_environment
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.optimizer import build_optimizer, set_schedules
+from ssl_vit.training.pieces import Pieces, applied_updates, find_pieces, set_applied_updates
 from ssl_vit.training.plan import RunPlan, learning_rate_at, weight_decay_at
+from ssl_vit.training.state_file import StateReader, copy_to_host
 
 # First word of the device's randomness (drop path), distinct from the words in data/order.py.
 _DEVICE_RANDOMNESS = 101
 _DIGEST_KEY = hash_words(102)
-
-# Sub-folder of a checkpoint that holds DeepSpeed's files.
-_TAG = "deepspeed"
 
 T = TypeVar("T")
 
@@ -66,7 +66,9 @@ class StepResult:
     learning_rate: float
     weight_decay: float
     applied: bool
-    """Whether the parameters moved."""
+    """Whether the parameters moved; not where the loss or a gradient was not finite."""
+    suspects: tuple[int, ...]
+    """Where it was not: samples of micro-batches, on all ranks, without a finite loss; or all."""
     data_seconds: float
     """Waiting for the loader, on this rank."""
     step_seconds: float
@@ -78,6 +80,11 @@ class StepResult:
     batch: Any
     """This rank's last micro-batch, on the device; for panels."""
 
+    @property
+    def has_finite_loss(self) -> bool:
+        """Whether the mean loss is a number."""
+        return math.isfinite(self.loss)
+
 
 def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, plan: RunPlan) -> dict:
     """DeepSpeed's own config; pure, with a golden JSON in the tests."""
@@ -85,7 +92,7 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, plan: Run
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": optimizer.clip_norm,
-        "zero_optimization": _zero_config(engine.zero_stage, plan.device),
+        "zero_optimization": _zero_config(engine, plan.device),
         # We bring torch's AdamW; DeepSpeed's own optimizers are compiled at first use.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
@@ -100,11 +107,15 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, plan: Run
     return config
 
 
-def _zero_config(stage: int, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
-    if device == "cuda":
-        return {"stage": stage}
-    # On a CPU a contiguous copy of the gradients speeds nothing up; it is two more copies of each.
-    return {"stage": stage, "contiguous_gradients": False}
+def _zero_config(engine: EngineConfig, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+    config: dict[str, Any] = {"stage": engine.zero_stage}
+    whole_below = engine.zero3_whole_below
+    if engine.zero_stage == 3:
+        config["stage3_param_persistence_threshold"] = whole_below
+    elif device == "cpu":
+        # Contiguous copies speed nothing up on a CPU; they are two more copies of each gradient.
+        config["contiguous_gradients"] = False
+    return config
 
 
 def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) -> None:
@@ -174,31 +185,40 @@ class Engine:
         outputs: list[dict[str, Tensor]] = []
         digest, grad_norm, batch = np.uint64(0), torch.tensor(0.0), None
         bad: list[BadSample] = []
+        numbers: list[Tensor] = []
         for _ in range(self.plan.accumulation):
             asked = time.perf_counter()
             loaded = next(batches)
             waited += time.perf_counter() - asked
             bad += loaded.bad
             digest = add_digest(digest, loaded.batch.numbers)
+            numbers.append(loaded.batch.numbers.clone())
             batch = to_device(loaded.batch, self.device)
             output = self.engine(batch, step)
             self.engine.backward(output.loss)
             outputs.append({"loss": output.loss.detach(), **output.metrics})
             if self.zero_stage == 0 and self.engine.is_gradient_accumulation_boundary():
                 grad_norm = self._whole_grad_norm()
+                if not torch.isfinite(grad_norm):
+                    # The other stages look for themselves. AdamW passes over what has no gradient.
+                    self.engine.module.zero_grad(set_to_none=True)
             self.engine.step()
         means = self._average(outputs)
         if self.zero_stage > 0:
             grad_norm = self.engine.get_global_grad_norm()
+        norm = float(grad_norm)
+        applied = math.isfinite(norm)
+        suspects = () if applied else self._find_suspects(outputs, numbers)
         loss = means.pop("loss")
         digest, all_bad = self._join_ranks(digest, bad)
         return StepResult(
             loss=loss,
             metrics=means,
-            grad_norm=float(grad_norm if grad_norm is not None else 0.0),
+            grad_norm=norm,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            applied=self.engine.was_step_applied(),
+            applied=applied,
+            suspects=suspects,
             data_seconds=waited,
             step_seconds=time.perf_counter() - began,
             samples=f"{int(digest):016x}",
@@ -206,20 +226,35 @@ class Engine:
             batch=batch,
         )
 
-    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        """Write this rank's part of a checkpoint into ``folder``; every rank calls it."""
-        self.engine.save_checkpoint(
-            str(folder), tag=_TAG, client_state=client_state, save_latest=False
-        )
-
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Read this rank's part of a checkpoint; returns the client state that was saved with
-        it.
+    def copy_state(self) -> tuple[dict[str, Tensor], int]:
+        """This rank's part of the state, copied to host memory, and the updates it has seen
+        applied; every rank calls it.
         """
-        loaded, client_state = self.engine.load_checkpoint(str(folder), tag=_TAG)
-        if loaded is None:
-            raise OSError(f"DeepSpeed found no checkpoint in {folder}")
-        return client_state
+        pieces = self._pieces().to_save(self.processes)
+        return copy_to_host(pieces), applied_updates(self.optimizer)
+
+    def load_state(self, files: Sequence[Path], num_applied: int) -> None:
+        """Take over a state, whoever saved it: at any ZeRO stage, on any number of ranks.
+
+        Args:
+            files: Of all ranks that saved it.
+            num_applied: As :meth:`copy_state` gave it.
+
+        Raises:
+            KeyError: They are of another model.
+        """
+        StateReader(files).read_into(self._pieces().to_load())
+        set_applied_updates(self.optimizer, num_applied)
+        if self.zero_stage == 3 and (kept := self.optimizer.persistent_parameters):
+            # Small parameters are whole on every rank; these copies are old now.
+            kept[0].partition(kept)
+            kept[0].all_gather(kept)
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """The whole parameters on every rank, to be read; every rank enters it."""
+        if self.zero_stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(list(self.engine.module.parameters()))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of training, for forward passes outside of it (panels)."""
@@ -232,13 +267,13 @@ class Engine:
         if self.processes.world_size > 1:
             deepspeed.comm.barrier()
 
-    def any_rank(self, flag: bool) -> bool:
-        """Whether any rank says yes; every rank gets the same answer."""
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether any rank says yes; the same answers on every rank."""
         if self.processes.world_size == 1:
-            return flag
-        votes = torch.tensor([int(flag)], device=self.device)
+            return flags
+        votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
         deepspeed.comm.all_reduce(votes, op=deepspeed.comm.ReduceOp.MAX)
-        return bool(votes.item())
+        return tuple(bool(vote) for vote in votes.tolist())
 
     def close(self) -> None:
         """Leave the process group, so that the interpreter ends without warnings."""
@@ -246,6 +281,23 @@ class Engine:
         self.engine.destroy()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    def _find_suspects(
+        self, outputs: list[dict[str, Tensor]], numbers: list[Tensor]
+    ) -> tuple[int, ...]:
+        """Samples of the micro-batches with a loss that is not finite, of all ranks; else all."""
+        parts = zip(numbers, outputs, strict=True)
+        bad = [part for part, output in parts if not torch.isfinite(output["loss"])]
+        found: list[tuple[list[int], list[int]]] = [(_listed(bad), _listed(numbers))]
+        if self.processes.world_size > 1:
+            found = [([], [])] * self.processes.world_size
+            torch.distributed.all_gather_object(found, (_listed(bad), _listed(numbers)))
+        named = [number for part, _ in found for number in part]
+        return tuple(named or [number for _, part in found for number in part])
+
+    def _pieces(self) -> Pieces:
+        module = self.engine.module
+        return find_pieces(module, self.optimizer, self.zero_stage, self.processes)
 
     def _whole_grad_norm(self) -> Tensor:
         grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
@@ -274,6 +326,10 @@ class Engine:
                 torch.distributed.all_gather_object(lists, bad)
                 bad = [sample for each in lists for sample in each]
         return digest, tuple(sorted(bad))
+
+
+def _listed(parts: list[Tensor]) -> list[int]:
+    return [int(number) for part in parts for number in part]
 
 
 def add_digest(digest: np.uint64, numbers: Tensor) -> np.uint64:

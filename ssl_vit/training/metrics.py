@@ -1,6 +1,7 @@
 """What the run tells: `metrics.jsonl` (every update once, kills included) and TensorBoard."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -38,8 +39,12 @@ class MetricsLog:
         self.file = file.open("a")
         self.writer = SummaryWriter(str(tensorboard), purge_step=start_step + 1)
 
-    def record(self, step: int, result: StepResult) -> None:
-        """Log update ``step`` (counted from 0); it appears as ``step + 1`` updates made."""
+    def record(self, step: int, result: StepResult, blocked_seconds: float) -> None:
+        """Log update ``step`` (counted from 0); it appears as ``step + 1`` updates made.
+
+        Args:
+            blocked_seconds: Time that training stood still for a checkpoint since the last line.
+        """
         made = step + 1
         if made % self.every_steps:
             return
@@ -52,16 +57,23 @@ class MetricsLog:
             "images_per_second": self.global_batch_size / result.step_seconds,
             "data_wait": result.data_seconds / result.step_seconds,
         }
+        if blocked_seconds:
+            scalars["save_blocked_seconds"] = blocked_seconds
+        if not result.applied:
+            scalars["skipped"] = 1.0
+        # JSON knows no NaN, and a curve has no place for it.
+        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
         line = {
             "step": made,
             "epoch": round(made * self.global_batch_size / self.samples_per_epoch, 4),
-            **scalars,
+            **dict.fromkeys(scalars),
+            **finite,
             "samples": result.samples,
             "time": round(time.time(), 3),
         }
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-        for name, value in scalars.items():
+        for name, value in finite.items():
             self.writer.add_scalar(f"train/{name}", value, made)
 
     def panel(self, step: int, pictures: dict[str, Tensor]) -> None:

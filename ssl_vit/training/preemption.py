@@ -8,7 +8,6 @@ ours stands before it and calls it when everything is on disk.
 import os
 import signal
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -24,12 +23,11 @@ class Preemption:
     """A context in which signals to stop are remembered instead of acted on.
 
     Args:
-        any_rank: Whether any rank says yes, the same answer on all.
         is_first: Whether this rank hands the signal back.
     """
 
-    def __init__(self, any_rank: Callable[[bool], bool], is_first: bool) -> None:
-        self.any_rank, self.is_first = any_rank, is_first
+    def __init__(self, is_first: bool) -> None:
+        self.is_first = is_first
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
         self._interrupted = 0.0
@@ -43,9 +41,10 @@ class Preemption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self) -> bool:
-        """Whether any rank was asked to stop; all ranks give the same answer."""
-        return self.any_rank(self.received is not None)
+    @property
+    def asked(self) -> bool:
+        """Whether this rank was asked to stop; the ranks have to agree on it."""
+        return self.received is not None
 
     def hand_back(self) -> None:
         """Give the signal to whoever handled it before us (submitit requeues), on the first rank

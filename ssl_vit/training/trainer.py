@@ -1,6 +1,5 @@
 """The one training loop. Every objective runs in it; it knows the contract and nothing else."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.bad_samples import BadSamples
 from ssl_vit.training.checkpoint import Checkpoints
 from ssl_vit.training.engine import Engine, LoadedBatch, StepResult
+from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
 from ssl_vit.training.metrics import MetricsLog
 from ssl_vit.training.preemption import Preemption
 from ssl_vit.training.progress import ProgressLine
@@ -52,9 +52,11 @@ class Log:
     panels: Path
     """Folder of the pictures as PNG, for those without TensorBoard."""
 
-    def record(self, step: int, result: StepResult, num_bad: int) -> None:
-        """Tell of update ``step``, counted from 0, and of the bad samples so far."""
-        self.metrics.record(step, result)
+    def record(self, step: int, result: StepResult, num_bad: int, blocked_seconds: float) -> None:
+        """Tell of update ``step``, counted from 0, of the bad samples so far, and of the time spent
+        saving.
+        """
+        self.metrics.record(step, result, blocked_seconds)
         self.progress.show(step, result, num_bad)
 
     def show(self, step: int, pictures: dict[str, Tensor]) -> None:
@@ -79,6 +81,8 @@ class Trainer:
     engine: Engine
     batches: Batches
     bad_samples: BadSamples
+    nonfinite: NonfiniteUpdates
+    hangs: HangDetector
     checkpoints: Checkpoints
     exports: Exports
     log: Log | None
@@ -95,39 +99,47 @@ class Trainer:
             Whether the run is complete; otherwise it was stopped by a signal, and saved.
 
         Raises:
-            UserError: The loss is not finite (nothing of that update is saved), a sample or shard
-                cannot be had, or too many were bad (saved first).
+            UserError: Too many updates in a row were not finite (none of them is saved), a sample
+                or shard cannot be had, too many were bad (saved first), or the end could not be
+                saved.
         """
         if start_step >= total_steps:
-            self.exports.write(total_steps)  # it was deleted, or a kill came between the two
-        with Preemption(self.engine.any_rank, self.engine.processes.is_first) as preemption:
+            self._export(total_steps)  # it was deleted, or a kill came between the two
+        with Preemption(self.engine.processes.is_first) as preemption:
             for step in range(start_step, total_steps):
                 result = self.engine.train_step(self.batches, step)
-                if not math.isfinite(result.loss):
-                    raise UserError(
-                        f"the loss became {result.loss} at update {step + 1}",
-                        "begin a new run folder with a lower optimizer.base_learning_rate, "
-                        "or with optimizer.clip_norm=1",
-                    )
+                self.hangs.beat()
                 if result.applied:
                     self.objective.after_step(step)
+                self.nonfinite.record(step, result)
                 self.bad_samples.record(step, result.bad)
                 if self.log is not None:
-                    self.log.record(step, result, self.bad_samples.count)
+                    blocked = self.checkpoints.take_blocked_seconds()
+                    self.log.record(step, result, self.bad_samples.count, blocked)
                 is_last = step + 1 == total_steps
                 if is_last:
                     self.batches.finish()
                 if (step + 1) % self.panel_every_steps == 0 or is_last:
                     self._show_panels(step, result.batch)
-                # Agreed on: a rank that came back may have read another count than the others.
-                too_bad = self.engine.any_rank(self.bad_samples.are_too_many(step + 1))
-                stop = preemption.agreed() or too_bad
+                # One vote on all; a rank that came back may have counted other bad samples.
+                too_bad = self.bad_samples.are_too_many(step + 1)
+                stop, too_bad, *written = self.engine.any_rank(
+                    preemption.asked, too_bad, *self.checkpoints.state
+                )
+                stop = stop or too_bad
+                self.checkpoints.settle(*written)
                 # The export first: a kill between the two then costs nothing, as the step is
                 # redone.
                 if is_last or self.exports.due(step + 1):
-                    self.exports.write(step + 1)
+                    self._export(step + 1)
                 if stop or is_last or self.checkpoints.due(step + 1):
-                    self.checkpoints.save(step + 1)
+                    self.checkpoints.begin(step + 1)
+                if (stop or is_last) and not self.checkpoints.finish():
+                    raise UserError(
+                        f"update {step + 1} could not be saved",
+                        "make room and run the same command again; it goes on from the newest "
+                        "checkpoint",
+                    )
                 if too_bad:
                     raise self.bad_samples.error(step + 1)
                 if stop and not is_last:
@@ -135,9 +147,13 @@ class Trainer:
                     return False
         return True
 
+    def _export(self, step: int) -> None:
+        with self.engine.gathered():
+            self.exports.write(step)
+
     def _show_panels(self, step: int, batch: Any) -> None:
         self.objective.eval()
-        with self.engine.autocast():
+        with self.engine.gathered(), self.engine.autocast():
             pictures = self.objective.panels(batch)
         self.objective.train()
         if self.log is not None:

@@ -1,22 +1,35 @@
-"""One rank of tests/training/test_engine.py: a few updates at each ZeRO stage, results to a file.
+"""One rank of tests/training/test_engine.py: updates in legs, each an engine of its own; results to
+a file.
 
-python engine_worker.py OUT.json STAGE[,STAGE…]      (RANK, WORLD_SIZE, … from the environment)
+python engine_worker.py OUT.json LEG [LEG …]      (RANK, WORLD_SIZE, … from the environment)
+
+A leg is STAGE:FIRST:LAST:FROM:TO, for instance 3:0:2:-:/tmp/saved; "-" is no folder.
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.slots import Loaded
-from ssl_vit.distributed import read_processes, set_library_environment
+from ssl_vit.distributed import leave, read_processes, set_library_environment
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import MaeConfig
+from ssl_vit.objectives.ema import EmaTeacher
 from ssl_vit.objectives.mae import MaeBatch, num_hidden_patches
-from ssl_vit.training.config import EngineConfig, OptimizerConfig, ScheduleConfig
+from ssl_vit.objectives.objective import Objective, StepOutput
+from ssl_vit.training.config import (
+    CheckpointConfig,
+    EngineConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan
 
 STEPS, BATCH, SEED = 6, 8, 3
@@ -56,46 +69,103 @@ def plan_for(world_size: int, engine: EngineConfig) -> RunPlan:
     return make_plan(config, Machine(world_size, 1, "cpu"), DataFacts(64, "none"))
 
 
-def main(out: Path, stages: list[int]) -> None:
+class Distilled(Objective):
+    """MAE, and a teacher that follows its backbone and is followed a little: what DINOv2 needs of
+    the engine.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = build_objective(OBJECTIVE, BACKBONE, DataConfig())
+        self.backbone = self.student.backbone
+        self.teacher = EmaTeacher(copy.deepcopy(self.backbone))
+        # Of a length that two ranks cannot share evenly.
+        self.scales = nn.Parameter(torch.linspace(0.5, 1.5, 5))
+
+    def forward(self, batch: MaeBatch, step: int) -> StepOutput:
+        mae = self.student(batch, step)
+        images = batch.images.float() / 255
+        difference = self.backbone(images).cls - self.teacher(images).cls
+        loss = mae.loss + 0.1 * difference.float().square().mean() * self.scales.mean()
+        return StepOutput(loss, mae.metrics)
+
+    def after_step(self, step: int) -> None:
+        self.teacher.follow(self.backbone, 0.9)
+
+    def exported_backbone(self) -> Any:
+        return self.teacher.module
+
+
+def build() -> Distilled:
+    """The same on every rank."""
+    torch.manual_seed(SEED)
+    return Distilled()
+
+
+def norms_of(objective: Distilled) -> list[float]:
+    """Of all parameters, student and teacher."""
+    return [float(p.detach().double().norm()) for p in objective.parameters()]
+
+
+def run_leg(engine: Any, objective: Distilled, first: int, last: int) -> dict[str, list[Any]]:
+    """Updates ``first`` to ``last``, without it."""
+    processes = engine.processes
+    share = BATCH // processes.world_size
+    begin = processes.rank * share
+    micro = [
+        MaeBatch(*(t[i : i + 2] for t in whole_batch(step)))
+        for step in range(first, last)
+        for i in range(begin, begin + share, 2)
+    ]
+    batches = iter(Loaded(batch) for batch in micro)
+    steps = []
+    for step in range(first, last):
+        steps.append(engine.train_step(batches, step))
+        objective.after_step(step)
+    with engine.gathered():
+        weights = norms_of(objective)
+    return {
+        "losses": [step.loss for step in steps],
+        "grad_norms": [step.grad_norm for step in steps],
+        "samples": [step.samples for step in steps],
+        "weights": weights,
+    }
+
+
+def main(out: Path, legs: list[str]) -> None:
     set_library_environment("cpu")
+    from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.engine import Engine, start_process_group
 
     torch.set_num_threads(1)
     processes = read_processes()
     start_process_group("cpu", processes)
-    results = {}
-    for stage in stages:
+    results = []
+    for leg in legs:
+        stage, first, last, source, target = leg.split(":")
         config = EngineConfig(
-            zero_stage=stage,  # type: ignore[arg-type] - from the command line
+            zero_stage=int(stage),  # type: ignore[arg-type] - from the command line
             precision="float32",
             micro_batch_size=2,
+            zero3_whole_below=0,
         )
         plan = plan_for(processes.world_size, config)
-        torch.manual_seed(SEED)
-        objective = build_objective(OBJECTIVE, BACKBONE, DataConfig())
+        objective = build()
         engine = Engine(objective, OPTIMIZER, config, plan, processes, SEED)
-        share = BATCH // processes.world_size
-        first = processes.rank * share
-        micro = [
-            MaeBatch(*(t[i : i + 2] for t in whole_batch(step)))
-            for step in range(STEPS)
-            for i in range(first, first + share, 2)
-        ]
-        batches = iter(Loaded(batch) for batch in micro)
-        steps = [engine.train_step(batches, step) for step in range(STEPS)]
-        results[stage] = {
-            "losses": [step.loss for step in steps],
-            "grad_norms": [step.grad_norm for step in steps],
-            "samples": [step.samples for step in steps],
-            "weights": [float(p.detach().double().norm()) for p in objective.parameters()],
-        }
+        if source != "-":
+            assert Checkpoints(Path(source), engine, CheckpointConfig()).restore() == int(first)
+        results.append(run_leg(engine, objective, int(first), int(last)))
+        if target != "-":
+            checkpoints = Checkpoints(Path(target), engine, CheckpointConfig())
+            checkpoints.begin(int(last))
+            assert checkpoints.finish()
         engine.engine.destroy()
     if processes.is_first:
         out.write_text(json.dumps(results))
-    # Together and in order: gloo's threads abort an interpreter that ends under them.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(stage) for stage in sys.argv[2].split(",")])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -10,10 +10,10 @@ def test_a_signal_is_remembered_and_handed_back_to_the_handler_before():
     calls: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: calls.append(number))
     try:
-        with Preemption(lambda flag: flag, is_first=True) as preemption:
-            assert not preemption.agreed()
+        with Preemption(is_first=True) as preemption:
+            assert not preemption.asked
             os.kill(os.getpid(), signal.SIGUSR2)
-            assert preemption.agreed()
+            assert preemption.asked
             assert calls == []
             preemption.hand_back()
         assert calls == [signal.SIGUSR2]
@@ -30,7 +30,7 @@ def test_the_schedulers_warning_is_what_goes_back_when_its_end_follows():
         for number in (signal.SIGUSR2, signal.SIGTERM)
     }
     try:
-        with Preemption(lambda flag: flag, is_first=True) as preemption:
+        with Preemption(is_first=True) as preemption:
             os.kill(os.getpid(), signal.SIGUSR2)
             os.kill(os.getpid(), signal.SIGTERM)
             preemption.hand_back()
@@ -40,12 +40,11 @@ def test_the_schedulers_warning_is_what_goes_back_when_its_end_follows():
             signal.signal(number, handler)
 
 
-def test_other_ranks_stop_when_one_was_asked_and_only_the_first_hands_back():
+def test_only_the_first_rank_hands_back():
     calls: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: calls.append(number))
     try:
-        with Preemption(lambda flag: True, is_first=False) as preemption:
-            assert preemption.agreed()
+        with Preemption(is_first=False) as preemption:
             os.kill(os.getpid(), signal.SIGUSR2)
             preemption.hand_back()
         assert calls == []

@@ -1,13 +1,16 @@
 """Killed, stopped and resumed runs against an unbroken one, through the command line."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from ssl_vit.pretrain import read_config
 from ssl_vit.run_folder import RunFolder
 from tests.command_line import begin_ssl_vit, losses, ssl_vit, torchrun
 from tests.synthetic import write_shards
@@ -73,29 +76,17 @@ def test_a_run_asked_to_stop_saves_says_so_and_resumes(
     assert [start["start_step"] for start in starts] == [0, made]
 
 
-def test_at_stage_0_a_run_goes_on_with_another_number_of_processes(
+def test_elastic_a_run_goes_on_with_other_processes_stage_and_micro_batch(
     shards: Path, unbroken: Path, tmp_path: Path
 ):
-    run, words = tmp_path / "run", (f"data.shards={shards}", "engine.zero_stage=0")
-    assert interrupt(run, signal.SIGTERM, *words) == 75
-    done = torchrun(2, *RECIPE, run, *words)
+    run, words = tmp_path / "run", (f"data.shards={shards}",)
+    assert interrupt(run, signal.SIGKILL, *words, "engine.zero_stage=1") == -signal.SIGKILL
+    done = torchrun(2, *RECIPE, run, *words, "engine.zero_stage=3", "engine.micro_batch_size=2")
     assert done.returncode == 0, done.stderr
+    assert "resuming at update 10" in done.stderr
     for ours, theirs in zip(losses(run), losses(unbroken), strict=True):
         assert (ours[0], ours[2]) == (theirs[0], theirs[2])
         assert ours[1] == pytest.approx(theirs[1], abs=1e-5)
-
-
-def test_a_sharded_checkpoint_is_not_given_to_another_number_of_processes(
-    shards: Path, unbroken: Path, tmp_path: Path
-):
-    run = tmp_path / "run"
-    shutil.copytree(unbroken, run)
-    newest = run / "checkpoints" / "step_00000020" / "manifest.json"
-    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"world_size": 4}))
-    done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
-    assert done.returncode == 2
-    assert "sharded over 4 processes" in done.stderr
-    assert "go on with 4 processes" in done.stderr
 
 
 def test_a_folder_in_use_is_refused(shards: Path, unbroken: Path, tmp_path: Path):
@@ -135,22 +126,78 @@ def test_the_run_folder_holds_everything_the_next_command_needs(unbroken: Path):
     assert json.loads((unbroken / "plan.json").read_text())["total_steps"] == 20
 
 
-def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(
+@pytest.mark.parametrize("harm", ["shorter", "changed", "no manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    harm: str, shards: Path, unbroken: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    shutil.rmtree(run / "exports")  # it is not complete without
+    newest = run / "checkpoints" / "step_00000020"
+    file = newest / "rank_00000.safetensors"
+    if harm == "shorter":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif harm == "changed":
+        data = bytearray(file.read_bytes())
+        data[-100] ^= 1
+        file.write_bytes(data)
+    else:
+        (newest / "manifest.json").unlink()
+    done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
+    assert done.returncode == 0, done.stderr
+    assert str(newest) in done.stderr
+    assert "the checkpoint before it is used" in done.stderr
+    assert "resuming at update 15" in done.stderr
+    assert losses(run) == losses(unbroken)
+    assert (run / "checkpoints" / "damaged_step_00000020").is_dir()
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_begun_anew_unasked(
     shards: Path, unbroken: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
-    run.mkdir()
-    for part in unbroken.iterdir():
-        if part.name != "tensorboard":
-            (run / part.name).symlink_to(part) if part.name != "checkpoints" else None
-    newest = run / "checkpoints" / "step_00000020"
-    newest.mkdir(parents=True)
-    (newest / "manifest.json").write_text(
-        json.dumps({"world_size": 1, "files": {"deepspeed/weights.pt": 10}})
-    )
+    shutil.copytree(unbroken, run)
+    for file in run.glob("checkpoints/step_*/rank_00000.safetensors"):
+        file.write_bytes(b"")
     done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
     assert done.returncode == 2
-    first, second = done.stderr.strip().splitlines()
-    assert "weights.pt" in first
-    assert f"delete {newest}" in second
-    assert newest.is_dir()
+    wrong, fix = done.stderr.strip().splitlines()[-2:]
+    assert "no checkpoint in" in wrong
+    assert "delete" in fix
+    assert losses(run) == losses(unbroken)
+
+
+def test_old_checkpoints_of_every_so_many_updates_are_kept(shards: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    words = ("checkpoint.every_steps=2", "checkpoint.keep_last=1", "checkpoint.keep_every_steps=6")
+    done = ssl_vit(*RECIPE, run, f"data.shards={shards}", *words)
+    assert done.returncode == 0, done.stderr
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["step_00000006", "step_00000012", "step_00000018", "step_00000020"]
+
+
+def test_a_full_disk_costs_that_checkpoint_and_not_the_run(shards: Path, tmp_path: Path):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    disk.mkdir()
+    words = (f"data.shards={shards}", "checkpoint.every_steps=4", "checkpoint.keep_last=1")
+    RunFolder(run).write_config(read_config("mae_vits16", words, is_smoke=True))
+    (run / "checkpoints").symlink_to(disk)
+    # A checkpoint of this model takes 1.6 MB: there is room for two, and for a moment three.
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs root, to make a small file system")
+    try:
+        (disk / "something else").write_bytes(bytes(1_500_000))
+        done = ssl_vit(*RECIPE, run, *words)
+        assert "could not be written" in done.stderr
+        assert "The run goes on" in done.stderr
+        assert done.returncode == 2  # the last update could not be saved either
+        assert "update 20 could not be saved" in done.stderr
+        assert [path.name for path in disk.glob("step_*")] == ["step_00000004"]
+        assert not list(disk.glob(".partial_*"))
+        (disk / "something else").unlink()
+        done = ssl_vit(*RECIPE, run, *words)
+        assert done.returncode == 0, done.stderr
+        assert "resuming at update 4" in done.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,36 @@
+"""Ranks that were started differently refuse, before anything is trained."""
+
+import torch
+
+from ssl_vit.distributed import Processes
+from ssl_vit.errors import UserError
+
+
+def refuse_disagreement(facts: dict[str, str], processes: Processes) -> None:
+    """Compare what has to be the same on every rank, before anything is trained.
+
+    Args:
+        facts: Name → value on this rank.
+        processes: This rank's place.
+
+    Raises:
+        UserError: Two ranks differ, on every rank; names them.
+    """
+    if processes.world_size == 1:
+        return
+    everyone: list[dict[str, str]] = [{}] * processes.world_size
+    torch.distributed.all_gather_object(everyone, facts)
+    for rank, theirs in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if theirs.get(name) != value:
+                raise UserError(
+                    f"rank {rank} was started with another {name} than rank 0"
+                    f"{_first_difference(value, theirs.get(name, ''))}",
+                    "start all ranks with the same command, code and data",
+                )
+
+
+def _first_difference(ours: str, theirs: str) -> str:
+    lines = zip(theirs.splitlines(), ours.splitlines(), strict=False)
+    differing = [(other.strip(), own.strip()) for other, own in lines if other != own]
+    return f": {differing[0][0]}, not {differing[0][1]}" if differing else ""

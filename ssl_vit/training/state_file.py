@@ -1,0 +1,78 @@
+"""Pieces of the training state in safetensors files: one a rank, read back in any other cut."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssl_vit.training.pieces import Piece
+
+
+def copy_to_host(pieces: Iterable[Piece]) -> dict[str, Tensor]:
+    """Copies in host memory, named `KEY@START`; training may go on at once."""
+    return {
+        f"{piece.key}@{piece.start}": piece.data.detach().to("cpu", copy=True).contiguous()
+        for piece in pieces
+    }
+
+
+def write_state(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write what :func:`copy_to_host` gave, down to the disk."""
+    save_file(tensors, file)
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+class _Stored(NamedTuple):
+    start: int
+    end: int
+    name: str
+    file: Any
+
+
+class StateReader:
+    """The files of all ranks of one checkpoint.
+
+    Args:
+        files: Whoever wrote them, however many.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._stored: dict[str, list[_Stored]] = {}
+        for path in files:
+            file: Any = safe_open(path, framework="pt")
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                key, _, start = name.rpartition("@")
+                (length,) = file.get_slice(name).get_shape()
+                stored = _Stored(int(start), int(start) + length, name, file)
+                self._stored.setdefault(key, []).append(stored)
+
+    def read_into(self, pieces: Iterable[Piece]) -> None:
+        """Overwrite the pieces with what was stored.
+
+        Raises:
+            KeyError: Some of a piece was not; names it.
+        """
+        with torch.no_grad():
+            for piece in pieces:
+                found = sum(
+                    self._read_part(piece, each) for each in self._stored.get(piece.key, [])
+                )
+                if found != piece.data.numel():
+                    raise KeyError(
+                        f"{piece.key} has {piece.data.numel() - found:,} elements that it lacks"
+                    )
+
+    @staticmethod
+    def _read_part(piece: Piece, stored: _Stored) -> int:
+        begin, end = max(piece.start, stored.start), min(piece.end, stored.end)
+        if begin >= end:
+            return 0
+        values = stored.file.get_slice(stored.name)[begin - stored.start : end - stored.start]
+        piece.data[begin - piece.start : end - piece.start].copy_(values)
+        return end - begin
