@@ -35,6 +35,7 @@ class MetricsLog:
     ) -> None:
         self.every_steps, self.global_batch_size = every_steps, global_batch_size
         self.samples_per_epoch = samples_per_epoch
+        self._blocked_seconds = 0.0
         cut_after(file, start_step)
         self.file = file.open("a")
         self.writer = SummaryWriter(str(tensorboard), purge_step=start_step + 1)
@@ -43,9 +44,10 @@ class MetricsLog:
         """Log update ``step`` (counted from 0); it appears as ``step + 1`` updates made.
 
         Args:
-            blocked_seconds: Time that training stood still for a checkpoint since the last line.
+            blocked_seconds: Time that training stood still for a checkpoint since the last call.
         """
         made = step + 1
+        self._blocked_seconds += blocked_seconds
         if made % self.every_steps:
             return
         scalars = {
@@ -57,8 +59,9 @@ class MetricsLog:
             "images_per_second": self.global_batch_size / result.step_seconds,
             "data_wait": result.data_seconds / result.step_seconds,
         }
-        if blocked_seconds:
-            scalars["save_blocked_seconds"] = blocked_seconds
+        if self._blocked_seconds:
+            scalars["save_blocked_seconds"] = self._blocked_seconds
+            self._blocked_seconds = 0.0
         if not result.applied:
             scalars["skipped"] = 1.0
         # JSON knows no NaN, and a curve has no place for it.
