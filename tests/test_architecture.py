@@ -75,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.config",
         "ssl_vit.errors",
         "ssl_vit.schedules",
+        "ssl_vit.data.config",
         "ssl_vit.data.order",
         "ssl_vit.run_config",
         "ssl_vit.training.config",

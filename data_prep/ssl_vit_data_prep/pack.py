@@ -110,7 +110,7 @@ def pack_images(
     parts = Parts(folder, "pack", digest(files, (options, classes)))
     if not parts.is_unfinished():
         check_no_set(folder, overwrite)
-    parts.check_same(overwrite)
+        parts.check_none_finished(overwrite)
     ratio = _size_ratio(images, files, options)
     before = options.shard_bytes / ratio
     plan = plan_shards(files, classes, before, options.shuffle_seed, options.val_fraction)

@@ -57,13 +57,13 @@ class Parts:
         """Whether a command of the same plan began here and did not end."""
         return _read_plan(self.folder) == self.plan
 
-    def check_same(self, overwrite: bool) -> None:
+    def check_none_finished(self, overwrite: bool) -> None:
         """Refuse to throw away what a command of another plan has finished here.
 
         Raises:
             UserError: There is some, and it may not be replaced.
         """
-        if self.is_unfinished() or overwrite or not self.count():
+        if overwrite or not self.count():
             return
         command, folder = unfinished_command(self.folder.parent), self.folder.parent
         raise UserError(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ssl_vit.data.augment import Box, Crop, render
-from ssl_vit.data.dataset import Canvases, canvas_bytes
+from ssl_vit.data.dataset import Canvases, Views, canvas_bytes
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import Order, SampleRandomness, SampleRef
 from ssl_vit.data.shards import ShardSet
@@ -51,26 +51,27 @@ def write_preview(
     rows, rng = [], SampleRandomness(config.seed)
     for ref in refs:
         try:
-            picture = Picture(shards.read(ref.number))
-            picture.pixels()
+            rows.append(_make_row(Picture(shards.read(ref.number)), views, rng.of(ref)))
         except UserError:
             raise
         except ValueError as error:
             # Training replaces it; who looks at pictures wants to know.
-            raise ValueError(
-                f"{shards.key(ref.number)} in {shards.location_of(ref.number)}: {error}"
-            ) from None
-        draw = views.draw(picture.height, picture.width, rng.of(ref))
-        memory = torch.empty(canvas_bytes(views.crop_sizes, 1), dtype=torch.uint8)
-        canvases = Canvases(views.crop_sizes, 1, memory)
-        render(picture, draw.crops, canvases.of_image(0))
-        shown = views.show([crops[:, 0] for crops in canvases.crops()], draw)
-        tiles = [_with_boxes(picture, draw.crops)]
-        tiles += [Image.fromarray(tile.permute(1, 2, 0).numpy()) for tile in shown]
-        rows.append([_to_height(tile) for tile in tiles])
+            place = f"{shards.key(ref.number)} in {shards.location_of(ref.number)}"
+            raise ValueError(f"{place}: {error}") from None
     with replacing(path) as partial:
         _stack(rows).save(partial, "PNG")
     return refs
+
+
+def _make_row(picture: Picture, views: Views, rng: np.random.Generator) -> list[Image.Image]:
+    draw = views.draw(picture.height, picture.width, rng)
+    memory = torch.empty(canvas_bytes(views.crop_sizes, 1), dtype=torch.uint8)
+    canvases = Canvases(views.crop_sizes, 1, memory)
+    render(picture, draw.crops, canvases.of_image(0))
+    shown = views.show([crops[:, 0] for crops in canvases.crops()], draw)
+    tiles = [_with_boxes(picture, draw.crops)]
+    tiles += [Image.fromarray(tile.permute(1, 2, 0).numpy()) for tile in shown]
+    return [_to_height(tile) for tile in tiles]
 
 
 def _with_boxes(picture: Picture, crops: Sequence[Crop]) -> Image.Image:

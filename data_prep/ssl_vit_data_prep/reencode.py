@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ssl_vit.data.decode import SHRINKS, Picture
+from ssl_vit.data.decode import Picture, largest_shrink
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ def reencode(data: bytes, ending: str, how: Reencoding) -> tuple[bytes, str]:
     if shorter <= how.short_side:
         return data, ending
     # Twice the size that is wanted leaves the resize enough to average over.
-    shrink = max(by for by in SHRINKS if by == 1 or shorter >= 2 * by * how.short_side)
-    image = Image.fromarray(picture.pixels(shrink))
+    image = Image.fromarray(picture.pixels(largest_shrink(shorter, 2 * how.short_side)))
     scale = how.short_side / shorter
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     image = image.resize(size, Image.Resampling.BICUBIC)

@@ -122,8 +122,8 @@ def reshard(
     check_target(folder, overwrite)
     if not parts.is_unfinished():
         check_no_set(folder, overwrite)
+        parts.check_none_finished(overwrite)
     check_apart(folder, [shard.url for shard in shards.shards])
-    parts.check_same(overwrite)
     try:
         with parts.open() as goes_on:
             samples = list_samples(shards, workers)

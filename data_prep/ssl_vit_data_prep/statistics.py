@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ssl_vit.data.decode import SHRINKS, Picture
+from ssl_vit.data.decode import Picture, largest_shrink
 from ssl_vit.data.index_file import Statistics
 
 # Images are measured at about the size that training sees them at; at full size the grain of a
@@ -72,5 +72,4 @@ def add_all(sums: Iterable[PixelSums]) -> PixelSums:
 
 def pixels_to_measure(picture: Picture) -> np.ndarray:
     """(H, W, 3) uint8, at about the size that training sees."""
-    shorter = min(picture.height, picture.width)
-    return picture.pixels(max(by for by in SHRINKS if by == 1 or shorter >= _SHORTER_SIDE * by))
+    return picture.pixels(largest_shrink(min(picture.height, picture.width), _SHORTER_SIDE))

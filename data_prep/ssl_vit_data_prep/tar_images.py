@@ -13,7 +13,6 @@ from typing import IO, Any
 
 from ssl_vit.data.shards import split_key
 from ssl_vit.files import readable
-from ssl_vit_data_prep.scan import IMAGE_ENDINGS
 
 _BUFFER = 2**20
 # A text longer than this is no label.
@@ -33,11 +32,6 @@ class TarFile:
     """Offset of its first byte."""
     length: int
 
-    @property
-    def is_image(self) -> bool:
-        """By the last part of its ending."""
-        return self.ending.rpartition(".")[2] in IMAGE_ENDINGS
-
 
 @dataclass
 class TarSample:
@@ -47,11 +41,6 @@ class TarSample:
     files: list[TarFile] = field(default_factory=list)
     label: str = ""
     """As it is written; empty for none."""
-
-    @property
-    def images(self) -> list[TarFile]:
-        """Its images, in their order."""
-        return [file for file in self.files if file.is_image]
 
 
 class HashingReader:

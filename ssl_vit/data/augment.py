@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vit.data.decode import SHRINKS, Picture
+from ssl_vit.data.decode import Picture, largest_shrink
 
 # A JPEG is shrunk while it is decoded only as far as its crops stay this much larger than what is
 # made of them; the antialiased resize does the rest. At 2, Pillow's own choice for thumbnails, the
@@ -104,7 +104,10 @@ def render(picture: Picture, crops: Sequence[Crop], into: Sequence[Tensor]) -> N
     Raises:
         ValueError: The image is damaged.
     """
-    shrink = max(by for by in SHRINKS if by == 1 or all(_can_shrink(crop, by) for crop in crops))
+    shrink = min(
+        largest_shrink(min(crop.box.height, crop.box.width), _LEAST_EXCESS * crop.size)
+        for crop in crops
+    )
     pixels = picture.pixels(shrink, max(crop.box.top + crop.box.height for crop in crops))
     if pixels.shape[1] == picture.width:
         shrink = 1  # no JPEG, or one for Pillow
@@ -139,10 +142,6 @@ def resize_into(pixels: np.ndarray, box: Box, target: Tensor) -> None:
         None,
         out=target.permute(2, 0, 1).unsqueeze(0),
     )
-
-
-def _can_shrink(crop: Crop, by: int) -> bool:
-    return min(crop.box.height, crop.box.width) >= _LEAST_EXCESS * by * crop.size
 
 
 def _shrunk(box: Box, by: int, height: int, width: int) -> Box:

@@ -13,6 +13,10 @@ SYNTHETIC_SAMPLES = 1_281_167
 """Samples of `data.source=synthetic`: ImageNet-1k's, so that schedules have their usual length."""
 
 
+SLOTS_IN_USE = 2
+"""Micro-batches that a data worker keeps beyond those it prepares: the one that the rank works on,
+and the one before."""
+
 # A set that is hardly ever drawn would have to be looked for over millions of updates.
 _LEAST_SHARE = 1e-6
 

@@ -118,6 +118,11 @@ def decode_image(data: bytes) -> np.ndarray:
     return Picture(data).pixels()
 
 
+def largest_shrink(side: int, least: float) -> int:
+    """The largest of ``SHRINKS`` that leaves a side of so many pixels at least ``least``."""
+    return max(by for by in SHRINKS if by == 1 or side >= least * by)
+
+
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation.
 

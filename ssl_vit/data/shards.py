@@ -87,7 +87,7 @@ class ShardSet:
         """Bytes of all shards."""
         return sum(shard.num_bytes for shard in self.shards)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change when any byte of any shard does."""
         return fingerprint(self.shards)

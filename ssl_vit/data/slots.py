@@ -21,10 +21,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ssl_vit.data.bad_sample import BadSample
+from ssl_vit.data.config import SLOTS_IN_USE
 from ssl_vit.errors import UserError
-
-# Slots beyond those being filled: the one that the rank works on, and the one before.
-_IN_USE = 2
 
 _slots: "WeakValueDictionary[int, Slots]" = WeakValueDictionary()
 _numbers: Iterator[int] = itertools.count()
@@ -59,7 +57,7 @@ class Slots:
     """
 
     def __init__(self, slot_bytes: int, workers: int, prefetch: int) -> None:
-        self.slot_bytes, self.per_worker = slot_bytes, prefetch + _IN_USE
+        self.slot_bytes, self.per_worker = slot_bytes, prefetch + SLOTS_IN_USE
         self._turn = 0
         size = max(1, slot_bytes * workers * self.per_worker)
         self._flat = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)

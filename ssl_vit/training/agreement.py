@@ -1,9 +1,21 @@
-"""Ranks that were started differently refuse, before anything is trained."""
+"""What the ranks tell each other; those that were started differently refuse."""
+
+from typing import TypeVar
 
 import torch
 
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
+
+T = TypeVar("T")
+
+
+def gather(value: T, processes: Processes) -> list[T]:
+    """The values of all ranks, by rank; the same on each. Slow: pickled, for what is rare."""
+    found = [value] * processes.world_size
+    if processes.world_size > 1:
+        torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def refuse_disagreement(facts: dict[str, str], processes: Processes) -> None:
@@ -16,10 +28,7 @@ def refuse_disagreement(facts: dict[str, str], processes: Processes) -> None:
     Raises:
         UserError: Two ranks differ, on every rank; names them.
     """
-    if processes.world_size == 1:
-        return
-    everyone: list[dict[str, str]] = [{}] * processes.world_size
-    torch.distributed.all_gather_object(everyone, facts)
+    everyone = gather(facts, processes)
     for rank, theirs in enumerate(everyone):
         for name, value in everyone[0].items():
             if theirs.get(name) != value:

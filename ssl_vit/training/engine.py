@@ -28,6 +28,7 @@ from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.data.order import hash_words, splitmix64
 from ssl_vit.distributed import Processes, complete_environment
 from ssl_vit.objectives.objective import Objective
+from ssl_vit.training.agreement import gather
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.optimizer import build_optimizer, set_schedules
 from ssl_vit.training.pieces import Pieces, applied_updates, find_pieces, set_applied_updates
@@ -79,11 +80,6 @@ class StepResult:
     """Of all ranks: samples that could not be decoded and were replaced."""
     batch: Any
     """This rank's last micro-batch, on the device; for panels."""
-
-    @property
-    def has_finite_loss(self) -> bool:
-        """Whether the mean loss is a number."""
-        return math.isfinite(self.loss)
 
 
 def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, plan: RunPlan) -> dict:
@@ -192,7 +188,7 @@ class Engine:
             waited += time.perf_counter() - asked
             bad += loaded.bad
             digest = add_digest(digest, loaded.batch.numbers)
-            numbers.append(loaded.batch.numbers.clone())
+            numbers.append(loaded.batch.numbers)
             batch = to_device(loaded.batch, self.device)
             output = self.engine(batch, step)
             self.engine.backward(output.loss)
@@ -288,10 +284,7 @@ class Engine:
         """Samples of the micro-batches with a loss that is not finite, of all ranks; else all."""
         parts = zip(numbers, outputs, strict=True)
         bad = [part for part, output in parts if not torch.isfinite(output["loss"])]
-        found: list[tuple[list[int], list[int]]] = [(_listed(bad), _listed(numbers))]
-        if self.processes.world_size > 1:
-            found = [([], [])] * self.processes.world_size
-            torch.distributed.all_gather_object(found, (_listed(bad), _listed(numbers)))
+        found = gather((_listed(bad), _listed(numbers)), self.processes)
         named = [number for part, _ in found for number in part]
         return tuple(named or [number for _, part in found for number in part])
 
@@ -322,9 +315,7 @@ class Engine:
             deepspeed.comm.all_reduce(whole)
             digest = np.int64(whole[0].item()).astype(np.uint64)
             if whole[1].item():  # rare, so the slow way will do
-                lists: list[Any] = [None] * self.processes.world_size
-                torch.distributed.all_gather_object(lists, bad)
-                bad = [sample for each in lists for sample in each]
+                bad = [sample for each in gather(bad, self.processes) for sample in each]
         return digest, tuple(sorted(bad))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import json
+import math
 import sys
 import threading
 import time
@@ -43,7 +44,7 @@ class NonfiniteUpdates:
         self.file, self.is_first = file, is_first
         self.most = config.max_consecutive_nonfinite
         self.name_samples = name_samples
-        self.count = self.in_a_row = 0
+        self.in_a_row = 0
         if is_first:
             cut_after(file, start_step)
 
@@ -56,7 +57,6 @@ class NonfiniteUpdates:
         if result.applied:
             self.in_a_row = 0
             return
-        self.count += 1
         self.in_a_row += 1
         if self.is_first:
             self._write(step, result)
@@ -87,7 +87,7 @@ class NonfiniteUpdates:
 
 
 def _what(result: "StepResult") -> str:
-    if not result.has_finite_loss:
+    if not math.isfinite(result.loss):
         return "the loss was not finite"
     return "a gradient was not finite, the loss was"
 
@@ -105,7 +105,7 @@ class HangDetector:
     """
 
     def __init__(self, folder: Path, rank: int, minutes: float) -> None:
-        self.file, self.seconds, self.rank = folder / f"rank_{rank:05d}.txt", 60 * minutes, rank
+        self.file, self.seconds = folder / f"rank_{rank:05d}.txt", 60 * minutes
         self._beat = time.monotonic()
         self._over = threading.Event()
         self._stacks = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, assert_never
 
 from ssl_vit.config import Config
+from ssl_vit.data.config import SLOTS_IN_USE
 from ssl_vit.data.order import lanes_of_rank
 from ssl_vit.errors import UserError
 from ssl_vit.schedules import cosine, warmup_cosine
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 # Bytes of pixels that the data workers of a process may hold ready.
 _MOST_PREFETCHED = 2**30
-# Micro-batches of a worker that training may be looking at while others are made (data/slots.py).
-_IN_USE = 2
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, imag
     """
     workers = max(workers, 1)
     wanted = -(-2 * accumulation // workers) + 1
-    fits = _MOST_PREFETCHED // (workers * micro_batch_size * 3 * image_size**2) - _IN_USE
+    fits = _MOST_PREFETCHED // (workers * micro_batch_size * 3 * image_size**2) - SLOTS_IN_USE
     return max(1, min(max(wanted, 2), fits, 8))
 
 
