@@ -50,6 +50,7 @@ golden: .venv/.dev
 bench: .venv/.bench
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/data_loading.py
+	$(BIN)/python benchmarks/engine.py
 
 clean:
 	rm -rf .venv demo dist

@@ -11,13 +11,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ssl_vit.data.config import DataConfig
+from ssl_vit.data.slots import Loaded
 from ssl_vit.distributed import Processes
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.build import build_objective
-from ssl_vit.objectives.config import MaeConfig
-from ssl_vit.objectives.mae import MaeBatch, num_hidden_patches
+from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
+from ssl_vit.objectives.mae import MaeBatch
 from ssl_vit.objectives.masking import random_hidden
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.pixels import PixelScale
@@ -100,15 +102,24 @@ def draw_batch(config: RunConfig) -> MaeBatch:
     )
 
 
-def our_step(config: RunConfig, batch: MaeBatch) -> TrainingStep:
-    """Our objective in a plain torch loop; the batch is moved to the device in every step."""
+def our_step(
+    config: RunConfig, batch: MaeBatch, processes: Processes | None = None
+) -> TrainingStep:
+    """Our objective in a plain torch loop; the batch is moved to the device in every step.
+
+    Args:
+        config: What is computed.
+        batch: Of this process.
+        processes: With these, in torch's DistributedDataParallel.
+    """
     device = torch.device(config.engine.device)
     objective = _build(config).to(device)
-    optimizer = build_optimizer(objective.parameter_groups(), config.optimizer)
+    model = objective if processes is None else DistributedDataParallel(objective)
+    optimizer = build_optimizer(objective.parameter_groups(), config.optimizer, fused=True)
 
     def step() -> Tensor:
         with _precision(config):
-            loss = objective(to_device(batch, device), 0).loss
+            loss = model(to_device(batch, device), 0).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -169,20 +180,29 @@ def transformers_step(config: RunConfig, batch: MaeBatch) -> TrainingStep:
     return TrainingStep(step, _num_trained(model))
 
 
-def engine_step(config: RunConfig, batch: MaeBatch, engine: EngineConfig) -> TrainingStep:
-    """Our objective in our engine, one process. The process group must have been started."""
-    machine = Machine(world_size=1, cores=torch.get_num_threads(), device=_device(config))
-    facts = DataFacts(num_samples=1000 * len(batch.images), fingerprint="benchmark")
+def engine_step(
+    config: RunConfig, batch: MaeBatch, engine: EngineConfig, processes: Processes
+) -> TrainingStep:
+    """Our objective in our engine. The process group must have been started.
+
+    Args:
+        config: What is computed.
+        batch: Of this process.
+        engine: How.
+        processes: This one's place.
+    """
+    machine = Machine(processes.world_size, torch.get_num_threads(), _device(config))
+    facts = DataFacts(1000 * config.data.global_batch_size, "benchmark")
     objective = _build(config)
     running = Engine(
         objective,
         config.optimizer,
         engine,
         make_plan(config, machine, facts),
-        Processes(),
+        processes,
         config.seed,
     )
-    batches, steps = itertools.repeat(batch), itertools.count()
+    batches, steps = itertools.repeat(Loaded(batch)), itertools.count()
 
     def step() -> float:
         return running.train_step(batches, next(steps)).loss

@@ -21,7 +21,7 @@ from timing import (
 )
 
 from ssl_vit.distributed import Processes, cores_here, set_library_environment
-from ssl_vit.pretrain import find_device
+from ssl_vit.machine import find_machine
 
 if TYPE_CHECKING:
     from mae_steps import Precision, Sizes, TrainingStep
@@ -36,7 +36,7 @@ _SAME_LOSS = {"float32": 1e-5, "bfloat16": 1e-2}
 def main() -> None:
     """Print the machine and both comparisons."""
     arguments = _read_arguments()
-    device = find_device(arguments.device, num_processes=1)
+    device = find_machine(arguments.device, Processes()).device
     set_library_environment(device)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -102,7 +102,7 @@ def compare_engine_with_loop(
         config = run_config(sizes, precision, device)
         batch = draw_batch(config)
         plain = our_step(config, batch)
-        engine = engine_step(config, batch, config.engine)
+        engine = engine_step(config, batch, config.engine, Processes())
         _check_same_loss(config, plain, engine)
         measured, times = _measure(plain, engine, pairs, device)
         _print(

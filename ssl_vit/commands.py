@@ -24,12 +24,38 @@ def pretrain(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Shrink the recipe to a few seconds on one core.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Record a few updates: RUN/profile.")
+    ] = False,
 ) -> None:
     """Pre-train a backbone; run the same command again to resume."""
     from ssl_vit.pretrain import prepare, start
 
     prepared = prepare(recipe, run, overrides or [], smoke)
-    raise typer.Exit(start(prepared))
+    raise typer.Exit(start(prepared, profile))
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe or a config.yaml.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs in all.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="Which, such as a100 or v100.")] = "h100",
+    mfu: Annotated[
+        float, typer.Option("--mfu", help="Share of its peak that is expected, for the hours.")
+    ] = 0.4,
+    images: Annotated[
+        int,
+        typer.Option(
+            "--images", min=0, help="In the data, if data.shards is not given [ImageNet-1k's]."
+        ),
+    ] = 0,
+) -> None:
+    """Say what a run would need and take: memory, hours, disk. Starts nothing."""
+    from ssl_vit.forecast import print_forecast
+    from ssl_vit.pretrain import read_config
+
+    config = read_config(recipe, overrides or [], is_smoke=False)
+    print_forecast(config, gpus, device, mfu, images)
 
 
 def recipes(

@@ -8,7 +8,6 @@ mono- or polycrystalline.
 
 import importlib.util
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -52,7 +51,6 @@ def run_demo(folder: Path) -> None:
             "objective.vertical_flip=0.5",
             f"schedule.length={EPOCHS}",
             f"schedule.warmup={WARMUP_EPOCHS}",
-            f"engine.precision={fast_precision()}",
         ),
     )
     print("\n4. What the backbone is worth, with labels for the first time")
@@ -95,15 +93,6 @@ def lay_out_images(source: Path, images: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target) as partial:
                 shutil.copyfile(source / path, partial)
-
-
-def fast_precision() -> str:
-    """bfloat16 where the processor computes in it (2 to 3 times faster), float32 elsewhere."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
-    return "bfloat16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else "float32"
 
 
 def summary_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ssl_vit
 from ssl_vit.config import Config, differences, to_plain, validate
 from ssl_vit.errors import UserError
-from ssl_vit.files import replacing
+from ssl_vit.files import replacing, share_like_folder
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.run_config import RunConfig
 
@@ -108,6 +108,7 @@ def write_export(folder: Path, state: dict[str, Any], info: ExportInfo) -> None:
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
     with replacing(folder / WEIGHTS_FILE) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
+        share_like_folder(partial)
     with replacing(folder / INFO_FILE) as partial:
         partial.write_text(json.dumps(to_plain(info), indent=1) + "\n")
 

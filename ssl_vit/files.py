@@ -18,6 +18,13 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def share_like_folder(file: Path) -> None:
+    """Give a file the permissions of its folder, as far as they make sense for a file: safetensors
+    writes for its owner alone, and a group could not read a colleague's exports.
+    """
+    file.chmod(file.parent.stat().st_mode & 0o666)
+
+
 def readable(name: str) -> str:
     """A file name as valid UTF-8: bytes that are none are spelled out as `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -7,9 +7,9 @@ runs.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ssl_vit.config import apply_overrides, read_yaml, to_plain, to_yaml, validate
 from ssl_vit.data.cache import ShardCache
@@ -18,25 +18,23 @@ from ssl_vit.data.mixture import build_order
 from ssl_vit.data.needs import TrainingNeeds, check_room
 from ssl_vit.data.order import Order, lanes_of_rank
 from ssl_vit.data.shards import ShardSet
-from ssl_vit.distributed import (
-    Processes,
-    cores_here,
-    read_processes,
-    set_library_environment,
-)
+from ssl_vit.distributed import Processes, read_processes, set_library_environment
 from ssl_vit.environment import check_same_data, describe_data, record_start
 from ssl_vit.errors import UserError
 from ssl_vit.export import INFO_FILE, check_initial_backbone, find_export
 from ssl_vit.files import replacing
+from ssl_vit.machine import find_machine, plain_machine, require_compiler
 from ssl_vit.recipes import find_recipe, smoke
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, describe_set, machine_lanes, open_data, sizes_of
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
-from ssl_vit.training.plan import Machine, RunPlan, make_plan, on_device
+from ssl_vit.training.plan import RunPlan, make_plan, with_micro_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
     from ssl_vit.data.loader import Batches
     from ssl_vit.objectives.objective import Objective
@@ -101,54 +99,29 @@ def prepare(
     everyone = processes or read_processes()
     if config.init_backbone:
         check_initial_backbone(config.init_backbone, config.backbone)
-    cores = max(1, cores_here() // everyone.local_world_size)
     facts = data_facts(shards)
-    plan = make_plan(config, Machine(everyone.world_size, cores, "cpu"), facts)
+    plan = make_plan(config, plain_machine(everyone), facts)
     if processes is None:
         # Last, because asking for a GPU may import torch; and only where the run will be.
-        device = find_device(config.engine.device, everyone.local_world_size)
-        plan = on_device(plan, device)
+        machine = find_machine(config.engine.device, everyone)
+        moved = any(path.startswith("engine.") for path in changed)
+        found = 0 if moved else folder.found_micro_batch(machine.world_size, machine.device)
+        plan = make_plan(config, machine, facts, found)
+        if config.engine.compile:
+            require_compiler()
     if shards:
         here = machine_lanes(config.data.lanes, everyone)
         check_room(shards.shards, order.shards_at(0, here), cache.num_bytes)
     return Prepared(config, plan, folder, shards, order, cache, everyone, changed)
 
 
-def find_device(
-    asked: Literal["auto", "cpu", "cuda"], num_processes: int
-) -> Literal["cpu", "cuda"]:
-    """Where to run.
+def start(prepared: Prepared, profile: bool = False) -> int:
+    """Run to the end, or until asked to stop; returns the process's exit code.
 
     Args:
-        asked: As in ``EngineConfig``.
-        num_processes: On this machine, one for each GPU.
-
-    Raises:
-        UserError: CUDA was asked for and there is none, or there are fewer GPUs than processes.
+        prepared: What was checked.
+        profile: Whether the first rank records a few updates with torch's profiler.
     """
-    if asked == "cpu":
-        return "cpu"
-    # Importing torch takes seconds; where there is no GPU's device file, there is no need to ask
-    # it.
-    if any(
-        Path(node).exists() for node in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
-    ):
-        import torch
-
-        if torch.cuda.is_available():
-            if torch.cuda.device_count() < num_processes:
-                raise UserError(
-                    f"{num_processes} processes on a machine with {torch.cuda.device_count()} GPUs",
-                    "start one process for each GPU, or set engine.device=cpu",
-                )
-            return "cuda"
-    if asked == "cuda":
-        raise UserError("engine.device=cuda, but torch sees no GPU here", "set engine.device=cpu")
-    return "cpu"
-
-
-def start(prepared: Prepared) -> int:
-    """Run to the end, or until asked to stop; returns the process's exit code."""
     if _is_complete(prepared):
         if prepared.processes.is_first:
             _say_end(prepared.folder, complete=True)
@@ -158,25 +131,21 @@ def start(prepared: Prepared) -> int:
     set_library_environment(prepared.plan.device)
     import torch
 
-    from ssl_vit.export import ExportInfo, RunExports, load_initial_weights
-    from ssl_vit.objectives.build import build_objective
-    from ssl_vit.training.agreement import refuse_disagreement
+    from ssl_vit.export import ExportInfo, RunExports
     from ssl_vit.training.bad_samples import BadSamples
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.engine import Engine, start_process_group
     from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
     from ssl_vit.training.preemption import EXIT_SAVED
+    from ssl_vit.training.profile import StepProfile
     from ssl_vit.training.trainer import Trainer
 
-    config, plan, folder = prepared.config, prepared.plan, prepared.folder
-    processes = prepared.processes
-    torch.set_num_threads(plan.threads)
-    start_process_group(plan.device, processes)
-    refuse_disagreement(_must_agree(prepared), processes)
-    torch.manual_seed(config.seed)
-    objective = build_objective(config.objective, config.backbone, config.data)
-    if config.init_backbone:
-        load_initial_weights(objective.backbone, config.init_backbone)
+    config, folder, processes = prepared.config, prepared.folder, prepared.processes
+    torch.set_num_threads(prepared.plan.threads)
+    start_process_group(prepared.plan.device, processes)
+    prepared = _agreed(prepared)
+    plan = prepared.plan
+    objective = _initial_objective(config)
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
     checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
     start_step = checkpoints.restore()
@@ -189,17 +158,16 @@ def start(prepared: Prepared) -> int:
     )
     log = None
     if processes.is_first:
-        _write_run_folder(prepared)
-        data = describe_data(prepared.shards)
-        record_start(folder.environment, data, processes.world_size, start_step)
+        _write_run_folder(prepared, start_step)
         _announce(prepared, start_step, objective)
-        log = _open_log(prepared, start_step)
+        log = _open_log(prepared, start_step, engine.device)
     batches = _open_batches(prepared, start_step)
     bad = BadSamples(folder.bad_samples, start_step, config.data, processes.is_first)
     nonfinite = NonfiniteUpdates(
         folder.nonfinite, start_step, config.guard, processes.is_first, _namer(prepared)
     )
     hangs = HangDetector(folder.hangs, processes.rank, config.guard.hang_minutes)
+    profiler = StepProfile(folder.profile, start_step) if profile and processes.is_first else None
     trainer = Trainer(
         objective,
         engine,
@@ -211,12 +179,15 @@ def start(prepared: Prepared) -> int:
         exports,
         log,
         config.log.panel_every_steps,
+        profiler,
     )
     try:
         complete = trainer.run(start_step, plan.total_steps)
     finally:
         hangs.close()
         batches.close()
+        if profiler is not None:
+            profiler.close()
         if log is not None:
             log.close()
     engine.close()
@@ -225,16 +196,35 @@ def start(prepared: Prepared) -> int:
     return 0 if complete else EXIT_SAVED
 
 
-def _must_agree(prepared: Prepared) -> dict[str, str]:
-    """What has to be the same on every rank, by name."""
-    import ssl_vit
+def _initial_objective(config: RunConfig) -> "Objective":
+    """The same on every rank."""
+    import torch
 
-    return {
+    from ssl_vit.export import load_initial_weights
+    from ssl_vit.objectives.build import build_objective
+
+    torch.manual_seed(config.seed)
+    objective = build_objective(config.objective, config.backbone, config.data)
+    if config.init_backbone:
+        load_initial_weights(objective.backbone, config.init_backbone)
+    return objective
+
+
+def _agreed(prepared: Prepared) -> Prepared:
+    """What all ranks agree on; those that were started otherwise refuse."""
+    import ssl_vit
+    from ssl_vit.training.agreement import gather, refuse_disagreement
+
+    facts = {
         "version of ssl-vit": ssl_vit.__version__,
         "config": to_yaml(prepared.config),
         "data": prepared.plan.data_fingerprint,
         "number of updates": str(prepared.plan.total_steps),
     }
+    refuse_disagreement(facts, prepared.processes)
+    # What fits may differ from machine to machine; all ranks take as many micro-batches.
+    smallest = min(gather(prepared.plan.micro_batch_size, prepared.processes))
+    return replace(prepared, plan=with_micro_batch(prepared.plan, smallest))
 
 
 def _namer(prepared: Prepared) -> "Callable[[Sequence[int]], list[str]]":
@@ -275,7 +265,8 @@ def _open_batches(prepared: Prepared, start_step: int) -> "Batches":
     return LoadedBatches(loader, keeper, lambda batch: start_step + batch // plan.accumulation)
 
 
-def _open_log(prepared: Prepared, start_step: int) -> "Log":
+def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "Log":
+    from ssl_vit.training.measures import peak_flops
     from ssl_vit.training.metrics import MetricsLog
     from ssl_vit.training.progress import ProgressLine
     from ssl_vit.training.trainer import Log
@@ -287,7 +278,8 @@ def _open_log(prepared: Prepared, start_step: int) -> "Log":
         start_step,
         config.log.every_steps,
         config.data.global_batch_size,
-        plan.samples_per_epoch,
+        plan,
+        peak_flops(device, plan.precision, config.engine.tf32),
     )
     metrics.text("config", to_yaml(config))
     batch = config.data.global_batch_size
@@ -301,10 +293,12 @@ def _is_complete(prepared: Prepared) -> bool:
     return (prepared.folder.exports / newest.name / INFO_FILE).is_file()
 
 
-def _write_run_folder(prepared: Prepared) -> None:
-    prepared.folder.write_config(prepared.config)
-    with replacing(prepared.folder.plan) as partial:
+def _write_run_folder(prepared: Prepared, start_step: int) -> None:
+    folder, data = prepared.folder, describe_data(prepared.shards)
+    folder.write_config(prepared.config)
+    with replacing(folder.plan) as partial:
         partial.write_text(json.dumps(to_plain(prepared.plan), indent=1) + "\n")
+    record_start(folder.environment, data, prepared.plan.world_size, start_step)
 
 
 def _announce(prepared: Prepared, start_step: int, objective: "Objective") -> None:
@@ -315,7 +309,7 @@ def _announce(prepared: Prepared, start_step: int, objective: "Objective") -> No
         f"{plan.total_steps:,} updates of {config.data.global_batch_size} "
         f"({plan.total_epochs:g} epochs)",
         f"{plan.device} × {plan.world_size}, ZeRO-{config.engine.zero_stage}, "
-        f"{config.engine.precision}, {plan.accumulation} × {plan.micro_batch_size} images "
+        f"{plan.precision}, {plan.accumulation} × {plan.micro_batch_size} images "
         f"a process, {plan.workers} data workers, peak learning rate {plan.peak_learning_rate:.3g}",
     ]
     if start_step:

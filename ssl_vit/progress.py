@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from ssl_vit.quantities import format_seconds
 
-_PLAIN_EVERY_SECONDS = 15.0
+PLAIN_EVERY_SECONDS = 15.0  # between two lines where there is no terminal
 
 Advance = Callable[[int], None]
 
@@ -62,7 +62,7 @@ def _plain_lines(label: str, total: int, unit: str) -> Advance:
         nonlocal done, said
         done += count
         now = time.monotonic()
-        if now - said >= _PLAIN_EVERY_SECONDS and done:
+        if now - said >= PLAIN_EVERY_SECONDS and done:
             said = now
             rate = done / (now - began)
             eta = format_seconds((total - done) / rate)

@@ -3,6 +3,7 @@ reused by mistake.
 """
 
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class RunFolder:
         self.panels = self.root / "panels"
         self.evals = self.root / "evals"
         self.slurm = self.root / "slurm"
+        self.profile = self.root / "profile"
 
     def read_config(self) -> RunConfig:
         """What this folder's run was told.
@@ -42,6 +44,15 @@ class RunFolder:
         if not self.config.is_file():
             raise UserError(f"{self.root} is no run folder (it has no config.yaml)", "check --run")
         return validate(RunConfig, read_yaml(self.config), str(self.config))
+
+    def found_micro_batch(self, world_size: int, device: str) -> int:
+        """Images a forward pass of this folder's run on as many processes; 0: none has begun."""
+        try:
+            plan = json.loads(self.plan.read_text())
+            same = (plan["world_size"], plan["device"]) == (world_size, device)
+            return plan["micro_batch_size"] if same else 0
+        except (OSError, ValueError, KeyError):
+            return 0
 
     def check(self, config: RunConfig) -> dict[str, str]:
         """Refuse a folder that belongs to something else; return what a resumed run changes.

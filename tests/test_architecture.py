@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.distributed",
         "ssl_vit.errors",
         "ssl_vit.files",
+        "ssl_vit.progress",
         "ssl_vit.quantities",
         "ssl_vit.schedules",
         "ssl_vit.data.bad_sample",
@@ -77,9 +78,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.schedules",
         "ssl_vit.data.config",
         "ssl_vit.data.order",
+        "ssl_vit.models.cost",
+        "ssl_vit.objectives.cost",
         "ssl_vit.run_config",
         "ssl_vit.training.config",
+        "ssl_vit.training.memory",
     },
+    # Of what a network costs, a run knows the sum.
+    "ssl_vit.training.memory": {"ssl_vit.models.cost", "ssl_vit.training.config"},
+    "ssl_vit.training.measures": {"ssl_vit.models.cost", "ssl_vit.training.devices"},
     # What a run is made of, and where it lives.
     "ssl_vit.run_config": {"ssl_vit.config", *(f"ssl_vit.{room}.config" for room in CONFIGS)},
     "ssl_vit.recipes": {
@@ -110,6 +117,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.models.*",
         "ssl_vit.objectives.objective",
     },
+    "ssl_vit.machine": {
+        "ssl_vit.distributed",
+        "ssl_vit.errors",
+        "ssl_vit.models.cost",
+        "ssl_vit.training.plan",
+    },
     # The wiring.
     "ssl_vit": {"ssl_vit.export"},
     "ssl_vit.__main__": {"ssl_vit.cli"},
@@ -117,11 +130,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ssl_vit.commands": {
         "ssl_vit.config",
         "ssl_vit.demo",
+        "ssl_vit.forecast",
         "ssl_vit.pretrain",
         "ssl_vit.recipes",
     },
     "ssl_vit.pretrain": {"ssl_vit.*"},
     "ssl_vit.demo": {"ssl_vit.*"},
+    "ssl_vit.forecast": {"ssl_vit.*"},
     # The outer packages know the library and never each other.
     "ssl_vit_launch*": {"ssl_vit.*", "ssl_vit_launch.*"},
     "ssl_vit_data_prep*": {"ssl_vit.*", "ssl_vit_data_prep.*"},
@@ -157,6 +172,8 @@ QUICK = (
     "ssl_vit.data.sources",
     "ssl_vit.demo",
     "ssl_vit.export",
+    "ssl_vit.forecast",
+    "ssl_vit.machine",
     "ssl_vit.pretrain",
     "ssl_vit.recipes",
     "ssl_vit.run_config",

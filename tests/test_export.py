@@ -46,6 +46,15 @@ def test_the_newest_export_of_a_run_counts(tmp_path: Path):
     assert find_export(tmp_path).name == "step_00001000"
 
 
+def test_whoever_may_read_the_folder_may_read_the_export(tmp_path: Path):
+    folder = tmp_path / "exports" / "step_00000007"
+    folder.mkdir(parents=True)
+    folder.chmod(0o750)
+    export(folder, SMALL)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert modes["backbone.safetensors"] == 0o640
+
+
 def test_timm_loads_an_export_strictly_and_sees_the_same(tmp_path: Path):
     define_missing_ops()
     import timm

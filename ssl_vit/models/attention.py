@@ -4,12 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_vit.models.config import MOST_TOKENS_UNFUSED
 from ssl_vit.models.torchvision_ops import define_missing_ops
 
 define_missing_ops()
 from timm.layers import Attention as TimmAttention  # noqa: E402 - only importable after the above
-
-_MOST_TOKENS_UNFUSED = 1024
 
 
 class Attention(TimmAttention):
@@ -29,7 +28,7 @@ class Attention(TimmAttention):
         qkv = self.qkv(x).view(batch, count, 3, self.num_heads, width // self.num_heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         is_cpu_bfloat16 = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
-        if is_cpu_bfloat16 and count <= _MOST_TOKENS_UNFUSED:
+        if is_cpu_bfloat16 and count <= MOST_TOKENS_UNFUSED:
             scores = (queries * self.scale) @ keys.transpose(-2, -1)
             mixed = scores.softmax(dim=-1).to(values.dtype) @ values
         else:

@@ -6,6 +6,7 @@ from typing import Literal, assert_never
 from torch import Tensor, nn
 
 from ssl_vit.models.attention import Attention
+from ssl_vit.models.config import swiglu_hidden
 from ssl_vit.models.torchvision_ops import define_missing_ops
 
 define_missing_ops()
@@ -59,8 +60,7 @@ def _feed_forward(width: int, ratio: float, kind: Literal["mlp", "swiglu"]) -> n
         case "mlp":
             return Mlp(in_features=width, hidden_features=int(width * ratio))
         case "swiglu":
-            # Gate and value share one matrix, so its output is twice the hidden width; a multiple
-            # of 8 for the GPU.
-            hidden = (int(width * ratio * 2 / 3) + 7) // 8 * 8
+            # Gate and value share one matrix, so its output is twice the hidden width.
+            hidden = swiglu_hidden(width, ratio)
             return SwiGLUPacked(in_features=width, hidden_features=2 * hidden)
     assert_never(kind)

@@ -31,6 +31,22 @@ VIT_SIZES: dict[str, VitSize] = {
 
 CONV_STEM_PATCHES = (2, 4, 8, 16, 32)
 
+# Up to here two plain matrix products train faster on a CPU than the fused kernel.
+MOST_TOKENS_UNFUSED = 1024
+
+
+def stem_channels(patch_size: int, width: int) -> list[int]:
+    """Channels before and after each 3×3 convolution of a conv stem: doubling up to ``width``."""
+    halvings = patch_size.bit_length() - 1
+    return [3] + [max(8, width >> (halvings - 1 - i)) for i in range(halvings)]
+
+
+def swiglu_hidden(width: int, mlp_ratio: float) -> int:
+    """Hidden width of a SwiGLU that costs what an MLP of this ratio costs; a multiple of 8 for the
+    GPU.
+    """
+    return (int(width * mlp_ratio * 2 / 3) + 7) // 8 * 8
+
 
 class BackboneConfig(Config):
     """A Vision Transformer (Dosovitskiy et al. 2020). Sizes by name:

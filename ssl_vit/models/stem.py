@@ -3,16 +3,19 @@
 from itertools import pairwise
 from typing import assert_never
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.models.config import CONV_STEM_PATCHES, BackboneConfig
+from ssl_vit.models.config import CONV_STEM_PATCHES, BackboneConfig, stem_channels
 
 
 class PatchStem(nn.Module):
     """Non-overlapping patches through one linear map (Dosovitskiy et al. 2020, section 3.1)."""
 
     overlaps = False
+    channels_last = False
+    """Whether to convolve with the channels last in memory."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -20,7 +23,7 @@ class PatchStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, N, D), row-major over the grid."""
-        return self.proj(images).flatten(2).transpose(1, 2)
+        return self.proj(_laid_out(images, self.channels_last)).flatten(2).transpose(1, 2)
 
 
 class ConvStem(nn.Module):
@@ -41,13 +44,14 @@ class ConvStem(nn.Module):
     """
 
     overlaps = True
+    channels_last = False
+    """Whether to convolve with the channels last in memory, as the norms between want it."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
         if patch_size not in CONV_STEM_PATCHES:
             raise ValueError(f"a conv stem makes patches of {CONV_STEM_PATCHES}, not {patch_size}")
-        halvings = patch_size.bit_length() - 1
-        channels = [3] + [max(8, width >> (halvings - 1 - i)) for i in range(halvings)]
+        channels = stem_channels(patch_size, width)
         layers: list[nn.Module] = []
         for before, after in pairwise(channels):
             layers += [
@@ -60,7 +64,8 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, N, D), row-major over the grid."""
-        return self.proj(self.convs(images)).flatten(2).transpose(1, 2)
+        maps = self.convs(_laid_out(images, self.channels_last))
+        return self.proj(maps).flatten(2).transpose(1, 2)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -76,6 +81,10 @@ class ChannelNorm(nn.LayerNorm):
             channels_last, self.normalized_shape, self.weight, self.bias, self.eps
         )
         return normed.permute(0, 3, 1, 2)
+
+
+def _laid_out(images: Tensor, channels_last: bool) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
 
 Stem = PatchStem | ConvStem

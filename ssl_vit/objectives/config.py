@@ -57,5 +57,14 @@ class MaeConfig(Config):
         return self
 
 
+def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
+    """M; at least one patch is hidden and one is seen. As in the paper's code, what stays is
+    rounded down.
+    """
+    # 100 × (1 − 0.8) is 19.999…96 in binary: without the small push, 81 patches would be hidden.
+    seen = int(num_patches * (1 - mask_ratio) + 1e-9)
+    return min(max(num_patches - seen, 1), num_patches - 1)
+
+
 # A closed set: a new objective adds its config here and its case to `objectives/build.py`.
 ObjectiveConfig = MaeConfig

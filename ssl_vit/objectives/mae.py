@@ -19,7 +19,7 @@ from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.initialization import initialize, initialize_token
 from ssl_vit.models.position import sincos_table
 from ssl_vit.models.vit import Features, VisionTransformer, blank_patches
-from ssl_vit.objectives.config import MaeConfig
+from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
 from ssl_vit.objectives.masking import (
     patchify,
     put,
@@ -52,15 +52,6 @@ class MaeBatch(NamedTuple):
     """(B, N) bool, the same number true in every row."""
     numbers: Tensor
     """(B,) int64 sample numbers."""
-
-
-def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
-    """M; at least one patch is hidden and one is seen. As in the paper's code, what stays is
-    rounded down.
-    """
-    # 100 × (1 − 0.8) is 19.999…96 in binary: without the small push, 81 patches would be hidden.
-    seen = int(num_patches * (1 - mask_ratio) + 1e-9)
-    return min(max(num_patches - seen, 1), num_patches - 1)
 
 
 class MaeViews:
@@ -159,13 +150,18 @@ class Mae(Objective):
         target").
         """
         images = self.pixel_scale(batch.images)
-        _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
+        # The targets first: their temporaries are gone before activations pile up.
+        targets = self._targets(images, batch.hidden)
         predictions = self.reconstruct(images, batch.hidden)
-        with torch.no_grad():
-            patches = take(patchify(images, self.backbone.config.patch_size), hidden)
-            targets = normalize_patches(patches)[0] if self.config.normalize_targets else patches
         loss = F.mse_loss(predictions.float(), targets.float())
         return StepOutput(loss, {})
+
+    @torch.no_grad()
+    def _targets(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """What the hidden patches are compared with: (B, M, P × P × 3)."""
+        _, indices = visible_and_hidden(hidden, self.num_hidden)
+        patches = take(patchify(images, self.backbone.config.patch_size), indices)
+        return normalize_patches(patches)[0] if self.config.normalize_targets else patches
 
     def reconstruct(self, images: Tensor, hidden: Tensor) -> Tensor:
         """Predictions for the hidden patches.

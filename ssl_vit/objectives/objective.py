@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from ssl_vit.models.block import Block
+from ssl_vit.models.stem import Stem
 from ssl_vit.models.vit import VisionTransformer
 
 
@@ -75,6 +77,14 @@ class Objective(nn.Module, ABC):
             ParameterGroup("decayed", tuple(decayed)),
             ParameterGroup("plain", tuple(plain), weight_decay_scale=0.0),
         ]
+
+    def blocks(self) -> list[Block]:
+        """Every transformer block, for the engine's levers."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
+    def stems(self) -> list[Stem]:
+        """Every stem, for the same."""
+        return [module for module in self.modules() if isinstance(module, Stem)]
 
     def exported_backbone(self) -> VisionTransformer:
         """The backbone worth keeping: the teacher where there is one."""

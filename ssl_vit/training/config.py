@@ -77,13 +77,40 @@ class EngineConfig(Config):
     zero3_whole_below: int = Field(default=100_000, ge=0)
     """ZeRO-3 keeps parameters of fewer elements whole on every rank instead of sending them."""
 
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the matrix products (autocast); parameters, losses and the optimizer are float32
-    always.
+    offload_optimizer: bool = False
+    """Keep the optimizer's part (12 bytes a parameter, shared by the ranks) in the memory of the
+    CPU, and update there: slower, for models that do not fit otherwise. Needs ZeRO 1 or more.
     """
 
-    micro_batch_size: int = Field(default=64, ge=1)
-    """Images a forward pass and process; a process's whole share where that is smaller."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the matrix products (autocast); parameters, losses and the optimizer are float32
+    always. `auto`: bfloat16; where the device does not compute in it, float16 with loss scaling on
+    a GPU, float32 on a CPU.
+    """
+
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 64
+    """Images a forward pass and process; a process's whole share where that is smaller. `auto`: the
+    largest that fits into 80 % of its memory, by `ssl-vit plan`'s figures, found once for a run.
+    """
+
+    activation_checkpointing: bool = False
+    """Keep only the input of each block, and compute its inside again in the backward pass (Chen et
+    al. 2016, arXiv 1604.06174): a fraction of the memory for a third more computing.
+    """
+
+    compile: bool = False
+    """`torch.compile` for every block; needs a C++ compiler. Not with ZeRO-3."""
+
+    fused_optimizer: bool = True
+    """AdamW as one kernel instead of one operation after the other."""
+
+    tf32: bool = False
+    """Let float32 matrix products on a GPU round their inputs to 10 bits (TensorFloat-32)."""
+
+    channels_last: bool = False
+    """Lay images out with the channels last in memory for the stem's convolutions; for conv
+    stems.
+    """
 
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Data workers a process; `auto`: one for every core it has but one, at least 1, at most 16."""
@@ -109,6 +136,20 @@ class EngineConfig(Config):
     @model_validator(mode="after")
     def _size_is_readable(self) -> "EngineConfig":
         parse_bytes(str(self.cache_bytes), "engine.cache_bytes=")
+        return self
+
+    @model_validator(mode="after")
+    def _levers_go_together(self) -> "EngineConfig":
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "engine.compile=true does not work with engine.zero_stage=3: torch cannot trace "
+                "parameters that are in pieces on all ranks; use zero_stage=2, or compile=false"
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError(
+                "engine.offload_optimizer=true needs engine.zero_stage=1 or more: at stage 0 there "
+                "is no optimizer apart from the model's own parameters"
+            )
         return self
 
 

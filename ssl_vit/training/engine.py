@@ -13,9 +13,9 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import deepspeed
 import deepspeed.comm
@@ -25,93 +25,34 @@ import torch
 from torch import Tensor
 
 from ssl_vit.data.bad_sample import BadSample
-from ssl_vit.data.order import hash_words, splitmix64
+from ssl_vit.data.order import hash_words
 from ssl_vit.distributed import Processes, complete_environment
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.agreement import gather
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
+from ssl_vit.training.deepspeed_config import deepspeed_config
+from ssl_vit.training.levers import pull_levers
+from ssl_vit.training.loss_scale import LossScale
+from ssl_vit.training.measures import NormMeter, PhaseClock, peak_memory
 from ssl_vit.training.optimizer import build_optimizer, set_schedules
-from ssl_vit.training.pieces import Pieces, applied_updates, find_pieces, set_applied_updates
+from ssl_vit.training.pieces import (
+    Piece,
+    Pieces,
+    applied_updates,
+    clear_padding,
+    find_pieces,
+    set_applied_updates,
+)
 from ssl_vit.training.plan import RunPlan, learning_rate_at, weight_decay_at
+from ssl_vit.training.samples import digest_of, find_suspects
 from ssl_vit.training.state_file import StateReader, copy_to_host
+from ssl_vit.training.update import GroupNorms, LoadedBatch, Seconds, StepResult
 
-# First word of the device's randomness (drop path), distinct from the words in data/order.py.
+# First word of the device's randomness (drop path), distinct from the words in data/order.py
+# and samples.py.
 _DEVICE_RANDOMNESS = 101
-_DIGEST_KEY = hash_words(102)
 
 T = TypeVar("T")
-
-
-class LoadedBatch(Protocol):
-    """What the loader hands over."""
-
-    @property
-    def batch(self) -> Any:
-        """A micro-batch as the objective takes it."""
-        ...
-
-    @property
-    def bad(self) -> tuple[BadSample, ...]:
-        """Its samples that could not be decoded and were replaced."""
-        ...
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer update did, averaged over micro-batches and ranks."""
-
-    loss: float
-    metrics: dict[str, float]
-    grad_norm: float
-    """Global L2 norm before clipping."""
-    learning_rate: float
-    weight_decay: float
-    applied: bool
-    """Whether the parameters moved; not where the loss or a gradient was not finite."""
-    suspects: tuple[int, ...]
-    """Where it was not: samples of micro-batches, on all ranks, without a finite loss; or all."""
-    data_seconds: float
-    """Waiting for the loader, on this rank."""
-    step_seconds: float
-    """The whole update, on this rank."""
-    samples: str
-    """16 hex digits of the samples seen by all ranks, whatever their order."""
-    bad: tuple[BadSample, ...]
-    """Of all ranks: samples that could not be decoded and were replaced."""
-    batch: Any
-    """This rank's last micro-batch, on the device; for panels."""
-
-
-def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, plan: RunPlan) -> dict:
-    """DeepSpeed's own config; pure, with a golden JSON in the tests."""
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": optimizer.clip_norm,
-        "zero_optimization": _zero_config(engine, plan.device),
-        # We bring torch's AdamW; DeepSpeed's own optimizers are compiled at first use.
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-    if engine.precision == "bfloat16":
-        config["torch_autocast"] = {
-            "enabled": True,
-            "dtype": "bfloat16",
-            # Only says which gradients travel in bfloat16: none, so that ranks add up in float32.
-            "lower_precision_safe_modules": [],
-        }
-    return config
-
-
-def _zero_config(engine: EngineConfig, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
-    config: dict[str, Any] = {"stage": engine.zero_stage}
-    whole_below = engine.zero3_whole_below
-    if engine.zero_stage == 3:
-        config["stage3_param_persistence_threshold"] = whole_below
-    elif device == "cpu":
-        # Contiguous copies speed nothing up on a CPU; they are two more copies of each gradient.
-        config["contiguous_gradients"] = False
-    return config
 
 
 def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) -> None:
@@ -151,76 +92,94 @@ class Engine:
         seed: int,
     ) -> None:
         self.optimizer_config, self.plan, self.seed = optimizer, plan, seed
-        self.processes, self.precision = processes, engine.precision
+        self.processes, self.zero_stage = processes, engine.zero_stage
         self.groups = objective.parameter_groups()
+        pull_levers(objective, engine, plan.device)
+        base = build_optimizer(self.groups, optimizer, engine.fused_optimizer)
         # Any: deepspeed's own annotations are too loose to check against.
         parts: tuple[Any, ...] = deepspeed.initialize(
             model=objective,
-            optimizer=build_optimizer(self.groups, optimizer),
+            optimizer=base,
             config=deepspeed_config(engine, optimizer, plan),
             dist_init_required=False,
         )
         self.engine, self.optimizer = parts[0], parts[1]
         self.device = torch.device(self.engine.device)
-        self.zero_stage = engine.zero_stage
+        if self.zero_stage == 3:
+            clear_padding(self.engine.module, self.optimizer, processes)
+        self.clock, self.norms = PhaseClock(self.device), NormMeter(base)
+        self.loss_scale = LossScale(plan.precision == "float16")
+        if self.loss_scale.enabled:  # ours, and only one
+            self.engine.torch_autocast_z0_gradscaler = None
+            self.optimizer.torch_autocast_gradscaler = None
 
     def train_step(self, batches: Iterator[LoadedBatch], step: int) -> StepResult:
-        """One optimizer update over the next ``plan.accumulation`` micro-batches.
+        """One optimizer update over the next ``plan.accumulation`` micro-batches, and the
+        objective's own after it, if it was applied.
 
         Args:
             batches: Micro-batches of this rank, on the CPU, each with its bad samples.
             step: Which update this is, from 0.
         """
-        began, waited = time.perf_counter(), 0.0
+        began = time.perf_counter()
         learning_rate = learning_rate_at(step, self.optimizer_config, self.plan)
         weight_decay = weight_decay_at(step, self.optimizer_config, self.plan)
         set_schedules(self.optimizer.param_groups, self.groups, step, learning_rate, weight_decay)
         torch.manual_seed(
             int(hash_words(self.seed, _DEVICE_RANDOMNESS, step, self.processes.rank)) >> 1
         )
-        outputs: list[dict[str, Tensor]] = []
-        digest, grad_norm, batch = np.uint64(0), torch.tensor(0.0), None
-        bad: list[BadSample] = []
-        numbers: list[Tensor] = []
+        loss_scale = self.loss_scale.factor
+        if loss_scale != 1 and self.zero_stage > 0:
+            self.optimizer.override_loss_scale(loss_scale)
+        seen = _Seen()
         for _ in range(self.plan.accumulation):
-            asked = time.perf_counter()
-            loaded = next(batches)
-            waited += time.perf_counter() - asked
-            bad += loaded.bad
-            digest = add_digest(digest, loaded.batch.numbers)
-            numbers.append(loaded.batch.numbers)
-            batch = to_device(loaded.batch, self.device)
-            output = self.engine(batch, step)
-            self.engine.backward(output.loss)
-            outputs.append({"loss": output.loss.detach(), **output.metrics})
-            if self.zero_stage == 0 and self.engine.is_gradient_accumulation_boundary():
-                grad_norm = self._whole_grad_norm()
-                if not torch.isfinite(grad_norm):
-                    # The other stages look for themselves. AdamW passes over what has no gradient.
-                    self.engine.module.zero_grad(set_to_none=True)
-            self.engine.step()
-        means = self._average(outputs)
-        if self.zero_stage > 0:
-            grad_norm = self.engine.get_global_grad_norm()
-        norm = float(grad_norm)
+            self._micro_step(batches, step, loss_scale, seen)
+        norm = float(seen.grad_norm if self.zero_stage == 0 else self.engine.get_global_grad_norm())
         applied = math.isfinite(norm)
-        suspects = () if applied else self._find_suspects(outputs, numbers)
-        loss = means.pop("loss")
-        digest, all_bad = self._join_ranks(digest, bad)
+        if applied:
+            with self.clock.phase("after_step"):
+                self.engine.module.after_step(step)
+        table = self._gather(seen)
+        overflowed = self.loss_scale.update(applied) and math.isfinite(table.means["loss"])
+        digest, all_bad = self._join_ranks(seen)
         return StepResult(
-            loss=loss,
-            metrics=means,
+            loss=table.means.pop("loss"),
+            metrics=table.means,
             grad_norm=norm,
+            norms=self._norms(table.squares, norm) if applied else {},
             learning_rate=learning_rate,
             weight_decay=weight_decay,
+            loss_scale=loss_scale,
             applied=applied,
-            suspects=suspects,
-            data_seconds=waited,
+            overflowed=overflowed,
+            suspects=() if applied or overflowed else self._suspects(seen),
+            seconds=table.seconds,
             step_seconds=time.perf_counter() - began,
+            peak_memory=table.peak_memory,
             samples=f"{int(digest):016x}",
             bad=all_bad,
-            batch=batch,
+            batch=seen.batch,
         )
+
+    def _micro_step(
+        self, batches: Iterator[LoadedBatch], step: int, loss_scale: float, seen: "_Seen"
+    ) -> None:
+        """One micro-batch; the last of an update applies it."""
+        with self.clock.phase("data", on_host=True):
+            loaded = next(batches)
+        with self.clock.phase("forward_backward"):
+            seen.batch = to_device(loaded.batch, self.device)
+            output = self.engine(seen.batch, step)
+            # The ZeRO optimizers multiply with the scale by themselves.
+            scaled = output.loss * loss_scale if self.zero_stage == 0 else output.loss
+            self.engine.backward(scaled)
+        seen.bad += loaded.bad
+        seen.numbers.append(loaded.batch.numbers)
+        seen.outputs.append({"loss": output.loss.detach(), **output.metrics})
+        with self.clock.phase("optimizer"):
+            if self.zero_stage == 0 and self.engine.is_gradient_accumulation_boundary():
+                seen.grad_norm = self._settle_stage_0(loss_scale)
+            self.engine.step()
 
     def copy_state(self) -> tuple[dict[str, Tensor], int]:
         """This rank's part of the state, copied to host memory, and the updates it has seen
@@ -254,9 +213,9 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of training, for forward passes outside of it (panels)."""
-        if self.precision == "float32":
+        if self.plan.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.plan.precision))
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -278,38 +237,67 @@ class Engine:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
-    def _find_suspects(
-        self, outputs: list[dict[str, Tensor]], numbers: list[Tensor]
-    ) -> tuple[int, ...]:
-        """Samples of the micro-batches with a loss that is not finite, of all ranks; else all."""
-        parts = zip(numbers, outputs, strict=True)
-        bad = [part for part, output in parts if not torch.isfinite(output["loss"])]
-        found = gather((_listed(bad), _listed(numbers)), self.processes)
-        named = [number for part, _ in found for number in part]
-        return tuple(named or [number for _, part in found for number in part])
+    def _suspects(self, seen: "_Seen") -> tuple[int, ...]:
+        losses = [output["loss"] for output in seen.outputs]
+        return find_suspects(seen.numbers, losses, self.processes)
 
     def _pieces(self) -> Pieces:
         module = self.engine.module
-        return find_pieces(module, self.optimizer, self.zero_stage, self.processes)
+        pieces = find_pieces(module, self.optimizer, self.zero_stage, self.processes)
+        pieces.shared.append(Piece("loss_scale/state", 0, self.loss_scale.state))
+        return pieces
 
-    def _whole_grad_norm(self) -> Tensor:
-        grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
+    def _settle_stage_0(self, loss_scale: float) -> Tensor:
+        """The whole gradient's norm; and what the other stages do by themselves: dividing by the
+        loss scale, dropping a gradient that is not finite, clipping.
+        """
+        trained = [p for p in self.engine.module.parameters() if p.grad is not None]
+        if loss_scale != 1:
+            torch._foreach_div_([p.grad for p in trained], loss_scale)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+        if not torch.isfinite(norm):
+            # AdamW passes over what has no gradient.
+            self.engine.module.zero_grad(set_to_none=True)
+        elif self.optimizer_config.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.optimizer_config.clip_norm, norm)
+        return norm
 
-    def _average(self, outputs: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Means over micro-batches and ranks, by one small reduction."""
-        names = list(outputs[0])
-        values = torch.stack([torch.stack([o[name].float() for name in names]) for o in outputs])
-        means = values.mean(dim=0)
+    def _gather(self, seen: "_Seen") -> "_Table":
+        """One small exchange: every rank's numbers of an update."""
+        names = list(seen.outputs[0])
+        means = torch.stack([torch.stack([o[n].float() for n in names]) for o in seen.outputs])
+        squares = self.norms.take()
+        took = self.clock.take()
+        seconds = [took.get(name, 0.0) for name in Seconds._fields]
+        rest = torch.tensor([*seconds, peak_memory(self.device)], dtype=torch.float64)
+        row = torch.cat([means.mean(dim=0).double().cpu(), squares.flatten(), rest])
+        rows = row.unsqueeze(0)
         if self.processes.world_size > 1:
-            deepspeed.comm.all_reduce(means)
-            means = means / self.processes.world_size
-        return dict(zip(names, means.tolist(), strict=True))
+            mine = row.to(self.device)
+            everyone = mine.new_empty(self.processes.world_size * len(mine))
+            deepspeed.comm.all_gather_into_tensor(everyone, mine)
+            rows = everyone.view(-1, len(mine)).cpu()
+        means, squares, rest = rows.split([len(names), squares.numel(), len(rest)], dim=1)
+        # At stage 0 every rank has all of each group.
+        squares = squares[0] if self.zero_stage == 0 else squares.sum(dim=0)
+        return _Table(
+            dict(zip(names, means.mean(dim=0).tolist(), strict=True)),
+            squares.view(-1, 3),
+            Seconds(*rest[:, :-1].mean(dim=0).tolist()),
+            int(rest[:, -1].max()),
+        )
 
-    def _join_ranks(
-        self, digest: np.uint64, bad: list[BadSample]
-    ) -> tuple[np.uint64, tuple[BadSample, ...]]:
+    def _norms(self, squares: Tensor, grad_norm: float) -> dict[str, GroupNorms]:
+        norms = squares.sqrt()
+        # The optimizer saw gradients that were clipped, all by the same factor.
+        clipped = float(squares[:, 0].sum().sqrt())
+        norms[:, 0] *= grad_norm / clipped if clipped else 1.0
+        rows = zip(self.norms.names, norms.tolist(), strict=True)
+        return {name: GroupNorms(*row) for name, row in rows}
+
+    def _join_ranks(self, seen: "_Seen") -> tuple[np.uint64, tuple[BadSample, ...]]:
         """The digest and the bad samples of all ranks; the same answer on each."""
+        digest, bad = digest_of(seen.numbers), seen.bad
         if self.processes.world_size > 1:
             whole = torch.tensor([digest.astype(np.int64).item(), len(bad)], device=self.device)
             deepspeed.comm.all_reduce(whole)
@@ -319,15 +307,27 @@ class Engine:
         return digest, tuple(sorted(bad))
 
 
-def _listed(parts: list[Tensor]) -> list[int]:
-    return [int(number) for part in parts for number in part]
+@dataclass
+class _Seen:
+    """What the micro-batches of an update were, on this rank."""
+
+    outputs: list[dict[str, Tensor]] = field(default_factory=list)
+    numbers: list[Tensor] = field(default_factory=list)
+    bad: list[BadSample] = field(default_factory=list)
+    batch: Any = None
+    """The last one, on the device."""
+    grad_norm: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    """At stage 0."""
 
 
-def add_digest(digest: np.uint64, numbers: Tensor) -> np.uint64:
-    """Add samples to an order-free digest: the sum, modulo 2⁶⁴, of their scrambled numbers."""
-    words = splitmix64(numbers.cpu().numpy().astype(np.uint64), _DIGEST_KEY)
-    with np.errstate(over="ignore"):
-        return digest + words.sum(dtype=np.uint64)
+class _Table(NamedTuple):
+    """What all ranks measured of an update."""
+
+    means: dict[str, float]
+    squares: Tensor
+    """(groups, 3), as `NormMeter` gives them, of all ranks together."""
+    seconds: Seconds
+    peak_memory: int
 
 
 def to_device(batch: T, device: torch.device) -> T:

@@ -16,7 +16,7 @@ from ssl_vit.training.config import GuardConfig
 from ssl_vit.training.metrics_file import cut_after
 
 if TYPE_CHECKING:
-    from ssl_vit.training.engine import StepResult
+    from ssl_vit.training.update import StepResult
 
 _KEYS = 64  # named of one update
 _LOOK_SECONDS = 1.0
@@ -56,6 +56,7 @@ class NonfiniteUpdates:
         """
         if result.applied:
             self.in_a_row = 0
+        if result.applied or result.overflowed:  # float16 looks for its scale by trying
             return
         self.in_a_row += 1
         if self.is_first:

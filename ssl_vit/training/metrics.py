@@ -8,8 +8,20 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ssl_vit.training.engine import StepResult
 from ssl_vit.training.metrics_file import cut_after
+from ssl_vit.training.plan import RunPlan
+from ssl_vit.training.update import StepResult
+
+# Names without a slash whose curves do not stand under "train".
+_SPEED = {
+    "images_per_second",
+    "images_per_second_per_process",
+    "data_wait",
+    "tflops_per_process",
+    "mfu",
+    "peak_memory_gib",
+    "save_blocked_seconds",
+}
 
 
 class MetricsLog:
@@ -21,7 +33,8 @@ class MetricsLog:
         start_step: Updates already made.
         every_steps: Updates between two lines.
         global_batch_size: Images an update.
-        samples_per_epoch: Images an epoch.
+        plan: Of the run.
+        peak_flops: Operations a second that a process's device can do at most.
     """
 
     def __init__(
@@ -31,10 +44,11 @@ class MetricsLog:
         start_step: int,
         every_steps: int,
         global_batch_size: int,
-        samples_per_epoch: int,
+        plan: RunPlan,
+        peak_flops: float,
     ) -> None:
         self.every_steps, self.global_batch_size = every_steps, global_batch_size
-        self.samples_per_epoch = samples_per_epoch
+        self.plan, self.peak_flops = plan, peak_flops
         self._blocked_seconds = 0.0
         cut_after(file, start_step)
         self.file = file.open("a")
@@ -50,15 +64,7 @@ class MetricsLog:
         self._blocked_seconds += blocked_seconds
         if made % self.every_steps:
             return
-        scalars = {
-            "loss": result.loss,
-            **result.metrics,
-            "grad_norm": result.grad_norm,
-            "learning_rate": result.learning_rate,
-            "weight_decay": result.weight_decay,
-            "images_per_second": self.global_batch_size / result.step_seconds,
-            "data_wait": result.data_seconds / result.step_seconds,
-        }
+        scalars = {**_learning(result), **self._speed(result)}
         if self._blocked_seconds:
             scalars["save_blocked_seconds"] = self._blocked_seconds
             self._blocked_seconds = 0.0
@@ -68,7 +74,7 @@ class MetricsLog:
         finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
         line = {
             "step": made,
-            "epoch": round(made * self.global_batch_size / self.samples_per_epoch, 4),
+            "epoch": round(made * self.global_batch_size / self.plan.samples_per_epoch, 4),
             **dict.fromkeys(scalars),
             **finite,
             "samples": result.samples,
@@ -77,7 +83,22 @@ class MetricsLog:
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         for name, value in finite.items():
-            self.writer.add_scalar(f"train/{name}", value, made)
+            tag = name if "/" in name else f"{'speed' if name in _SPEED else 'train'}/{name}"
+            self.writer.add_scalar(tag, value, made)
+
+    def _speed(self, result: StepResult) -> dict[str, float]:
+        rate = self.global_batch_size / result.step_seconds
+        per_process = rate / self.plan.world_size
+        flops = per_process * self.plan.step_flops_per_image
+        return {
+            "images_per_second": rate,
+            "images_per_second_per_process": per_process,
+            "data_wait": result.seconds.data / result.step_seconds,
+            **{f"seconds/{name}": value for name, value in result.seconds._asdict().items()},
+            "tflops_per_process": flops / 1e12,
+            "mfu": flops / self.peak_flops,
+            "peak_memory_gib": result.peak_memory / 2**30,
+        }
 
     def panel(self, step: int, pictures: dict[str, Tensor]) -> None:
         """Show (3, H, W) uint8 pictures."""
@@ -92,3 +113,21 @@ class MetricsLog:
         """Flush both."""
         self.file.close()
         self.writer.close()
+
+
+def _learning(result: StepResult) -> dict[str, float]:
+    norms = {
+        f"{kind}_norm/{group}": value
+        for group, each in result.norms.items()
+        for kind, value in each._asdict().items()
+    }
+    scale = {} if result.loss_scale == 1 else {"loss_scale": result.loss_scale}
+    return {
+        "loss": result.loss,
+        **result.metrics,
+        "grad_norm": result.grad_norm,
+        **norms,
+        "learning_rate": result.learning_rate,
+        "weight_decay": result.weight_decay,
+        **scale,
+    }

@@ -10,7 +10,7 @@ from ssl_vit.training.config import OptimizerConfig
 
 
 def build_optimizer(
-    groups: Sequence[ParameterGroup], config: OptimizerConfig
+    groups: Sequence[ParameterGroup], config: OptimizerConfig, fused: bool
 ) -> torch.optim.Optimizer:
     """AdamW over the groups, in their order (Loshchilov & Hutter 2017, arXiv 1711.05101, algorithm
     2).
@@ -20,7 +20,7 @@ def build_optimizer(
         lr=config.base_learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        fused=True,
+        fused=fused,
     )
 
 

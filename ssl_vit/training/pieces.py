@@ -143,9 +143,7 @@ def _stages_1_and_2(name: str, parameter: Any) -> Iterator[Piece]:
 def _add_stage_3(
     pieces: Pieces, name: str, parameter: Any, optimizer: Any, processes: Processes
 ) -> None:
-    size = parameter.ds_tensor.ds_numel
-    start = processes.rank * size
-    count = max(0, min(size, parameter.ds_numel - start))  # the last partitions are padded
+    start, count = _kept_of(parameter, processes)
     if count == 0:
         return
     weight = Piece(f"{WEIGHT}/{name}", start, parameter.ds_tensor.data.view(-1)[:count])
@@ -154,10 +152,34 @@ def _add_stage_3(
         return
 
     def partition(kind: str | None) -> Tensor:
-        found, _ = optimizer._get_fp32_opt_state_partition(
-            parameter, release_swap_buffers=True, optim_state_key=kind
-        )
-        return found.data.view(-1)[:count]
+        return _stage_3_partition(parameter, optimizer, kind)[:count]
 
     pieces.working.append(weight._replace(data=partition(None)))
     pieces.own.extend(Piece(f"{kind}/{name}", start, partition(kind)) for kind in MOMENTS)
+
+
+def clear_padding(module: nn.Module, optimizer: Any, processes: Processes) -> None:
+    """Zero what fills up ZeRO-3's last partitions: DeepSpeed leaves there what was in memory, which
+    is no part of any weight but would count in a norm.
+    """
+    for parameter in module.parameters():
+        _, count = _kept_of(parameter, processes)
+        kept: Any = parameter
+        kept.ds_tensor.data.view(-1)[count:] = 0
+        if parameter.requires_grad:
+            _stage_3_partition(parameter, optimizer, None)[count:] = 0
+
+
+def _kept_of(parameter: Any, processes: Processes) -> tuple[int, int]:
+    """(the first element that this rank keeps of a parameter under ZeRO-3, how many)."""
+    size = parameter.ds_tensor.ds_numel
+    start = processes.rank * size
+    return start, max(0, min(size, parameter.ds_numel - start))  # the last partitions are padded
+
+
+def _stage_3_partition(parameter: Any, optimizer: Any, kind: str | None) -> Tensor:
+    """This rank's part of a moment, or of the float32 weight, padding included."""
+    found, _ = optimizer._get_fp32_opt_state_partition(
+        parameter, release_swap_buffers=True, optim_state_key=kind
+    )
+    return found.data.view(-1)

@@ -13,8 +13,11 @@ from ssl_vit.config import Config
 from ssl_vit.data.config import SLOTS_IN_USE
 from ssl_vit.data.order import lanes_of_rank
 from ssl_vit.errors import UserError
+from ssl_vit.models.cost import Arithmetic, Precision
+from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.schedules import cosine, warmup_cosine
-from ssl_vit.training.config import OptimizerConfig
+from ssl_vit.training.config import EngineConfig, OptimizerConfig
+from ssl_vit.training.memory import largest_micro_batch
 
 if TYPE_CHECKING:
     from ssl_vit.run_config import RunConfig
@@ -32,6 +35,10 @@ class Machine:
     cores: int
     """Processor cores for this process."""
     device: Literal["cpu", "cuda"]
+    memory_bytes: int = 0
+    """For this process; 0: not known."""
+    fast_precision: Precision = "bfloat16"
+    """What `engine.precision=auto` comes to."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class RunPlan(Config):
 
     world_size: int
     device: Literal["cpu", "cuda"]
+    precision: Precision
+    """Of the matrix products."""
     micro_batch_size: int
     """Images a forward pass and process."""
     accumulation: int
@@ -81,10 +90,22 @@ class RunPlan(Config):
     warmup_steps: int
     total_epochs: float
     peak_learning_rate: float
+    trained_parameters: int
+    step_flops_per_image: float
+    """Operations of forward and backward pass, what is computed again not counted."""
 
 
-def make_plan(config: "RunConfig", machine: Machine, data: DataFacts) -> RunPlan:
+def make_plan(
+    config: "RunConfig", machine: Machine, data: DataFacts, found_micro_batch: int = 0
+) -> RunPlan:
     """Everything that follows.
+
+    Args:
+        config: What was said.
+        machine: Where it runs.
+        data: What it runs on.
+        found_micro_batch: What `engine.micro_batch_size=auto` came to before, in the same run on
+            the same machines; 0: it was not found yet.
 
     Raises:
         UserError: Batch, lanes, processes and micro-batch do not divide.
@@ -96,21 +117,26 @@ def make_plan(config: "RunConfig", machine: Machine, data: DataFacts) -> RunPlan
             f"{data.num_samples} samples are fewer than data.lanes={lanes}",
             f"set data.lanes to at most {data.num_samples}, a divisor of {batch}",
         )
-    micro, accumulation = split_batch(
-        batch, machine.world_size, config.engine.micro_batch_size, lanes
-    )
+    arithmetic = choose_arithmetic(config.engine, machine)
+    cost = objective_cost(config.objective, config.backbone, arithmetic)
+    wanted = config.engine.micro_batch_size
+    if wanted == "auto":
+        wanted = found_micro_batch or largest_micro_batch(
+            cost, config.engine, machine.world_size, batch, arithmetic, machine.memory_bytes
+        )
+    micro, accumulation = split_batch(batch, machine.world_size, wanted, lanes)
     samples_per_epoch = data.num_samples // lanes * lanes
     unit = config.schedule.unit
     total_steps = max(1, _steps(config.schedule.length, unit, samples_per_epoch, batch))
     warmup_steps = _steps(config.schedule.warmup, unit, samples_per_epoch, batch)
-    workers, prefetch = config.engine.workers, config.engine.prefetch
-    if workers == "auto":
-        workers = min(max(machine.cores - 1, 1), 16)
+    workers = choose_workers(config.engine.workers, machine.cores)
+    prefetch = config.engine.prefetch
     if prefetch == "auto":
         prefetch = choose_prefetch(micro, accumulation, workers, config.backbone.image_size)
     return RunPlan(
         world_size=machine.world_size,
         device=machine.device,
+        precision=arithmetic.precision,
         micro_batch_size=micro,
         accumulation=accumulation,
         workers=workers,
@@ -125,12 +151,25 @@ def make_plan(config: "RunConfig", machine: Machine, data: DataFacts) -> RunPlan
         warmup_steps=warmup_steps,
         total_epochs=round(total_steps * batch / samples_per_epoch, 3),
         peak_learning_rate=peak_learning_rate(config.optimizer, batch),
+        trained_parameters=cost.trained,
+        # The backward pass computes two products for each of the forward pass.
+        step_flops_per_image=3 * cost.flops,
     )
 
 
-def on_device(plan: RunPlan, device: Literal["cpu", "cuda"]) -> RunPlan:
-    """The plan with what follows from where the run turns out to be."""
-    return plan.model_copy(update={"device": device, "pin_memory": device == "cuda"})
+def choose_arithmetic(engine: EngineConfig, machine: Machine) -> Arithmetic:
+    """How this machine computes matrix products."""
+    said = engine.precision
+    return Arithmetic(machine.fast_precision if said == "auto" else said, machine.device)
+
+
+def with_micro_batch(plan: RunPlan, micro_batch_size: int) -> RunPlan:
+    """The same plan with a smaller micro-batch, a divisor of a process's share."""
+    share = plan.micro_batch_size * plan.accumulation
+    accumulation = share // micro_batch_size
+    return plan.model_copy(
+        update={"micro_batch_size": micro_batch_size, "accumulation": accumulation}
+    )
 
 
 def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple[SetPlan, ...]:
@@ -145,6 +184,11 @@ def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple
         )
         for (source, num_samples), share in zip(data.sets, shares, strict=True)
     )
+
+
+def choose_workers(said: int | Literal["auto"], cores: int) -> int:
+    """Data workers of a process that has so many cores: one core is for the model."""
+    return min(max(cores - 1, 1), 16) if said == "auto" else said
 
 
 def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, image_size: int) -> int:

@@ -14,10 +14,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ssl_vit.progress import PLAIN_EVERY_SECONDS
 from ssl_vit.quantities import format_seconds
-from ssl_vit.training.engine import StepResult
+from ssl_vit.training.update import StepResult
 
-_PLAIN_EVERY_SECONDS = 15.0
 _WINDOW = 50
 
 
@@ -59,7 +59,7 @@ class ProgressLine:
             return
         now = time.monotonic()
         is_last = step + 1 == self.total_steps
-        if now - self.last_plain >= _PLAIN_EVERY_SECONDS or is_last:
+        if now - self.last_plain >= PLAIN_EVERY_SECONDS or is_last:
             self.last_plain = now
             left = (self.total_steps - step - 1) * self._seconds() / len(self.recent)
             eta = "" if is_last else f"  ETA {format_seconds(left)}"
@@ -77,7 +77,7 @@ class ProgressLine:
     def _text(self) -> str:
         seconds = self._seconds()
         rate = len(self.recent) * self.global_batch_size / seconds
-        wait = 100 * sum(result.data_seconds for result in self.recent) / seconds
+        wait = 100 * sum(result.seconds.data for result in self.recent) / seconds
         loss = self.recent[-1].loss
         bad = f"  bad samples {self.num_bad:,}" if self.num_bad else ""
         return f"loss {loss:.4f}  {rate:,.0f} images/s  data-wait {wait:.0f} %{bad}"

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ssl_vit.files import share_like_folder
 from ssl_vit.training.pieces import Piece
 
 
@@ -24,6 +25,7 @@ def copy_to_host(pieces: Iterable[Piece]) -> dict[str, Tensor]:
 def write_state(file: Path, tensors: dict[str, Tensor]) -> None:
     """Write what :func:`copy_to_host` gave, down to the disk."""
     save_file(tensors, file)
+    share_like_folder(file)
     with file.open("rb") as written:
         os.fsync(written.fileno())
 

@@ -12,11 +12,13 @@ from ssl_vit.errors import UserError
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.bad_samples import BadSamples
 from ssl_vit.training.checkpoint import Checkpoints
-from ssl_vit.training.engine import Engine, LoadedBatch, StepResult
+from ssl_vit.training.engine import Engine
 from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
 from ssl_vit.training.metrics import MetricsLog
 from ssl_vit.training.preemption import Preemption
+from ssl_vit.training.profile import StepProfile
 from ssl_vit.training.progress import ProgressLine
+from ssl_vit.training.update import LoadedBatch, StepResult
 
 
 class Batches(Protocol):
@@ -87,6 +89,7 @@ class Trainer:
     exports: Exports
     log: Log | None
     panel_every_steps: int
+    profile: StepProfile | None = None
 
     def run(self, start_step: int, total_steps: int) -> bool:
         """Train to the end, or until asked to stop.
@@ -109,8 +112,8 @@ class Trainer:
             for step in range(start_step, total_steps):
                 result = self.engine.train_step(self.batches, step)
                 self.hangs.beat()
-                if result.applied:
-                    self.objective.after_step(step)
+                if self.profile is not None:
+                    self.profile.step()
                 self.nonfinite.record(step, result)
                 self.bad_samples.record(step, result.bad)
                 if self.log is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_vit.objectives.mae import num_hidden_patches
+from ssl_vit.objectives.config import num_hidden_patches
 from ssl_vit.objectives.masking import (
     patchify,
     put,

@@ -3,11 +3,13 @@ a file.
 
 python engine_worker.py OUT.json LEG [LEG …]      (RANK, WORLD_SIZE, … from the environment)
 
-A leg is STAGE:FIRST:LAST:FROM:TO, for instance 3:0:2:-:/tmp/saved; "-" is no folder.
+A leg is STAGE:FIRST:LAST:FROM:TO[:SETTING=VALUE…], for instance 3:0:2:-:/tmp/saved:tf32=true; "-"
+is no folder, settings are the engine's.
 """
 
 import copy
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssl_vit.config import apply_overrides
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.slots import Loaded
 from ssl_vit.distributed import leave, read_processes, set_library_environment
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.build import build_objective
-from ssl_vit.objectives.config import MaeConfig
+from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
 from ssl_vit.objectives.ema import EmaTeacher
-from ssl_vit.objectives.mae import MaeBatch, num_hidden_patches
+from ssl_vit.objectives.mae import MaeBatch
 from ssl_vit.objectives.objective import Objective, StepOutput
 from ssl_vit.training.config import (
     CheckpointConfig,
@@ -110,24 +113,25 @@ def norms_of(objective: Distilled) -> list[float]:
 def run_leg(engine: Any, objective: Distilled, first: int, last: int) -> dict[str, list[Any]]:
     """Updates ``first`` to ``last``, without it."""
     processes = engine.processes
-    share = BATCH // processes.world_size
+    share, size = BATCH // processes.world_size, engine.plan.micro_batch_size
     begin = processes.rank * share
     micro = [
-        MaeBatch(*(t[i : i + 2] for t in whole_batch(step)))
+        MaeBatch(*(t[i : i + size] for t in whole_batch(step)))
         for step in range(first, last)
-        for i in range(begin, begin + share, 2)
+        for i in range(begin, begin + share, size)
     ]
     batches = iter(Loaded(batch) for batch in micro)
-    steps = []
-    for step in range(first, last):
-        steps.append(engine.train_step(batches, step))
-        objective.after_step(step)
+    steps = [engine.train_step(batches, step) for step in range(first, last)]
     with engine.gathered():
         weights = norms_of(objective)
     return {
         "losses": [step.loss for step in steps],
         "grad_norms": [step.grad_norm for step in steps],
         "samples": [step.samples for step in steps],
+        "norms": [step.norms for step in steps],
+        "loss_scales": [step.loss_scale for step in steps],
+        "applied": [step.applied for step in steps],
+        "overflowed": [step.overflowed for step in steps],
         "weights": weights,
     }
 
@@ -142,16 +146,14 @@ def main(out: Path, legs: list[str]) -> None:
     start_process_group("cpu", processes)
     results = []
     for leg in legs:
-        stage, first, last, source, target = leg.split(":")
-        config = EngineConfig(
-            zero_stage=int(stage),  # type: ignore[arg-type] - from the command line
-            precision="float32",
-            micro_batch_size=2,
-            zero3_whole_below=0,
-        )
+        stage, first, last, source, target, *settings = leg.split(":")
+        plain = {"precision": "float32", "micro_batch_size": 2, "zero3_whole_below": 0}
+        config = apply_overrides(EngineConfig(**plain), [f"zero_stage={stage}", *settings])
         plan = plan_for(processes.world_size, config)
         objective = build()
         engine = Engine(objective, OPTIMIZER, config, plan, processes, SEED)
+        if first_scale := os.environ.get("FIRST_LOSS_SCALE"):
+            engine.loss_scale.state[0] = float(first_scale)
         if source != "-":
             assert Checkpoints(Path(source), engine, CheckpointConfig()).restore() == int(first)
         results.append(run_leg(engine, objective, int(first), int(last)))

@@ -2,28 +2,34 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
+from ssl_vit.training.deepspeed_config import deepspeed_config
 from tests.training.engine_worker import plan_for
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deepspeed_config.json"
+CASES: dict[str, dict[str, Any]] = {
+    "float32": {"zero_stage": 2, "precision": "float32"},
+    "bfloat16": {"zero_stage": 2, "precision": "bfloat16"},
+    "float16": {"zero_stage": 1, "precision": "float16"},
+    "plain": {"zero_stage": 0},
+    "sharded": {"zero_stage": 3},
+    "offloaded": {"zero_stage": 3, "offload_optimizer": True},
+}
 
 
-def written() -> dict[str, dict]:
+def written() -> dict[str, dict[str, Any]]:
     """What `make golden` writes."""
-    from ssl_vit.training.engine import deepspeed_config
-
     found = {}
-    for precision in ("float32", "bfloat16"):
-        engine = EngineConfig(zero_stage=2, precision=precision, micro_batch_size=2)
-        found[precision] = deepspeed_config(
-            engine, OptimizerConfig(clip_norm=3.0), plan_for(2, engine)
-        )
+    for name, settings in CASES.items():
+        engine = EngineConfig(micro_batch_size=2, **settings)
+        found[name] = deepspeed_config(engine, OptimizerConfig(clip_norm=3.0), plan_for(2, engine))
     return found
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_deepspeed_gets_exactly_these_keys(precision: str):
-    assert written()[precision] == json.loads(GOLDEN.read_text())[precision]
+@pytest.mark.parametrize("name", CASES)
+def test_deepspeed_gets_exactly_these_keys(name: str):
+    assert written()[name] == json.loads(GOLDEN.read_text())[name]

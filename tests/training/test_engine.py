@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def plain_loop() -> Result:
     optimizer = torch.optim.AdamW(
         [{"params": matrices}, {"params": others}], betas=worker.OPTIMIZER.betas, lr=0.0
     )
-    losses, norms = [], []
+    losses, norms, by_group = [], [], []
     for step in range(worker.STEPS):
         if step < 2:
             rate = 3e-3 * (step + 1) / 2
@@ -44,14 +45,32 @@ def plain_loop() -> Result:
         loss = model(worker.whole_batch(step), step).loss
         optimizer.zero_grad()
         loss.backward()
+        before = [[p.detach().clone() for p in group] for group in (matrices, others)]
+        gradients = [norm_of(p.grad for p in group) for group in (matrices, others)]
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)))
         optimizer.step()
+        moved = [
+            norm_of(p - old for p, old in zip(group, olds, strict=True))
+            for group, olds in zip((matrices, others), before, strict=True)
+        ]
+        weights = [norm_of(group) for group in (matrices, others)]
+        rows = zip(gradients, weights, moved, strict=True)
+        by_group.append(dict(zip(("decayed", "plain"), rows, strict=True)))
         with torch.no_grad():
             student, teacher = model.backbone.parameters(), model.teacher.module.parameters()
             for theirs, ours in zip(student, teacher, strict=True):
                 ours.copy_(0.9 * ours + 0.1 * theirs)
         losses.append(loss.item())
-    return {"losses": losses, "grad_norms": norms, "weights": worker.norms_of(model)}
+    return {
+        "losses": losses,
+        "grad_norms": norms,
+        "norms": by_group,
+        "weights": worker.norms_of(model),
+    }
+
+
+def norm_of(tensors: Iterable[Any]) -> float:
+    return math.sqrt(sum(float(tensor.detach().double().square().sum()) for tensor in tensors))
 
 
 def run_legs(out: Path, world_size: int, *legs: str) -> list[Result]:
@@ -86,6 +105,10 @@ def assert_same(found: Result, expected: Result, first: int = 0) -> None:
     last = first + len(found["losses"])
     for name, rtol, atol in (("losses", 0, 1e-5), ("grad_norms", 1e-4, 0)):
         torch.testing.assert_close(found[name], expected[name][first:last], rtol=rtol, atol=atol)
+    for ours, theirs in zip(found["norms"], expected["norms"][first:last], strict=True):
+        assert list(ours) == list(theirs)
+        for name, norms in theirs.items():
+            torch.testing.assert_close(tuple(ours[name]), norms, rtol=1e-3, atol=1e-7)
     if last == worker.STEPS:
         torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-4, atol=1e-5)
 
@@ -117,3 +140,76 @@ def test_elastic_other_processes_and_zero_stages_between_give_an_unbroken_run(
     results += run_legs(out, 2, f"0:4:5:{d}:{e}", f"3:5:6:{e}:-")
     for first, found in enumerate(results):
         assert_same(found, expected, first)
+
+
+@pytest.mark.parametrize(
+    ("lever", "stages"),
+    [
+        ("activation_checkpointing=true", (0, 1, 2, 3)),
+        ("fused_optimizer=false", (0, 1, 2, 3)),
+        ("channels_last=true", (0, 1, 3)),
+        ("tf32=true", (1,)),
+        ("offload_optimizer=true", (1, 2, 3)),
+        ("micro_batch_size=4", (0, 2, 3)),
+        ("compile=true", (0, 1, 2)),
+    ],
+)
+def test_a_lever_moves_no_loss_at_any_zero_stage(
+    lever: str, stages: tuple[int, ...], expected: Result, tmp_path: Path
+):
+    legs = [f"{stage}:0:{worker.STEPS}:-:-:{lever}" for stage in stages]
+    for found in run_legs(tmp_path / "results.json", 1, *legs):
+        assert_same(found, expected)
+
+
+def test_elastic_levers_may_change_on_the_way(expected: Result, tmp_path: Path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    out = tmp_path / "results.json"
+    levers = "offload_optimizer=true:activation_checkpointing=true"
+    results = run_legs(out, 2, f"2:0:2:-:{a}:{levers}", f"1:2:4:{a}:{b}:fused_optimizer=false")
+    results += run_legs(out, 1, f"3:4:6:{b}:-:offload_optimizer=true:micro_batch_size=8")
+    for first, found in zip((0, 2, 4), results, strict=True):
+        assert_same(found, expected, first)
+
+
+def test_bfloat16_is_the_same_at_every_zero_stage_and_follows_float32(
+    expected: Result, tmp_path: Path
+):
+    legs = [f"{stage}:0:{worker.STEPS}:-:-:precision=bfloat16" for stage in STAGES]
+    results = run_legs(tmp_path / "results.json", 2, *legs)
+    for found in results:
+        torch.testing.assert_close(found["losses"], results[0]["losses"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(found["losses"], expected["losses"], rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_float16_with_loss_scaling_follows_float32_at_every_zero_stage(
+    world_size: int, expected: Result, tmp_path: Path
+):
+    legs = [f"{stage}:0:{worker.STEPS}:-:-:precision=float16" for stage in STAGES]
+    for found in run_legs(tmp_path / "results.json", world_size, *legs):
+        assert found["applied"] == [True] * worker.STEPS
+        assert found["loss_scales"] == [2.0**16] * worker.STEPS
+        torch.testing.assert_close(found["losses"], expected["losses"], rtol=5e-3, atol=0)
+        torch.testing.assert_close(found["grad_norms"], expected["grad_norms"], rtol=2e-2, atol=0)
+
+
+def test_a_loss_scale_that_is_too_high_is_halved_until_it_fits_and_is_kept_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FIRST_LOSS_SCALE", str(2.0**22))
+    half = "precision=float16"
+    legs = [f"{stage}:0:4:-:{tmp_path / str(stage)}:{half}" for stage in STAGES]
+    out = tmp_path / "results.json"
+    whole = run_legs(out, 1, *legs)
+    monkeypatch.delenv("FIRST_LOSS_SCALE")
+    later = run_legs(out, 1, *(f"{3 - s}:4:6:{tmp_path / str(s)}:-:{half}" for s in STAGES))
+    for found, after in zip(whole, later, strict=True):
+        skipped = found["applied"].index(True)
+        assert 0 < skipped < 4
+        scales = [2.0 ** (22 - min(step, skipped)) for step in range(4)]
+        assert found["loss_scales"] == scales
+        assert found["overflowed"] == [not applied for applied in found["applied"]]
+        assert after["loss_scales"] == [scales[-1]] * 2
+        torch.testing.assert_close(found["losses"], whole[0]["losses"], rtol=5e-3, atol=0)
+        torch.testing.assert_close(after["losses"], later[0]["losses"], rtol=5e-3, atol=0)

@@ -1,10 +1,107 @@
-"""What a run's log holds of updates that have no line of their own."""
+"""What a run tells: every line complete, curves in TensorBoard, nothing lost between two lines."""
 
+import gzip
 import json
 from pathlib import Path
+from typing import Any
 
-from ssl_vit.training.engine import StepResult
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.metrics import MetricsLog
+from ssl_vit.training.update import Seconds, StepResult
+from tests.command_line import ssl_vit, torchrun
+from tests.synthetic import write_shards
+from tests.training.engine_worker import plan_for
+
+RECIPE = ("pretrain", "mae_vits16", "--smoke")
+TRAIN = {"loss", "grad_norm", "learning_rate", "weight_decay"}
+SPEED = {
+    "images_per_second",
+    "images_per_second_per_process",
+    "data_wait",
+    "tflops_per_process",
+    "mfu",
+    "peak_memory_gib",
+}
+NESTED = {
+    *(
+        f"{kind}_norm/{group}"
+        for kind in ("grad", "weight", "update")
+        for group in ("decayed", "plain")
+    ),
+    *(f"seconds/{phase}" for phase in ("data", "forward_backward", "optimizer", "after_step")),
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    done = ssl_vit(*RECIPE, f"data.shards={shards}", "--run", folder, "--profile")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_line_says_everything_and_it_adds_up(run: Path):
+    lines = lines_of(run)
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    plan = json.loads((run / "plan.json").read_text())
+    for line in lines:
+        assert set(line) >= TRAIN | SPEED | NESTED
+        step_seconds = 8 / line["images_per_second"]
+        phases = sum(value for name, value in line.items() if name.startswith("seconds/"))
+        assert 0.5 * step_seconds < phases <= step_seconds
+        assert line["data_wait"] == pytest.approx(line["seconds/data"] / step_seconds)
+        assert line["tflops_per_process"] == pytest.approx(
+            plan["step_flops_per_image"] * line["images_per_second"] / 1e12
+        )
+        assert 0 < line["mfu"] < 1
+        assert 0.1 < line["peak_memory_gib"] < 10
+        both = line["grad_norm/decayed"] ** 2 + line["grad_norm/plain"] ** 2
+        assert both**0.5 == pytest.approx(line["grad_norm"], rel=1e-4)
+        # AdamW moves a weight by about the learning rate.
+        assert line["update_norm/decayed"] < 10 * line["learning_rate"] * plan["trained_parameters"]
+
+
+def test_the_curves_are_in_tensorboard(run: Path):
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    curves = {f"train/{name}" for name in TRAIN} | {f"speed/{name}" for name in SPEED} | NESTED
+    assert set(tags["scalars"]) >= curves
+    for tag in curves:
+        assert [event.step for event in events.Scalars(tag)] == list(range(1, 21))
+    assert "reconstruction" in tags["images"]
+
+
+def test_a_profile_names_the_phases(run: Path):
+    (table,) = (run / "profile").glob("*.txt")
+    assert "Self CPU" in table.read_text()
+    trace = json.loads(gzip.decompress(table.with_suffix(".json.gz").read_bytes()))
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"data", "forward_backward", "optimizer", "after_step"} <= names
+
+
+def test_ranks_report_together(tmp_path: Path, shards: Path, run: Path):
+    both = tmp_path / "both"
+    done = torchrun(2, *RECIPE, f"data.shards={shards}", "--run", both)
+    assert done.returncode == 0, done.stderr
+    for ours, alone in zip(lines_of(both), lines_of(run), strict=True):
+        assert ours["samples"] == alone["samples"]
+        for name in TRAIN | {name for name in NESTED if "norm" in name}:
+            assert ours[name] == pytest.approx(alone[name], rel=1e-3), name
+        rate = ours["images_per_second"]
+        assert ours["images_per_second_per_process"] == pytest.approx(rate / 2)
 
 
 def test_time_spent_saving_is_not_lost_between_two_lines(tmp_path: Path):
@@ -12,17 +109,22 @@ def test_time_spent_saving_is_not_lost_between_two_lines(tmp_path: Path):
         loss=1.0,
         metrics={},
         grad_norm=1.0,
+        norms={},
         learning_rate=0.1,
         weight_decay=0.0,
+        loss_scale=1.0,
         applied=True,
+        overflowed=False,
         suspects=(),
-        data_seconds=0.1,
+        seconds=Seconds(0.1, 0.6, 0.2, 0.1),
         step_seconds=1.0,
+        peak_memory=2**30,
         samples="0" * 16,
         bad=(),
         batch=None,
     )
-    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0, 3, 8, 80)
+    plan = plan_for(1, EngineConfig())
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0, 3, 8, plan, 1e12)
     for step, blocked in enumerate((0.0, 0.5, 0.25, 0.0, 0.0, 0.0)):
         log.record(step, result, blocked)
     log.close()

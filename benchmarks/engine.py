@@ -1,0 +1,165 @@
+"""The engine: ZeRO 0 to 3 against torch's DistributedDataParallel, memory against theory, cold
+start, saving and resuming.
+
+    python benchmarks/engine.py [--quick] [--part speed|memory|start|state] [--processes 2]
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from timing import describe_machine, positive, with_defaults
+
+RANK = Path(__file__).parent / "engine_rank.py"
+PARTS = ("speed", "memory", "start", "state")
+_FLOAT32 = 4
+
+
+def main() -> None:
+    """Print the machine and the parts that were asked for."""
+    arguments = _read_arguments()
+    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "passive"}
+    print(describe_machine("cpu"), flush=True)
+    for part in PARTS if arguments.part == "all" else (arguments.part,):
+        {"speed": speed, "memory": memory, "start": start, "state": state}[part](arguments)
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """One line for each stage: its time over DistributedDataParallel's."""
+    words = (arguments.width, arguments.depth, arguments.batch, arguments.pairs)
+    found = _run_ranks(arguments.processes, "speed", *words)
+    print(
+        f"speed     {arguments.processes} processes, ViT of {arguments.depth} × {arguments.width}, "
+        f"{arguments.batch} images a process; DDP {found.pop('ddp')}"
+    )
+    targets = {"0": 1.05, "1": 1.05, "2": 1.05, "3": 1.30}
+    for stage, line in found.items():
+        print(f"          ZeRO-{stage}: {line}   (target ≤ {targets[stage]:.2f}×)", flush=True)
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """One line for each stage: resident bytes a parameter and rank."""
+    world = arguments.processes
+    print(f"memory    {world} processes, bytes a parameter and rank, float32, beside the theory:")
+    print(f"          {'':7}{'between updates':>32}{'at most':>24}")
+    for stage in range(4):
+        found = _run_ranks(world, "memory", stage, arguments.memory_width, arguments.depth)
+        print(
+            f"          ZeRO-{stage} {found['resting']:6.2f} (theory {theory(stage, world):5.2f}, "
+            f"plan {found['plan_resting']:5.2f}) {found['peak']:8.2f} "
+            f"(plan {found['plan_peak']:5.2f})",
+            flush=True,
+        )
+
+
+def theory(stage: int, world: int) -> float:
+    """Bytes a parameter that must stay between two updates: weights, and AdamW's two moments; from
+    stage 1 on float32 copies of the weights too, which DeepSpeed updates (Rajbhandari et al. 2019,
+    arXiv 1910.02054, section 5, with 4 bytes a weight and gradients freed).
+    """
+    if stage == 0:
+        return _FLOAT32 * 3.0
+    optimizer = _FLOAT32 * 3 / world
+    return optimizer + (_FLOAT32 / world if stage == 3 else _FLOAT32)
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Seconds from the command to the first update, and what of it are imports."""
+    imports, firsts = [], []
+    code = "import ssl_vit.pretrain, ssl_vit.training.trainer, ssl_vit.training.engine"
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(arguments.pairs):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+            imports.append(time.perf_counter() - began)
+            firsts.append(_seconds_to_first_update(Path(folder) / str(turn)))
+    print(
+        f"start     first update after {_spread(firsts)} s (target ≤ 8), "
+        f"imports alone {_spread(imports)} s (target ≤ 4)",
+        flush=True,
+    )
+
+
+def state(arguments: argparse.Namespace) -> None:
+    """Saving and resuming, beside torch.save and DeepSpeed's own checkpoint of the same engine."""
+    print("state     seconds; training stands still for the first number only")
+    for width in arguments.state_widths:
+        with tempfile.TemporaryDirectory() as folder:
+            found = _run_ranks(1, "state", width, arguments.depth, arguments.pairs, folder)
+        print(f"          {found['size'] / 1e6:,.0f} MB: {found['line']}", flush=True)
+
+
+def _seconds_to_first_update(run: Path) -> float:
+    words = ("pretrain", "mae_vits16", "--smoke", "--run", run, "data.source=synthetic")
+    began = time.perf_counter()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "ssl_vit", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = run / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size):
+        if running.poll() not in (None, 0):
+            raise RuntimeError("the run failed")
+        time.sleep(0.005)
+    seconds = time.perf_counter() - began
+    running.wait()
+    return seconds
+
+
+def _run_ranks(world: int, *words: object) -> dict[str, Any]:
+    """Run `engine_rank.py` as the ranks of one group; what the first one prints."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(RANK), *map(str, words)],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    said = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        raise RuntimeError(f"a rank of {words} failed")
+    return json.loads(said[0].splitlines()[-1])
+
+
+def _spread(seconds: list[float]) -> str:
+    median = statistics.median(seconds)
+    return f"{median:.1f} ({min(seconds):.1f}–{max(seconds):.1f}, {len(seconds)} turns)"
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, about a minute")
+    parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
+    parser.add_argument("--processes", type=positive, default=2)
+    parser.add_argument("--width", type=positive, help="features a token, for the speed")
+    parser.add_argument("--depth", type=positive, help="blocks")
+    parser.add_argument("--batch", type=positive, help="images a process")
+    parser.add_argument("--pairs", type=positive, help="turns of each side")
+    parser.add_argument("--memory-width", type=positive, help="features a token, for the memory")
+    parser.add_argument("--state-widths", type=positive, nargs="+", help="features a token")
+    arguments = parser.parse_args()
+    full = {"width": 384, "depth": 12, "batch": 16, "pairs": 7, "memory_width": 768}
+    quick = {"width": 192, "depth": 6, "batch": 16, "pairs": 3, "memory_width": 384}
+    if arguments.state_widths is None:
+        arguments.state_widths = [192] if arguments.quick else [192, 384, 768]
+    return with_defaults(arguments, quick if arguments.quick else full)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What this machine has for a run: its device, its memory; torch is only asked where there is a
+GPU.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from ssl_vit.distributed import Processes, cores_here
+from ssl_vit.errors import UserError
+from ssl_vit.models.cost import Precision
+from ssl_vit.training.plan import Machine
+
+_GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def plain_machine(processes: Processes) -> Machine:
+    """The machine as a CPU of unknown memory: enough to find mistakes with."""
+    cores = max(1, cores_here() // processes.local_world_size)
+    return Machine(processes.world_size, cores, "cpu")
+
+
+def find_machine(asked: Literal["auto", "cpu", "cuda"], processes: Processes) -> Machine:
+    """This machine, for a run that is about to begin.
+
+    Args:
+        asked: As in ``EngineConfig.device``.
+        processes: How many share it, one for each GPU.
+
+    Raises:
+        UserError: CUDA was asked for and there is none, or there are fewer GPUs than processes.
+    """
+    plain = plain_machine(processes)
+    # Importing torch takes seconds; where there is no GPU's device file, there is no need to ask
+    # it.
+    if asked != "cpu" and any(Path(node).exists() for node in _GPU_NODES):
+        import torch
+
+        if torch.cuda.is_available():
+            count = torch.cuda.device_count()
+            if count < processes.local_world_size:
+                raise UserError(
+                    f"{processes.local_world_size} processes on a machine with {count} GPUs",
+                    "start one process for each GPU, or set engine.device=cpu",
+                )
+            mine = torch.cuda.get_device_properties(processes.local_rank)
+            return Machine(
+                plain.world_size,
+                plain.cores,
+                "cuda",
+                mine.total_memory,
+                "bfloat16" if torch.version.hip or mine.major >= 8 else "float16",
+            )
+    if asked == "cuda":
+        raise UserError("engine.device=cuda, but torch sees no GPU here", "set engine.device=cpu")
+    share = _host_memory() // processes.local_world_size
+    return Machine(plain.world_size, plain.cores, "cpu", share, _fast_on_cpu())
+
+
+def require_compiler() -> None:
+    """Refuse `engine.compile` where torch could not compile.
+
+    Raises:
+        UserError: There is no C++ compiler.
+    """
+    names = (os.environ.get("CXX", ""), "g++", "clang++")
+    if not any(name and shutil.which(name) for name in names):
+        raise UserError(
+            "engine.compile=true needs a C++ compiler, and there is none here",
+            "install g++ (Debian: apt-get install g++), name one in $CXX, or leave engine.compile",
+        )
+
+
+def _fast_on_cpu() -> Precision:
+    """bfloat16 where the processor computes in it (2 to 3 times faster), float32 elsewhere."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    return "bfloat16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else "float32"
+
+
+def _host_memory() -> int:
+    """Bytes that this machine's processes may take now, a container's limit counted in; 0 where
+    nothing says so.
+    """
+    limits = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        limits.append(1024 * int(lines["MemAvailable"].split()[0]))
+    for file in map(Path, _MEMORY_LIMITS):
+        if file.is_file() and (text := file.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits, default=0)

@@ -1,0 +1,43 @@
+"""What makes an objective faster or smaller without moving its losses beyond rounding."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ssl_vit.objectives.objective import Objective
+from ssl_vit.training.config import EngineConfig
+
+
+def pull_levers(objective: Objective, engine: EngineConfig, device: Literal["cpu", "cuda"]) -> None:
+    """Change how the objective computes, in place; names and values of parameters stay."""
+    if engine.tf32 and device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    for stem in objective.stems():
+        stem.channels_last = engine.channels_last
+    for block in objective.blocks():
+        forward = block.forward
+        if engine.compile:
+            forward = _compiled_in_training(block)
+        if engine.activation_checkpointing:
+            forward = _checkpointed(forward)
+        block.forward = forward  # type: ignore[method-assign] - hooks stay around it
+
+
+def _compiled_in_training(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Panels come in other batch sizes, each of which would be compiled anew."""
+    plain = block.forward
+    compiled: Any = torch.compile(plain, dynamic=False)
+    return lambda tokens: (compiled if block.training else plain)(tokens)
+
+
+def _checkpointed(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def run(tokens: Tensor) -> Tensor:
+        # The other variant, re-entrant, would lose ZeRO's hooks on parameters.
+        result: Any = checkpoint(forward, tokens, use_reentrant=False)
+        return result
+
+    return run

@@ -1,0 +1,162 @@
+"""What the engine measures of an update: time by phase, norms by parameter group, memory."""
+
+import math
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_vit.models.cost import Precision
+from ssl_vit.training.devices import recognize
+
+# Elements looked at together: enough for few kernels, few enough for little memory.
+_CHUNK = 2**22
+
+
+class PhaseClock:
+    """Seconds of an update by phase; on a GPU by its own events, without waiting for it.
+
+    Phases are named in profiles too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def phase(self, name: str, on_host: bool = False) -> Iterator[None]:
+        """Time what is done inside.
+
+        Args:
+            name: May come up several times; the sum counts.
+            on_host: Whether it is the host's time that counts, on a GPU too: waiting.
+        """
+        with torch.profiler.record_function(name):
+            if self.on_gpu and not on_host:
+                first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                first.record()
+                yield
+                last.record()
+                self._events.append((name, first, last))
+            else:
+                began = time.perf_counter()
+                yield
+                self._add(name, time.perf_counter() - began)
+
+    def take(self) -> dict[str, float]:
+        """The phases since this was last asked; waits for the GPU."""
+        for name, first, last in self._events:
+            last.synchronize()
+            self._add(name, first.elapsed_time(last) / 1e3)
+        seconds, self._seconds, self._events = self._seconds, {}, []
+        return seconds
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+
+class NormMeter:
+    """Sums of squares over each parameter group of what an AdamW's update saw and did.
+
+    It looks at the optimizer inside DeepSpeed's, which at ZeRO 1 to 3 has this rank's part of each
+    group, and once for every part; nothing is gathered.
+
+    Args:
+        optimizer: torch's AdamW; its groups have a ``name``.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.names = [group["name"] for group in optimizer.param_groups]
+        self._sums: dict[str, Tensor] = {}
+        optimizer.register_step_post_hook(self._look)
+
+    def take(self) -> Tensor:
+        """(groups, 3) float64 on the CPU: squared norms of gradients, of weights and of the update,
+        of this rank's part, since this was last asked.
+        """
+        sums, self._sums = self._sums, {}
+        nothing = torch.zeros(3)
+        return torch.stack([sums.get(name, nothing).cpu() for name in self.names]).double()
+
+    @torch.no_grad()
+    def _look(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            for chunk in _chunks(trained, optimizer):
+                found = _squares(chunk, group)
+                name = group["name"]
+                self._sums[name] = self._sums[name] + found if name in self._sums else found
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the GPU's memory by torch, or of the machine's by this
+    process.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_flops(device: torch.device, precision: Precision, tf32: bool) -> float:
+    """Operations a second that a process can do at most: from the data sheet of a GPU that is
+    known; otherwise the best of a few large matrix products, here and now.
+    """
+    if device.type == "cuda" and (known := recognize(torch.cuda.get_device_name(device))):
+        return known.peak_flops(precision, tf32)
+    side = 4096 if device.type == "cuda" else 1024
+    left, right = torch.rand(2, side, side, device=device, dtype=getattr(torch, precision))
+    clock, best = PhaseClock(device), math.inf
+    for _ in range(5):
+        with clock.phase("product"):
+            torch.mm(left, right)
+        best = min(best, clock.take()["product"])
+    return 2 * side**3 / best
+
+
+Chunk = list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+
+
+def _chunks(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[Chunk]:
+    """(weights, gradients, first and second moments, updates so far), cut and collected."""
+    chunk: Chunk = []
+    room = _CHUNK
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        whole = (parameter.data, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        flat = [tensor.reshape(-1) for tensor in whole]  # type: ignore[union-attr] - has a gradient
+        for start in range(0, len(flat[0]), _CHUNK):
+            weight, grad, first, second = (tensor[start : start + _CHUNK] for tensor in flat)
+            chunk.append((weight, grad, first, second, state["step"]))
+            room -= len(weight)
+            if room <= 0:
+                yield chunk
+                chunk, room = [], _CHUNK
+    if chunk:
+        yield chunk
+
+
+def _squares(chunk: Chunk, group: dict[str, Any]) -> Tensor:
+    """(3,) sums of squares. What was added to the weights is worked out from the moments: it cannot
+    be had from the weights afterwards, and a copy from before would cost memory.
+    """
+    weights, grads, firsts, seconds, steps = map(list, zip(*chunk, strict=True))
+    (beta1, beta2), rate = group["betas"], float(group["lr"])
+    count = steps[0]  # the same for all; a tensor, since reading it would wait for the GPU
+    # decay · w + m̂ / (√v̂ + ε), with w before the update: w_before = (w + rate · u) / (1 − rate · λ)
+    denominators = torch._foreach_sqrt(seconds)
+    torch._foreach_div_(denominators, (1 - beta2**count).sqrt())
+    torch._foreach_add_(denominators, group["eps"])
+    updates = torch._foreach_div(firsts, denominators)
+    torch._foreach_div_(updates, 1 - beta1**count)
+    decay = group["weight_decay"]
+    if decay:
+        torch._foreach_add_(updates, weights, alpha=decay)
+    scale = rate / (1 - rate * decay)
+    found = [torch.stack(torch._foreach_norm(each)).square().sum() for each in (grads, weights)]
+    changed = torch.stack(torch._foreach_norm(updates)).square().sum() * scale**2
+    return torch.stack([*found, changed])

@@ -1,0 +1,52 @@
+"""`--profile`: where the time of a few updates goes, by torch's profiler."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FIRST, _COUNT, _ROWS = 3, 3, 30
+
+
+class StepProfile:
+    """Records the third to the fifth update after a start, the first ones being slow for reasons of
+    their own.
+
+    Writes `step_….json.gz`, for https://ui.perfetto.dev or chrome://tracing, and `step_….txt`, the
+    operations that took longest.
+
+    Args:
+        folder: `profile/` of the run folder.
+        start_step: Updates already made.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        self.folder, self._made = folder, start_step
+        self._profiler: Any = torch.profiler.profile(
+            schedule=torch.profiler.schedule(
+                wait=_FIRST - 2, warmup=1, active=_COUNT, repeat=1, skip_first=0
+            ),
+            on_trace_ready=self._write,
+            profile_memory=True,
+        )
+        self._profiler.start()
+
+    def step(self) -> None:
+        """An update has ended."""
+        self._made += 1
+        self._profiler.step()
+
+    def close(self) -> None:
+        """Stop; what is recorded so far is written."""
+        self._profiler.stop()
+
+    def _write(self, profiler: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stem = self.folder / f"step_{self._made:08d}"
+        profiler.export_chrome_trace(f"{stem}.json.gz")
+        on_gpu = torch.cuda.is_available()
+        key = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=key, row_limit=_ROWS)
+        Path(f"{stem}.txt").write_text(table + "\n")
+        print(f"profile of {_COUNT} updates: {stem}.txt and .json.gz", file=sys.stderr, flush=True)

@@ -1,0 +1,109 @@
+"""The analytic cost of a training step against the network itself: its parameters one by one, the
+bytes that autograd keeps, and the operations that torch counts.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_vit.data.config import DataConfig
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.cost import Arithmetic, Precision
+from ssl_vit.objectives.build import build_objective
+from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
+from ssl_vit.objectives.cost import objective_cost
+from ssl_vit.objectives.mae import MaeBatch
+from ssl_vit.objectives.objective import Objective
+from ssl_vit.recipes import RECIPES, find_recipe
+
+IMAGES = 4
+MAE = MaeConfig(decoder_width=64, decoder_depth=2, decoder_heads=4)
+PLAIN: dict[str, Any] = {
+    "width": 96,
+    "depth": 4,
+    "heads": 4,
+    "patch_size": 8,
+    "image_size": 64,
+    "position": "sincos",
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "conv": {"stem": "conv"},
+    "registers": {"registers": 4, "position": "learned"},
+    "swiglu": {"feed_forward": "swiglu", "layer_scale": 1e-5},
+    "learned": {"position": "learned"},
+}
+
+
+def batch_of(backbone: BackboneConfig) -> MaeBatch:
+    shape = (IMAGES, 3, backbone.image_size, backbone.image_size)
+    count = num_hidden_patches(backbone.num_patches, MAE.mask_ratio)
+    order = torch.rand(IMAGES, backbone.num_patches).argsort(dim=1)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    return MaeBatch(images, order < count, torch.arange(IMAGES))
+
+
+def kept_bytes(objective: Objective, batch: MaeBatch, precision: str) -> int:
+    """Of all tensors that autograd keeps for the backward pass, parameters apart."""
+    parameters = {p.untyped_storage().data_ptr() for p in objective.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        objective(batch, 0)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def build(variant: str) -> tuple[BackboneConfig, Objective]:
+    backbone = BackboneConfig(**PLAIN | VARIANTS[variant])
+    torch.manual_seed(0)
+    return backbone, build_objective(MAE, backbone, DataConfig())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipes_parameters_are_counted_exactly(name: str):
+    config = find_recipe(name)
+    with torch.device("meta"):
+        objective = build_objective(config.objective, config.backbone, config.data)
+    cost = objective_cost(config.objective, config.backbone, Arithmetic("bfloat16", "cuda"))
+    assert cost.trained == sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    assert cost.frozen == sum(p.numel() for p in objective.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_bytes_kept_for_the_backward_pass_are_those_autograd_keeps(
+    variant: str, precision: Precision
+):
+    backbone, objective = build(variant)
+    cost = objective_cost(MAE, backbone, Arithmetic(precision, "cpu"))
+    assert cost.trained == sum(p.numel() for p in objective.parameters())
+    expected = IMAGES * cost.kept_bytes
+    if precision == "bfloat16":
+        expected += 2 * cost.cast_weights
+    found = kept_bytes(objective, batch_of(backbone), precision)
+    assert found == pytest.approx(expected, rel=0.04)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_operations_are_those_torch_counts(variant: str):
+    backbone, objective = build(variant)
+    # In bfloat16, where attention is two plain products: torch does not count the fused one's.
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autocast("cpu", torch.bfloat16),
+        torch.no_grad(),
+    ):
+        objective(batch_of(backbone), 0)
+    cost = objective_cost(MAE, backbone, Arithmetic("float32", "cpu"))
+    assert IMAGES * cost.flops == pytest.approx(counter.get_total_flops(), rel=0.02)

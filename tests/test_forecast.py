@@ -1,0 +1,140 @@
+"""`ssl-vit plan`: its figures against numbers worked out by hand, its table, its answers to
+mistakes.
+"""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from ssl_vit.config import apply_overrides
+from ssl_vit.errors import UserError
+from ssl_vit.forecast import Forecast, advise, describe, make_forecast, memory_rows
+from ssl_vit.recipes import find_recipe
+from ssl_vit.training.devices import DEVICES, recognize
+from tests.command_line import ssl_vit
+from tests.synthetic import write_shards
+
+
+def forecast(
+    recipe: str, *words: str, gpus: int = 64, device: str = "h100", images: int = 0
+) -> Forecast:
+    config = apply_overrides(find_recipe(recipe), words)
+    return make_forecast(config, gpus, device, 0.4, images)
+
+
+def test_the_command_prints_parameters_compute_hours_and_a_row_for_every_stage():
+    began = time.monotonic()
+    done = ssl_vit("plan", "mae_vitl16", "--gpus", "64")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 30  # three seconds on a quiet machine
+    for word in ("329,239,296 trained", "GFLOP an image", "64 GPUs × 1 × 64", "250,225 updates"):
+        assert word in done.stdout
+    rows = re.findall(r"^\s*([0-3])( \*)?\s+[\d.]+\s", done.stdout, flags=re.MULTILINE)
+    assert rows == [("0", ""), ("1", " *"), ("2", ""), ("3", "")]
+
+
+def test_hours_are_operations_over_the_peaks_share():
+    found = forecast("mae_vitl16")
+    images = 250_225 * 4096
+    seconds = images * found.plan.step_flops_per_image / (64 * 989.4e12 * 0.4)
+    assert found.hours == pytest.approx(seconds / 3600)
+    again = forecast("mae_vitl16", "engine.activation_checkpointing=true")
+    assert again.hours == pytest.approx(found.hours * 4 / 3)
+    # By hand: 24 blocks of 1024 over 50 tokens, 8 of 512 over 197, both ends; forward and backward.
+    encoder = 24 * (24 * 50 * 1024**2 + 4 * 50**2 * 1024)
+    decoder = 8 * (24 * 197 * 512**2 + 4 * 197**2 * 512)
+    ends = 2 * (196 * 768 * 1024 + 50 * 1024 * 512 + 147 * 512 * 768)
+    assert found.plan.step_flops_per_image == 3 * (encoder + decoder + ends)
+
+
+def test_what_does_not_fit_is_said_with_what_helps():
+    words = ("engine.micro_batch_size=512", "data.global_batch_size=4096")
+    found = forecast("mae_vith14", *words, gpus=8, device="v100")
+    first, *_ = advise(found)
+    assert first.startswith("DOES NOT FIT")
+    assert "engine.activation_checkpointing=true" in first
+    assert {row[-1] for row in memory_rows(found)} == {"no"}
+    assert found.largest_micro_batch < 512
+    smaller = forecast(
+        "mae_vith14",
+        *words[1:],
+        f"engine.micro_batch_size={found.largest_micro_batch}",
+        gpus=8,
+        device="v100",
+    )
+    assert smaller.memory[1].total <= smaller.usable_bytes
+    assert not advise(smaller)[0].startswith("DOES NOT FIT")
+
+
+def test_auto_takes_the_largest_that_fits_and_v100s_compute_in_float16():
+    found = forecast("mae_vith14", "engine.micro_batch_size=auto", gpus=8, device="v100")
+    assert found.plan.micro_batch_size == found.largest_micro_batch
+    assert found.plan.precision == "float16"
+    assert "float16" in describe(found)[0]
+    # The next divisor of a GPU's 512 images is too much.
+    double = forecast(
+        "mae_vith14",
+        f"engine.micro_batch_size={2 * found.largest_micro_batch}",
+        gpus=8,
+        device="v100",
+    )
+    assert double.memory[1].total > double.usable_bytes
+
+
+def test_shards_give_their_own_numbers(tmp_path: Path):
+    shards = write_shards(tmp_path, per_class=16)
+    found = forecast("mae_small_data", f"data.shards={shards}", "data.lanes=8", gpus=2)
+    assert found.plan.num_samples == 32  # two classes
+    lines = "\n".join(describe(found))
+    assert f"{found.num_shards}: {found.num_shards / 2:.1f} for each GPU" in lines
+    assert "ImageNet" not in lines
+    assert forecast("mae_small_data", images=5000, gpus=2).plan.num_samples == 5000
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "fix"),
+    [
+        (("--device", "tpu"), "no device named 'tpu'", "devices: v100"),
+        (("--gpus", "7"), "7 processes do not divide data.lanes=64", "1, 2, 4, 8"),
+        (("--mfu", "40"), "--mfu 40 is no share of the peak", "0.4"),
+        (("engine.compile=true", "engine.zero_stage=3"), "engine.compile=true", "zero_stage=2"),
+        (("engine.offload_optimizer=true", "engine.zero_stage=0"), "engine.zero_stage=1", ""),
+    ],
+)
+def test_a_mistake_is_answered_in_two_lines(words: tuple[str, ...], problem: str, fix: str):
+    done = ssl_vit("plan", "mae_vitl16", *words)
+    assert done.returncode == 2
+    error, remedy = done.stderr.strip().splitlines()[-2:]
+    assert problem in error + remedy
+    assert fix in error + remedy
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_recipe_is_answered_like_everywhere():
+    with pytest.raises(UserError, match="no recipe named"):
+        find_recipe("mae_vitx")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GH200 480GB", "gh200"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+    ],
+)
+def test_a_driver_s_name_is_recognized(name: str, key: str):
+    assert recognize(name) is DEVICES[key]
+
+
+def test_a_card_that_is_not_in_the_table_is_not_guessed():
+    assert recognize("Some GPU 9000") is None

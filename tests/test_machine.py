@@ -1,0 +1,80 @@
+"""What a run finds on its machine, and the micro-batch that follows from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ssl_vit.machine
+from ssl_vit.config import to_plain
+from ssl_vit.distributed import Processes
+from ssl_vit.errors import UserError
+from ssl_vit.machine import find_machine, require_compiler
+from ssl_vit.pretrain import Prepared, prepare
+
+MIB = 2**20
+
+
+def prepared(run: Path, *words: str) -> Prepared:
+    settings = ["data.source=synthetic", "engine.device=cpu", "engine.micro_batch_size=auto"]
+    return prepare("mae_vits16", run, [*settings, "data.global_batch_size=96", *words], True)
+
+
+@pytest.fixture
+def with_memory(monkeypatch: pytest.MonkeyPatch):
+    def give(num_bytes: int) -> None:
+        monkeypatch.setattr(ssl_vit.machine, "_host_memory", lambda: num_bytes)
+
+    return give
+
+
+def test_processes_of_a_machine_share_its_memory_and_cores(with_memory):
+    with_memory(1000)
+    machine = find_machine("cpu", Processes(0, 8, 0, 4))
+    assert (machine.memory_bytes, machine.device, machine.world_size) == (250, "cpu", 8)
+
+
+def test_the_micro_batch_is_the_largest_divisor_that_fits(with_memory, tmp_path: Path):
+    with_memory(100_000 * MIB)
+    assert prepared(tmp_path / "run").plan.micro_batch_size == 96
+    sizes = []
+    for room in (64, 32, 16, 8, 4):
+        with_memory(room * MIB)
+        sizes.append(prepared(tmp_path / "run").plan.micro_batch_size)
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 2
+    assert all(96 % size == 0 for size in sizes)
+
+
+def test_it_is_found_once_for_a_run(with_memory, tmp_path: Path):
+    with_memory(100_000 * MIB)
+    first = prepared(tmp_path / "run")
+    first.folder.write_config(first.config)
+    plan = to_plain(first.plan) | {"micro_batch_size": 24}
+    first.folder.plan.write_text(json.dumps(plan))
+    again = prepared(tmp_path / "run")
+    assert (again.plan.micro_batch_size, again.plan.accumulation) == (24, 4)
+    # Other settings of the engine need other memory, so it is found again.
+    assert prepared(tmp_path / "run", "engine.zero_stage=2").plan.micro_batch_size == 96
+    first.folder.plan.write_text("{")
+    assert prepared(tmp_path / "run").plan.micro_batch_size == 96
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    require_compiler()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError) as caught:
+        prepared(tmp_path / "run", "engine.compile=true")
+    assert "C++ compiler" in caught.value.problem
+    assert "g++" in caught.value.remedy
+    compiler = tmp_path / "my-compiler"
+    compiler.touch(mode=0o755)
+    monkeypatch.setenv("CXX", "my-compiler")
+    require_compiler()
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ssl_vit.machine, "_GPU_NODES", ())
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        find_machine("cuda", Processes())
