@@ -3,6 +3,7 @@
 python engine_rank.py speed WIDTH DEPTH BATCH PAIRS
 python engine_rank.py memory STAGE WIDTH DEPTH
 python engine_rank.py state WIDTH DEPTH PAIRS FOLDER
+python engine_rank.py gather MILLIONS PAIRS
 """
 
 import ctypes
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timing import Pairs, Turn, repeated, take_turns
+from timing import Pairs, Turn, interleave, repeated, take_turns
 
 from ssl_vit.distributed import Processes, keep_freed_memory, leave, read_processes
 
@@ -42,6 +43,7 @@ def main(part: str, words: list[str]) -> None:
         "speed": speed,
         "memory": memory,
         "state": state,
+        "gather": gather,
     }
     found = parts[part](processes, *words)
     if processes.is_first:
@@ -164,7 +166,24 @@ def state(processes: Processes, width: str, depth: str, pairs: str, folder: str)
     return {"size": size, "line": line}
 
 
-def _sizes(width: int, depth: int, batch: int, image_size: int = 128) -> Any:
+def gather(_: Processes, millions: str, pairs: str) -> dict[str, Any]:
+    """gloo's gathering and ours, taking turns."""
+    import torch
+    import torch.distributed as dist
+
+    from ssl_vit.training.gloo import gather_by_broadcasts
+
+    world = dist.get_world_size()
+    whole = torch.rand(int(millions) * 10**6 // world * world)
+    part = torch.rand(len(whole) // world)
+    theirs = repeated(lambda: dist.all_gather_into_tensor(whole, part), 2, dist.barrier)
+    ours = repeated(lambda: gather_by_broadcasts(whole, part), 2, dist.barrier)
+    measured = interleave(theirs, ours, int(pairs))
+    walls = ", ".join(f"{500 * wall:.0f} ms" for wall in measured.walls)
+    return {"line": f"gloo, ours {walls}: {measured.describe()}"}
+
+
+def _sizes(width: int, depth: int, batch: int, image_size: int = 224) -> Any:
     from mae_steps import Sizes
 
     return Sizes(width, depth, image_size, 16, max(64, width // 2), 2, batch)

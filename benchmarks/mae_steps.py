@@ -24,13 +24,14 @@ from ssl_vit.objectives.masking import random_hidden
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.run_config import RunConfig
-from ssl_vit.training.config import EngineConfig, OptimizerConfig, ScheduleConfig
+from ssl_vit.training.config import EngineConfig, LogConfig, OptimizerConfig, ScheduleConfig
 from ssl_vit.training.engine import Engine, to_device
 from ssl_vit.training.optimizer import build_optimizer
 from ssl_vit.training.plan import DataFacts, Machine, make_plan
 
 Precision = Literal["float32", "bfloat16"]
 
+_NORMS_EVERY = LogConfig().norm_every_steps
 _STEPS = 10_000  # of the schedule; far more than a benchmark makes
 
 
@@ -205,7 +206,9 @@ def engine_step(
     batches, steps = itertools.repeat(Loaded(batch)), itertools.count()
 
     def step() -> float:
-        return running.train_step(batches, next(steps)).loss
+        number = next(steps)
+        # Norms as often as a run measures them.
+        return running.train_step(batches, number, (number + 1) % _NORMS_EVERY == 0).loss
 
     return TrainingStep(step, _num_trained(objective))
 

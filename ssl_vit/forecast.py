@@ -153,7 +153,7 @@ def memory_rows(forecast: Forecast) -> list[tuple[str, ...]]:
     rows = []
     for stage, memory in forecast.memory.items():
         parts = (
-            memory.weights,
+            memory.weights + memory.gathered,
             memory.gradients,
             memory.optimizer,
             memory.teacher,

@@ -178,7 +178,7 @@ def start(prepared: Prepared, profile: bool = False) -> int:
         checkpoints,
         exports,
         log,
-        config.log.panel_every_steps,
+        config.log,
         profiler,
     )
     try:

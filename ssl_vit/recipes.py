@@ -129,7 +129,7 @@ def smoke(config: RunConfig) -> RunConfig:
         "engine": {"precision": "float32", "micro_batch_size": 4, "workers": 1},
         "checkpoint": {"every_steps": 5},
         "export": {"every_steps": 20},
-        "log": {"panel_every_steps": 20},
+        "log": {"norm_every_steps": 1, "panel_every_steps": 20},
     }
     plain = to_plain(config)
     return validate(

@@ -191,5 +191,10 @@ class LogConfig(Config):
     every_steps: int = Field(default=1, ge=1)
     """Updates between two lines of `metrics.jsonl` (and points in TensorBoard)."""
 
+    norm_every_steps: int = Field(default=10, ge=1)
+    """Updates between two measurements of the norms of gradient, weights and update by parameter
+    group; one costs about as much as AdamW.
+    """
+
     panel_every_steps: int = Field(default=500, ge=1)
     """Updates between two picture panels in TensorBoard."""

@@ -31,6 +31,7 @@ from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.agreement import gather
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.deepspeed_config import deepspeed_config
+from ssl_vit.training.gloo import gather_by_broadcasts
 from ssl_vit.training.levers import pull_levers
 from ssl_vit.training.loss_scale import LossScale
 from ssl_vit.training.measures import NormMeter, PhaseClock, peak_memory
@@ -68,6 +69,9 @@ def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) ->
     deepspeed.init_distributed(
         dist_backend="nccl" if device == "cuda" else "gloo", verbose=False, auto_mpi_discovery=False
     )
+    if device == "cpu":
+        backend: Any = deepspeed.comm.comm.cdb
+        backend.all_gather_function = gather_by_broadcasts
 
 
 class Engine:
@@ -113,14 +117,18 @@ class Engine:
             self.engine.torch_autocast_z0_gradscaler = None
             self.optimizer.torch_autocast_gradscaler = None
 
-    def train_step(self, batches: Iterator[LoadedBatch], step: int) -> StepResult:
+    def train_step(
+        self, batches: Iterator[LoadedBatch], step: int, measure_norms: bool = True
+    ) -> StepResult:
         """One optimizer update over the next ``plan.accumulation`` micro-batches, and the
         objective's own after it, if it was applied.
 
         Args:
             batches: Micro-batches of this rank, on the CPU, each with its bad samples.
             step: Which update this is, from 0.
+            measure_norms: Whether to fill in ``norms``.
         """
+        self.norms.enabled = measure_norms
         began = time.perf_counter()
         learning_rate = learning_rate_at(step, self.optimizer_config, self.plan)
         weight_decay = weight_decay_at(step, self.optimizer_config, self.plan)
@@ -146,7 +154,7 @@ class Engine:
             loss=table.means.pop("loss"),
             metrics=table.means,
             grad_norm=norm,
-            norms=self._norms(table.squares, norm) if applied else {},
+            norms=self._norms(table.squares, norm) if applied and measure_norms else {},
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             loss_scale=loss_scale,

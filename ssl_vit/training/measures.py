@@ -13,8 +13,8 @@ from torch import Tensor
 from ssl_vit.models.cost import Precision
 from ssl_vit.training.devices import recognize
 
-# Elements looked at together: enough for few kernels, few enough for little memory.
-_CHUNK = 2**22
+# Elements looked at together: on a CPU what its caches hold, on a GPU enough for few kernels.
+_CHUNK = {"cpu": 2**18, "cuda": 2**22}
 
 
 class PhaseClock:
@@ -72,6 +72,8 @@ class NormMeter:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.names = [group["name"] for group in optimizer.param_groups]
+        self.enabled = True
+        """Whether the next update is looked at; costs about as much as the update itself."""
         self._sums: dict[str, Tensor] = {}
         optimizer.register_step_post_hook(self._look)
 
@@ -85,6 +87,8 @@ class NormMeter:
 
     @torch.no_grad()
     def _look(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not self.enabled:
+            return
         for group in optimizer.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
             for chunk in _chunks(trained, optimizer):
@@ -124,18 +128,18 @@ Chunk = list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 def _chunks(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[Chunk]:
     """(weights, gradients, first and second moments, updates so far), cut and collected."""
     chunk: Chunk = []
-    room = _CHUNK
+    size = room = _CHUNK[parameters[0].device.type] if parameters else 0
     for parameter in parameters:
         state = optimizer.state[parameter]
         whole = (parameter.data, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
         flat = [tensor.reshape(-1) for tensor in whole]  # type: ignore[union-attr] - has a gradient
-        for start in range(0, len(flat[0]), _CHUNK):
-            weight, grad, first, second = (tensor[start : start + _CHUNK] for tensor in flat)
+        for start in range(0, len(flat[0]), size):
+            weight, grad, first, second = (tensor[start : start + size] for tensor in flat)
             chunk.append((weight, grad, first, second, state["step"]))
             room -= len(weight)
             if room <= 0:
                 yield chunk
-                chunk, room = [], _CHUNK
+                chunk, room = [], size
     if chunk:
         yield chunk
 

@@ -26,7 +26,9 @@ class Memory:
     """Bytes of one process."""
 
     weights: float
-    """Those that compute, float32."""
+    """Those that compute, float32; at ZeRO-3 this process's share."""
+    gathered: float
+    """At ZeRO-3, of the others' shares, while they are in use."""
     casts: float
     """Autocast's lower-precision copies of them, while a micro-batch is computed."""
     held_gradients: float
@@ -43,7 +45,7 @@ class Memory:
     @property
     def total(self) -> float:
         """The most at one time: at the end of a forward pass, or in the update."""
-        always = self.weights + self.optimizer + self.teacher
+        always = self.weights + self.gathered + self.optimizer + self.teacher
         forward = self.casts + self.activations + self.held_gradients
         return always + max(forward, self.gradients)
 
@@ -79,10 +81,12 @@ def memory_of(
             weights, optimizer, held = trained, 3 * share, share
             gradients = 2 * share + bucket
         case 3:
-            live = FLOAT32 * min(cost.trained + cost.frozen, ZERO3_LIVE)
-            weights, optimizer = share + (live if world_size > 1 else 0), 3 * share
-            gradients, frozen, held = 2 * share + bucket, frozen / world_size, share + bucket
-    if engine.offload_optimizer:
+            weights, optimizer, held = share, 3 * share, share + bucket
+            gradients, frozen = 2 * share + bucket, frozen / world_size
+    gathered = 0.0
+    if engine.zero_stage == 3 and world_size > 1:
+        gathered = FLOAT32 * min(cost.trained + cost.frozen, ZERO3_LIVE)
+    if engine.offload_optimizer and arithmetic.device == "cuda":
         optimizer = 0
     micro_batch, accumulation = batches
     kept = cost.kept_bytes
@@ -91,7 +95,8 @@ def memory_of(
     kept += cost.held_bytes + cost.working_bytes
     if accumulation == 1 and engine.zero_stage < 3:  # which sets the room aside from the start
         held = 0
-    return Memory(weights, casts, held, gradients, optimizer, frozen, micro_batch * kept)
+    activations = micro_batch * kept
+    return Memory(weights, gathered, casts, held, gradients, optimizer, frozen, activations)
 
 
 def largest_micro_batch(

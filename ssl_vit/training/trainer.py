@@ -12,6 +12,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.bad_samples import BadSamples
 from ssl_vit.training.checkpoint import Checkpoints
+from ssl_vit.training.config import LogConfig
 from ssl_vit.training.engine import Engine
 from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
 from ssl_vit.training.metrics import MetricsLog
@@ -88,7 +89,7 @@ class Trainer:
     checkpoints: Checkpoints
     exports: Exports
     log: Log | None
-    panel_every_steps: int
+    config: LogConfig
     profile: StepProfile | None = None
 
     def run(self, start_step: int, total_steps: int) -> bool:
@@ -110,7 +111,8 @@ class Trainer:
             self._export(total_steps)  # it was deleted, or a kill came between the two
         with Preemption(self.engine.processes.is_first) as preemption:
             for step in range(start_step, total_steps):
-                result = self.engine.train_step(self.batches, step)
+                measure = (step + 1) % self.config.norm_every_steps == 0
+                result = self.engine.train_step(self.batches, step, measure)
                 self.hangs.beat()
                 if self.profile is not None:
                     self.profile.step()
@@ -122,7 +124,7 @@ class Trainer:
                 is_last = step + 1 == total_steps
                 if is_last:
                     self.batches.finish()
-                if (step + 1) % self.panel_every_steps == 0 or is_last:
+                if (step + 1) % self.config.panel_every_steps == 0 or is_last:
                     self._show_panels(step, result.batch)
                 # One vote on all; a rank that came back may have counted other bad samples.
                 too_bad = self.bad_samples.are_too_many(step + 1)

@@ -52,7 +52,8 @@ class StepResult:
     grad_norm: float
     """Global L2 norm before clipping."""
     norms: dict[str, GroupNorms]
-    """By parameter group; empty where the update was not applied."""
+    """By parameter group; empty where they were not measured, or the update was not applied.
+    """
     learning_rate: float
     weight_decay: float
     loss_scale: float

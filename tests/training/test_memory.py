@@ -52,7 +52,8 @@ def test_each_stage_shares_what_it_says() -> None:
     memory = {
         stage: memory_of(COST, EngineConfig(zero_stage=stage), 4, (2, 3), CPU) for stage in range(4)
     }
-    assert [memory[stage].weights for stage in range(4)] == [4000, 4000, 4000, 1000 + 6000]
+    assert [memory[stage].weights for stage in range(4)] == [4000, 4000, 4000, 1000]
+    assert [memory[stage].gathered for stage in range(4)] == [0, 0, 0, 6000]
     assert [memory[stage].optimizer for stage in range(4)] == [8000, 3000, 3000, 3000]
     assert [memory[stage].gradients for stage in range(4)] == [8000, 8000, 6000, 6000]
     assert [memory[stage].held_gradients for stage in range(4)] == [4000, 4000, 1000, 5000]
@@ -65,7 +66,9 @@ def test_levers_make_it_smaller() -> None:
     plain = memory_of(COST, EngineConfig(), 1, (100, 1), CPU)
     light = memory_of(COST, EngineConfig(activation_checkpointing=True), 1, (100, 1), CPU)
     assert (plain.activations, light.activations) == (4000, 1000)
-    assert memory_of(COST, EngineConfig(offload_optimizer=True), 1, (1, 1), CPU).optimizer == 0
+    for arithmetic, optimizer in ((Arithmetic("bfloat16", "cuda"), 0), (CPU, 12_000)):
+        offloaded = memory_of(COST, EngineConfig(offload_optimizer=True), 1, (1, 1), arithmetic)
+        assert offloaded.optimizer == optimizer
     assert plain.held_gradients == 0  # there is no micro-batch before the only one
 
 
