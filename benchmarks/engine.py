@@ -160,7 +160,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--memory-width", type=positive, help="features a token, for the memory")
     parser.add_argument("--state-widths", type=positive, nargs="+", help="features a token")
     arguments = parser.parse_args()
-    full = {"width": 384, "depth": 12, "batch": 32, "pairs": 7, "memory_width": 768}
+    full = {"width": 384, "depth": 12, "batch": 64, "pairs": 7, "memory_width": 768}
     quick = {"width": 192, "depth": 6, "batch": 16, "pairs": 3, "memory_width": 384}
     if arguments.state_widths is None:
         arguments.state_widths = [192] if arguments.quick else [192, 384, 768]
