@@ -13,7 +13,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ssl_vit.distributed import local_group
 from ssl_vit.files import hash_file
 from ssl_vit.training.checkpoint import complete_checkpoints, read_manifest, step_of
 
@@ -170,18 +170,12 @@ def _newest_whole(run: Path) -> int:
 def _start(
     run: Path, words: list[str], world_size: int, stage: int, log: Path
 ) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     command = [sys.executable, "-m", "ssl_vit", "pretrain", "mae_vits16", "--smoke"]
     command += ["--run", str(run), *words, f"engine.zero_stage={stage}"]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_WAIT_POLICY": "passive"}
-    sizes = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     ranks = []
-    for rank in range(world_size):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | sizes if world_size > 1 else {}
+    for place in local_group(world_size):
         with log.open("ab") as file:
-            environment = os.environ | common | place
+            environment = os.environ | place | {"OMP_WAIT_POLICY": "passive"}
             ranks.append(
                 subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
             )

@@ -7,7 +7,6 @@ start, saving and resuming.
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from timing import describe_machine, positive, with_defaults
+
+from ssl_vit.distributed import local_group
 
 RANK = Path(__file__).parent / "engine_rank.py"
 _FLOAT32 = 4
@@ -123,19 +124,14 @@ def _seconds_to_first_update(run: Path) -> float:
 
 def _run_ranks(world: int, *words: object) -> dict[str, Any]:
     """Run `engine_rank.py` as the ranks of one group; what the first one prints."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(RANK), *map(str, words)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | place,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world)
+        for place in local_group(world)
     ]
     said = [rank.communicate()[0] for rank in ranks]
     if any(rank.returncode for rank in ranks):

@@ -64,9 +64,20 @@ def complete_environment() -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+        os.environ["MASTER_PORT"] = _free_port()
+
+
+def local_group(world_size: int) -> list[dict[str, str]]:
+    """The variables that make processes of this machine one group: one dictionary a rank."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    common |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def leave(code: int) -> NoReturn:

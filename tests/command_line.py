@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,8 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ssl_vit.distributed import local_group
+
 # Quiet threads: tests share two cores with each other.
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+
+# A run of seconds; the run folder comes next.
+SMOKE = ("pretrain", "mae_vits16", "--smoke", "--run")
 
 # Seconds after which a command is taken for one that hangs.
 PATIENCE = 300
@@ -58,21 +62,15 @@ def run_ranks(
     commands: Sequence[Sequence[str | Path]],
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run `ssl-vit …` as the ranks of one run, each with words of its own, to their end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    size = str(len(commands))
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "ssl_vit", *map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=ENVIRONMENT | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=ENVIRONMENT | place,
         )
-        for rank, words in enumerate(commands)
+        for place, words in zip(local_group(len(commands)), commands, strict=True)
     ]
     with ThreadPoolExecutor(len(ranks)) as pool:  # all pipes are read at the same time
         said = list(pool.map(lambda rank: rank.communicate(timeout=PATIENCE), ranks))

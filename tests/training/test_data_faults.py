@@ -6,24 +6,14 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.data.sources import open_shards
-from tests.command_line import ENVIRONMENT, losses, ssl_vit, torchrun
+from tests.command_line import ENVIRONMENT, SMOKE, losses, ssl_vit, torchrun
 from tests.faulty_server import serving
 from tests.synthetic import write_shards
-
-RECIPE = ("pretrain", "mae_vits16", "--smoke", "--run")
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("data"), shard_bytes=20_000)
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "unbroken"
-    done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
-    assert done.returncode == 0, done.stderr
-    return run
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +45,7 @@ def test_remote_shards_give_the_losses_of_local_ones(
     count = len(open_shards(shards).shards)
     with serving(shards, ["500", "cut"]) as server:
         source = f"{server.url}shard-{{000000..{count - 1:06d}}}.tar"
-        done = ssl_vit(*RECIPE, tmp_path / "run", f"data.shards={source}")
+        done = ssl_vit(*SMOKE, tmp_path / "run", f"data.shards={source}")
         assert done.returncode == 0, done.stderr
         assert "answered 500" in done.stderr
         requests = {name: n for name, n in server.requests.items() if name.endswith(".tar")}
@@ -63,7 +53,7 @@ def test_remote_shards_give_the_losses_of_local_ones(
     assert sum(requests.values()) == len(requests) + 2  # each once, but for the two faults
     assert len(list((own_cache / "shards").glob("*.tar"))) == len(requests)
     # The same run goes on from the local copy: the data are known by content, not by place.
-    again = ssl_vit(*RECIPE, tmp_path / "run", f"data.shards={shards}")
+    again = ssl_vit(*SMOKE, tmp_path / "run", f"data.shards={shards}")
     assert again.returncode == 0, again.stderr
 
 
@@ -78,9 +68,9 @@ def test_two_processes_share_a_cache_that_holds_only_what_is_in_use(
     with serving(shards) as server:
         words = (f"data.shards={server.url}", f"engine.cache_bytes={room}")
         # Blocks of one: a lane is in one shard at a time.
-        done = torchrun(2, *RECIPE, tmp_path / "run", *words, "data.shuffle_block=1")
+        done = torchrun(2, *SMOKE, tmp_path / "run", *words, "data.shuffle_block=1")
         assert done.returncode == 0, done.stderr
-    local = ssl_vit(*RECIPE, tmp_path / "local", f"data.shards={shards}", "data.shuffle_block=1")
+    local = ssl_vit(*SMOKE, tmp_path / "local", f"data.shards={shards}", "data.shuffle_block=1")
     assert local.returncode == 0, local.stderr
     for ours, theirs in zip(losses(tmp_path / "run"), losses(tmp_path / "local"), strict=True):
         assert (ours[0], ours[2]) == (theirs[0], theirs[2])
@@ -95,7 +85,7 @@ def test_a_flipped_byte_is_found_by_training_and_by_check(tmp_path: Path):
     data = bytearray(tar.read_bytes())
     data[len(data) // 2] ^= 1
     tar.write_bytes(data)
-    done = ssl_vit(*RECIPE, tmp_path / "run", f"data.shards={shards}")
+    done = ssl_vit(*SMOKE, tmp_path / "run", f"data.shards={shards}")
     assert done.returncode == 2
     wrong, fix = done.stderr.strip().splitlines()[-2:]
     assert wrong.startswith(f"error: shard {tar} is damaged")
@@ -109,7 +99,7 @@ def test_bad_images_are_replaced_listed_and_the_same_on_two_processes(tmp_path: 
     shards = write_shards(tmp_path, shard_bytes=20_000)
     spoil(shards, [3])
     words = (f"data.shards={shards}", "data.max_bad_fraction=0.1")
-    done = ssl_vit(*RECIPE, tmp_path / "one", *words)
+    done = ssl_vit(*SMOKE, tmp_path / "one", *words)
     assert done.returncode == 0, done.stderr
     lines = bad_samples(tmp_path / "one")
     # 48 images, 20 updates of 8: three or four times.
@@ -120,7 +110,7 @@ def test_bad_images_are_replaced_listed_and_the_same_on_two_processes(tmp_path: 
         assert line["shard"] == opened.location_of(3)
         assert (line["number"], line["replaced_by"]) == (3, 4)
     assert f"bad samples {len(lines)}" in done.stderr
-    done = torchrun(2, *RECIPE, tmp_path / "two", *words)
+    done = torchrun(2, *SMOKE, tmp_path / "two", *words)
     assert done.returncode == 0, done.stderr
     assert bad_samples(tmp_path / "two") == lines
     for ours, theirs in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
@@ -131,7 +121,7 @@ def test_too_many_bad_images_stop_the_run_which_saves_and_can_go_on(tmp_path: Pa
     shards = write_shards(tmp_path, shard_bytes=20_000)
     spoil(shards, [3, 4, 5, 30, 31])
     run, words = tmp_path / "run", (f"data.shards={shards}", "data.max_bad_fraction=0.005")
-    done = ssl_vit(*RECIPE, run, *words)
+    done = ssl_vit(*SMOKE, run, *words)
     assert done.returncode == 2, done.stderr
     wrong, fix = done.stderr.strip().splitlines()[-2:]
     assert "more than data.max_bad_fraction=0.005" in wrong
@@ -141,10 +131,10 @@ def test_too_many_bad_images_stop_the_run_which_saves_and_can_go_on(tmp_path: Pa
     assert made < 20
     assert len(bad_samples(run)) > 5  # 0.005 of a thousand
     assert (run / "checkpoints" / f"step_{made:08d}").is_dir()
-    on = ssl_vit(*RECIPE, run, f"data.shards={shards}", "data.max_bad_fraction=0.2")
+    on = ssl_vit(*SMOKE, run, f"data.shards={shards}", "data.max_bad_fraction=0.2")
     assert on.returncode == 0, on.stderr
     whole = ssl_vit(
-        *RECIPE, tmp_path / "whole", f"data.shards={shards}", "data.max_bad_fraction=0.2"
+        *SMOKE, tmp_path / "whole", f"data.shards={shards}", "data.max_bad_fraction=0.2"
     )
     assert whole.returncode == 0, whole.stderr
     assert losses(run) == losses(tmp_path / "whole")
@@ -158,7 +148,7 @@ def test_resuming_on_other_data_is_refused_and_says_what_differs(
     assert data["fingerprint"] == open_shards(shards).fingerprint
     before = (unbroken / "metrics.jsonl").read_bytes()
     other = write_shards(tmp_path, per_class=25, shard_bytes=20_000)
-    done = ssl_vit(*RECIPE, unbroken, f"data.shards={other}")
+    done = ssl_vit(*SMOKE, unbroken, f"data.shards={other}")
     assert done.returncode == 2
     wrong, _ = done.stderr.strip().splitlines()
     assert "48 images" in wrong
@@ -166,7 +156,7 @@ def test_resuming_on_other_data_is_refused_and_says_what_differs(
     assert "shard number 0: shard-000000.tar has other content" in wrong
     # Fewer shards of the same set.
     some = f"{shards}/shard-{{000000..000001}}.tar"
-    done = ssl_vit(*RECIPE, unbroken, f"data.shards={some}")
+    done = ssl_vit(*SMOKE, unbroken, f"data.shards={some}")
     assert done.returncode == 2
     assert "shard number 2: shard-000002.tar → nothing" in done.stderr
     assert (unbroken / "metrics.jsonl").read_bytes() == before
@@ -175,23 +165,23 @@ def test_resuming_on_other_data_is_refused_and_says_what_differs(
 def test_a_mixture_is_said_in_the_plan_and_resumes(shards: Path, tmp_path: Path):
     other = write_shards(tmp_path, per_class=100, shard_bytes=50_000)
     run, words = tmp_path / "run", (f"data.shards=[{shards},{other}]", "data.weights=[3,1]")
-    done = ssl_vit(*RECIPE, run, *words)
+    done = ssl_vit(*SMOKE, run, *words)
     assert done.returncode == 0, done.stderr
     # 160 samples: 120 of the 48 images of the first, 40 of the 200 of the second.
     assert f"{shards}: 48 images, 75.0% of every update, repeated: each is seen 2.5" in done.stderr
     assert f"{other}: 200 images, 25.0% of every update, truncated: 20.00% of" in done.stderr
     plan = json.loads((run / "plan.json").read_text())
     assert [(s["num_samples"], s["times_seen"]) for s in plan["sets"]] == [(48, 2.5), (200, 0.2)]
-    changed = ssl_vit(*RECIPE, run, words[0], "data.weights=[1,1]")
+    changed = ssl_vit(*SMOKE, run, words[0], "data.weights=[1,1]")
     assert changed.returncode == 2
     assert "data.weights" in changed.stderr
-    two = torchrun(2, *RECIPE, tmp_path / "two", *words)
+    two = torchrun(2, *SMOKE, tmp_path / "two", *words)
     assert two.returncode == 0, two.stderr
     assert [line[2] for line in losses(tmp_path / "two")] == [line[2] for line in losses(run)]
 
 
 def test_made_up_samples_need_no_shards(tmp_path: Path):
-    done = ssl_vit(*RECIPE, tmp_path / "run", "data.source=synthetic")
+    done = ssl_vit(*SMOKE, tmp_path / "run", "data.source=synthetic")
     assert done.returncode == 0, done.stderr
     assert "1,281,167 images" in done.stderr
     waits = [

@@ -5,7 +5,6 @@ legs with other stages and numbers of processes between them, against a plain to
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from ssl_vit.distributed import local_group
 from tests.training import engine_worker as worker
 
 STAGES = (0, 1, 2, 3)
@@ -74,26 +74,16 @@ def norm_of(tensors: Iterable[Any]) -> float:
 
 
 def run_legs(out: Path, world_size: int, *legs: str) -> list[Result]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     ranks = [
         subprocess.Popen(
             [sys.executable, worker.__file__, str(out), *legs],
-            env=environment
-            | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "LOCAL_WORLD_SIZE": str(world_size),
-            },
+            env=environment | place,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(world_size)
+        for place in local_group(world_size)
     ]
     words = [rank.communicate(timeout=240)[0] for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(words)

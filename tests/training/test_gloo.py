@@ -4,7 +4,6 @@ This file is also the program of a rank: `python -m tests.training.test_gloo`.
 """
 
 import os
-import socket
 import subprocess
 import sys
 import warnings
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ssl_vit.distributed import local_group
 from ssl_vit.training.gloo import gather_by_broadcasts
 
 ROOT, WORLD = Path(__file__).parents[2], 3
@@ -39,19 +39,15 @@ def check_rank() -> None:
 
 
 def test_it_gives_what_torchs_own_gives():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.training.test_gloo"],
-            env=common | {"RANK": str(rank), "WORLD_SIZE": str(WORLD)},
+            env=os.environ | place,
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(WORLD)
+        for place in local_group(WORLD)
     ]
     words = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), words

@@ -14,17 +14,10 @@ from typing import Any
 import pytest
 
 from ssl_vit.data.sources import open_shards
-from tests.command_line import ENVIRONMENT, losses, run_ranks, ssl_vit
-from tests.synthetic import write_shards
+from tests.command_line import ENVIRONMENT, SMOKE, losses, run_ranks, ssl_vit
 
 ROOT = Path(__file__).parents[2]
 WHOLE = "engine.micro_batch_size=8"  # one forward pass an update
-RECIPE = ("pretrain", "mae_vits16", "--smoke", "--run")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("data"))
 
 
 def poisoned(updates: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -44,7 +37,7 @@ def test_a_poisoned_update_is_skipped_counted_and_its_samples_are_named(
     stage: int, shards: Path, tmp_path: Path
 ):
     run, words = tmp_path / "run", (f"data.shards={shards}", f"engine.zero_stage={stage}")
-    done = poisoned("5,9", *RECIPE, run, *words)
+    done = poisoned("5,9", *SMOKE, run, *words)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("was not applied: the loss was not finite") == 2
     lines = [json.loads(line) for line in (run / "nonfinite.jsonl").read_text().splitlines()]
@@ -63,7 +56,7 @@ def test_a_poisoned_update_is_skipped_counted_and_its_samples_are_named(
 
 def test_three_in_a_row_end_the_run_with_a_diagnosis(shards: Path, tmp_path: Path):
     run = tmp_path / "run"
-    done = poisoned("4,5,6", *RECIPE, run, f"data.shards={shards}")
+    done = poisoned("4,5,6", *SMOKE, run, f"data.shards={shards}")
     assert done.returncode == 2
     wrong, fix = done.stderr.strip().splitlines()[-2:]
     assert wrong.startswith("error: 3 updates in a row came to nothing, up to update 6")
@@ -71,12 +64,12 @@ def test_three_in_a_row_end_the_run_with_a_diagnosis(shards: Path, tmp_path: Pat
     assert "optimizer.base_learning_rate" in fix
     assert not list((run / "checkpoints").glob("step_*"))
     more = ("guard.max_consecutive_nonfinite=4",)
-    assert poisoned("4,5,6", *RECIPE, run, f"data.shards={shards}", *more).returncode == 0
+    assert poisoned("4,5,6", *SMOKE, run, f"data.shards={shards}", *more).returncode == 0
 
 
 def test_a_run_that_stands_still_says_where(shards: Path, tmp_path: Path):
     run = tmp_path / "run"
-    done = poisoned("hang", *RECIPE, run, f"data.shards={shards}", "guard.hang_minutes=0.02")
+    done = poisoned("hang", *SMOKE, run, f"data.shards={shards}", "guard.hang_minutes=0.02")
     assert done.returncode == 0, done.stderr
     assert "no update for 0.02 minutes" in done.stderr
     stacks = (run / "hangs" / "rank_00000.txt").read_text()
@@ -85,13 +78,13 @@ def test_a_run_that_stands_still_says_where(shards: Path, tmp_path: Path):
 
 
 def test_a_run_that_goes_on_leaves_no_stacks(shards: Path, tmp_path: Path):
-    done = ssl_vit(*RECIPE, tmp_path / "run", f"data.shards={shards}")
+    done = ssl_vit(*SMOKE, tmp_path / "run", f"data.shards={shards}")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "run" / "hangs").exists()
 
 
 def test_ranks_that_were_started_differently_refuse(shards: Path, tmp_path: Path):
-    words = (*RECIPE, tmp_path / "run", f"data.shards={shards}")
+    words = (*SMOKE, tmp_path / "run", f"data.shards={shards}")
     first, second = run_ranks([[*words], [*words, "objective.mask_ratio=0.6"]])
     for rank in (first, second):
         assert rank.returncode == 2

@@ -11,11 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.metrics import MetricsLog
 from ssl_vit.training.update import Seconds, StepResult
-from tests.command_line import ssl_vit, torchrun
-from tests.synthetic import write_shards
+from tests.command_line import SMOKE, ssl_vit, torchrun
 from tests.training.engine_worker import plan_for
 
-RECIPE = ("pretrain", "mae_vits16", "--smoke")
 TRAIN = {"loss", "grad_norm", "learning_rate", "weight_decay"}
 SPEED = {
     "images_per_second",
@@ -36,14 +34,9 @@ NESTED = {
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
-    done = ssl_vit(*RECIPE, f"data.shards={shards}", "--run", folder, "--profile")
+    done = ssl_vit(*SMOKE, folder, f"data.shards={shards}", "--profile")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -94,7 +87,7 @@ def test_a_profile_names_the_phases(run: Path):
 
 def test_ranks_report_together(tmp_path: Path, shards: Path, run: Path):
     both = tmp_path / "both"
-    done = torchrun(2, *RECIPE, f"data.shards={shards}", "--run", both)
+    done = torchrun(2, *SMOKE, both, f"data.shards={shards}")
     assert done.returncode == 0, done.stderr
     for ours, alone in zip(lines_of(both), lines_of(run), strict=True):
         assert ours["samples"] == alone["samples"]

@@ -12,28 +12,12 @@ import pytest
 
 from ssl_vit.pretrain import read_config
 from ssl_vit.run_folder import RunFolder
-from tests.command_line import begin_ssl_vit, losses, ssl_vit, torchrun
-from tests.synthetic import write_shards
-
-RECIPE = ("pretrain", "mae_vits16", "--smoke", "--run")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "unbroken"
-    done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
-    assert done.returncode == 0, done.stderr
-    return run
+from tests.command_line import SMOKE, begin_ssl_vit, losses, ssl_vit, torchrun
 
 
 def interrupt(run: Path, number: signal.Signals, *words: str) -> int:
     """Begin a run, send a signal after 12 of its 20 updates; returns its exit code."""
-    process = begin_ssl_vit(*RECIPE, run, *words)
+    process = begin_ssl_vit(*SMOKE, run, *words)
     metrics = run / "metrics.jsonl"
     while not metrics.is_file() or metrics.read_bytes().count(b"\n") < 12:
         assert process.poll() is None, process.communicate()[0]
@@ -50,7 +34,7 @@ def test_a_killed_run_resumes_with_other_workers_as_if_nothing_had_been(
     run, words = tmp_path / "run", (f"data.shards={shards}", f"engine.zero_stage={stage}")
     assert interrupt(run, signal.SIGKILL, *words) == -signal.SIGKILL
     assert (run / "checkpoints" / "step_00000010").is_dir()
-    done = ssl_vit(*RECIPE, run, *words, "engine.workers=0")
+    done = ssl_vit(*SMOKE, run, *words, "engine.workers=0")
     assert done.returncode == 0, done.stderr
     assert "resuming at update 10" in done.stderr
     assert [step for step, _, _ in losses(run)] == list(range(1, 21))
@@ -70,7 +54,7 @@ def test_a_run_asked_to_stop_saves_says_so_and_resumes(
     made = len(losses(run))
     assert 12 <= made < 20
     assert (run / "checkpoints" / f"step_{made:08d}").is_dir()
-    assert ssl_vit(*RECIPE, run, *words).returncode == 0
+    assert ssl_vit(*SMOKE, run, *words).returncode == 0
     assert losses(run) == losses(unbroken)
     starts = json.loads((run / "environment.json").read_text())["starts"]
     assert [start["start_step"] for start in starts] == [0, made]
@@ -81,7 +65,7 @@ def test_elastic_a_run_goes_on_with_other_processes_stage_and_micro_batch(
 ):
     run, words = tmp_path / "run", (f"data.shards={shards}",)
     assert interrupt(run, signal.SIGKILL, *words, "engine.zero_stage=1") == -signal.SIGKILL
-    done = torchrun(2, *RECIPE, run, *words, "engine.zero_stage=3", "engine.micro_batch_size=2")
+    done = torchrun(2, *SMOKE, run, *words, "engine.zero_stage=3", "engine.micro_batch_size=2")
     assert done.returncode == 0, done.stderr
     assert "resuming at update 10" in done.stderr
     for ours, theirs in zip(losses(run), losses(unbroken), strict=True):
@@ -95,7 +79,7 @@ def test_a_folder_in_use_is_refused(shards: Path, unbroken: Path, tmp_path: Path
     shutil.rmtree(run / "checkpoints")
     holder = RunFolder(run)
     holder.lock()
-    done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
+    done = ssl_vit(*SMOKE, run, f"data.shards={shards}")
     assert done.returncode == 2
     assert "another process is training" in done.stderr
 
@@ -104,7 +88,7 @@ def test_two_processes_with_sharded_gradients_give_the_losses_of_one(
     shards: Path, unbroken: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
-    done = torchrun(2, *RECIPE, run, f"data.shards={shards}", "engine.zero_stage=2")
+    done = torchrun(2, *SMOKE, run, f"data.shards={shards}", "engine.zero_stage=2")
     assert done.returncode == 0, done.stderr
     for ours, theirs in zip(losses(run), losses(unbroken), strict=True):
         assert (ours[0], ours[2]) == (theirs[0], theirs[2])
@@ -113,7 +97,7 @@ def test_two_processes_with_sharded_gradients_give_the_losses_of_one(
 
 def test_a_complete_run_is_left_as_it_is(shards: Path, unbroken: Path):
     before = (unbroken / "metrics.jsonl").read_bytes()
-    done = ssl_vit(*RECIPE, unbroken, f"data.shards={shards}")
+    done = ssl_vit(*SMOKE, unbroken, f"data.shards={shards}")
     assert done.returncode == 0, done.stderr
     assert (unbroken / "metrics.jsonl").read_bytes() == before
 
@@ -143,7 +127,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
         file.write_bytes(data)
     else:
         (newest / "manifest.json").unlink()
-    done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
+    done = ssl_vit(*SMOKE, run, f"data.shards={shards}")
     assert done.returncode == 0, done.stderr
     assert str(newest) in done.stderr
     assert "the checkpoint before it is used" in done.stderr
@@ -159,7 +143,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun_anew_unasked(
     shutil.copytree(unbroken, run)
     for file in run.glob("checkpoints/step_*/rank_00000.safetensors"):
         file.write_bytes(b"")
-    done = ssl_vit(*RECIPE, run, f"data.shards={shards}")
+    done = ssl_vit(*SMOKE, run, f"data.shards={shards}")
     assert done.returncode == 2
     wrong, fix = done.stderr.strip().splitlines()[-2:]
     assert "no checkpoint in" in wrong
@@ -170,7 +154,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun_anew_unasked(
 def test_old_checkpoints_of_every_so_many_updates_are_kept(shards: Path, tmp_path: Path):
     run = tmp_path / "run"
     words = ("checkpoint.every_steps=2", "checkpoint.keep_last=1", "checkpoint.keep_every_steps=6")
-    done = ssl_vit(*RECIPE, run, f"data.shards={shards}", *words)
+    done = ssl_vit(*SMOKE, run, f"data.shards={shards}", *words)
     assert done.returncode == 0, done.stderr
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == ["step_00000006", "step_00000012", "step_00000018", "step_00000020"]
@@ -188,7 +172,7 @@ def test_a_full_disk_costs_that_checkpoint_and_not_the_run(shards: Path, tmp_pat
         pytest.skip("needs root, to make a small file system")
     try:
         (disk / "something else").write_bytes(bytes(1_500_000))
-        done = ssl_vit(*RECIPE, run, *words)
+        done = ssl_vit(*SMOKE, run, *words)
         assert "could not be written" in done.stderr
         assert "The run goes on" in done.stderr
         assert done.returncode == 2  # the last update could not be saved either
@@ -196,7 +180,7 @@ def test_a_full_disk_costs_that_checkpoint_and_not_the_run(shards: Path, tmp_pat
         assert [path.name for path in disk.glob("step_*")] == ["step_00000004"]
         assert not list(disk.glob(".partial_*"))
         (disk / "something else").unlink()
-        done = ssl_vit(*RECIPE, run, *words)
+        done = ssl_vit(*SMOKE, run, *words)
         assert done.returncode == 0, done.stderr
         assert "resuming at update 4" in done.stderr
     finally:
