@@ -50,12 +50,15 @@ def plan(
         ),
     ] = 0,
 ) -> None:
-    """Say what a run would need and take: memory, hours, disk. Starts nothing."""
+    """Say what a run would need and take: memory, hours, disk. Starts nothing; exit code 1 where it
+    does not fit.
+    """
     from ssl_vit.forecast import print_forecast
-    from ssl_vit.pretrain import read_config
+    from ssl_vit.recipes import read_config
 
     config = read_config(recipe, overrides or [], is_smoke=False)
-    print_forecast(config, gpus, device, mfu, images)
+    if not print_forecast(config, gpus, device, mfu, images):
+        raise typer.Exit(1)
 
 
 def recipes(

@@ -8,7 +8,8 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -109,13 +110,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"no config file at {path}", "check the path")
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is no readable YAML: {str(error).splitlines()[0]}", "mend the file"
         ) from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no YAML mapping", "a config file is a mapping of sections")
     return {str(key): value for key, value in values.items()}
+
+
+def merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts with those of ``values`` in place of those of ``base``."""
+    both = dict(base)
+    for key, value in values.items():
+        inner = base.get(key)
+        both[key] = (
+            merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        )
+    return both
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -206,7 +218,7 @@ def _range_error(kind: type[Config], error: ValidationError, values: dict[str, A
         problem, _, remedy = message.partition("; ")
         return UserError(problem, remedy or "choose another value")
     bounds = _bounds(field, path) if field else ""
-    remedy = f"allowed: {bounds}" if bounds else "choose another value"
+    remedy = f"allowed: {bounds}" if bounds != path else "choose another value"
     if first["type"] == "string_type":
         remedy = f"it must be a text; quote it:  {path}=\"'{'' if found is None else found}'\""
     return UserError(f"{path}={found!r} is out of range or of the wrong type: {message}", remedy)
@@ -243,5 +255,24 @@ def _bounds(field: FieldInfo, path: str) -> str:
             upper = f" <= {le}"
     if lower or upper:
         return f"{lower}{path}{upper}"
-    choices = [c for c in get_args(field.annotation) if isinstance(c, str | int | float)]
-    return f"{path} one of {', '.join(str(c) for c in choices)}" if choices else ""
+    words = ", ".join(_in_words(field.annotation))
+    return f"{path} one of {words}" if "," in words else f"{path} {words}".strip()
+
+
+def _in_words(annotation: Any) -> Iterator[str]:
+    """What a type allows, as a person says it; nothing where it has no short name."""
+    arguments = get_args(annotation)
+    names = {bool: "true, false", int: "a whole number", float: "a number"}
+    if annotation in names:
+        yield names[annotation]
+    elif get_origin(annotation) is Annotated:
+        (least,) = [rule.ge for rule in arguments[1].metadata if hasattr(rule, "ge")] or [None]
+        yield from (
+            f"{word} from {least}" if least is not None else word
+            for word in _in_words(arguments[0])
+        )
+    elif get_origin(annotation) is Literal:
+        yield from map(str, arguments)
+    elif get_origin(annotation) in (Union, UnionType):
+        for argument in arguments:
+            yield from _in_words(argument)

@@ -4,17 +4,27 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ssl_vit.errors import UserError
-from ssl_vit.models.cost import Arithmetic, Cost, backbone_cost
+from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost, backbone_cost
 from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.quantities import format_bytes
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, open_data
+from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.devices import DEVICES, GIB, Device
 from ssl_vit.training.memory import USABLE, Memory, largest_micro_batch, memory_of
 from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan
 
 _IMAGENET = 1_281_167
-_FLOAT32 = 4
+# What a folder of photographs usually comes to: ImageNet-1k's mean, and `pack`'s shards.
+_IMAGE_BYTES, _SHARD_BYTES = 110_000, 268_435_456
+# What makes a run smaller, the cheapest first.
+_REMEDIES: tuple[dict[str, object], ...] = (
+    {"zero_stage": 2},
+    {"activation_checkpointing": True},
+    {"zero_stage": 2, "activation_checkpointing": True},
+    {"zero_stage": 3, "activation_checkpointing": True},
+    {"zero_stage": 3, "activation_checkpointing": True, "offload_optimizer": True},
+)
 ZeroStage = Literal[0, 1, 2, 3]
 
 
@@ -30,17 +40,21 @@ class Forecast:
     backbone_parameters: int
     num_shards: int
     """0: not known."""
-    memory: dict[ZeroStage, Memory]
-    """Of one GPU, by ZeRO stage, everything else as configured."""
+    memory: dict[ZeroStage, Memory | None]
+    """Of one GPU, by ZeRO stage, everything else as configured; None: the two do not go
+    together.
+    """
     checkpointed: Memory
     """At the configured stage with activation checkpointing."""
     largest_micro_batch: int
-    """At the configured stage, without asking whether it divides the batch well."""
+    """At the configured stage; 0 where none fits."""
+    remedies: tuple[str, ...]
+    """Settings with which it would fit, the least first."""
 
     @property
     def usable_bytes(self) -> float:
         """What of a GPU's memory a run may fill."""
-        return USABLE * self.device.memory * GIB
+        return USABLE * self.device.memory_gib * GIB
 
     @property
     def images_per_second(self) -> float:
@@ -51,6 +65,12 @@ class Forecast:
         again = 4 / 3 if config.activation_checkpointing else 1.0
         work = self.plan.step_flops_per_image * again
         return self.plan.world_size * peak * self.mfu / work
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run as configured does."""
+        chosen = self.memory[self.config.engine.zero_stage]
+        return chosen is not None and chosen.total <= self.usable_bytes
 
     @property
     def images_per_gpu(self) -> int:
@@ -66,7 +86,7 @@ class Forecast:
     @property
     def checkpoint_bytes(self) -> int:
         """Of one resumable checkpoint, all ranks together: weights and two moments."""
-        return _FLOAT32 * (3 * self.cost.trained + self.cost.frozen)
+        return FLOAT32 * (3 * self.cost.trained + self.cost.frozen)
 
 
 def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> Forecast:
@@ -80,26 +100,42 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         images: In the data set, where ``data.shards`` does not say; 0: as many as ImageNet-1k.
 
     Raises:
-        UserError: The device is not known, or batch, lanes and GPUs do not divide.
+        UserError: The device is not known, batch, lanes and GPUs do not divide, or both shards and
+            a number of images are given.
     """
+    device = device.lower()
     if device not in DEVICES:
         raise UserError(f"no device named '{device}' is known", f"devices: {', '.join(DEVICES)}")
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu:g} is no share of the peak", "0.4 is common; at most 1")
     known = DEVICES[device]
-    data, num_shards = DataFacts(images or _IMAGENET, "assumed"), 0
-    if config.data.sources and not images:
-        _, shards = open_data(config)
-        data, num_shards = data_facts(shards), len(shards.shards) if shards else 0
+    data, num_shards = _read_data(config, images)
     fast: Literal["bfloat16", "float16"] = "bfloat16" if known.has_bfloat16 else "float16"
-    plan = make_plan(config, Machine(gpus, 1, "cuda", known.memory * GIB, fast), data)
+    plan = make_plan(config, Machine(gpus, 1, "cuda", known.memory_gib * GIB, fast), data)
     arithmetic = Arithmetic(plan.precision, "cuda")
     cost = objective_cost(config.objective, config.backbone, arithmetic)
     engine, batches = config.engine, (plan.micro_batch_size, plan.accumulation)
 
-    def memory(**changes: object) -> Memory:
-        return memory_of(cost, engine.model_copy(update=changes), gpus, batches, arithmetic)
+    def memory(**changes: object) -> Memory | None:
+        try:
+            changed = EngineConfig.model_validate(engine.model_dump() | changes)
+        except ValueError:
+            return None
+        return memory_of(cost, changed, gpus, batches, arithmetic)
 
+    room = USABLE * known.memory_gib * GIB
+    largest = largest_micro_batch(
+        cost, engine, gpus, config.data.global_batch_size, arithmetic, known.memory_gib * GIB
+    )
+    remedies = [
+        " ".join(f"engine.{name}={str(value).lower()}" for name, value in changes.items())
+        for changes in _REMEDIES
+        if (found := memory(**changes)) and found.total <= room
+    ]
+    if largest:
+        remedies.insert(0, f"engine.micro_batch_size={largest}")
+    checkpointed = memory(activation_checkpointing=True)
+    assert checkpointed is not None
     return Forecast(
         config=config,
         plan=plan,
@@ -109,11 +145,20 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         backbone_parameters=backbone_cost(config.backbone, 0, arithmetic).trained,
         num_shards=num_shards,
         memory={stage: memory(zero_stage=stage) for stage in get_args(ZeroStage)},
-        checkpointed=memory(activation_checkpointing=True),
-        largest_micro_batch=largest_micro_batch(
-            cost, engine, gpus, config.data.global_batch_size, arithmetic, known.memory * GIB
-        ),
+        checkpointed=checkpointed,
+        largest_micro_batch=largest,
+        remedies=tuple(remedies),
     )
+
+
+def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:
+    """What the run would see, and its shards; 0 of them where images are only a number."""
+    if not config.data.sources:
+        return DataFacts(images or _IMAGENET, "assumed"), 0
+    if images:
+        raise UserError("both data.shards and --images are given", "leave out --images")
+    _, shards = open_data(config)
+    return data_facts(shards), len(shards.shards) if shards else 0
 
 
 def describe(forecast: Forecast) -> list[str]:
@@ -136,15 +181,22 @@ def describe(forecast: Forecast) -> list[str]:
         "batch": f"{batch:,} images = {gpus} GPUs × {plan.accumulation} × {plan.micro_batch_size}",
         "length": f"{plan.total_steps:,} updates, {epoch}",
         "time": f"{_format_hours(forecast.hours)} at {forecast.images_per_second:,.0f} images/s, "
-        f"if {forecast.mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s is reached (--mfu)",
-        "checkpoints": f"{format_bytes(forecast.checkpoint_bytes)} each, "
-        f"{config.checkpoint.keep_last} kept",
+        f"if {forecast.mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s is reached (--mfu) and "
+        "nothing else takes long",
+        "disk": _describe_disk(forecast),
     }
-    if forecast.num_shards:
-        each = forecast.num_shards / gpus
-        rows["shards"] = f"{forecast.num_shards:,}: {each:,.1f} for each GPU and epoch"
-    device = f"{forecast.device.title} of {forecast.device.memory} GiB"
+    shards, assumed = forecast.num_shards, ""
+    if not shards:
+        shards = -(-plan.num_samples * _IMAGE_BYTES // _SHARD_BYTES)
+        assumed = f", if an image has {format_bytes(_IMAGE_BYTES)} and a shard 256 MiB"
+    rows["shards"] = f"{shards:,}: {shards / gpus:,.1f} for each GPU and epoch{assumed}"
+    if config.engine.offload_optimizer:
+        host = 3 * FLOAT32 * cost.trained / gpus / GIB
+        rows["host memory"] = f"{host:,.2f} GiB for each GPU's part of the optimizer"
+    device = f"{forecast.device.title} of {forecast.device.memory_gib} GiB"
     title = f"{config.recipe} on {gpus} × {device}, {plan.precision}"
+    if batch > plan.samples_per_epoch:
+        rows["note"] = f"an update takes more images than an epoch's {plan.samples_per_epoch:,}"
     return [title, "", *(f"{name:12} {text}" for name, text in rows.items())]
 
 
@@ -152,15 +204,18 @@ def memory_rows(forecast: Forecast) -> list[tuple[str, ...]]:
     """One row for each ZeRO stage: its parts and their sum in GiB, and whether it fits."""
     rows = []
     for stage, memory in forecast.memory.items():
+        chosen = " *" if stage == forecast.config.engine.zero_stage else ""
+        if memory is None:
+            rows.append((f"{stage}{chosen}", *[""] * 6, "n/a"))
+            continue
         parts = (
             memory.weights + memory.gathered,
             memory.gradients,
             memory.optimizer,
             memory.teacher,
-            memory.activations + memory.casts,
+            memory.forward,
             memory.total,
         )
-        chosen = " *" if stage == forecast.config.engine.zero_stage else ""
         fits = "yes" if memory.total <= forecast.usable_bytes else "no"
         rows.append((f"{stage}{chosen}", *(f"{part / GIB:.2f}" for part in parts), fits))
     return rows
@@ -168,51 +223,49 @@ def memory_rows(forecast: Forecast) -> list[tuple[str, ...]]:
 
 def advise(forecast: Forecast) -> list[str]:
     """The lines below the table: what fits, and what to turn where it does not."""
-    engine = forecast.config.engine
+    engine, room = forecast.config.engine, forecast.usable_bytes
     chosen = forecast.memory[engine.zero_stage]
-    room = forecast.usable_bytes
+    assert chosen is not None
+    largest = forecast.largest_micro_batch
+    at_once = f"{largest} fit at once (engine.micro_batch_size=auto takes so many)"
     lines = [
         f"* engine.zero_stage. Of the {forecast.images_per_gpu} images that a GPU has an update, "
-        f"{forecast.largest_micro_batch} fit at once (engine.micro_batch_size=auto takes so many).",
-        "total: at the end of a forward pass (activations) or in the update (gradients), whichever "
-        "is more.",
+        f"{at_once if largest else 'none fits'}.",
+        "total: weights, optimizer and teacher, and the larger of activations (at the end of a "
+        "forward pass, with the gradients of those before) and gradients (in the update).",
     ]
     if not engine.activation_checkpointing:
         lines.append(
             f"With engine.activation_checkpointing=true: activations "
-            f"{forecast.checkpointed.activations / GIB:.2f} GiB, total "
+            f"{forecast.checkpointed.forward / GIB:.2f} GiB, total "
             f"{forecast.checkpointed.total / GIB:.2f} GiB, a third more to compute."
         )
-    if chosen.total <= room:
+    if forecast.fits:
         return lines
-    remedies = [
-        f"engine.zero_stage={stage}"
-        for stage, memory in forecast.memory.items()
-        if memory.total <= room
-    ]
-    if forecast.checkpointed.total <= room and not engine.activation_checkpointing:
-        remedies.append("engine.activation_checkpointing=true")
-    remedies.append("a smaller engine.micro_batch_size")
+    helps = "; or ".join(forecast.remedies) or "more GPUs, or ones with more memory"
     return [
         f"DOES NOT FIT: {chosen.total / GIB:.1f} GiB at ZeRO-{engine.zero_stage}, of "
-        f"{forecast.device.memory} GiB {room / GIB:.0f} are usable. "
-        f"What helps: {'; '.join(remedies)}.",
+        f"{forecast.device.memory_gib} GiB {room / GIB:.0f} are usable. What helps: {helps}.",
         *lines,
     ]
 
 
-def print_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> None:
-    """Work it out and print it; arguments as in :func:`make_forecast`."""
+def print_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> bool:
+    """Work it out and print it; arguments as in :func:`make_forecast`.
+
+    Returns:
+        Whether it fits.
+    """
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     forecast = make_forecast(config, gpus, device, mfu, images)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=max(80, Console().width))
     console.print("\n".join(describe(forecast)), markup=False, soft_wrap=True)
     console.print(
         f"\nMemory of one GPU in GiB, {forecast.usable_bytes / GIB:.0f} of "
-        f"{forecast.device.memory} usable:"
+        f"{forecast.device.memory_gib} usable ({USABLE:.0%}):"
     )
     table = Table(box=SIMPLE, pad_edge=False)
     heads = ("ZeRO", "weights", "gradients", "optimizer", "teacher", "activations", "total", "fits")
@@ -222,9 +275,24 @@ def print_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images
         table.add_row(*row)
     console.print(table)
     console.print("\n".join(advise(forecast)), markup=False, soft_wrap=True)
+    return forecast.fits
+
+
+def _describe_disk(forecast: Forecast) -> str:
+    config, steps = forecast.config, forecast.plan.total_steps
+    kept, every = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
+    if every:
+        kept += steps // every
+    exports = -(-steps // config.export.every_steps)
+    checkpoint, export = forecast.checkpoint_bytes, FLOAT32 * forecast.backbone_parameters
+    total = kept * checkpoint + exports * export
+    return (
+        f"{format_bytes(total)} at the end: {kept} checkpoints of {format_bytes(checkpoint)}, "
+        f"{exports} exports of {format_bytes(export)}"
+    )
 
 
 def _format_hours(hours: float) -> str:
     if hours < 1:
-        return f"{60 * hours:.0f} minutes"
+        return f"{60 * hours:.0f} minutes" if hours > 1.5 / 60 else "about a minute or less"
     return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"

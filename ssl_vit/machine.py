@@ -5,6 +5,8 @@ GPU.
 import os
 import re
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,7 @@ from ssl_vit.models.cost import Precision
 from ssl_vit.training.plan import Machine
 
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
-_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def plain_machine(processes: Processes) -> Machine:
@@ -64,12 +66,12 @@ def require_compiler() -> None:
     """Refuse `engine.compile` where torch could not compile.
 
     Raises:
-        UserError: There is no C++ compiler.
+        UserError: There is no C++ compiler where torch looks for it.
     """
-    names = (os.environ.get("CXX", ""), "g++", "clang++")
-    if not any(name and shutil.which(name) for name in names):
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(name):
         raise UserError(
-            "engine.compile=true needs a C++ compiler, and there is none here",
+            f"engine.compile=true needs a C++ compiler, and there is no {name} here",
             "install g++ (Debian: apt-get install g++), name one in $CXX, or leave engine.compile",
         )
 
@@ -92,7 +94,19 @@ def _host_memory() -> int:
     if meminfo.is_file():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         limits.append(1024 * int(lines["MemAvailable"].split()[0]))
-    for file in map(Path, _MEMORY_LIMITS):
+    for file in _limit_files():
         if file.is_file() and (text := file.read_text().strip()).isdigit():
             limits.append(int(text))
     return min(limits, default=0)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Where a container's or a batch job's limit may stand: its own control group, and all above
+    it.
+    """
+    yield _CGROUPS / "memory" / "memory.limit_in_bytes"
+    mine = Path("/proc/self/cgroup")
+    lines = mine.read_text().splitlines() if mine.is_file() else []
+    for path in (line.split(":", 2)[2] for line in lines if line.startswith("0::")):
+        group = _CGROUPS / path.lstrip("/")
+        yield from (each / "memory.max" for each in (group, *group.parents))

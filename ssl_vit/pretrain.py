@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_vit.config import apply_overrides, read_yaml, to_plain, to_yaml, validate
+from ssl_vit.announce import announce, say_end
+from ssl_vit.config import to_plain, to_yaml
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.mixture import build_order
@@ -21,15 +22,21 @@ from ssl_vit.data.shards import ShardSet
 from ssl_vit.distributed import Processes, read_processes, set_library_environment
 from ssl_vit.environment import check_same_data, describe_data, record_start
 from ssl_vit.errors import UserError
-from ssl_vit.export import INFO_FILE, check_initial_backbone, find_export
+from ssl_vit.export import INFO_FILE, check_initial_backbone
 from ssl_vit.files import replacing
 from ssl_vit.machine import find_machine, plain_machine, require_compiler
-from ssl_vit.recipes import find_recipe, smoke
+from ssl_vit.recipes import read_config
 from ssl_vit.run_config import RunConfig
-from ssl_vit.run_data import data_facts, describe_set, machine_lanes, open_data, sizes_of
+from ssl_vit.run_data import data_facts, machine_lanes, open_data, sizes_of
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
-from ssl_vit.training.plan import RunPlan, make_plan, with_micro_batch
+from ssl_vit.training.plan import (
+    RunPlan,
+    choose_arithmetic,
+    found_for,
+    make_plan,
+    with_micro_batch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
 
     from ssl_vit.data.loader import Batches
     from ssl_vit.objectives.objective import Objective
+    from ssl_vit.training.preemption import Preemption
     from ssl_vit.training.trainer import Log
 
 
@@ -55,15 +63,6 @@ class Prepared:
     processes: Processes
     changed: dict[str, str]
     """Settings a resumed run changes: path → "old → new"."""
-
-
-def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunConfig:
-    """A recipe's name or a `config.yaml`, shrunk if asked, then the overrides."""
-    if recipe.endswith((".yaml", ".yml")):
-        config = validate(RunConfig, read_yaml(Path(recipe)), recipe)
-    else:
-        config = find_recipe(recipe)
-    return apply_overrides(smoke(config) if is_smoke else config, overrides)
 
 
 def prepare(
@@ -104,8 +103,8 @@ def prepare(
     if processes is None:
         # Last, because asking for a GPU may import torch; and only where the run will be.
         machine = find_machine(config.engine.device, everyone)
-        moved = any(path.startswith("engine.") for path in changed)
-        found = 0 if moved else folder.found_micro_batch(machine.world_size, machine.device)
+        same = found_for(config, machine, choose_arithmetic(config.engine, machine))
+        found = folder.found_micro_batch(same) if same else 0
         plan = make_plan(config, machine, facts, found)
         if config.engine.compile:
             require_compiler()
@@ -122,13 +121,27 @@ def start(prepared: Prepared, profile: bool = False) -> int:
         prepared: What was checked.
         profile: Whether the first rank records a few updates with torch's profiler.
     """
+    from ssl_vit.training.preemption import EXIT_SAVED, Preemption
+
+    processes, folder = prepared.processes, prepared.folder
     if _is_complete(prepared):
-        if prepared.processes.is_first:
-            _say_end(prepared.folder, complete=True)
+        if processes.is_first:
+            say_end(folder, complete=True)
+            if profile:
+                print("no profile: nothing is left to train", file=sys.stderr)
         return 0
-    if prepared.processes.is_first:
-        prepared.folder.lock()
+    if processes.is_first:
+        folder.lock()
     set_library_environment(prepared.plan.device)
+    with Preemption(processes.is_first) as preemption:  # from here on a signal is not lost
+        complete = _train(prepared, preemption, profile)
+    if processes.is_first:
+        say_end(folder, complete)
+    return 0 if complete else EXIT_SAVED
+
+
+def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
+    """Whether the run is complete, or was asked to stop and has saved."""
     import torch
 
     from ssl_vit.export import ExportInfo, RunExports
@@ -136,15 +149,13 @@ def start(prepared: Prepared, profile: bool = False) -> int:
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.engine import Engine, start_process_group
     from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
-    from ssl_vit.training.preemption import EXIT_SAVED
     from ssl_vit.training.profile import StepProfile
     from ssl_vit.training.trainer import Trainer
 
     config, folder, processes = prepared.config, prepared.folder, prepared.processes
     torch.set_num_threads(prepared.plan.threads)
     start_process_group(prepared.plan.device, processes)
-    prepared = _agreed(prepared)
-    plan = prepared.plan
+    plan = (prepared := _agreed(prepared)).plan
     objective = _initial_objective(config)
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
     checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
@@ -159,7 +170,7 @@ def start(prepared: Prepared, profile: bool = False) -> int:
     log = None
     if processes.is_first:
         _write_run_folder(prepared, start_step)
-        _announce(prepared, start_step, objective)
+        announce(prepared, start_step)
         log = _open_log(prepared, start_step, engine.device)
     batches = _open_batches(prepared, start_step)
     bad = BadSamples(folder.bad_samples, start_step, config.data, processes.is_first)
@@ -167,7 +178,9 @@ def start(prepared: Prepared, profile: bool = False) -> int:
         folder.nonfinite, start_step, config.guard, processes.is_first, _namer(prepared)
     )
     hangs = HangDetector(folder.hangs, processes.rank, config.guard.hang_minutes)
-    profiler = StepProfile(folder.profile, start_step) if profile and processes.is_first else None
+    profiler = None
+    if profile and processes.is_first:
+        profiler = StepProfile(folder.profile, start_step, engine.device)
     trainer = Trainer(
         objective,
         engine,
@@ -179,6 +192,7 @@ def start(prepared: Prepared, profile: bool = False) -> int:
         exports,
         log,
         config.log,
+        preemption,
         profiler,
     )
     try:
@@ -191,9 +205,7 @@ def start(prepared: Prepared, profile: bool = False) -> int:
         if log is not None:
             log.close()
     engine.close()
-    if processes.is_first:
-        _say_end(folder, complete)
-    return 0 if complete else EXIT_SAVED
+    return complete
 
 
 def _initial_objective(config: RunConfig) -> "Objective":
@@ -219,12 +231,16 @@ def _agreed(prepared: Prepared) -> Prepared:
         "version of ssl-vit": ssl_vit.__version__,
         "config": to_yaml(prepared.config),
         "data": prepared.plan.data_fingerprint,
+        "precision (engine.precision=auto differs from machine to machine)": (
+            prepared.plan.precision
+        ),
         "number of updates": str(prepared.plan.total_steps),
     }
     refuse_disagreement(facts, prepared.processes)
     # What fits may differ from machine to machine; all ranks take as many micro-batches.
     smallest = min(gather(prepared.plan.micro_batch_size, prepared.processes))
-    return replace(prepared, plan=with_micro_batch(prepared.plan, smallest))
+    plan = with_micro_batch(prepared.plan, smallest, prepared.config)
+    return replace(prepared, plan=plan)
 
 
 def _namer(prepared: Prepared) -> "Callable[[Sequence[int]], list[str]]":
@@ -299,36 +315,3 @@ def _write_run_folder(prepared: Prepared, start_step: int) -> None:
     with replacing(folder.plan) as partial:
         partial.write_text(json.dumps(to_plain(prepared.plan), indent=1) + "\n")
     record_start(folder.environment, data, prepared.plan.world_size, start_step)
-
-
-def _announce(prepared: Prepared, start_step: int, objective: "Objective") -> None:
-    plan, config = prepared.plan, prepared.config
-    size = sum(p.numel() for p in objective.backbone.parameters()) / 1e6
-    lines = [
-        f"{config.recipe}: backbone {size:.1f} M parameters, {plan.num_samples:,} images, "
-        f"{plan.total_steps:,} updates of {config.data.global_batch_size} "
-        f"({plan.total_epochs:g} epochs)",
-        f"{plan.device} × {plan.world_size}, ZeRO-{config.engine.zero_stage}, "
-        f"{plan.precision}, {plan.accumulation} × {plan.micro_batch_size} images "
-        f"a process, {plan.workers} data workers, peak learning rate {plan.peak_learning_rate:.3g}",
-    ]
-    if start_step:
-        lines.append(f"resuming at update {start_step:,} from {prepared.folder.checkpoints}")
-    if len(plan.sets) > 1:
-        lines += [describe_set(each) for each in plan.sets]
-    if config.data.global_batch_size > plan.samples_per_epoch:
-        lines.append(
-            f"note: one update takes {config.data.global_batch_size:,} images, more than an "
-            f"epoch's {plan.samples_per_epoch:,}; for small folders there is mae_small_data"
-        )
-    lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
-    print("\n".join(lines), file=sys.stderr, flush=True)
-
-
-def _say_end(folder: RunFolder, complete: bool) -> None:
-    if complete:
-        print(f"done: {find_export(folder.root)}")
-        print(f"next: ssl-vit eval knn {folder.root} --train TRAIN_SHARDS --test TEST_SHARDS")
-        print(f"      tensorboard --logdir {folder.tensorboard}")
-    else:
-        print(f"stopped and saved: run the same command again to go on with {folder.root}")

@@ -4,10 +4,11 @@ result.
 `smoke(config)` shrinks any of them to seconds on one core, for CI and for trying a command line.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import assert_never
 
-from ssl_vit.config import to_plain, validate
+from ssl_vit.config import apply_overrides, merged, read_yaml, to_plain, validate
 from ssl_vit.data.config import DataConfig
 from ssl_vit.errors import UserError
 from ssl_vit.models.config import VIT_SIZES, BackboneConfig
@@ -101,6 +102,33 @@ def find_recipe(name: str) -> RunConfig:
     if name not in RECIPES:
         raise UserError(f"no recipe named '{name}'", f"recipes: {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunConfig:
+    """A recipe's name, a `config.yaml` or the run folder of one, shrunk if asked, then the
+    overrides.
+
+    A file that leaves settings out takes them from the recipe that it names.
+
+    Raises:
+        UserError: A word or value that does not validate; another recipe's name as an override.
+    """
+    file = Path(recipe)
+    if (file / "config.yaml").is_file():
+        file = file / "config.yaml"
+    if file.suffix in (".yaml", ".yml"):
+        values = read_yaml(file)
+        if (base := values.get("recipe")) in RECIPES:
+            values = merged(to_plain(RECIPES[base]()), values)
+        config = validate(RunConfig, values, str(file))
+    else:
+        config = find_recipe(recipe)
+    if renamed := next((word for word in overrides if word.startswith("recipe=")), None):
+        raise UserError(
+            f"{renamed} would only change the name, not the settings",
+            f"begin with that recipe instead of {recipe}",
+        )
+    return apply_overrides(smoke(config) if is_smoke else config, overrides)
 
 
 def smoke(config: RunConfig) -> RunConfig:

@@ -25,7 +25,7 @@ class RunConfig(Config):
     recipe: str
     """Name of the recipe this began as."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of initialisation, sample order, crops and masks."""
 
     init_backbone: str = ""

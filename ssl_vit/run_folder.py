@@ -45,12 +45,11 @@ class RunFolder:
             raise UserError(f"{self.root} is no run folder (it has no config.yaml)", "check --run")
         return validate(RunConfig, read_yaml(self.config), str(self.config))
 
-    def found_micro_batch(self, world_size: int, device: str) -> int:
-        """Images a forward pass of this folder's run on as many processes; 0: none has begun."""
+    def found_micro_batch(self, found_for: str) -> int:
+        """The micro-batch that this folder's run found before, if for the same; otherwise 0."""
         try:
             plan = json.loads(self.plan.read_text())
-            same = (plan["world_size"], plan["device"]) == (world_size, device)
-            return plan["micro_batch_size"] if same else 0
+            return plan["micro_batch_size"] if plan["micro_batch_found_for"] == found_for else 0
         except (OSError, ValueError, KeyError):
             return 0
 

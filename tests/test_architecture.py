@@ -135,6 +135,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.recipes",
     },
     "ssl_vit.pretrain": {"ssl_vit.*"},
+    "ssl_vit.announce": {
+        "ssl_vit.export",
+        "ssl_vit.models.cost",
+        "ssl_vit.pretrain",
+        "ssl_vit.run_data",
+        "ssl_vit.run_folder",
+    },
     "ssl_vit.demo": {"ssl_vit.*"},
     "ssl_vit.forecast": {"ssl_vit.*"},
     # The outer packages know the library and never each other.
@@ -162,6 +169,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 # What answers a mistake or `--help` in a moment must not load these.
 SLOW = ("torch", "torchvision", "timm", "deepspeed", "tensorboard", "submitit", "webdataset")
 QUICK = (
+    "ssl_vit.announce",
     "ssl_vit.cli",
     "ssl_vit.commands",
     "ssl_vit.config",

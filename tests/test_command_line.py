@@ -104,7 +104,7 @@ def test_a_folder_of_something_else_is_never_written_to(shards: Path, tmp_path: 
 
 
 def test_a_run_folder_of_another_recipe_or_setting_is_refused(shards: Path, tmp_path: Path):
-    from ssl_vit.pretrain import read_config
+    from ssl_vit.recipes import read_config
     from ssl_vit.run_folder import RunFolder
 
     folder = RunFolder(tmp_path / "run")

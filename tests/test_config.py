@@ -269,3 +269,20 @@ def test_a_member_of_a_union_is_named_by_its_path_alone() -> None:
 def test_a_folder_that_looks_like_a_number_is_answered_with_quotes() -> None:
     with pytest.raises(UserError, match="quote it"):
         apply_overrides(find_recipe("mae_vitb16"), ["data.shards=2024"])
+
+
+@pytest.mark.parametrize(
+    ("word", "allowed"),
+    [
+        ("engine.micro_batch_size=max", "a whole number from 1, auto"),
+        ("engine.micro_batch_size=0", "a whole number from 1, auto"),
+        ("engine.workers=lots", "a whole number from 0, auto"),
+        ("engine.activation_checkpointing=maybe", "true, false"),
+        ("engine.precision=half", "auto, float32, bfloat16, float16"),
+        ("seed=99999999999999999999999", "seed < 9223372036854775808"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_is_allowed(word: str, allowed: str):
+    with pytest.raises(UserError) as caught:
+        apply_overrides(RunConfig(recipe="test"), [word])
+    assert allowed in caught.value.remedy

@@ -28,7 +28,7 @@ def test_the_command_prints_parameters_compute_hours_and_a_row_for_every_stage()
     began = time.monotonic()
     done = ssl_vit("plan", "mae_vitl16", "--gpus", "64")
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 30  # three seconds on a quiet machine
+    assert time.monotonic() - began < 10  # a third of a second on a quiet machine
     for word in ("329,239,296 trained", "GFLOP an image", "64 GPUs × 1 × 64", "250,225 updates"):
         assert word in done.stdout
     rows = re.findall(r"^\s*([0-3])( \*)?\s+[\d.]+\s", done.stdout, flags=re.MULTILINE)
@@ -54,9 +54,9 @@ def test_what_does_not_fit_is_said_with_what_helps():
     found = forecast("mae_vith14", *words, gpus=8, device="v100")
     first, *_ = advise(found)
     assert first.startswith("DOES NOT FIT")
-    assert "engine.activation_checkpointing=true" in first
+    assert f"engine.micro_batch_size={found.largest_micro_batch}" in first
     assert {row[-1] for row in memory_rows(found)} == {"no"}
-    assert found.largest_micro_batch < 512
+    assert 0 < found.largest_micro_batch < 512
     smaller = forecast(
         "mae_vith14",
         *words[1:],
@@ -66,6 +66,32 @@ def test_what_does_not_fit_is_said_with_what_helps():
     )
     assert smaller.memory[1].total <= smaller.usable_bytes
     assert not advise(smaller)[0].startswith("DOES NOT FIT")
+
+
+def test_every_remedy_that_is_named_fits():
+    words = ("engine.micro_batch_size=128", "data.global_batch_size=4096")
+    found = forecast("mae_vith14", *words, gpus=8, device="v100")
+    assert len(found.remedies) > 1
+    for remedy in found.remedies:
+        cured = forecast("mae_vith14", *words, *remedy.split(), gpus=8, device="v100")
+        assert not advise(cured)[0].startswith("DOES NOT FIT"), remedy
+
+
+def test_where_nothing_fits_no_remedy_is_made_up():
+    words = ("backbone.depth=64",)
+    found = forecast("mae_vith14", *words, gpus=1, device="t4")
+    assert (found.largest_micro_batch, found.remedies) == (0, ())
+    assert "more GPUs" in advise(found)[0]
+    assert "none fits" in advise(found)[1]
+    with pytest.raises(UserError, match="not even one image"):
+        forecast("mae_vith14", *words, "engine.micro_batch_size=auto", gpus=1, device="t4")
+
+
+def test_a_stage_that_the_settings_exclude_is_no_row_of_numbers():
+    found = forecast("mae_vitl16", "engine.offload_optimizer=true")
+    assert found.memory[0] is None
+    assert memory_rows(found)[0][1:] == ("", "", "", "", "", "", "n/a")
+    assert any(line.startswith("host memory") for line in describe(found))
 
 
 def test_auto_takes_the_largest_that_fits_and_v100s_compute_in_float16():
@@ -96,8 +122,10 @@ def test_shards_give_their_own_numbers(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "problem", "fix"),
     [
-        (("--device", "tpu"), "no device named 'tpu'", "devices: v100"),
+        (("--device", "tpu"), "no device named 'tpu'", "devices: t4, v100"),
         (("--gpus", "7"), "7 processes do not divide data.lanes=64", "1, 2, 4, 8"),
+        (("--images", "5", "data.shards=/nowhere"), "both data.shards and --images", "--images"),
+        (("--device", "v100", "engine.precision=bfloat16"), "does not compute", "auto"),
         (("--mfu", "40"), "--mfu 40 is no share of the peak", "0.4"),
         (("engine.compile=true", "engine.zero_stage=3"), "engine.compile=true", "zero_stage=2"),
         (("engine.offload_optimizer=true", "engine.zero_stage=0"), "engine.zero_stage=1", ""),
@@ -124,7 +152,11 @@ def test_an_unknown_recipe_is_answered_like_everywhere():
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA A100-SXM4-40GB", "a100-40"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
-        ("Tesla V100-SXM2-32GB", "v100"),
+        ("Tesla V100-SXM2-32GB", "v100-32"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA L40", "l40"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
         ("Tesla T4", "t4"),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA L4", "l4"),
@@ -136,5 +168,15 @@ def test_a_driver_s_name_is_recognized(name: str, key: str):
     assert recognize(name) is DEVICES[key]
 
 
-def test_a_card_that_is_not_in_the_table_is_not_guessed():
-    assert recognize("Some GPU 9000") is None
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Some GPU 9000",
+        "NVIDIA RTX A1000",
+        "NVIDIA T400 4GB",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+    ],
+)
+def test_a_card_that_is_not_in_the_table_is_not_guessed(name: str):
+    assert recognize(name) is None

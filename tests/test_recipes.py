@@ -1,13 +1,14 @@
 """Recipes against the published tables, and their smoke twins against the rules for configs."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssl_vit.config import apply_overrides, differences, to_plain, validate
+from ssl_vit.config import apply_overrides, differences, to_plain, to_yaml, validate
 from ssl_vit.errors import UserError
-from ssl_vit.recipes import RECIPES, find_recipe, smoke
+from ssl_vit.recipes import RECIPES, find_recipe, read_config, smoke
 from ssl_vit.run_config import RunConfig
 from ssl_vit.training.plan import DataFacts, Machine, make_plan
 
@@ -140,3 +141,29 @@ def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
         find_recipe("mae_vits17")
     assert "mae_vits17" in caught.value.problem
     assert all(name in caught.value.remedy for name in RECIPES)
+
+
+def test_a_file_that_leaves_settings_out_takes_them_from_the_recipe_it_names(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: mae_vitl16\nobjective: {mask_ratio: 0.6}\n")
+    config = read_config(str(file), ["seed=3"], is_smoke=False)
+    assert config.data.global_batch_size == 4096
+    assert (config.backbone.width, config.objective.mask_ratio, config.seed) == (1024, 0.6, 3)
+    assert config.objective.decoder_depth == find_recipe("mae_vitl16").objective.decoder_depth
+
+
+def test_a_run_folder_is_read_as_its_config(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(to_yaml(find_recipe("mae_vitb16")))
+    assert read_config(str(tmp_path), [], is_smoke=False) == find_recipe("mae_vitb16")
+
+
+def test_another_recipes_name_is_no_setting():
+    with pytest.raises(UserError, match="only change the name"):
+        read_config("mae_vitl16", ["recipe=mae_vitb16"], is_smoke=False)
+
+
+def test_a_file_of_other_bytes_is_refused(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="no readable YAML"):
+        read_config(str(file), [], is_smoke=False)

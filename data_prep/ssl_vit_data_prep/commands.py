@@ -269,7 +269,7 @@ def preview(
 ) -> None:
     """Write a PNG of what the objective will see of the first samples: crops, views, masks."""
     from ssl_vit.data.mixture import build_order
-    from ssl_vit.pretrain import read_config
+    from ssl_vit.recipes import read_config
     from ssl_vit.run_data import open_data, sizes_of
 
     config = read_config(recipe, [*(overrides or []), f"data.shards={shards}"], is_smoke=False)

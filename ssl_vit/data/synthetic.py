@@ -1,6 +1,7 @@
-"""Made-up samples, to measure a model without its loader: one micro-batch, over and over.
+"""Made-up samples, to measure a model without its loader: a few, over and over.
 
-Numbers are those of the real order, so that logs look as they always do.
+Which of them stands in for a sample follows from its number alone, and numbers are those of the
+real order: logs look as they always do, and losses do not depend on micro-batches or ranks.
 """
 
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssl_vit.data.augment import render
 from ssl_vit.data.dataset import Canvases, Views, canvas_bytes
@@ -16,8 +18,9 @@ from ssl_vit.data.loader import Batches
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.slots import Loaded
 
-# One noisy picture of ImageNet's usual shape.
+# One noisy picture of ImageNet's usual shape, and the samples made of it.
 _HEIGHT, _WIDTH = 375, 500
+_MADE = 64
 
 
 class SyntheticBatches(Batches):
@@ -31,17 +34,20 @@ class SyntheticBatches(Batches):
 
     def __init__(self, views: Views, refs: Iterator[list[SampleRef]], seed: int) -> None:
         self.views, self.refs, self.seed = views, refs, seed
-        self._template: Any = None
+        self._crops: list[Tensor] = []
+        self._draws: list[Any] = []
 
     def __iter__(self) -> "SyntheticBatches":
         return self
 
     def __next__(self) -> Loaded:
-        refs = next(self.refs)
-        if self._template is None:
-            self._template = self._make(refs)
-        numbers = torch.tensor([ref.number for ref in refs])
-        return Loaded(self._template._replace(numbers=numbers))
+        if not self._draws:
+            self._make()
+        numbers = [ref.number for ref in next(self.refs)]
+        places = [number % _MADE for number in numbers]
+        crops = [group[:, places] for group in self._crops]
+        draws = [self._draws[place] for place in places]
+        return Loaded(self.views.collate(crops, draws, numbers))
 
     def finish(self) -> None:
         """Nothing was read."""
@@ -49,13 +55,14 @@ class SyntheticBatches(Batches):
     def close(self) -> None:
         """Nothing was opened."""
 
-    def _make(self, refs: list[SampleRef]) -> Any:
+    def _make(self) -> None:
         noise = np.random.default_rng(self.seed).integers(0, 256, (_HEIGHT, _WIDTH, 3), np.uint8)
         sizes = self.views.crop_sizes
-        memory = torch.empty(canvas_bytes(sizes, len(refs)), dtype=torch.uint8)
-        canvases, rng = Canvases(sizes, len(refs), memory), SampleRandomness(self.seed)
-        draws = [self.views.draw(_HEIGHT, _WIDTH, rng.of(ref)) for ref in refs]
+        memory = torch.empty(canvas_bytes(sizes, _MADE), dtype=torch.uint8)
+        canvases, rng = Canvases(sizes, _MADE, memory), SampleRandomness(self.seed)
         picture = Picture.of_pixels(noise)
-        for place, draw in enumerate(draws):
+        for place in range(_MADE):
+            draw = self.views.draw(_HEIGHT, _WIDTH, rng.of(SampleRef(place, 0)))
             render(picture, draw.crops, canvases.of_image(place))
-        return self.views.collate(canvases.crops(), draws, [ref.number for ref in refs])
+            self._draws.append(draw)
+        self._crops = canvases.crops()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ssl_vit.training.engine import Engine
 
 MANIFEST = "manifest.json"
-FORMAT = "ssl-vit-checkpoint-2"
+FORMAT = "ssl-vit-checkpoint-3"
 
 
 class Checkpoints:

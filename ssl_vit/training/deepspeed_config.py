@@ -37,7 +37,7 @@ def _zero_config(engine: EngineConfig, plan: RunPlan) -> dict[str, Any]:
     if engine.zero_stage == 0:
         return config
     # The buckets are allocated in full, whatever the model's size.
-    bucket = min(BUCKET, plan.trained_parameters)
+    bucket = min(BUCKET, plan.trained_parameters + plan.trained_parameters % 2)  # even, it asks
     config["reduce_bucket_size"] = config["allgather_bucket_size"] = bucket
     if engine.offload_optimizer:
         config["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.pin_memory}

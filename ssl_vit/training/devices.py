@@ -1,5 +1,6 @@
 """What accelerators can do, from their makers' data sheets; no torch."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +13,7 @@ class Device:
 
     title: str
     """As a part of what the driver calls it."""
-    memory: int
-    """GiB."""
+    memory_gib: int
     half_tflops: float
     """Peak in bfloat16, or in float16 where there is no bfloat16, adding up in float32."""
     tf32_tflops: float
@@ -28,32 +28,45 @@ class Device:
         return 1e12 * self.half_tflops
 
 
-# The more exact titles first: the first that the driver's name contains is taken.
+# Memory as drivers report it, error correction on. The longest title that stands in a driver's
+# name, as whole words, is taken.
 DEVICES: dict[str, Device] = {
-    "v100": Device("V100", 32, 125.0, 0.0, 15.7, has_bfloat16=False),
-    "t4": Device("T4", 16, 65.0, 0.0, 8.1, has_bfloat16=False),
-    "a100-40": Device("A100-SXM4-40GB", 40, 312.0, 156.0, 19.5),
-    "a100": Device("A100", 80, 312.0, 156.0, 19.5),
-    "a10": Device("A10", 24, 125.0, 62.5, 31.2),
-    "a6000": Device("RTX A6000", 48, 154.8, 77.4, 38.7),
-    "rtx3090": Device("RTX 3090", 24, 71.0, 35.6, 35.6),
-    "rtx4090": Device("RTX 4090", 24, 165.2, 82.6, 82.6),
-    "rtx5090": Device("RTX 5090", 32, 209.5, 104.8, 104.8),
-    "rtx6000ada": Device("RTX 6000 Ada", 48, 364.2, 182.1, 91.1),
-    "l40s": Device("L40S", 48, 362.0, 183.0, 91.6),
-    "l4": Device("L4", 24, 121.0, 60.0, 30.3),
-    "h100-pcie": Device("H100 PCIe", 80, 756.0, 378.0, 51.0),
-    "h100": Device("H100", 80, 989.4, 494.7, 66.9),
-    "h200": Device("H200", 141, 989.4, 494.7, 66.9),
-    "gh200": Device("GH200", 96, 989.4, 494.7, 66.9),
-    "b200": Device("B200", 180, 2250.0, 1125.0, 75.0),
-    "mi250x": Device("MI250X", 64, 191.5, 0.0, 23.9),
-    "mi300x": Device("MI300X", 192, 1307.4, 653.7, 163.4),
+    "t4": Device("T4", 15, 65.0, 0.0, 8.1, has_bfloat16=False),
+    "v100": Device("V100", 15, 125.0, 0.0, 15.7, has_bfloat16=False),
+    "v100-32": Device("V100-SXM2-32GB", 31, 125.0, 0.0, 15.7, has_bfloat16=False),
+    "a10": Device("A10", 22, 125.0, 62.5, 31.2),
+    "a10g": Device("A10G", 22, 70.0, 35.0, 31.2),
+    "a100-40": Device("A100-SXM4-40GB", 39, 312.0, 156.0, 19.5),
+    "a100": Device("A100", 79, 312.0, 156.0, 19.5),
+    "a6000": Device("RTX A6000", 47, 154.8, 77.4, 38.7),
+    "rtx3090": Device("RTX 3090", 23, 71.0, 35.6, 35.6),
+    "rtx4090": Device("RTX 4090", 23, 165.2, 82.6, 82.6),
+    "rtx5090": Device("RTX 5090", 31, 209.5, 104.8, 104.8),
+    "rtx6000ada": Device("RTX 6000 Ada", 47, 364.2, 182.1, 91.1),
+    "l4": Device("L4", 22, 121.0, 60.0, 30.3),
+    "l40": Device("L40", 44, 181.0, 90.5, 90.5),
+    "l40s": Device("L40S", 44, 362.0, 183.0, 91.6),
+    "h100-pcie": Device("H100 PCIe", 79, 756.0, 378.0, 51.0),
+    "h100-nvl": Device("H100 NVL", 93, 835.5, 417.5, 60.0),
+    "h100": Device("H100", 79, 989.4, 494.7, 66.9),
+    "h200": Device("H200", 139, 989.4, 494.7, 66.9),
+    "gh200": Device("GH200", 94, 989.4, 494.7, 66.9),
+    "b200": Device("B200", 178, 2250.0, 1125.0, 75.0),
+    "mi250x": Device("MI250X", 63, 191.5, 0.0, 47.9),
+    "mi300x": Device("MI300X", 191, 1307.4, 653.7, 163.4),
 }
+# Slower relatives of the same name.
+_OTHERS = re.compile(r"\b(LAPTOP|MAX-Q|MOBILE|4090 D|5090 D)\b")
 
 
 def recognize(name: str) -> Device | None:
     """The device behind a driver's name, such as "NVIDIA H100 80GB HBM3"; None if unknown."""
     words = name.upper()
-    known = [device for device in DEVICES.values() if device.title.upper() in words]
+    if _OTHERS.search(words):
+        return None
+    known = [
+        device
+        for device in DEVICES.values()
+        if re.search(rf"(?<![A-Z0-9]){re.escape(device.title.upper())}(?![A-Z0-9])", words)
+    ]
     return max(known, key=lambda device: len(device.title), default=None)

@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import deepspeed
 import deepspeed.comm
 import deepspeed.ops
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,10 +30,11 @@ from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.agreement import gather
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.deepspeed_config import deepspeed_config
+from ssl_vit.training.exchange import Measured, exchange, mean_of
 from ssl_vit.training.gloo import gather_by_broadcasts
 from ssl_vit.training.levers import pull_levers
 from ssl_vit.training.loss_scale import LossScale
-from ssl_vit.training.measures import NormMeter, PhaseClock, peak_memory
+from ssl_vit.training.measures import DTYPES, NormMeter, PhaseClock, peak_memory
 from ssl_vit.training.optimizer import build_optimizer, set_schedules
 from ssl_vit.training.pieces import (
     Piece,
@@ -114,8 +114,13 @@ class Engine:
         self.clock, self.norms = PhaseClock(self.device), NormMeter(base)
         self.loss_scale = LossScale(plan.precision == "float16")
         if self.loss_scale.enabled:  # ours, and only one
-            self.engine.torch_autocast_z0_gradscaler = None
-            self.optimizer.torch_autocast_gradscaler = None
+            owner, name = (
+                (self.engine, "torch_autocast_z0_gradscaler")
+                if self.zero_stage == 0
+                else (self.optimizer, "torch_autocast_gradscaler")
+            )
+            assert hasattr(owner, name), f"DeepSpeed has no {name} any more"
+            setattr(owner, name, None)
 
     def train_step(
         self, batches: Iterator[LoadedBatch], step: int, measure_norms: bool = True
@@ -147,25 +152,28 @@ class Engine:
         if applied:
             with self.clock.phase("after_step"):
                 self.engine.module.after_step(step)
-        table = self._gather(seen)
-        overflowed = self.loss_scale.update(applied) and math.isfinite(table.means["loss"])
-        digest, all_bad = self._join_ranks(seen)
+        found = self._exchange(seen)
+        loss = found.means.pop("loss")
+        # A loss that is not finite says nothing of the scale.
+        overflowed = math.isfinite(loss) and self.loss_scale.update(applied)
+        # Rare, so the slow way will do.
+        bad = gather(seen.bad, self.processes) if found.num_bad else []
         return StepResult(
-            loss=table.means.pop("loss"),
-            metrics=table.means,
+            loss=loss,
+            metrics=found.means,
             grad_norm=norm,
-            norms=self._norms(table.squares, norm) if applied and measure_norms else {},
+            norms=self._norms(found.squares, norm) if applied and measure_norms else {},
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             loss_scale=loss_scale,
             applied=applied,
             overflowed=overflowed,
             suspects=() if applied or overflowed else self._suspects(seen),
-            seconds=table.seconds,
+            seconds=found.seconds,
             step_seconds=time.perf_counter() - began,
-            peak_memory=table.peak_memory,
-            samples=f"{int(digest):016x}",
-            bad=all_bad,
+            peak_memory_bytes=found.peak_memory_bytes,
+            samples=f"{found.digest:016x}",
+            bad=tuple(sorted(sample for each in bad for sample in each)),
             batch=seen.batch,
         )
 
@@ -223,7 +231,7 @@ class Engine:
         """The precision of training, for forward passes outside of it (panels)."""
         if self.plan.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.plan.precision))
+        return torch.autocast(self.device.type, dtype=DTYPES[self.plan.precision])
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -270,30 +278,17 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(trained, self.optimizer_config.clip_norm, norm)
         return norm
 
-    def _gather(self, seen: "_Seen") -> "_Table":
-        """One small exchange: every rank's numbers of an update."""
-        names = list(seen.outputs[0])
-        means = torch.stack([torch.stack([o[n].float() for n in names]) for o in seen.outputs])
-        squares = self.norms.take()
+    def _exchange(self, seen: "_Seen") -> Measured:
         took = self.clock.take()
-        seconds = [took.get(name, 0.0) for name in Seconds._fields]
-        rest = torch.tensor([*seconds, peak_memory(self.device)], dtype=torch.float64)
-        row = torch.cat([means.mean(dim=0).double().cpu(), squares.flatten(), rest])
-        rows = row.unsqueeze(0)
-        if self.processes.world_size > 1:
-            mine = row.to(self.device)
-            everyone = mine.new_empty(self.processes.world_size * len(mine))
-            deepspeed.comm.all_gather_into_tensor(everyone, mine)
-            rows = everyone.view(-1, len(mine)).cpu()
-        means, squares, rest = rows.split([len(names), squares.numel(), len(rest)], dim=1)
-        # At stage 0 every rank has all of each group.
-        squares = squares[0] if self.zero_stage == 0 else squares.sum(dim=0)
-        return _Table(
-            dict(zip(names, means.mean(dim=0).tolist(), strict=True)),
-            squares.view(-1, 3),
-            Seconds(*rest[:, :-1].mean(dim=0).tolist()),
-            int(rest[:, -1].max()),
+        mine = Measured(
+            means=mean_of(seen.outputs),
+            squares=self.norms.take(),
+            seconds=Seconds(*(took.get(name, 0.0) for name in Seconds._fields)),
+            peak_memory_bytes=peak_memory(self.device),
+            digest=int(digest_of(seen.numbers)),
+            num_bad=len(seen.bad),
         )
+        return exchange(mine, self.processes, self.device, is_sharded=self.zero_stage > 0)
 
     def _norms(self, squares: Tensor, grad_norm: float) -> dict[str, GroupNorms]:
         norms = squares.sqrt()
@@ -302,17 +297,6 @@ class Engine:
         norms[:, 0] *= grad_norm / clipped if clipped else 1.0
         rows = zip(self.norms.names, norms.tolist(), strict=True)
         return {name: GroupNorms(*row) for name, row in rows}
-
-    def _join_ranks(self, seen: "_Seen") -> tuple[np.uint64, tuple[BadSample, ...]]:
-        """The digest and the bad samples of all ranks; the same answer on each."""
-        digest, bad = digest_of(seen.numbers), seen.bad
-        if self.processes.world_size > 1:
-            whole = torch.tensor([digest.astype(np.int64).item(), len(bad)], device=self.device)
-            deepspeed.comm.all_reduce(whole)
-            digest = np.int64(whole[0].item()).astype(np.uint64)
-            if whole[1].item():  # rare, so the slow way will do
-                bad = [sample for each in gather(bad, self.processes) for sample in each]
-        return digest, tuple(sorted(bad))
 
 
 @dataclass
@@ -326,16 +310,6 @@ class _Seen:
     """The last one, on the device."""
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(0.0))
     """At stage 0."""
-
-
-class _Table(NamedTuple):
-    """What all ranks measured of an update."""
-
-    means: dict[str, float]
-    squares: Tensor
-    """(groups, 3), as `NormMeter` gives them, of all ranks together."""
-    seconds: Seconds
-    peak_memory: int
 
 
 def to_device(batch: T, device: torch.device) -> T:

@@ -65,7 +65,7 @@ class NonfiniteUpdates:
             raise UserError(
                 f"{self.in_a_row} updates in a row came to nothing, up to update {step + 1}: "
                 f"{_what(result)}. {self.file} names their samples",
-                "the newest checkpoint is from before: begin a new run folder with a lower "
+                "nothing of it is in a checkpoint: begin a new run folder with a lower "
                 "optimizer.base_learning_rate, with optimizer.clip_norm=1, or with "
                 "engine.precision=float32; if it is always the same samples, look at them",
             )
@@ -90,7 +90,7 @@ class NonfiniteUpdates:
 def _what(result: "StepResult") -> str:
     if not math.isfinite(result.loss):
         return "the loss was not finite"
-    return "a gradient was not finite, the loss was"
+    return "a gradient was not finite, although the loss was"
 
 
 class HangDetector:

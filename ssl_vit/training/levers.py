@@ -13,9 +13,9 @@ from ssl_vit.training.config import EngineConfig
 
 def pull_levers(objective: Objective, engine: EngineConfig, device: Literal["cpu", "cuda"]) -> None:
     """Change how the objective computes, in place; names and values of parameters stay."""
-    if engine.tf32 and device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+    if device == "cuda":  # torch's own default is neither: products no, convolutions yes
+        torch.backends.cuda.matmul.allow_tf32 = engine.tf32
+        torch.backends.cudnn.allow_tf32 = engine.tf32
     for stem in objective.stems():
         stem.channels_last = engine.channels_last
     for block in objective.blocks():

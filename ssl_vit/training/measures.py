@@ -2,6 +2,7 @@
 
 import math
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,14 @@ from torch import Tensor
 
 from ssl_vit.models.cost import Precision
 from ssl_vit.training.devices import recognize
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_PEAK_SECONDS = 0.3  # to measure a peak in
 
 # Elements looked at together: on a CPU what its caches hold, on a GPU enough for few kernels.
 _CHUNK = {"cpu": 2**18, "cuda": 2**22}
@@ -103,7 +112,8 @@ def peak_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_flops(device: torch.device, precision: Precision, tf32: bool) -> float:
@@ -112,10 +122,16 @@ def peak_flops(device: torch.device, precision: Precision, tf32: bool) -> float:
     """
     if device.type == "cuda" and (known := recognize(torch.cuda.get_device_name(device))):
         return known.peak_flops(precision, tf32)
+    # The better of both: a CPU may be slower in half precision than in float32.
+    precisions: set[Precision] = {precision, "float32"}
+    return max(_measured_peak(device, each) for each in precisions)
+
+
+def _measured_peak(device: torch.device, precision: Precision) -> float:
     side = 4096 if device.type == "cuda" else 1024
-    left, right = torch.rand(2, side, side, device=device, dtype=getattr(torch, precision))
-    clock, best = PhaseClock(device), math.inf
-    for _ in range(5):
+    left, right = torch.rand(2, side, side, device=device, dtype=DTYPES[precision])
+    clock, best, until = PhaseClock(device), math.inf, time.perf_counter() + _PEAK_SECONDS
+    while time.perf_counter() < until:
         with clock.phase("product"):
             torch.mm(left, right)
         best = min(best, clock.take()["product"])
@@ -150,7 +166,9 @@ def _squares(chunk: Chunk, group: dict[str, Any]) -> Tensor:
     """
     weights, grads, firsts, seconds, steps = map(list, zip(*chunk, strict=True))
     (beta1, beta2), rate = group["betas"], float(group["lr"])
-    count = steps[0]  # the same for all; a tensor, since reading it would wait for the GPU
+    # The same for all; a tensor, since reading it would wait for a GPU. AdamW keeps it on the CPU
+    # where it is not fused.
+    count = steps[0].to(weights[0].device, non_blocking=True)
     # decay · w + m̂ / (√v̂ + ε), with w before the update: w_before = (w + rate · u) / (1 − rate · λ)
     denominators = torch._foreach_sqrt(seconds)
     torch._foreach_div_(denominators, (1 - beta2**count).sqrt())

@@ -29,7 +29,7 @@ class Memory:
     """Those that compute, float32; at ZeRO-3 this process's share."""
     gathered: float
     """At ZeRO-3, of the others' shares, while they are in use."""
-    casts: float
+    autocast_weights: float
     """Autocast's lower-precision copies of them, while a micro-batch is computed."""
     held_gradients: float
     """While a micro-batch is computed, of those before."""
@@ -46,8 +46,14 @@ class Memory:
     def total(self) -> float:
         """The most at one time: at the end of a forward pass, or in the update."""
         always = self.weights + self.gathered + self.optimizer + self.teacher
-        forward = self.casts + self.activations + self.held_gradients
-        return always + max(forward, self.gradients)
+        return always + max(self.forward, self.gradients)
+
+    @property
+    def forward(self) -> float:
+        """What is there besides at the end of a forward pass: activations, autocast's copies, the
+        gradients of the micro-batches before.
+        """
+        return self.activations + self.autocast_weights + self.held_gradients
 
 
 def memory_of(
@@ -69,16 +75,17 @@ def memory_of(
     trained, frozen = FLOAT32 * cost.trained, FLOAT32 * cost.frozen
     share = trained / world_size
     bucket = FLOAT32 * min(cost.trained, BUCKET)
-    casts = arithmetic.bytes * cost.cast_weights if arithmetic.bytes < FLOAT32 else 0
+    on_gpu = arithmetic.device == "cuda"  # where gradients are copied into a contiguous bucket
+    autocast_weights = arithmetic.bytes * cost.cast_weights if arithmetic.bytes < FLOAT32 else 0
     match engine.zero_stage:
         case 0:
             weights, optimizer, held = trained, 2 * trained, trained
             gradients = trained + FLOAT32 * min(cost.trained, _STAGE_0_BUCKET)
         case 1:
             weights, optimizer, held = trained, 3 * share, trained
-            gradients = trained + max(bucket, share)
+            gradients = trained + (bucket + share if on_gpu else max(bucket, share))
         case 2:
-            weights, optimizer, held = trained, 3 * share, share
+            weights, optimizer, held = trained, 3 * share, share + (bucket if on_gpu else 0)
             gradients = 2 * share + bucket
         case 3:
             weights, optimizer, held = share, 3 * share, share + bucket
@@ -86,7 +93,7 @@ def memory_of(
     gathered = 0.0
     if engine.zero_stage == 3 and world_size > 1:
         gathered = FLOAT32 * min(cost.trained + cost.frozen, ZERO3_LIVE)
-    if engine.offload_optimizer and arithmetic.device == "cuda":
+    if engine.offload_optimizer and on_gpu:
         optimizer = 0
     micro_batch, accumulation = batches
     kept = cost.kept_bytes
@@ -95,8 +102,16 @@ def memory_of(
     kept += cost.held_bytes + cost.working_bytes
     if accumulation == 1 and engine.zero_stage < 3:  # which sets the room aside from the start
         held = 0
-    activations = micro_batch * kept
-    return Memory(weights, gathered, casts, held, gradients, optimizer, frozen, activations)
+    return Memory(
+        weights=weights,
+        gathered=gathered,
+        autocast_weights=autocast_weights,
+        held_gradients=held,
+        gradients=gradients,
+        optimizer=optimizer,
+        teacher=frozen,
+        activations=micro_batch * kept,
+    )
 
 
 def largest_micro_batch(
@@ -108,7 +123,7 @@ def largest_micro_batch(
     memory_bytes: float,
 ) -> int:
     """The largest divisor of a process's share of a batch that fits into ``USABLE`` of its memory;
-    1 where none does.
+    0 where none does.
     """
     share = batch // world_size
     fits = (
@@ -118,4 +133,4 @@ def largest_micro_batch(
         and memory_of(cost, engine, world_size, (micro, share // micro), arithmetic).total
         <= USABLE * memory_bytes
     )
-    return next(fits, 1)
+    return next(fits, 0)

@@ -3,14 +3,18 @@
 import json
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ssl_vit.training.devices import GIB
 from ssl_vit.training.metrics_file import cut_after
 from ssl_vit.training.plan import RunPlan
-from ssl_vit.training.update import StepResult
+from ssl_vit.training.update import Seconds, StepResult
 
 # Names without a slash whose curves do not stand under "train".
 _SPEED = {
@@ -49,6 +53,7 @@ class MetricsLog:
     ) -> None:
         self.every_steps, self.global_batch_size = every_steps, global_batch_size
         self.plan, self.peak_flops = plan, peak_flops
+        self._since: list[StepResult] = []
         self._blocked_seconds = 0.0
         cut_after(file, start_step)
         self.file = file.open("a")
@@ -62,9 +67,12 @@ class MetricsLog:
         """
         made = step + 1
         self._blocked_seconds += blocked_seconds
+        # Without their micro-batches, which are on the device.
+        self._since.append(replace(result, batch=None))
         if made % self.every_steps:
             return
-        scalars = {**_learning(result), **self._speed(result)}
+        scalars = {**_learning(self._since), **self._speed(self._since)}
+        self._since = []
         if self._blocked_seconds:
             scalars["save_blocked_seconds"] = self._blocked_seconds
             self._blocked_seconds = 0.0
@@ -86,18 +94,22 @@ class MetricsLog:
             tag = name if "/" in name else f"{'speed' if name in _SPEED else 'train'}/{name}"
             self.writer.add_scalar(tag, value, made)
 
-    def _speed(self, result: StepResult) -> dict[str, float]:
-        rate = self.global_batch_size / result.step_seconds
+    def _speed(self, results: Sequence[StepResult]) -> dict[str, float]:
+        """Over all updates since the last line."""
+        step_seconds = fmean(result.step_seconds for result in results)
+        phases = zip(*(result.seconds for result in results), strict=True)
+        seconds = Seconds(*(fmean(phase) for phase in phases))
+        rate = self.global_batch_size / step_seconds
         per_process = rate / self.plan.world_size
         flops = per_process * self.plan.step_flops_per_image
         return {
             "images_per_second": rate,
             "images_per_second_per_process": per_process,
-            "data_wait": result.seconds.data / result.step_seconds,
-            **{f"seconds/{name}": value for name, value in result.seconds._asdict().items()},
+            "data_wait": seconds.data / step_seconds,
+            **{f"seconds/{name}": value for name, value in seconds._asdict().items()},
             "tflops_per_process": flops / 1e12,
             "mfu": flops / self.peak_flops,
-            "peak_memory_gib": result.peak_memory / 2**30,
+            "peak_memory_gib": results[-1].peak_memory_bytes / GIB,
         }
 
     def panel(self, step: int, pictures: dict[str, Tensor]) -> None:
@@ -115,10 +127,13 @@ class MetricsLog:
         self.writer.close()
 
 
-def _learning(result: StepResult) -> dict[str, float]:
+def _learning(results: Sequence[StepResult]) -> dict[str, float]:
+    """Of the last update; the norms are those that were measured last."""
+    result = results[-1]
+    measured = next((each.norms for each in reversed(results) if each.norms), {})
     norms = {
         f"{kind}_norm/{group}": value
-        for group, each in result.norms.items()
+        for group, each in measured.items()
         for kind, value in each._asdict().items()
     }
     scale = {} if result.loss_scale == 1 else {"loss_scale": result.loss_scale}

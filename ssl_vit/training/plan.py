@@ -13,11 +13,11 @@ from ssl_vit.config import Config
 from ssl_vit.data.config import SLOTS_IN_USE
 from ssl_vit.data.order import lanes_of_rank
 from ssl_vit.errors import UserError
-from ssl_vit.models.cost import Arithmetic, Precision
+from ssl_vit.models.cost import Arithmetic, Cost, Precision
 from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.schedules import cosine, warmup_cosine
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
-from ssl_vit.training.memory import largest_micro_batch
+from ssl_vit.training.memory import USABLE, largest_micro_batch, memory_of
 
 if TYPE_CHECKING:
     from ssl_vit.run_config import RunConfig
@@ -71,6 +71,8 @@ class RunPlan(Config):
     """Of the matrix products."""
     micro_batch_size: int
     """Images a forward pass and process."""
+    micro_batch_found_for: str
+    """Where that was found: what for; a run that goes on there takes it again."""
     accumulation: int
     """Micro-batches an update and process."""
     workers: int
@@ -121,9 +123,7 @@ def make_plan(
     cost = objective_cost(config.objective, config.backbone, arithmetic)
     wanted = config.engine.micro_batch_size
     if wanted == "auto":
-        wanted = found_micro_batch or largest_micro_batch(
-            cost, config.engine, machine.world_size, batch, arithmetic, machine.memory_bytes
-        )
+        wanted = found_micro_batch or find_micro_batch(config, machine, cost, arithmetic)
     micro, accumulation = split_batch(batch, machine.world_size, wanted, lanes)
     samples_per_epoch = data.num_samples // lanes * lanes
     unit = config.schedule.unit
@@ -138,6 +138,7 @@ def make_plan(
         device=machine.device,
         precision=arithmetic.precision,
         micro_batch_size=micro,
+        micro_batch_found_for=found_for(config, machine, arithmetic),
         accumulation=accumulation,
         workers=workers,
         prefetch=prefetch,
@@ -157,19 +158,70 @@ def make_plan(
     )
 
 
+def found_for(config: "RunConfig", machine: Machine, arithmetic: Arithmetic) -> str:
+    """What the largest micro-batch depends on, as a text; empty where it was said."""
+    engine = config.engine
+    if engine.micro_batch_size != "auto":
+        return ""
+    # A CPU's free memory is never twice the same.
+    memory = machine.memory_bytes if machine.device == "cuda" else 0
+    return (
+        f"{machine.world_size} × {machine.device} of {memory} bytes, {arithmetic.precision}, "
+        f"ZeRO-{engine.zero_stage}, checkpointing {engine.activation_checkpointing}, "
+        f"offload {engine.offload_optimizer}"
+    )
+
+
+def find_micro_batch(
+    config: "RunConfig", machine: Machine, cost: Cost, arithmetic: Arithmetic
+) -> int:
+    """What `engine.micro_batch_size=auto` comes to.
+
+    Raises:
+        UserError: Not even one image fits.
+    """
+    batch, world_size = config.data.global_batch_size, machine.world_size
+    if not machine.memory_bytes:  # not known: what the recipes take
+        share = batch // world_size
+        return next(micro for micro in range(min(share, 64), 0, -1) if share % micro == 0)
+    found = largest_micro_batch(
+        cost, config.engine, world_size, batch, arithmetic, machine.memory_bytes
+    )
+    if not found:
+        least = memory_of(cost, config.engine, world_size, (1, batch), arithmetic).total
+        raise UserError(
+            f"not even one image at a time fits: {least / 2**30:.1f} GiB of "
+            f"{machine.memory_bytes / 2**30:.1f}, of which {USABLE:.0%} are taken",
+            "a higher engine.zero_stage on more processes, engine.activation_checkpointing=true or "
+            "engine.offload_optimizer=true; `ssl-vit plan` says what each gives",
+        )
+    return found
+
+
 def choose_arithmetic(engine: EngineConfig, machine: Machine) -> Arithmetic:
-    """How this machine computes matrix products."""
+    """How this machine computes matrix products.
+
+    Raises:
+        UserError: Its GPU has no bfloat16, which was asked for.
+    """
     said = engine.precision
+    if said == "bfloat16" and machine.fast_precision == "float16":
+        raise UserError(
+            "engine.precision=bfloat16, in which this GPU does not compute",
+            "set engine.precision=auto, which is float16 with loss scaling here",
+        )
     return Arithmetic(machine.fast_precision if said == "auto" else said, machine.device)
 
 
-def with_micro_batch(plan: RunPlan, micro_batch_size: int) -> RunPlan:
+def with_micro_batch(plan: RunPlan, micro_batch_size: int, config: "RunConfig") -> RunPlan:
     """The same plan with a smaller micro-batch, a divisor of a process's share."""
-    share = plan.micro_batch_size * plan.accumulation
-    accumulation = share // micro_batch_size
-    return plan.model_copy(
-        update={"micro_batch_size": micro_batch_size, "accumulation": accumulation}
-    )
+    accumulation = plan.micro_batch_size * plan.accumulation // micro_batch_size
+    prefetch = config.engine.prefetch
+    if prefetch == "auto":
+        size = config.backbone.image_size
+        prefetch = choose_prefetch(micro_batch_size, accumulation, plan.workers, size)
+    changes = {"accumulation": accumulation, "prefetch": prefetch}
+    return plan.model_copy(update={"micro_batch_size": micro_batch_size, **changes})
 
 
 def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple[SetPlan, ...]:

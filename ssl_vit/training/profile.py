@@ -1,5 +1,6 @@
 """`--profile`: where the time of a few updates goes, by torch's profiler."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ class StepProfile:
     Args:
         folder: `profile/` of the run folder.
         start_step: Updates already made.
+        device: Whose time counts.
     """
 
-    def __init__(self, folder: Path, start_step: int) -> None:
-        self.folder, self._made = folder, start_step
+    def __init__(self, folder: Path, start_step: int, device: torch.device) -> None:
+        self.folder, self._made, self.device = folder, start_step, device
+        self._written = False
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its words are for its authors
         self._profiler: Any = torch.profiler.profile(
             schedule=torch.profiler.schedule(
                 wait=_FIRST - 2, warmup=1, active=_COUNT, repeat=1, skip_first=0
             ),
             on_trace_ready=self._write,
-            profile_memory=True,
         )
         self._profiler.start()
 
@@ -40,13 +43,16 @@ class StepProfile:
     def close(self) -> None:
         """Stop; what is recorded so far is written."""
         self._profiler.stop()
+        if not self._written:
+            last = _FIRST + _COUNT - 1
+            print(f"no profile: the run ended before its update {last}", file=sys.stderr)
 
     def _write(self, profiler: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"step_{self._made:08d}"
         profiler.export_chrome_trace(f"{stem}.json.gz")
-        on_gpu = torch.cuda.is_available()
-        key = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        self._written = True
+        key = f"self_{self.device.type}_time_total"
         table = profiler.key_averages().table(sort_by=key, row_limit=_ROWS)
         Path(f"{stem}.txt").write_text(table + "\n")
         print(f"profile of {_COUNT} updates: {stem}.txt and .json.gz", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -90,6 +91,7 @@ class Trainer:
     exports: Exports
     log: Log | None
     config: LogConfig
+    preemption: Preemption
     profile: StepProfile | None = None
 
     def run(self, start_step: int, total_steps: int) -> bool:
@@ -109,48 +111,58 @@ class Trainer:
         """
         if start_step >= total_steps:
             self._export(total_steps)  # it was deleted, or a kill came between the two
-        with Preemption(self.engine.processes.is_first) as preemption:
-            for step in range(start_step, total_steps):
-                measure = (step + 1) % self.config.norm_every_steps == 0
-                result = self.engine.train_step(self.batches, step, measure)
-                self.hangs.beat()
-                if self.profile is not None:
-                    self.profile.step()
-                self.nonfinite.record(step, result)
-                self.bad_samples.record(step, result.bad)
-                if self.log is not None:
-                    blocked = self.checkpoints.take_blocked_seconds()
-                    self.log.record(step, result, self.bad_samples.count, blocked)
-                is_last = step + 1 == total_steps
-                if is_last:
-                    self.batches.finish()
-                if (step + 1) % self.config.panel_every_steps == 0 or is_last:
-                    self._show_panels(step, result.batch)
-                # One vote on all; a rank that came back may have counted other bad samples.
-                too_bad = self.bad_samples.are_too_many(step + 1)
-                stop, too_bad, *written = self.engine.any_rank(
-                    preemption.asked, too_bad, *self.checkpoints.state
+        for step in range(start_step, total_steps):
+            result = self._train_step(step)
+            self.hangs.beat()
+            if self.profile is not None:
+                self.profile.step()
+            self.nonfinite.record(step, result)
+            self.bad_samples.record(step, result.bad)
+            if self.log is not None:
+                blocked = self.checkpoints.take_blocked_seconds()
+                self.log.record(step, result, self.bad_samples.count, blocked)
+            is_last = step + 1 == total_steps
+            if is_last:
+                self.batches.finish()
+            if (step + 1) % self.config.panel_every_steps == 0 or is_last:
+                self._show_panels(step, result.batch)
+            # One vote on all; a rank that came back may have counted other bad samples.
+            too_bad = self.bad_samples.are_too_many(step + 1)
+            stop, too_bad, *written = self.engine.any_rank(
+                self.preemption.asked, too_bad, *self.checkpoints.state
+            )
+            stop = stop or too_bad
+            self.checkpoints.settle(*written)
+            # The export first: a kill between the two then costs nothing, as the step is
+            # redone.
+            if is_last or self.exports.due(step + 1):
+                self._export(step + 1)
+            if stop or is_last or self.checkpoints.due(step + 1):
+                self.checkpoints.begin(step + 1)
+            if (stop or is_last) and not self.checkpoints.finish():
+                raise UserError(
+                    f"update {step + 1} could not be saved",
+                    "make room and run the same command again; it goes on from the newest "
+                    "checkpoint",
                 )
-                stop = stop or too_bad
-                self.checkpoints.settle(*written)
-                # The export first: a kill between the two then costs nothing, as the step is
-                # redone.
-                if is_last or self.exports.due(step + 1):
-                    self._export(step + 1)
-                if stop or is_last or self.checkpoints.due(step + 1):
-                    self.checkpoints.begin(step + 1)
-                if (stop or is_last) and not self.checkpoints.finish():
-                    raise UserError(
-                        f"update {step + 1} could not be saved",
-                        "make room and run the same command again; it goes on from the newest "
-                        "checkpoint",
-                    )
-                if too_bad:
-                    raise self.bad_samples.error(step + 1)
-                if stop and not is_last:
-                    preemption.hand_back()  # from here on the scheduler may requeue
-                    return False
+            if too_bad:
+                raise self.bad_samples.error(step + 1)
+            if stop and not is_last:
+                self.preemption.hand_back()  # from here on the scheduler may requeue
+                return False
         return True
+
+    def _train_step(self, step: int) -> StepResult:
+        try:
+            measure_norms = (step + 1) % self.config.norm_every_steps == 0
+            return self.engine.train_step(self.batches, step, measure_norms)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU has not enough memory: {str(error).partition('. ')[0]}",
+                "run the same command with engine.micro_batch_size=auto, "
+                "engine.activation_checkpointing=true or a higher engine.zero_stage; "
+                "`ssl-vit plan` says what each gives",
+            ) from None
 
     def _export(self, step: int) -> None:
         with self.engine.gathered():

@@ -24,7 +24,7 @@ class Seconds(NamedTuple):
     """Where the time of an update went, averaged over ranks."""
 
     data: float
-    """Waiting for the loader."""
+    """The host, waiting for the loader; a GPU may still be computing the micro-batch before."""
     forward_backward: float
     optimizer: float
     """With what ZeRO sends in it."""
@@ -67,8 +67,8 @@ class StepResult:
     seconds: Seconds
     step_seconds: float
     """The whole update, on this rank; all ranks end it together."""
-    peak_memory: int
-    """Bytes, the most of any rank so far: the device's, or on a CPU the process's."""
+    peak_memory_bytes: int
+    """The most of any rank so far: the device's, or on a CPU the process's."""
     samples: str
     """16 hex digits of the samples seen by all ranks, whatever their order."""
     bad: tuple[BadSample, ...]

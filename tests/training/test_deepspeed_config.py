@@ -30,6 +30,12 @@ def written() -> dict[str, dict[str, Any]]:
     return found
 
 
+def test_buckets_are_even_as_deepspeed_asks():
+    plan = plan_for(2, EngineConfig()).model_copy(update={"trained_parameters": 1001})
+    zero = deepspeed_config(EngineConfig(), OptimizerConfig(), plan)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == 1002
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_deepspeed_gets_exactly_these_keys(name: str):
     assert written()[name] == json.loads(GOLDEN.read_text())[name]

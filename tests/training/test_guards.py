@@ -54,6 +54,17 @@ def test_a_poisoned_update_is_skipped_counted_and_its_samples_are_named(
     assert metrics[5]["loss"] == pytest.approx(metrics[3]["loss"], rel=0.1)
 
 
+def test_a_poisoned_loss_is_not_taken_for_a_loss_scale_that_is_too_high(
+    shards: Path, tmp_path: Path
+):
+    run, words = tmp_path / "run", (f"data.shards={shards}", "engine.precision=float16")
+    done = poisoned("5", *SMOKE, run, *words)
+    assert done.returncode == 0, done.stderr
+    assert "was not applied: the loss was not finite" in done.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {line["loss_scale"] for line in lines} == {2.0**16}
+
+
 def test_three_in_a_row_end_the_run_with_a_diagnosis(shards: Path, tmp_path: Path):
     run = tmp_path / "run"
     done = poisoned("4,5,6", *SMOKE, run, f"data.shards={shards}")

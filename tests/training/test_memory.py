@@ -85,4 +85,4 @@ def test_the_largest_micro_batch_divides_the_share_and_fits() -> None:
     room = (always + 4000 + 400 * 32) / 0.8
     assert largest_micro_batch(big, EngineConfig(), 1, 96, CPU, room) == 32
     assert largest_micro_batch(big, EngineConfig(), 1, 96, CPU, room - 1) == 24
-    assert largest_micro_batch(big, EngineConfig(), 1, 96, CPU, 0) == 1
+    assert largest_micro_batch(big, EngineConfig(), 1, 96, CPU, 0) == 0

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.metrics import MetricsLog
-from ssl_vit.training.update import Seconds, StepResult
+from ssl_vit.training.update import GroupNorms, Seconds, StepResult
 from tests.command_line import SMOKE, ssl_vit, torchrun
 from tests.training.engine_worker import plan_for
 
@@ -62,8 +63,9 @@ def test_every_line_says_everything_and_it_adds_up(run: Path):
         assert 0.1 < line["peak_memory_gib"] < 10
         both = line["grad_norm/decayed"] ** 2 + line["grad_norm/plain"] ** 2
         assert both**0.5 == pytest.approx(line["grad_norm"], rel=1e-4)
-        # AdamW moves a weight by about the learning rate.
-        assert line["update_norm/decayed"] < 10 * line["learning_rate"] * plan["trained_parameters"]
+        # AdamW moves a weight by about the learning rate at most.
+        most = line["learning_rate"] * plan["trained_parameters"] ** 0.5
+        assert 0.01 * most < line["update_norm/decayed"] < 2 * most
 
 
 def test_the_curves_are_in_tensorboard(run: Path):
@@ -97,7 +99,7 @@ def test_ranks_report_together(tmp_path: Path, shards: Path, run: Path):
         assert ours["images_per_second_per_process"] == pytest.approx(rate / 2)
 
 
-def test_time_spent_saving_is_not_lost_between_two_lines(tmp_path: Path):
+def test_nothing_is_lost_between_two_lines(tmp_path: Path):
     result = StepResult(
         loss=1.0,
         metrics={},
@@ -111,16 +113,20 @@ def test_time_spent_saving_is_not_lost_between_two_lines(tmp_path: Path):
         suspects=(),
         seconds=Seconds(0.1, 0.6, 0.2, 0.1),
         step_seconds=1.0,
-        peak_memory=2**30,
+        peak_memory_bytes=2**30,
         samples="0" * 16,
         bad=(),
         batch=None,
     )
+    slow = replace(result, step_seconds=4.0, norms={"decayed": GroupNorms(1.0, 2.0, 3.0)})
     plan = plan_for(1, EngineConfig())
     log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0, 3, 8, plan, 1e12)
     for step, blocked in enumerate((0.0, 0.5, 0.25, 0.0, 0.0, 0.0)):
-        log.record(step, result, blocked)
+        log.record(step, slow if step == 1 else result, blocked)
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6]
     assert [line.get("save_blocked_seconds") for line in lines] == [0.75, None]
+    # Nor are the norms that were measured between; speeds are those of all three updates.
+    assert [line.get("weight_norm/decayed") for line in lines] == [2.0, None]
+    assert [line["images_per_second"] for line in lines] == [4.0, 8.0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vit.pretrain import read_config
+from ssl_vit.recipes import read_config
 from ssl_vit.run_folder import RunFolder
 from tests.command_line import SMOKE, begin_ssl_vit, losses, ssl_vit, torchrun
 
@@ -185,3 +185,33 @@ def test_a_full_disk_costs_that_checkpoint_and_not_the_run(shards: Path, tmp_pat
         assert "resuming at update 4" in done.stderr
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("seconds", [0.8, 1.6])
+def test_a_signal_before_the_first_update_is_not_lost(
+    seconds: float, shards: Path, unbroken: Path, tmp_path: Path
+):
+    run, words = tmp_path / "run", f"data.shards={shards}"
+    process = begin_ssl_vit(*SMOKE, run, words)
+    while not (run / ".lock").is_file():  # its checks are done, the slow part begins
+        assert process.poll() is None
+        time.sleep(0.005)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) in (0, 75)  # on a fast machine it was done
+    assert ssl_vit(*SMOKE, run, words).returncode == 0
+    assert losses(run) == losses(unbroken)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_synthetic_samples_do_not_depend_on_the_micro_batch(micro_batch: int, tmp_path: Path):
+    runs = []
+    for size in (4, micro_batch):
+        run = tmp_path / str(size)
+        words = ("data.source=synthetic", f"engine.micro_batch_size={size}", "schedule.length=5")
+        done = ssl_vit(*SMOKE, run, *words)
+        assert done.returncode == 0, done.stderr
+        runs.append(losses(run))
+    for (_, ours, seen), (_, theirs, also_seen) in zip(*runs, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+        assert seen == also_seen

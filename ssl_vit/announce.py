@@ -1,0 +1,51 @@
+"""What a run says to the person who started it, before and after it trains."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from ssl_vit.export import find_export
+from ssl_vit.models.cost import Arithmetic, backbone_cost
+from ssl_vit.run_data import describe_set
+from ssl_vit.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from ssl_vit.pretrain import Prepared
+
+
+def announce(prepared: "Prepared", start_step: int) -> None:
+    """What will be trained, and how."""
+    plan, config = prepared.plan, prepared.config
+    # Not of the module: at ZeRO-3 its parameters are elsewhere.
+    arithmetic = Arithmetic(plan.precision, plan.device)
+    size = backbone_cost(config.backbone, 0, arithmetic).trained / 1e6
+    lines = [
+        f"{config.recipe}: backbone {size:.1f} M parameters, {plan.num_samples:,} images, "
+        f"{plan.total_steps:,} updates of {config.data.global_batch_size} "
+        f"({plan.total_epochs:g} epochs)",
+        f"{plan.device} × {plan.world_size}, ZeRO-{config.engine.zero_stage}, "
+        f"{plan.precision}, {plan.accumulation} × {plan.micro_batch_size} images "
+        f"a process, {plan.workers} data workers, peak learning rate {plan.peak_learning_rate:.3g}",
+    ]
+    if start_step:
+        lines.append(f"resuming at update {start_step:,} from {prepared.folder.checkpoints}")
+    if len(plan.sets) > 1:
+        lines += [describe_set(each) for each in plan.sets]
+    if config.data.global_batch_size > plan.samples_per_epoch:
+        lines.append(
+            f"note: one update takes {config.data.global_batch_size:,} images, more than an "
+            f"epoch's {plan.samples_per_epoch:,}; for small folders there is mae_small_data"
+        )
+    if config.engine.tf32 and (plan.device == "cpu" or plan.precision != "float32"):
+        lines.append(f"note: engine.tf32 does nothing on {plan.device} in {plan.precision}")
+    lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def say_end(folder: RunFolder, complete: bool) -> None:
+    """Where the result is, or how to go on."""
+    if complete:
+        print(f"done: {find_export(folder.root)}")
+        print(f"next: ssl-vit eval knn {folder.root} --train TRAIN_SHARDS --test TEST_SHARDS")
+        print(f"      tensorboard --logdir {folder.tensorboard}")
+    else:
+        print(f"stopped and saved: run the same command again to go on with {folder.root}")

@@ -1,0 +1,100 @@
+"""What each lever does where losses cannot show it; that none moves them is in test_engine.py."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_vit.data.config import DataConfig
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.stem import ConvStem
+from ssl_vit.objectives.build import build_objective
+from ssl_vit.objectives.config import MaeConfig
+from ssl_vit.objectives.objective import Objective
+from ssl_vit.training.config import EngineConfig
+from ssl_vit.training.levers import pull_levers
+
+MAE = MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)
+
+
+def build(**settings: Any) -> Objective:
+    backbone = BackboneConfig(
+        **{"width": 24, "depth": 2, "heads": 2, "patch_size": 4, "image_size": 16} | settings
+    )
+    torch.manual_seed(0)
+    return build_objective(MAE, backbone, DataConfig())
+
+
+def kept_tensors(module: nn.Module, tokens: torch.Tensor) -> int:
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        module(tokens).sum()
+    return len(kept)
+
+
+def test_a_checkpointed_block_keeps_its_input_only_and_gives_the_same_gradients():
+    plain, light = build(), build()
+    pull_levers(light, EngineConfig(activation_checkpointing=True), "cpu")
+    assert len(light.blocks()) == 3  # two of the backbone, one of the decoder
+    tokens = torch.rand(2, 5, 24)
+    for ours, theirs in zip(light.blocks()[:2], plain.blocks()[:2], strict=True):
+        assert kept_tensors(ours, tokens) < kept_tensors(theirs, tokens) / 4
+        for block in (ours, theirs):
+            block(tokens).square().sum().backward()
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(own.grad, other.grad)  # type: ignore[arg-type] - both have one
+
+
+def test_every_block_is_compiled_and_only_for_training(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def compiled(forward: Any, **_: Any) -> Any:
+        return lambda tokens: calls.append(tokens.shape) or forward(tokens)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    objective = build()
+    pull_levers(objective, EngineConfig(compile=True), "cpu")
+    for block, width in zip(objective.blocks(), (24, 24, 16), strict=True):
+        block(torch.rand(1, 3, width))
+    assert [shape[-1] for shape in calls] == [24, 24, 16]
+    objective.eval()
+    objective.blocks()[0](torch.rand(1, 3, 24))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_channels_last_reaches_the_convolutions_and_changes_nothing(stem: str):
+    plain, other = build(stem=stem), build(stem=stem)
+    pull_levers(other, EngineConfig(channels_last=True), "cpu")
+    layouts = []
+    (convolution, *_) = (m for m in other.modules() if isinstance(m, nn.Conv2d))
+    convolution.register_forward_pre_hook(
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(other.backbone(images).cls, plain.backbone(images).cls)
+    assert layouts == [True]
+    assert isinstance(other.stems()[0], ConvStem) == (stem == "conv")
+
+
+def test_tf32_is_what_was_said_on_a_gpu_and_left_alone_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    matmul, convolutions = SimpleNamespace(allow_tf32=None), SimpleNamespace(allow_tf32=None)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    monkeypatch.setattr(torch.backends, "cudnn", convolutions)
+    for said in (True, False):
+        pull_levers(build(), EngineConfig(tf32=said), "cuda")
+        assert matmul.allow_tf32 is convolutions.allow_tf32 is said
+        pull_levers(build(), EngineConfig(tf32=not said), "cpu")
+        assert matmul.allow_tf32 is said
+
+
+def test_names_of_parameters_stay():
+    names = [name for name, _ in build().named_parameters()]
+    objective = build()
+    settings = EngineConfig(activation_checkpointing=True, compile=True, channels_last=True)
+    pull_levers(objective, settings, "cpu")
+    assert [name for name, _ in objective.named_parameters()] == names
