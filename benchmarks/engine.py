@@ -19,9 +19,9 @@ from typing import Any
 from timing import describe_machine, positive, with_defaults
 
 from ssl_vit.distributed import local_group
+from ssl_vit.models.cost import FLOAT32
 
 RANK = Path(__file__).parent / "engine_rank.py"
-_FLOAT32 = 4
 
 
 def main() -> None:
@@ -73,9 +73,9 @@ def theory(stage: int, world: int) -> float:
     arXiv 1910.02054, section 5, with 4 bytes a weight and gradients freed).
     """
     if stage == 0:
-        return _FLOAT32 * 3.0
-    optimizer = _FLOAT32 * 3 / world
-    return optimizer + (_FLOAT32 / world if stage == 3 else _FLOAT32)
+        return FLOAT32 * 3.0
+    optimizer = FLOAT32 * 3 / world
+    return optimizer + (FLOAT32 / world if stage == 3 else FLOAT32)
 
 
 def start(arguments: argparse.Namespace) -> None:

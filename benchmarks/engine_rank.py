@@ -63,7 +63,7 @@ def speed(processes: Processes, width: str, depth: str, batch: str, pairs: str) 
     config = run_config(
         _sizes(int(width), int(depth), micro * processes.world_size), "bfloat16", "cpu"
     )
-    images = type(draw_batch(config))(*(each[:micro] for each in draw_batch(config)))
+    images = _first(draw_batch(config), micro)
     sides = [our_step(config, images, processes)]
     for stage in range(4):
         settings: dict[str, Any] = {"zero_stage": stage, "precision": "bfloat16"}
@@ -86,17 +86,19 @@ def speed(processes: Processes, width: str, depth: str, batch: str, pairs: str) 
 
 def memory(processes: Processes, stage: str, width: str, depth: str) -> dict[str, Any]:
     """Bytes a parameter: between updates, and at most."""
+    import torch
     from mae_steps import draw_batch, engine_step, run_config
 
     from ssl_vit.models.cost import Arithmetic
     from ssl_vit.objectives.cost import objective_cost
     from ssl_vit.training.config import EngineConfig
+    from ssl_vit.training.measures import peak_memory
     from ssl_vit.training.memory import memory_of
 
     def steps(size: int, layers: int) -> tuple[Any, Any, Callable[[], Any]]:
         world = processes.world_size
         config = run_config(_sizes(size, layers, world, image_size=64), "float32", "cpu")
-        images = type(draw_batch(config))(*(each[:1] for each in draw_batch(config)))
+        images = _first(draw_batch(config), 1)
         settings: dict[str, Any] = {"zero_stage": int(stage), "precision": "float32"}
         engine = EngineConfig(**settings, micro_batch_size=1, device="cpu")
         made = engine_step(config, images, engine, processes)
@@ -111,7 +113,7 @@ def memory(processes: Processes, stage: str, width: str, depth: str) -> dict[str
     resting = _resident() - before
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     step()
-    peak = _peak() - before
+    peak = peak_memory(torch.device("cpu")) - before
     arithmetic = Arithmetic("float32", "cpu")
     cost = objective_cost(config.objective, config.backbone, arithmetic)
     plan = memory_of(cost, engine, processes.world_size, (1, 1), arithmetic)
@@ -183,6 +185,11 @@ def gather(_: Processes, millions: str, pairs: str) -> dict[str, Any]:
     return {"line": f"gloo, ours {walls}: {measured.describe()}"}
 
 
+def _first(batch: Any, count: int) -> Any:
+    """Its first samples, this rank's part."""
+    return type(batch)(*(tensor[:count] for tensor in batch))
+
+
 def _sizes(width: int, depth: int, batch: int, image_size: int = 224) -> Any:
     from mae_steps import Sizes
 
@@ -193,12 +200,6 @@ def _resident() -> int:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

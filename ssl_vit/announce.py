@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ssl_vit.export import find_export
-from ssl_vit.models.cost import Arithmetic, backbone_cost
+from ssl_vit.models.cost import backbone_parameters
 from ssl_vit.run_data import describe_set
 from ssl_vit.run_folder import RunFolder
 
@@ -16,8 +16,7 @@ def announce(prepared: "Prepared", start_step: int) -> None:
     """What will be trained, and how."""
     plan, config = prepared.plan, prepared.config
     # Not of the module: at ZeRO-3 its parameters are elsewhere.
-    arithmetic = Arithmetic(plan.precision, plan.device)
-    size = backbone_cost(config.backbone, 0, arithmetic).trained / 1e6
+    size = backbone_parameters(config.backbone) / 1e6
     lines = [
         f"{config.recipe}: backbone {size:.1f} M parameters, {plan.num_samples:,} images, "
         f"{plan.total_steps:,} updates of {config.data.global_batch_size} "

@@ -218,7 +218,7 @@ def _range_error(kind: type[Config], error: ValidationError, values: dict[str, A
         problem, _, remedy = message.partition("; ")
         return UserError(problem, remedy or "choose another value")
     bounds = _bounds(field, path) if field else ""
-    remedy = f"allowed: {bounds}" if bounds != path else "choose another value"
+    remedy = f"allowed: {bounds}" if bounds else "choose another value"
     if first["type"] == "string_type":
         remedy = f"it must be a text; quote it:  {path}=\"'{'' if found is None else found}'\""
     return UserError(f"{path}={found!r} is out of range or of the wrong type: {message}", remedy)
@@ -256,7 +256,7 @@ def _bounds(field: FieldInfo, path: str) -> str:
     if lower or upper:
         return f"{lower}{path}{upper}"
     words = ", ".join(_in_words(field.annotation))
-    return f"{path} one of {words}" if "," in words else f"{path} {words}".strip()
+    return f"{path} {'one of ' if ',' in words else ''}{words}" if words else ""
 
 
 def _in_words(annotation: Any) -> Iterator[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ssl_vit.errors import UserError
-from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost, backbone_cost
+from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost, backbone_parameters
 from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.quantities import format_bytes
 from ssl_vit.run_config import RunConfig
@@ -54,7 +54,7 @@ class Forecast:
     @property
     def usable_bytes(self) -> float:
         """What of a GPU's memory a run may fill."""
-        return USABLE * self.device.memory_gib * GIB
+        return USABLE * self.device.memory_bytes
 
     @property
     def images_per_second(self) -> float:
@@ -70,7 +70,7 @@ class Forecast:
     def fits(self) -> bool:
         """Whether the run as configured does."""
         chosen = self.memory[self.config.engine.zero_stage]
-        return chosen is not None and chosen.total <= self.usable_bytes
+        return chosen is not None and chosen.fits(self.device.memory_bytes)
 
     @property
     def images_per_gpu(self) -> int:
@@ -111,7 +111,7 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
     known = DEVICES[device]
     data, num_shards = _read_data(config, images)
     fast: Literal["bfloat16", "float16"] = "bfloat16" if known.has_bfloat16 else "float16"
-    plan = make_plan(config, Machine(gpus, 1, "cuda", known.memory_gib * GIB, fast), data)
+    plan = make_plan(config, Machine(gpus, 1, "cuda", known.memory_bytes, fast), data)
     arithmetic = Arithmetic(plan.precision, "cuda")
     cost = objective_cost(config.objective, config.backbone, arithmetic)
     engine, batches = config.engine, (plan.micro_batch_size, plan.accumulation)
@@ -123,14 +123,13 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
             return None
         return memory_of(cost, changed, gpus, batches, arithmetic)
 
-    room = USABLE * known.memory_gib * GIB
     largest = largest_micro_batch(
-        cost, engine, gpus, config.data.global_batch_size, arithmetic, known.memory_gib * GIB
+        cost, engine, gpus, config.data.global_batch_size, arithmetic, known.memory_bytes
     )
     remedies = [
         " ".join(f"engine.{name}={str(value).lower()}" for name, value in changes.items())
         for changes in _REMEDIES
-        if (found := memory(**changes)) and found.total <= room
+        if (found := memory(**changes)) and found.fits(known.memory_bytes)
     ]
     if largest:
         remedies.insert(0, f"engine.micro_batch_size={largest}")
@@ -142,7 +141,7 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         device=known,
         mfu=mfu,
         cost=cost,
-        backbone_parameters=backbone_cost(config.backbone, 0, arithmetic).trained,
+        backbone_parameters=backbone_parameters(config.backbone),
         num_shards=num_shards,
         memory={stage: memory(zero_stage=stage) for stage in get_args(ZeroStage)},
         checkpointed=checkpointed,
@@ -216,7 +215,7 @@ def memory_rows(forecast: Forecast) -> list[tuple[str, ...]]:
             memory.forward,
             memory.total,
         )
-        fits = "yes" if memory.total <= forecast.usable_bytes else "no"
+        fits = "yes" if memory.fits(forecast.device.memory_bytes) else "no"
         rows.append((f"{stage}{chosen}", *(f"{part / GIB:.2f}" for part in parts), fits))
     return rows
 

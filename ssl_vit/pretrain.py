@@ -30,13 +30,7 @@ from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, machine_lanes, open_data, sizes_of
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
-from ssl_vit.training.plan import (
-    RunPlan,
-    choose_arithmetic,
-    found_for,
-    make_plan,
-    with_micro_batch,
-)
+from ssl_vit.training.plan import RunPlan, make_plan, with_micro_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +40,7 @@ if TYPE_CHECKING:
     from ssl_vit.data.loader import Batches
     from ssl_vit.objectives.objective import Objective
     from ssl_vit.training.preemption import Preemption
-    from ssl_vit.training.trainer import Log
+    from ssl_vit.training.trainer import Exports, Log
 
 
 @dataclass(frozen=True)
@@ -103,9 +97,7 @@ def prepare(
     if processes is None:
         # Last, because asking for a GPU may import torch; and only where the run will be.
         machine = find_machine(config.engine.device, everyone)
-        same = found_for(config, machine, choose_arithmetic(config.engine, machine))
-        found = folder.found_micro_batch(same) if same else 0
-        plan = make_plan(config, machine, facts, found)
+        plan = make_plan(config, machine, facts, folder.found_micro_batch())
         if config.engine.compile:
             require_compiler()
     if shards:
@@ -144,7 +136,6 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     """Whether the run is complete, or was asked to stop and has saved."""
     import torch
 
-    from ssl_vit.export import ExportInfo, RunExports
     from ssl_vit.training.bad_samples import BadSamples
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.engine import Engine, start_process_group
@@ -160,13 +151,7 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
     checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
     start_step = checkpoints.restore()
-    exports = RunExports(
-        folder.exports,
-        objective,
-        ExportInfo.of_run(config, plan.data_fingerprint),
-        config.export.every_steps,
-        processes.is_first,
-    )
+    exports = _open_exports(prepared, objective)
     log = None
     if processes.is_first:
         _write_run_folder(prepared, start_step)
@@ -279,6 +264,15 @@ def _open_batches(prepared: Prepared, start_step: int) -> "Batches":
     maker = TrainingBatches(prepared.shards, views, config.seed)
     loader = build_loader(maker, sampler, plan.micro_batch_size, settings)
     return LoadedBatches(loader, keeper, lambda batch: start_step + batch // plan.accumulation)
+
+
+def _open_exports(prepared: Prepared, objective: "Objective") -> "Exports":
+    from ssl_vit.export import ExportInfo, RunExports
+
+    config = prepared.config
+    info = ExportInfo.of_run(config, prepared.plan.data_fingerprint)
+    folder, every = prepared.folder.exports, config.export.every_steps
+    return RunExports(folder, objective, info, every, prepared.processes.is_first)
 
 
 def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "Log":

@@ -159,12 +159,8 @@ def smoke(config: RunConfig) -> RunConfig:
         "export": {"every_steps": 20},
         "log": {"norm_every_steps": 1, "panel_every_steps": 20},
     }
-    plain = to_plain(config)
-    return validate(
-        RunConfig,
-        plain | {name: plain[name] | values for name, values in shrink.items()},
-        f"the smoke twin of {config.recipe}",
-    )
+    twin = f"the smoke twin of {config.recipe}"
+    return validate(RunConfig, merged(to_plain(config), shrink), twin)
 
 
 def _mae(recipe: str, size: str, patch_size: int = 16) -> RunConfig:

@@ -45,13 +45,13 @@ class RunFolder:
             raise UserError(f"{self.root} is no run folder (it has no config.yaml)", "check --run")
         return validate(RunConfig, read_yaml(self.config), str(self.config))
 
-    def found_micro_batch(self, found_for: str) -> int:
-        """The micro-batch that this folder's run found before, if for the same; otherwise 0."""
+    def found_micro_batch(self) -> tuple[str, int]:
+        """What this folder's run found its micro-batch for, and that; ("", 0) where it did not."""
         try:
             plan = json.loads(self.plan.read_text())
-            return plan["micro_batch_size"] if plan["micro_batch_found_for"] == found_for else 0
+            return plan["micro_batch_found_for"], plan["micro_batch_size"]
         except (OSError, ValueError, KeyError):
-            return 0
+            return "", 0
 
     def check(self, config: RunConfig) -> dict[str, str]:
         """Refuse a folder that belongs to something else; return what a resumed run changes.

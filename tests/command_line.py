@@ -21,10 +21,10 @@ SMOKE = ("pretrain", "mae_vits16", "--smoke", "--run")
 PATIENCE = 300
 
 
-def ssl_vit(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `ssl-vit …` to its end."""
+def python(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python …` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "ssl_vit", *map(str, words)],
+        [sys.executable, *map(str, words)],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
@@ -32,6 +32,11 @@ def ssl_vit(*words: str | Path, cwd: Path | None = None) -> subprocess.Completed
         check=False,
         timeout=PATIENCE,
     )
+
+
+def ssl_vit(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `ssl-vit …` to its end."""
+    return python("-m", "ssl_vit", *words, cwd=cwd)
 
 
 def begin_ssl_vit(*words: str | Path) -> subprocess.Popen[str]:
@@ -47,28 +52,22 @@ def begin_ssl_vit(*words: str | Path) -> subprocess.Popen[str]:
 
 def torchrun(processes: int, *words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `torchrun … -m -- ssl_vit …`; without the `--` torchrun takes `--run` for its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [*command, "--standalone", "-m", "--", "ssl_vit", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        check=False,
-        timeout=PATIENCE,
-    )
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone")
+    return python(*launcher, "-m", "--", "ssl_vit", *words)
 
 
-def run_ranks(
-    commands: Sequence[Sequence[str | Path]],
+def run_group(
+    commands: Sequence[Sequence[str | Path]], cwd: Path | None = None
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Run `ssl-vit …` as the ranks of one run, each with words of its own, to their end."""
+    """Run `python …` as the ranks of one group, each with words of its own, to their end."""
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "ssl_vit", *map(str, words)],
+            [sys.executable, *map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=ENVIRONMENT | place,
+            cwd=cwd,
         )
         for place, words in zip(local_group(len(commands)), commands, strict=True)
     ]
@@ -78,6 +77,13 @@ def run_ranks(
         subprocess.CompletedProcess(rank.args, rank.returncode, *words)
         for rank, words in zip(ranks, said, strict=True)
     ]
+
+
+def run_ranks(
+    commands: Sequence[Sequence[str | Path]],
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run `ssl-vit …` as the ranks of one run, each with words of its own, to their end."""
+    return run_group([("-m", "ssl_vit", *words) for words in commands])
 
 
 def losses(run: Path) -> list[tuple[int, float, str]]:

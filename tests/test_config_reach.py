@@ -5,7 +5,6 @@ This file is also the program that the test starts, because DeepSpeed starts onc
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from ssl_vit.config import Config
 from ssl_vit.recipes import RECIPES, find_recipe
 from ssl_vit.run_config import RunConfig
+from tests.command_line import python
 from tests.synthetic import write_shards
 
 ROOT = Path(__file__).parent.parent
@@ -90,14 +90,7 @@ def record_run(recipe: str, shards: str, run: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("recipe", REPRESENTATIVES.values())
 def test_every_setting_has_a_reader(recipe: str, tmp_path: Path) -> None:
     shards = write_shards(tmp_path, per_class=8)
-    command = [sys.executable, "-m", "tests.test_config_reach"]
-    done = subprocess.run(
-        [*command, recipe, str(shards), str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    done = python("-m", "tests.test_config_reach", recipe, shards, tmp_path / "run", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     reads = {(owner, name) for owner, name in json.loads(done.stdout.splitlines()[-1])}
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.models.config import MOST_TOKENS_UNFUSED
+from ssl_vit.models.config import attends_plainly
 from ssl_vit.models.torchvision_ops import define_missing_ops
 
 define_missing_ops()
@@ -27,8 +27,7 @@ class Attention(TimmAttention):
         batch, count, width = x.shape
         qkv = self.qkv(x).view(batch, count, 3, self.num_heads, width // self.num_heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        is_cpu_bfloat16 = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
-        if is_cpu_bfloat16 and count <= MOST_TOKENS_UNFUSED:
+        if attends_plainly(queries.device.type, queries.dtype == torch.bfloat16, count):
             scores = (queries * self.scale) @ keys.transpose(-2, -1)
             mixed = scores.softmax(dim=-1).to(values.dtype) @ values
         else:

@@ -31,8 +31,14 @@ VIT_SIZES: dict[str, VitSize] = {
 
 CONV_STEM_PATCHES = (2, 4, 8, 16, 32)
 
-# Up to here two plain matrix products train faster on a CPU than the fused kernel.
-MOST_TOKENS_UNFUSED = 1024
+_MOST_TOKENS_UNFUSED = 1024
+
+
+def attends_plainly(device: str, is_bfloat16: bool, tokens: int) -> bool:
+    """Whether attention is two plain matrix products: in bfloat16 on a CPU they train faster than
+    torch's fused kernel as long as the scores, quadratic in the tokens, stay small.
+    """
+    return device == "cpu" and is_bfloat16 and tokens <= _MOST_TOKENS_UNFUSED
 
 
 def stem_channels(patch_size: int, width: int) -> list[int]:

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import Literal, assert_never
 
 from ssl_vit.models.config import (
-    MOST_TOKENS_UNFUSED,
     BackboneConfig,
+    attends_plainly,
     stem_channels,
     swiglu_hidden,
 )
@@ -33,8 +33,7 @@ class Arithmetic:
 
     def keeps_scores(self, tokens: int) -> bool:
         """Whether attention keeps its score matrices (models/attention.py)."""
-        is_plain = self.device == "cpu" and self.precision == "bfloat16"
-        return is_plain and tokens <= MOST_TOKENS_UNFUSED
+        return attends_plainly(self.device, self.precision == "bfloat16", tokens)
 
 
 @dataclass(frozen=True)
@@ -179,6 +178,11 @@ def backbone_cost(config: BackboneConfig, patches: int, arithmetic: Arithmetic) 
         )
         + norm(config.width, tokens)
     )
+
+
+def backbone_parameters(config: BackboneConfig) -> int:
+    """All of a backbone's, however they are computed with."""
+    return backbone_cost(config, 0, Arithmetic("float32", "cpu")).trained
 
 
 def _attention(width: int, heads: int, tokens: int, arithmetic: Arithmetic) -> Cost:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
-from ssl_vit.training.memory import BUCKET, ZERO3_LIVE
+from ssl_vit.training.memory import ZERO3_LIVE, bucket_of
 from ssl_vit.training.plan import RunPlan
 
 
@@ -36,8 +36,7 @@ def _zero_config(engine: EngineConfig, plan: RunPlan) -> dict[str, Any]:
     whole_below = engine.zero3_whole_below
     if engine.zero_stage == 0:
         return config
-    # The buckets are allocated in full, whatever the model's size.
-    bucket = min(BUCKET, plan.trained_parameters + plan.trained_parameters % 2)  # even, it asks
+    bucket = bucket_of(plan.trained_parameters)
     config["reduce_bucket_size"] = config["allgather_bucket_size"] = bucket
     if engine.offload_optimizer:
         config["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.pin_memory}

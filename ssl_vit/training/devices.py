@@ -21,6 +21,11 @@ class Device:
     float32_tflops: float
     has_bfloat16: bool = True
 
+    @property
+    def memory_bytes(self) -> int:
+        """All of it."""
+        return self.memory_gib * GIB
+
     def peak_flops(self, precision: Literal["float32", "bfloat16", "float16"], tf32: bool) -> float:
         """Operations a second at most."""
         if precision == "float32":

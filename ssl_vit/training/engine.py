@@ -112,6 +112,8 @@ class Engine:
         if self.zero_stage == 3:
             clear_padding(self.engine.module, self.optimizer, processes)
         self.clock, self.norms = PhaseClock(self.device), NormMeter(base)
+        self.last_batch: Any = None
+        """This rank's latest micro-batch, on the device; for panels."""
         self.loss_scale = LossScale(plan.precision == "float16")
         if self.loss_scale.enabled:  # ours, and only one
             owner, name = (
@@ -174,7 +176,6 @@ class Engine:
             peak_memory_bytes=found.peak_memory_bytes,
             samples=f"{found.digest:016x}",
             bad=tuple(sorted(sample for each in bad for sample in each)),
-            batch=seen.batch,
         )
 
     def _micro_step(
@@ -184,8 +185,8 @@ class Engine:
         with self.clock.phase("data", on_host=True):
             loaded = next(batches)
         with self.clock.phase("forward_backward"):
-            seen.batch = to_device(loaded.batch, self.device)
-            output = self.engine(seen.batch, step)
+            self.last_batch = to_device(loaded.batch, self.device)
+            output = self.engine(self.last_batch, step)
             # The ZeRO optimizers multiply with the scale by themselves.
             scaled = output.loss * loss_scale if self.zero_stage == 0 else output.loss
             self.engine.backward(scaled)
@@ -306,8 +307,6 @@ class _Seen:
     outputs: list[dict[str, Tensor]] = field(default_factory=list)
     numbers: list[Tensor] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
-    batch: Any = None
-    """The last one, on the device."""
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(0.0))
     """At stage 0."""
 

@@ -11,7 +11,7 @@ from ssl_vit.training.config import EngineConfig
 
 # Elements that ZeRO sends at once. DeepSpeed's default of 500 million is a second copy of the
 # gradients of most models.
-BUCKET = 50_000_000
+_BUCKET = 50_000_000
 # Elements that ZeRO-3 keeps gathered for their next use. DeepSpeed's default of a billion is the
 # whole model, for most.
 ZERO3_LIVE = 100_000_000
@@ -19,6 +19,13 @@ ZERO3_LIVE = 100_000_000
 _STAGE_0_BUCKET = 500_000_000
 # Of what there is, a run is given so much: the rest is for fragments, kernels, other processes.
 USABLE = 0.8
+
+
+def bucket_of(trained: int) -> int:
+    """Elements that ZeRO sends at once of so many: buckets are allocated in full, whatever the
+    model's size, and must be even.
+    """
+    return min(_BUCKET, trained + trained % 2)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,10 @@ class Memory:
         always = self.weights + self.gathered + self.optimizer + self.teacher
         return always + max(self.forward, self.gradients)
 
+    def fits(self, memory_bytes: float) -> bool:
+        """Whether a process that has so much may be given it."""
+        return self.total <= USABLE * memory_bytes
+
     @property
     def forward(self) -> float:
         """What is there besides at the end of a forward pass: activations, autocast's copies, the
@@ -74,7 +85,7 @@ def memory_of(
     """
     trained, frozen = FLOAT32 * cost.trained, FLOAT32 * cost.frozen
     share = trained / world_size
-    bucket = FLOAT32 * min(cost.trained, BUCKET)
+    bucket = FLOAT32 * bucket_of(cost.trained)
     on_gpu = arithmetic.device == "cuda"  # where gradients are copied into a contiguous bucket
     autocast_weights = arithmetic.bytes * cost.cast_weights if arithmetic.bytes < FLOAT32 else 0
     match engine.zero_stage:
@@ -130,7 +141,8 @@ def largest_micro_batch(
         micro
         for micro in range(share, 0, -1)
         if share % micro == 0
-        and memory_of(cost, engine, world_size, (micro, share // micro), arithmetic).total
-        <= USABLE * memory_bytes
+        and memory_of(cost, engine, world_size, (micro, share // micro), arithmetic).fits(
+            memory_bytes
+        )
     )
     return next(fits, 0)

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -67,8 +66,7 @@ class MetricsLog:
         """
         made = step + 1
         self._blocked_seconds += blocked_seconds
-        # Without their micro-batches, which are on the device.
-        self._since.append(replace(result, batch=None))
+        self._since.append(result)
         if made % self.every_steps:
             return
         scalars = {**_learning(self._since), **self._speed(self._since)}

@@ -98,7 +98,7 @@ class RunPlan(Config):
 
 
 def make_plan(
-    config: "RunConfig", machine: Machine, data: DataFacts, found_micro_batch: int = 0
+    config: "RunConfig", machine: Machine, data: DataFacts, earlier: tuple[str, int] = ("", 0)
 ) -> RunPlan:
     """Everything that follows.
 
@@ -106,8 +106,8 @@ def make_plan(
         config: What was said.
         machine: Where it runs.
         data: What it runs on.
-        found_micro_batch: What `engine.micro_batch_size=auto` came to before, in the same run on
-            the same machines; 0: it was not found yet.
+        earlier: What an earlier start of the run found its micro-batch for, and that; taken again
+            if it was for the same.
 
     Raises:
         UserError: Batch, lanes, processes and micro-batch do not divide.
@@ -121,9 +121,10 @@ def make_plan(
         )
     arithmetic = choose_arithmetic(config.engine, machine)
     cost = objective_cost(config.objective, config.backbone, arithmetic)
-    wanted = config.engine.micro_batch_size
+    wanted, same = config.engine.micro_batch_size, found_for(config, machine, arithmetic)
     if wanted == "auto":
-        wanted = found_micro_batch or find_micro_batch(config, machine, cost, arithmetic)
+        found = earlier[1] if earlier[0] == same else 0
+        wanted = found or find_micro_batch(config, machine, cost, arithmetic)
     micro, accumulation = split_batch(batch, machine.world_size, wanted, lanes)
     samples_per_epoch = data.num_samples // lanes * lanes
     unit = config.schedule.unit
@@ -138,7 +139,7 @@ def make_plan(
         device=machine.device,
         precision=arithmetic.precision,
         micro_batch_size=micro,
-        micro_batch_found_for=found_for(config, machine, arithmetic),
+        micro_batch_found_for=same,
         accumulation=accumulation,
         workers=workers,
         prefetch=prefetch,
@@ -182,8 +183,7 @@ def find_micro_batch(
     """
     batch, world_size = config.data.global_batch_size, machine.world_size
     if not machine.memory_bytes:  # not known: what the recipes take
-        share = batch // world_size
-        return next(micro for micro in range(min(share, 64), 0, -1) if share % micro == 0)
+        return largest_divisor(batch // world_size, 64)
     found = largest_micro_batch(
         cost, config.engine, world_size, batch, arithmetic, machine.memory_bytes
     )
@@ -259,6 +259,11 @@ def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, imag
     return max(1, min(max(wanted, 2), fits, 8))
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """The largest that is no larger than ``most``."""
+    return next(each for each in range(min(number, most), 0, -1) if number % each == 0)
+
+
 def split_batch(batch: int, world_size: int, micro_batch_size: int, lanes: int) -> tuple[int, int]:
     """(images a forward pass, micro-batches an update) of one process.
 
@@ -281,7 +286,7 @@ def split_batch(batch: int, world_size: int, micro_batch_size: int, lanes: int) 
         below = next((b for b in range(batch, 0, -lanes) if divides(b)), None)
         above = next(b for b in itertools.count(batch, lanes) if divides(b))
         batches = f"{below} and {above}" if below else str(above)
-        micro = next(m for m in range(micro_batch_size, 0, -1) if share % m == 0)
+        micro = largest_divisor(share, micro_batch_size)
         raise UserError(
             f"data.global_batch_size={batch} does not divide over {world_size} processes of "
             f"engine.micro_batch_size={micro_batch_size}",

@@ -31,9 +31,7 @@ class ProgressLine:
 
     def __init__(self, start_step: int, total_steps: int, global_batch_size: int) -> None:
         self.total_steps, self.global_batch_size = total_steps, global_batch_size
-        # Not the results themselves: these hold a micro-batch, on a GPU's memory.
-        self.recent: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
-        self.loss = float("nan")
+        self.recent: deque[StepResult] = deque(maxlen=_WINDOW)
         self.last_plain = 0.0
         self.num_bad = 0
         self.bar: Progress | None = None
@@ -55,8 +53,7 @@ class ProgressLine:
     def show(self, step: int, result: StepResult, num_bad: int) -> None:
         """Tell of update ``step`` (from 0), and of the bad samples so far."""
         self.num_bad = num_bad
-        self.recent.append((result.step_seconds, result.seconds.data))
-        self.loss = result.loss
+        self.recent.append(result)
         if self.bar is not None:
             self.bar.update(self.task, completed=step + 1, text=self._text())
             return
@@ -75,11 +72,11 @@ class ProgressLine:
             self.bar.stop()
 
     def _seconds(self) -> float:
-        return sum(step for step, _ in self.recent)
+        return sum(result.step_seconds for result in self.recent)
 
     def _text(self) -> str:
         seconds = self._seconds()
         rate = len(self.recent) * self.global_batch_size / seconds
-        wait = 100 * sum(data for _, data in self.recent) / seconds
+        wait = 100 * sum(result.seconds.data for result in self.recent) / seconds
         bad = f"  bad samples {self.num_bad:,}" if self.num_bad else ""
-        return f"loss {self.loss:.4f}  {rate:,.0f} images/s  data-wait {wait:.0f} %{bad}"
+        return f"loss {self.recent[-1].loss:.4f}  {rate:,.0f} images/s  data-wait {wait:.0f} %{bad}"

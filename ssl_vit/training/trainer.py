@@ -125,7 +125,7 @@ class Trainer:
             if is_last:
                 self.batches.finish()
             if (step + 1) % self.config.panel_every_steps == 0 or is_last:
-                self._show_panels(step, result.batch)
+                self._show_panels(step, self.engine.last_batch)
             # One vote on all; a rank that came back may have counted other bad samples.
             too_bad = self.bad_samples.are_too_many(step + 1)
             stop, too_bad, *written = self.engine.any_rank(

@@ -73,5 +73,3 @@ class StepResult:
     """16 hex digits of the samples seen by all ranks, whatever their order."""
     bad: tuple[BadSample, ...]
     """Of all ranks: samples that could not be decoded and were replaced."""
-    batch: Any
-    """This rank's last micro-batch, on the device; for panels."""

@@ -1,7 +1,7 @@
 """One rank of tests/training/test_engine.py: updates in legs, each an engine of its own; results to
 a file.
 
-python engine_worker.py OUT.json LEG [LEG …]      (RANK, WORLD_SIZE, … from the environment)
+python -m tests.training.engine_worker OUT.json LEG [LEG …]    (RANK, … from the environment)
 
 A leg is STAGE:FIRST:LAST:FROM:TO[:SETTING=VALUE…], for instance 3:0:2:-:/tmp/saved:tf32=true; "-"
 is no folder, settings are the engine's.

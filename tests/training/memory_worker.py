@@ -1,6 +1,6 @@
 """One process that trains, and says how much memory it took beside what `ssl-vit plan` says:
 
-python memory_worker.py SIZE [path=value …]      (RANK, WORLD_SIZE, … from the environment)
+python -m tests.training.memory_worker SIZE [path=value …]    (RANK, … from the environment)
 
 prints {"measured": BYTES, "expected": BYTES}: the growth of the process from just before the model
 is built to the most in three updates, and the plan's figure.
@@ -43,12 +43,6 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak() -> int:
-    with open("/proc/self/status") as file:
-        (line,) = (line for line in file if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
 def config_of(size: str, world_size: int, overrides: list[str]) -> RunConfig:
     width, depth, heads, micro = SIZES[size]
     config = RunConfig(
@@ -74,6 +68,7 @@ def main(size: str, overrides: list[str]) -> dict[str, float]:
     # keeps freed memory for its next step instead.
     ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**16)
     from ssl_vit.training.engine import start_process_group
+    from ssl_vit.training.measures import peak_memory
 
     torch.set_num_threads(1)
     processes = read_processes()
@@ -93,7 +88,8 @@ def main(size: str, overrides: list[str]) -> dict[str, float]:
     train(config_of("first", processes.world_size, overrides), processes)
     before = resident()
     train(config, processes)
-    return {"measured": peak() - before, "expected": expected.total, **asdict(expected)}
+    measured = peak_memory(torch.device("cpu")) - before
+    return {"measured": measured, "expected": expected.total, **asdict(expected)}
 
 
 def train(config: RunConfig, processes: Processes) -> None:

@@ -4,9 +4,6 @@ legs with other stages and numbers of processes between them, against a plain to
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_vit.distributed import local_group
+from tests.command_line import ENVIRONMENT, run_group
 from tests.training import engine_worker as worker
 
+ROOT = Path(__file__).parents[2]
 STAGES = (0, 1, 2, 3)
 Result = dict[str, list[Any]]
 
@@ -74,20 +72,11 @@ def norm_of(tensors: Iterable[Any]) -> float:
 
 
 def run_legs(out: Path, world_size: int, *legs: str) -> list[Result]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, worker.__file__, str(out), *legs],
-            env=environment | place,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for place in local_group(world_size)
-    ]
-    words = [rank.communicate(timeout=240)[0] for rank in ranks]
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(words)
-    assert not any(word.strip() for word in words), f"library noise: {words}"
+    words = ("-m", "tests.training.engine_worker", out, *legs)
+    ranks = run_group([words] * world_size, cwd=ROOT)
+    said = [rank.stdout + rank.stderr for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
+    assert not any(words.strip() for words in said), f"library noise: {said}"
     return json.loads(out.read_text())
 
 
@@ -187,12 +176,12 @@ def test_float16_with_loss_scaling_follows_float32_at_every_zero_stage(
 def test_a_loss_scale_that_is_too_high_is_halved_until_it_fits_and_is_kept_on_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("FIRST_LOSS_SCALE", str(2.0**22))
+    monkeypatch.setitem(ENVIRONMENT, "FIRST_LOSS_SCALE", str(2.0**22))
     half = "precision=float16"
     legs = [f"{stage}:0:4:-:{tmp_path / str(stage)}:{half}" for stage in STAGES]
     out = tmp_path / "results.json"
     whole = run_legs(out, 1, *legs)
-    monkeypatch.delenv("FIRST_LOSS_SCALE")
+    monkeypatch.delitem(ENVIRONMENT, "FIRST_LOSS_SCALE")
     later = run_legs(out, 1, *(f"{3 - s}:4:6:{tmp_path / str(s)}:-:{half}" for s in STAGES))
     for found, after in zip(whole, later, strict=True):
         skipped = found["applied"].index(True)

@@ -3,17 +3,14 @@
 This file is also the program of a rank: `python -m tests.training.test_gloo`.
 """
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from ssl_vit.distributed import local_group
 from ssl_vit.training.gloo import gather_by_broadcasts
+from tests.command_line import run_group
 
 ROOT, WORLD = Path(__file__).parents[2], 3
 SIZES = (1, 7, 20_000)  # of a rank's part
@@ -39,18 +36,8 @@ def check_rank() -> None:
 
 
 def test_it_gives_what_torchs_own_gives():
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.test_gloo"],
-            env=os.environ | place,
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for place in local_group(WORLD)
-    ]
-    words = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert all(rank.returncode == 0 for rank in ranks), words
+    ranks = run_group([("-m", "tests.training.test_gloo")] * WORLD, cwd=ROOT)
+    assert all(rank.returncode == 0 for rank in ranks), [rank.stderr for rank in ranks]
 
 
 if __name__ == "__main__":

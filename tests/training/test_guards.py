@@ -14,22 +14,14 @@ from typing import Any
 import pytest
 
 from ssl_vit.data.sources import open_shards
-from tests.command_line import ENVIRONMENT, SMOKE, losses, run_ranks, ssl_vit
+from tests.command_line import SMOKE, losses, python, run_ranks, ssl_vit
 
 ROOT = Path(__file__).parents[2]
 WHOLE = "engine.micro_batch_size=8"  # one forward pass an update
 
 
 def poisoned(updates: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.training.test_guards", updates, *map(str, words), WHOLE],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        check=False,
-        timeout=300,
-    )
+    return python("-m", "tests.training.test_guards", updates, *words, WHOLE, cwd=ROOT)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

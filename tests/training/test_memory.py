@@ -1,8 +1,6 @@
 """What `ssl-vit plan` says of memory, against processes that train."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from ssl_vit.models.cost import Arithmetic, Cost
 from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.memory import largest_micro_batch, memory_of
-from tests.command_line import ENVIRONMENT
+from tests.command_line import python
 
 ROOT = Path(__file__).parents[2]
 CPU = Arithmetic("float32", "cpu")
@@ -34,15 +32,8 @@ COST = Cost(trained=1000, frozen=500, kept_bytes=40.0, checkpointed_bytes=4.0, r
 def test_the_plans_figure_is_within_15_percent_of_what_a_process_takes(
     size: str, words: tuple[str, ...]
 ):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.training.memory_worker", size, *words],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        check=False,
-        timeout=240,
-    )
+    worker = ("-W", "ignore", "-m", "tests.training.memory_worker")
+    done = python(*worker, size, *words, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["expected"] == pytest.approx(found["measured"], rel=0.15), found

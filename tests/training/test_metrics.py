@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.metrics import MetricsLog
 from ssl_vit.training.update import GroupNorms, Seconds, StepResult
-from tests.command_line import SMOKE, ssl_vit, torchrun
+from tests.command_line import SMOKE, python, ssl_vit, torchrun
 from tests.training.engine_worker import plan_for
 
 TRAIN = {"loss", "grad_norm", "learning_rate", "weight_decay"}
@@ -116,7 +116,6 @@ def test_nothing_is_lost_between_two_lines(tmp_path: Path):
         peak_memory_bytes=2**30,
         samples="0" * 16,
         bad=(),
-        batch=None,
     )
     slow = replace(result, step_seconds=4.0, norms={"decayed": GroupNorms(1.0, 2.0, 3.0)})
     plan = plan_for(1, EngineConfig())
@@ -130,3 +129,13 @@ def test_nothing_is_lost_between_two_lines(tmp_path: Path):
     # Nor are the norms that were measured between; speeds are those of all three updates.
     assert [line.get("weight_norm/decayed") for line in lines] == [2.0, None]
     assert [line["images_per_second"] for line in lines] == [4.0, 8.0]
+
+
+def test_the_peak_is_this_processs_and_not_that_of_the_one_that_started_it():
+    code = "import torch; from ssl_vit.training.measures import peak_memory as peak; "
+    code += "print(peak(torch.device('cpu')))"
+    large = bytearray(2**30)
+    large[::4096] = b"x" * (2**30 // 4096)  # touched, so that it is there
+    found = python("-c", code)
+    assert 2**26 < int(found.stdout) < 2**30
+    assert len(large) == 2**30
