@@ -6,6 +6,7 @@ moment.
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -64,6 +65,32 @@ def root() -> None:
     """Pre-train Vision Transformers on your own images, without labels."""
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Read a command line as `ssl-vit` would, without running it.
+
+    Args:
+        words: What follows `ssl-vit`.
+
+    Raises:
+        UserError: It has an unknown command or option, or lacks one.
+    """
+    command: Any = typer.main.get_command(app)
+    name, rest, context = "ssl-vit", list(words), None
+    try:
+        context = command.make_context(name, [*rest], parent=context)
+        while isinstance(command, TyperGroup):
+            name, command, rest = command.resolve_command(context, rest)
+            context = command.make_context(name, [*rest], parent=context)
+    except _UsageError as error:
+        raise _usage_mistake(error) from None
+
+
+def _usage_mistake(error: Any) -> UserError:
+    problem = " ".join(error.format_message().split())
+    command = error.ctx.command_path if error.ctx else "ssl-vit"
+    return UserError(problem, f"{command} --help  says what there is")
+
+
 def main() -> None:
     """Run the command line; a user's mistake is two lines and exit code 2, never a traceback."""
     try:
@@ -72,9 +99,8 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
             sys.exit(2)
-        problem = " ".join(error.format_message().split())
-        command = error.ctx.command_path if error.ctx else "ssl-vit"
-        print(f"error: {problem}\nfix:   {command} --help  says what there is", file=sys.stderr)
+        mistake = _usage_mistake(error)
+        print(f"error: {mistake.problem}\nfix:   {mistake.remedy}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         # Every process of a machine finds the same mistake; one of them says it.

@@ -204,7 +204,7 @@ def _unknown_paths(
             yield f"{prefix}{key}", list(kind.model_fields)
         elif isinstance(value, dict) and (inner := _config_of(field)):
             yield from _unknown_paths(inner, value, f"{prefix}{key}.")
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and get_origin(field.annotation) is not dict:
             yield f"{prefix}{key}.{next(iter(value), '')}", [f"({key} is a value, not a section)"]
 
 

@@ -83,7 +83,7 @@ def record_start(file: Path, data: dict[str, Any], world_size: int, start_step: 
             "host": platform.node(),
             "python": platform.python_version(),
             "versions": {"ssl-vit": ssl_vit.__version__, **_versions()},
-            **_commit(),
+            **commit_of(Path(__file__).parent),
         }
     )
     with replacing(file) as partial:
@@ -109,15 +109,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> dict[str, Any]:
-    """Commit and whether files differ from it; empty where the code is not in a git checkout."""
-    here = Path(__file__).parent
+def commit_of(folder: Path) -> dict[str, Any]:
+    """Commit and whether files differ from it; empty where the folder is in no git checkout."""
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
         ).stdout.strip()
         status = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return {}

@@ -83,11 +83,6 @@ class Forecast:
         images = self.plan.total_steps * self.config.data.global_batch_size
         return images / self.images_per_second / 3600
 
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Of one resumable checkpoint, all ranks together: weights and two moments."""
-        return FLOAT32 * (3 * self.cost.trained + self.cost.frozen)
-
 
 def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> Forecast:
     """Work it out.
@@ -277,17 +272,42 @@ def print_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images
     return forecast.fits
 
 
-def _describe_disk(forecast: Forecast) -> str:
-    config, steps = forecast.config, forecast.plan.total_steps
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run leaves on disk, all ranks together."""
+
+    checkpoint: int
+    """Of one resumable checkpoint: weights and two moments."""
+    num_checkpoints: int
+    export: int
+    num_exports: int
+
+    @property
+    def total(self) -> int:
+        """At the end."""
+        return self.num_checkpoints * self.checkpoint + self.num_exports * self.export
+
+
+def disk_of(config: RunConfig, total_steps: int) -> Disk:
+    """What a run leaves on disk."""
+    cost = objective_cost(config.objective, config.backbone, Arithmetic("float32", "cpu"))
     kept, every = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
     if every:
-        kept += steps // every
-    exports = -(-steps // config.export.every_steps)
-    checkpoint, export = forecast.checkpoint_bytes, FLOAT32 * forecast.backbone_parameters
-    total = kept * checkpoint + exports * export
+        kept += total_steps // every
+    return Disk(
+        checkpoint=FLOAT32 * (3 * cost.trained + cost.frozen),
+        num_checkpoints=kept,
+        export=FLOAT32 * backbone_parameters(config.backbone),
+        num_exports=-(-total_steps // config.export.every_steps),
+    )
+
+
+def _describe_disk(forecast: Forecast) -> str:
+    disk = disk_of(forecast.config, forecast.plan.total_steps)
+    checkpoint, export = format_bytes(disk.checkpoint), format_bytes(disk.export)
     return (
-        f"{format_bytes(total)} at the end: {kept} checkpoints of {format_bytes(checkpoint)}, "
-        f"{exports} exports of {format_bytes(export)}"
+        f"{format_bytes(disk.total)} at the end: {disk.num_checkpoints} checkpoints of "
+        f"{checkpoint}, {disk.num_exports} exports of {export}"
     )
 
 

@@ -127,8 +127,12 @@ def start(prepared: Prepared, profile: bool = False) -> int:
     set_library_environment(prepared.plan.device)
     with Preemption(processes.is_first) as preemption:  # from here on a signal is not lost
         complete = _train(prepared, preemption, profile)
-    if processes.is_first:
-        say_end(folder, complete)
+        if processes.is_first:
+            say_end(folder, complete)
+        if not complete:
+            # Last, when every rank has left the process group: now the scheduler may requeue, and
+            # end us.
+            preemption.hand_back()
     return 0 if complete else EXIT_SAVED
 
 

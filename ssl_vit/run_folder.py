@@ -2,10 +2,12 @@
 reused by mistake.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 from pathlib import Path
+from typing import IO
 
 from ssl_vit.config import differences, read_yaml, to_yaml, validate
 from ssl_vit.errors import UserError
@@ -32,7 +34,7 @@ class RunFolder:
         self.exports = self.root / "exports"
         self.panels = self.root / "panels"
         self.evals = self.root / "evals"
-        self.slurm = self.root / "slurm"
+        self.jobs = self.root / "jobs"
         self.profile = self.root / "profile"
 
     def read_config(self) -> RunConfig:
@@ -52,6 +54,13 @@ class RunFolder:
             return plan["micro_batch_found_for"], plan["micro_batch_size"]
         except (OSError, ValueError, KeyError):
             return "", 0
+
+    def total_steps(self) -> int:
+        """Updates of the whole run; 0 before its first start."""
+        try:
+            return int(json.loads(self.plan.read_text())["total_steps"])
+        except (OSError, ValueError, KeyError):
+            return 0
 
     def check(self, config: RunConfig) -> dict[str, str]:
         """Refuse a folder that belongs to something else; return what a resumed run changes.
@@ -95,10 +104,22 @@ class RunFolder:
             raise UserError(
                 f"cannot write into {self.root}: {error.strerror}", "choose another --run folder"
             ) from None
+        self._take(self._lock)
+
+    def refuse_locked(self) -> None:
+        """Refuse a folder that a process of this machine is training in.
+
+        Raises:
+            UserError: One is.
+        """
+        with contextlib.suppress(OSError), (self.root / _LOCK).open("r+") as file:
+            self._take(file)  # and closing lets go of it
+
+    def _take(self, file: IO[str]) -> None:
         try:
             # lockf, not flock: a data worker inherits an flock, and outlives a killed run by
             # seconds.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(
                 f"another process is training in {self.root}", "wait for it, or stop it"

@@ -194,6 +194,12 @@ QUICK = (
     "ssl_vit_data_prep.pack",
     "ssl_vit_data_prep.reshard",
     "ssl_vit_eval.inputs",
+    "ssl_vit_launch.listing",
+    "ssl_vit_launch.local",
+    "ssl_vit_launch.logs",
+    "ssl_vit_launch.submit",
+    "ssl_vit_launch.sweep",
+    "ssl_vit_launch.waiting",
 )
 
 LARGEST_FILE = 350

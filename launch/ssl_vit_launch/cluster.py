@@ -1,15 +1,41 @@
 """Where a run goes, never what it is."""
 
+import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+import yaml
+from pydantic import Field, model_validator
 
-from ssl_vit.config import Config, read_yaml, validate
+from ssl_vit.config import Config, validate
+from ssl_vit.errors import UserError
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class ContainerConfig(Config):
+    """A container that every process of a job runs in; ssl-vit is installed in it."""
+
+    image: str = ""
+    """An image file or name; empty: no container."""
+
+    runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    """`apptainer` is a program of that name on the nodes; `pyxis` is NVIDIA's plugin for srun."""
+
+    mounts: tuple[str, ...] = ()
+    """Folders to see inside, each as `/outside:/inside` or `/same`. Shards and runs belong here."""
+
+    arguments: tuple[str, ...] = ()
+    """More words for `apptainer exec`, or for srun with pyxis."""
+
+    python: str = "python"
+    """The interpreter inside."""
 
 
 class ClusterConfig(Config):
-    """A cluster profile, kept in a YAML file of its own."""
+    """A cluster profile, kept in a YAML file of its own; launch/clusters has examples."""
 
     scheduler: Literal["slurm", "local"] = "slurm"
     """`local` runs the same job on this machine, without SLURM."""
@@ -19,6 +45,15 @@ class ClusterConfig(Config):
 
     account: str = ""
     """SLURM account; empty: the user's default."""
+
+    qos: str = ""
+    """SLURM quality of service; empty: the user's default."""
+
+    constraint: str = ""
+    """Features that nodes must have, such as `a100|h100`; empty: any node."""
+
+    exclude: str = ""
+    """Nodes not to use, such as `gpu[007,012]`; empty: none."""
 
     processes_per_node: int = Field(default=1, ge=1)
     """One for every GPU."""
@@ -35,8 +70,80 @@ class ClusterConfig(Config):
     timeout_minutes: int = Field(default=1440, ge=1)
     """Time limit of one job; a run that needs longer is requeued and resumes."""
 
-    warn_seconds: int = Field(default=120, ge=1)
+    warn_seconds: int = Field(default=120, ge=1, le=65535)
     """How long before the time limit SLURM asks the run to save."""
+
+    max_crashes: int = Field(default=3, ge=1)
+    """Crashes in a row, without a new checkpoint between them, after which a run is left to fail; 1
+    never starts one again. Preemptions, time limits and failed nodes do not count.
+    """
+
+    modules: tuple[str, ...] = ()
+    """Modules to load (`module load …`) before the run starts."""
+
+    setup: tuple[str, ...] = ()
+    """Lines of bash before the run starts, on the first node; what they export reaches all."""
+
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of every process."""
+
+    network_interface: str = ""
+    """Interface through which processes meet, such as `ib0`; empty: NCCL's and gloo's own choice.
+    """
+
+    local_cache: str = ""
+    """Folder on each node's own disk where shards from elsewhere are kept, such as
+    `$SLURM_TMPDIR/shards`; variables are expanded on the node. Empty: `engine.cache_folder`.
+    """
+
+    container: ContainerConfig = ContainerConfig()
+
+    srun: tuple[str, ...] = ()
+    """More words for srun, such as `--cpu-bind=none`."""
+
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+    """More options of sbatch by their long names, such as `mail-type: FAIL`; `true` for one without
+    a value.
+    """
+
+    @model_validator(mode="after")
+    def _names_are_names(self) -> Self:
+        wrong = [name for name in self.environment if not _VARIABLE.fullmatch(name)]
+        if wrong:
+            raise ValueError(
+                f"environment.{wrong[0]} is no name of a variable; use letters, digits and _"
+            )
+        return self
+
+    def exports(self) -> Mapping[str, str]:
+        """Environment variables that a job's processes begin with."""
+        network = self.network_interface
+        # NCCL takes a name for a prefix; gloo wants it whole. Both know a list with commas.
+        interfaces = {"GLOO_SOCKET_IFNAME": network, "NCCL_SOCKET_IFNAME": network}
+        return {**(interfaces if network else {}), **self.environment}
+
+    def setup_lines(self) -> list[str]:
+        """Bash, before the processes start."""
+        modules = [f"module load {shlex.quote(module)}" for module in self.modules]
+        exports = [f"export {name}={shlex.quote(text)}" for name, text in self.exports().items()]
+        return [*modules, *self.setup, *exports]
+
+    def srun_words(self) -> list[str]:
+        """What stands between srun and Python: its options, and a container."""
+        words, box = list(self.srun), self.container
+        if not box.image:
+            return words
+        # submitit's words begin with the interpreter of this machine; the container has its own.
+        inside = ["sh", "-c", f'shift; exec {shlex.quote(box.python)} "$@"', "sh"]
+        match box.runtime:
+            case "pyxis":
+                mounts = [f"--container-mounts={','.join(box.mounts)}"] if box.mounts else []
+                return [*words, f"--container-image={box.image}", *mounts, *box.arguments, *inside]
+            case "apptainer":
+                binds = [word for mount in box.mounts for word in ("--bind", mount)]
+                gpus = ["--nv"] if self.gpus_per_node else []
+                run = ["apptainer", "exec", *gpus, *binds, *box.arguments, box.image]
+                return [*words, *run, *inside]
 
 
 def read_cluster(name: str) -> ClusterConfig:
@@ -47,4 +154,18 @@ def read_cluster(name: str) -> ClusterConfig:
     """
     if name == "local":
         return ClusterConfig(scheduler="local")
-    return validate(ClusterConfig, read_yaml(Path(name)), name)
+    file = Path(name)
+    if not file.is_file():
+        raise UserError(
+            f"no cluster profile at {name}", "write one (launch/clusters has examples), or local"
+        )
+    try:
+        # Not through OmegaConf: `${NAME}` in a line of bash is bash's.
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{name} is no readable YAML: {' '.join(str(error).split())}", "mend it"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name} holds no YAML mapping", "a profile is a mapping: partition: gpu")
+    return validate(ClusterConfig, values, name)

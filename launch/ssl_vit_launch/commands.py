@@ -1,21 +1,54 @@
 """`ssl-vit launch`: the same run as a job. Nothing slow is imported at the top."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ssl_vit_launch.submit import Request
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Run pre-training as a SLURM job, or as a job on this machine.",
+    help="Run pre-training as SLURM jobs, or as a job on this machine.",
 )
+
+RunArgument = Annotated[Path, typer.Argument(help="A run folder that was submitted.")]
+ClusterOption = Annotated[
+    str, typer.Option("--cluster", help="A cluster profile (YAML), or the word local.")
+]
+NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Machines.")]
+MinNodesOption = Annotated[
+    int | None,
+    typer.Option("--min-nodes", min=1, help="Fewer will do when nodes fail [as --nodes]."),
+]
+SmokeOption = Annotated[bool, typer.Option("--smoke", help="Shrink the recipe.")]
+ProfileOption = Annotated[
+    bool, typer.Option("--profile", help="Record a few updates: RUN/profile.")
+]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the batch script and the plan; queue nothing.")
+]
+SnapshotOption = Annotated[
+    bool,
+    typer.Option("--from-snapshot", help="Run the copy of the code that is taken when queueing."),
+]
+ThenOption = Annotated[
+    list[str] | None,
+    typer.Option("--then", help="An evaluation for the end: 'eval knn --train S --test S'."),
+]
+AtExportsOption = Annotated[
+    bool, typer.Option("--at-exports", help="Make those of every export, as it appears.")
+]
 
 
 @app.callback()
 def root() -> None:
-    """Run pre-training as a SLURM job, or as a job on this machine."""
+    """Run pre-training as SLURM jobs, or as a job on this machine."""
 
 
 @app.command()
@@ -23,23 +56,165 @@ def submit(
     recipe: Annotated[str, typer.Argument(help="A recipe or a config.yaml.")],
     run: Annotated[Path, typer.Option("--run", help="Run folder, on a shared file system.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings as path=value.")] = None,
-    cluster: Annotated[
-        str, typer.Option("--cluster", help="A cluster profile (YAML), or the word local.")
-    ] = "local",
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines.")] = 1,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Shrink the recipe.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")] = False,
+    cluster: ClusterOption = "local",
+    nodes: NodesOption = 1,
+    min_nodes: MinNodesOption = None,
+    smoke: SmokeOption = False,
+    profile: ProfileOption = False,
+    from_snapshot: SnapshotOption = False,
+    then: ThenOption = None,
+    at_exports: AtExportsOption = False,
+    dry_run: DryRunOption = False,
+    wait: WaitOption = False,
 ) -> None:
     """Queue a run; it saves when the scheduler asks, and resumes by itself."""
     from ssl_vit_launch.cluster import read_cluster
-    from ssl_vit_launch.submit import submit as submit_run
+    from ssl_vit_launch.submit import Request
 
-    job = submit_run(recipe, run, overrides or [], smoke, read_cluster(cluster), nodes)
-    typer.echo(f"job {job.job_id}: {run}")
-    typer.echo(f"logs: {job.paths.folder}")
+    request = Request(
+        recipe=recipe,
+        run=run.absolute(),
+        overrides=tuple(overrides or ()),
+        is_smoke=smoke,
+        cluster=read_cluster(cluster),
+        nodes=nodes,
+        min_nodes=min_nodes or nodes,
+        profile=profile,
+        from_snapshot=from_snapshot,
+        then=tuple(then or ()),
+        at_exports=at_exports,
+    )
+    _submit(request, dry_run, wait)
+
+
+@app.command()
+def resubmit(
+    run: RunArgument,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings that may change, as path=value.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Another cluster profile, or local.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=1, help="Machines [as before].")
+    ] = None,
+    min_nodes: MinNodesOption = None,
+    from_snapshot: Annotated[
+        bool, typer.Option("--from-snapshot", help="Run the code as it was when last queued.")
+    ] = False,
+    dry_run: DryRunOption = False,
+    wait: WaitOption = False,
+) -> None:
+    """Queue a run again that has ended; it goes on from its newest checkpoint."""
+    from dataclasses import replace
+
+    from ssl_vit_launch.cluster import read_cluster
+    from ssl_vit_launch.submit import again
+
+    request = again(run.absolute(), nodes, min_nodes, from_snapshot)
+    if cluster is not None:
+        request = replace(request, cluster=read_cluster(cluster))
+    _submit(replace(request, overrides=tuple(overrides or ())), dry_run, wait)
+
+
+def _submit(request: "Request", dry_run: bool, wait: bool) -> None:
+    from ssl_vit_launch import submit
+
+    if dry_run:
+        lines, text = submit.dry_run(request)
+        typer.echo("\n".join(lines), err=True)
+        if text:
+            typer.echo(text)
+        return
+    submission = submit.submit(request)
+    typer.echo(f"job {submission.job}: {submission.run}")
+    typer.echo(f"status: ssl-vit launch status {shlex.quote(submission.run)}")
+    typer.echo(f"logs:   ssl-vit launch logs {shlex.quote(submission.run)} --follow")
     if wait:
-        job.wait()
-        if job.exception() is not None:
-            typer.echo(job.stderr() or "the job failed without a word", err=True)
-            raise SystemExit(1)
-        typer.echo("done")
+        from ssl_vit_launch.status import describe, read_status
+        from ssl_vit_launch.waiting import wait as wait_for
+
+        complete = wait_for([submission])
+        typer.echo("\n".join(describe(read_status(request.run))))
+        raise typer.Exit(0 if complete else 1)
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A recipe or a config.yaml.")],
+    run: Annotated[Path, typer.Option("--run", help="Folder for the runs, one folder each.")],
+    overrides: Annotated[list[str], typer.Argument(help="Settings as path=value,value.")],
+    cluster: ClusterOption = "local",
+    nodes: NodesOption = 1,
+    smoke: SmokeOption = False,
+    from_snapshot: SnapshotOption = False,
+    then: ThenOption = None,
+    wait: WaitOption = False,
+) -> None:
+    """Queue a run for every combination of settings, as a job array."""
+    from ssl_vit_launch.cluster import read_cluster
+    from ssl_vit_launch.listing import print_table
+    from ssl_vit_launch.submit import Request
+    from ssl_vit_launch.sweep import submit_sweep
+    from ssl_vit_launch.waiting import wait as wait_for
+
+    request = Request(
+        recipe=recipe,
+        run=run.absolute(),
+        overrides=tuple(overrides),
+        is_smoke=smoke,
+        cluster=read_cluster(cluster),
+        nodes=nodes,
+        min_nodes=nodes,
+        from_snapshot=from_snapshot,
+        then=tuple(then or ()),
+    )
+    submissions = submit_sweep(request)
+    for each in submissions:
+        typer.echo(f"job {each.job}: {each.run}")
+    if not wait:
+        typer.echo(f"table: ssl-vit launch list {shlex.quote(str(run))}")
+        return
+    complete = wait_for(submissions)
+    print_table(request.run)
+    raise typer.Exit(0 if complete else 1)
+
+
+@app.command()
+def status(run: RunArgument) -> None:
+    """How far a run is, how fast, why it was restarted, and its last error."""
+    from ssl_vit_launch.status import describe, read_status
+
+    typer.echo("\n".join(describe(read_status(run.absolute()))))
+
+
+@app.command()
+def logs(
+    run: RunArgument,
+    rank: Annotated[int, typer.Option("--rank", help="Which process's.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job is over.")] = False,
+) -> None:
+    """What a process of a run wrote, through all its starts."""
+    from ssl_vit_launch.logs import show_log
+
+    show_log(run.absolute(), rank, follow)
+
+
+@app.command()
+def cancel(run: RunArgument) -> None:
+    """End a run's job; it saves if there is time, and can be submitted again."""
+    from ssl_vit_launch.schedulers import cancel as cancel_run
+
+    submission = cancel_run(run.absolute())
+    typer.echo(f"job {submission.job} is being ended: {submission.run}")
+
+
+@app.command("list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="Folder that run folders lie in.")],
+) -> None:
+    """All runs in a folder, one line each."""
+    from ssl_vit_launch.listing import print_table
+
+    print_table(folder.absolute())

@@ -1,20 +1,33 @@
 """What runs inside a job. Its payload is the run folder's path; everything else is read from there.
 
 submitit's own answer to a signal is to requeue at once, from the first process, in the middle of a
-step. The loop's `Preemption` stands before it, saves on all processes, and only then calls it; the
-others leave without a result, because a result would tell submitit that the job is done.
+step. The loop's `Preemption` stands before it: all processes save, and then the first one hands the
+signal back. The others leave without a result, because a result would tell submitit that the job
+is done; so does a process that fails, which may be an echo of a failed node.
 """
 
 import os
-import time
+import signal
+import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from ssl_vit.distributed import Processes, leave, read_processes
+from ssl_vit.errors import UserError
+from ssl_vit.run_folder import RunFolder
+from ssl_vit.training.checkpoint import newest_checkpoint, step_of
+from ssl_vit.training.preemption import EXIT_SAVED
+from ssl_vit_launch.evaluations import ExportWatch
+from ssl_vit_launch.submission import Submission, history_of, newest_submission
 
 if TYPE_CHECKING:
     import submitit
 
-_WAIT_FOR_REQUEUE_SECONDS = 20
+_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -27,31 +40,177 @@ class PretrainJob:
 
     run: str
 
-    def __call__(self) -> int:
-        """Join the other processes of the job and train; returns 0 when the run is complete."""
+    def __call__(self) -> NoReturn:
+        """Join the other processes of the job and train; ends the process."""
         import submitit
 
         environment = submitit.JobEnvironment()
-        submitit.helpers.TorchDistributedEnvironment().export(
-            set_cuda_visible_devices=False, overwrite=True
-        )
-        if environment.num_nodes == 1:
-            # A laptop's own name need not resolve.
-            os.environ["MASTER_ADDR"] = "127.0.0.1"
-        from ssl_vit.pretrain import prepare, start
-
-        run = Path(self.run)
-        code = start(prepare(str(run / "config.yaml"), run, [], is_smoke=False))
-        if code:
-            # Where a task's bad exit ends the job, leaving now would kill the first one's requeue.
-            time.sleep(0 if environment.global_rank == 0 else _WAIT_FOR_REQUEUE_SECONDS)
-            # SystemExit is no Exception: submitit writes no result, and the requeued job is
-            # awaited.
-            raise SystemExit(code)
-        return code
+        join(Path(self.run), environment)
+        run_process(Path(self.run), environment.job_id, " ".join(environment.hostnames))
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
         """What submitit queues again after a signal: the same folder, resumed."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+def join(run: Path, environment: "submitit.JobEnvironment") -> None:
+    """Set what a process group asks for, from SLURM's variables; processes that are one too many
+    end here.
+    """
+    import submitit
+
+    from ssl_vit_launch.slurm import address_of
+
+    submitit.helpers.TorchDistributedEnvironment().export(
+        set_cuda_visible_devices=False, overwrite=True
+    )
+    nodes, names = environment.num_nodes, environment.hostnames
+    # A single machine's own name need not resolve.
+    os.environ["MASTER_ADDR"] = "127.0.0.1" if nodes == 1 else address_of(names[0])
+    per_node = environment.num_tasks // nodes
+    taken = usable_nodes(nodes, per_node, _see(run).read_config().data.lanes)
+    if environment.global_rank >= taken * per_node:
+        print(f"data.lanes divides over {taken} nodes and not over {nodes}: not needed here")
+        leave(0)
+    os.environ["WORLD_SIZE"] = str(taken * per_node)
+    # submitit would tell of each; it comes with every signal of SLURM's, and means nothing.
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
+
+
+def usable_nodes(nodes: int, per_node: int, lanes: int) -> int:
+    """The most of the nodes whose processes divide the lanes; all where none do.
+
+    Args:
+        nodes: That the job was given; fewer than asked for where some have failed.
+        per_node: Processes of each.
+        lanes: ``data.lanes``.
+    """
+    counts = range(nodes, 0, -1)
+    return next((count for count in counts if lanes % (count * per_node) == 0), nodes)
+
+
+def _see(run: Path) -> RunFolder:
+    """The run folder, if this node sees it."""
+    folder = RunFolder(run)
+    if not folder.config.is_file():
+        node = os.uname().nodename
+        _refuse(
+            UserError(
+                f"node {node} does not see {run}: it is not on a file system that the nodes share",
+                "choose a --run folder on one",
+            )
+        )
+    return folder
+
+
+def run_process(run: Path, job: str, nodes: str) -> NoReturn:
+    """Train as one process of a job, note what happens to it, and end.
+
+    Args:
+        run: The run folder.
+        job: The scheduler's id of the job.
+        nodes: Names of the machines.
+    """
+    processes, history = read_processes(), history_of(run)
+    submission = newest_submission(run)
+    assert submission is not None, f"{run} holds no submission"
+    watch = None
+    try:
+        _note_signals(run, job, processes.is_first)
+        if processes.is_first:
+            _begin(run, submission, job, nodes)
+            if submission.at_exports and submission.cluster.scheduler == "slurm":
+                watch = ExportWatch(submission)
+                watch.start()
+        _train(run, submission, job, processes)
+    except UserError as error:
+        if processes.local_rank == 0:
+            history.add("refused", job, rank=processes.rank, text=error.problem)
+            submission.refusal.write_text(f"{error.problem}\n{error.remedy}\n")
+        _refuse(error)
+    except Exception as error:
+        traceback.print_exc()
+        line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        history.add("failed", job, rank=processes.rank, text=line[:500])
+        leave(1)
+    if watch is not None:
+        watch.finish()
+    if processes.is_first:
+        history.add("completed", job, step=newest_step(run))
+    leave(0)
+
+
+def _begin(run: Path, submission: Submission, job: str, nodes: str) -> None:
+    """Note the start, and whether there was progress since the one before."""
+    history, step = history_of(run), newest_step(run)
+    earlier = [event for event in history.read() if event.kind == "started"]
+    if not earlier or step > earlier[-1].step:
+        submission.crash_count.unlink(missing_ok=True)
+    submission.refusal.unlink(missing_ok=True)
+    history.add("started", job, step=step, nodes=len(nodes.split()), text=nodes)
+    if earlier:
+        print(f"job {job}: start number {len(earlier) + 1}, from update {step:,}", flush=True)
+
+
+def newest_step(run: Path) -> int:
+    """Updates in the newest checkpoint; 0 where there is none."""
+    newest = newest_checkpoint(RunFolder(run).checkpoints)
+    return 0 if newest is None else step_of(newest)
+
+
+def _note_signals(run: Path, job: str, is_first: bool) -> None:
+    """Stand between the loop, which has saved when it calls, and submitit's handlers; and answer
+    signals that come before the loop.
+    """
+
+    heard: list[int] = []
+
+    def noting(before: object) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            if heard:
+                return  # a job that is being requeued is sent a SIGTERM too
+            heard.append(number)
+            if not is_first:
+                leave(0)
+            name = signal.Signals(number).name
+            history_of(run).add("stopped", job, step=newest_step(run), text=name)
+            if callable(before):
+                before(number, frame)  # submitit requeues and ends the process
+            leave(EXIT_SAVED)
+
+        return handle
+
+    for number in _SIGNALS:
+        signal.signal(number, noting(signal.getsignal(number)))
+
+
+def _train(run: Path, submission: Submission, job: str, processes: Processes) -> None:
+    """Returns when the run is complete; ends the process when it was asked to stop."""
+    from ssl_vit.machine import find_machine
+    from ssl_vit.pretrain import prepare, start
+
+    cluster = submission.cluster
+    if cluster.local_cache:
+        os.environ["SSL_VIT_CACHE"] = os.path.expandvars(cluster.local_cache)
+    prepared = prepare(str(run / "config.yaml"), run, [], is_smoke=False)
+    if cluster.gpus_per_node and prepared.config.engine.device == "auto":
+        # `auto` would take the CPU here and wait for ever for ranks on GPUs.
+        find_machine("cuda", processes)
+    if start(prepared, submission.profile):
+        if not processes.is_first:
+            # No bad exit: srun would end the first process, which may be asking for the requeue.
+            leave(0)
+        # Asked through another process only; nobody has noted it yet.
+        history_of(run).add("stopped", job, step=newest_step(run), text="a signal")
+        leave(EXIT_SAVED)
+
+
+def _refuse(error: UserError) -> NoReturn:
+    print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
+    leave(2)
+
+
+if __name__ == "__main__":  # as ssl_vit_launch.local starts it: RUN JOB
+    run_process(Path(sys.argv[1]), sys.argv[2], os.uname().nodename)

@@ -148,7 +148,6 @@ class Trainer:
             if too_bad:
                 raise self.bad_samples.error(step + 1)
             if stop and not is_last:
-                self.preemption.hand_back()  # from here on the scheduler may requeue
                 return False
         return True
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssl_vit.recipes import RECIPES
 from tests.command_line import losses, ssl_vit
+from tests.launch import test_batch
 from tests.synthetic import write_shards
 from tests.training import test_deepspeed_config
 
@@ -33,6 +34,8 @@ def main() -> int:
     text = json.dumps(test_deepspeed_config.written(), indent=1)
     test_deepspeed_config.GOLDEN.write_text(text + "\n")
     print(f"wrote {test_deepspeed_config.GOLDEN}")
+    test_batch.GOLDEN.write_text(test_batch.written())
+    print(f"wrote {test_batch.GOLDEN}")
     return 0
 
 

@@ -1,67 +1,113 @@
-"""The launcher: a job on this machine through submitit, and what it refuses before queueing."""
+"""What is checked before queueing, what is written, and what is left where it fails."""
 
 import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from ssl_vit.errors import UserError
-from ssl_vit_launch.cluster import ClusterConfig, read_cluster
-from ssl_vit_launch.submit import executor_parameters, submit
-from tests.command_line import losses, ssl_vit
+from ssl_vit_launch import checks
+from ssl_vit_launch.checks import file_system
+from ssl_vit_launch.cluster import ClusterConfig
+from ssl_vit_launch.submission import newest_submission
+from ssl_vit_launch.submit import Request, submit
+from tests.command_line import ssl_vit
 from tests.synthetic import write_shards
 
-
-def test_a_local_job_with_two_processes_trains_to_the_end(tmp_path: Path):
-    shards = write_shards(tmp_path / "data")
-    profile = tmp_path / "here.yaml"
-    profile.write_text("scheduler: local\nprocesses_per_node: 2\n")
-    run = tmp_path / "a run"
-    done = ssl_vit(
-        *("launch", "submit", "mae_vits16", "--smoke", "--run", run, "--cluster", profile),
-        *("--wait", f"data.shards={shards}", "schedule.length=4", "schedule.warmup=1"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert [step for step, _, _ in losses(run)] == [1, 2, 3, 4]
-    assert (run / "exports" / "step_00000004" / "backbone.json").is_file()
+SHORT = ("schedule.length=4", "schedule.warmup=1")
 
 
-def test_a_slurm_profile_becomes_submitits_parameters():
-    cluster = ClusterConfig(
-        partition="gpu", processes_per_node=4, gpus_per_node=4, cpus_per_process=12
-    )
-    assert executor_parameters(cluster, nodes=2, name="run") == {
-        "name": "run",
-        "nodes": 2,
-        "tasks_per_node": 4,
-        "cpus_per_task": 12,
-        "timeout_min": 1440,
-        "gpus_per_node": 4,
-        "slurm_signal_delay_s": 120,
-        "slurm_additional_parameters": {"requeue": True},
-        "slurm_partition": "gpu",
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def request_for(run: Path, shards: Path, **facts: object) -> Request:
+    values: dict[str, object] = {
+        "recipe": "mae_vits16",
+        "run": run,
+        "overrides": (f"data.shards={shards}", *SHORT),
+        "is_smoke": True,
+        "cluster": ClusterConfig(scheduler="local"),
+        "nodes": 1,
+        "min_nodes": 1,
     }
+    return Request(**(values | facts))  # type: ignore[arg-type]
 
 
 def test_no_slurm_here_is_said_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="no sbatch"):
-        submit("mae_vits16", tmp_path / "run", [], True, ClusterConfig(), nodes=1)
+        submit(request_for(tmp_path / "run", shards, cluster=ClusterConfig()))
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_that_do_not_divide_the_lanes_are_refused_before_queueing(tmp_path: Path):
-    shards = write_shards(tmp_path / "data")
-    cluster = ClusterConfig(scheduler="local", processes_per_node=3)
-    with pytest.raises(UserError, match="3 processes do not divide"):
-        submit("mae_vits16", tmp_path / "run", [f"data.shards={shards}"], True, cluster, nodes=1)
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"nodes": 3, "min_nodes": 3}, "3 processes do not divide"),
+        ({"nodes": 2, "min_nodes": 4}, "--min-nodes 4 is more than --nodes 2"),
+        ({"overrides": ("data.shards=/nowhere",)}, "/nowhere"),
+        ({"then": ("eval lin --train a",)}, "No such command 'lin'"),
+        ({"then": ("eval knn --train a",)}, "Missing option '--test'"),
+        ({"then": ("rm -rf /",)}, "is no evaluation"),
+    ],
+)
+def test_a_mistake_is_refused_and_nothing_left_behind(
+    tmp_path: Path, shards: Path, facts: dict[str, object], said: str
+):
+    with pytest.raises(UserError, match=said):
+        submit(request_for(tmp_path / "runs" / "run", shards, **facts))
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_setting_in_a_profile_is_named(tmp_path: Path):
+def test_a_disk_too_small_is_refused(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage(1000))
+    with pytest.raises(UserError, match=r"has 1e\+03 B free|has 1 kB free"):
+        submit(request_for(tmp_path / "run", shards))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_handing_over_fails_everything_is_as_it_was(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(waiting: object) -> list[str]:
+        raise UserError("the scheduler is down", "wait")
+
+    monkeypatch.setattr("ssl_vit_launch.submit.start_local", fail)
+    with pytest.raises(UserError, match="is down"):
+        submit(request_for(tmp_path / "runs" / "run", shards))
+    assert list(tmp_path.iterdir()) == []
+    # A run that was there before keeps its config, and gets no submission.
+    done = ssl_vit("pretrain", "mae_vits16", "--smoke", "--run", tmp_path / "old", *SHORT,
+                   f"data.shards={shards}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before = (tmp_path / "old" / "config.yaml").read_text()
+    overrides = (f"data.shards={shards}", *SHORT, "engine.zero_stage=2")
+    with pytest.raises(UserError, match="is down"):
+        submit(request_for(tmp_path / "old", shards, overrides=overrides))
+    assert (tmp_path / "old" / "config.yaml").read_text() == before
+    assert newest_submission(tmp_path / "old") is None
+
+
+def test_a_dry_run_prints_the_script_and_the_plan_and_writes_nothing(tmp_path: Path, shards: Path):
     profile = tmp_path / "my.yaml"
-    profile.write_text("partiton: gpu\n")
-    with pytest.raises(UserError, match="partition"):
-        read_cluster(str(profile))
+    profile.write_text("partition: gpu\nprocesses_per_node: 2\ngpus_per_node: 2\n")
+    done = ssl_vit(
+        *("launch", "submit", "mae_vits16", "--smoke", "--run", tmp_path / "run", "--dry-run"),
+        *("--cluster", profile, "--nodes", "2", f"data.shards={shards}"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --partition=gpu\n" in done.stdout
+    assert "srun --unbuffered" in done.stdout
+    assert "2 nodes × 2 processes, ZeRO-1, 1 × 2 images a process" in done.stderr
+    assert "disk: " in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_file_system_of_a_path_is_known():
+    assert file_system(Path("/proc")) == "proc"

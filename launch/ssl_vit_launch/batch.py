@@ -1,0 +1,190 @@
+"""The batch script of a job: submitit's, with what comes before and after its srun."""
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssl_vit.errors import UserError
+from ssl_vit.training.preemption import EXIT_SAVED
+from ssl_vit_launch.cluster import ClusterConfig
+from ssl_vit_launch.submission import Submission
+
+# Of submitit, which otherwise gives up after so many time limits: a run has as many as it needs.
+_MANY = 1_000_000
+
+
+def batch_parameters(submission: Submission) -> dict[str, Any]:
+    """submitit's parameters (of its `SlurmExecutor`) for a training job."""
+    cluster, nodes, least = submission.cluster, submission.nodes, submission.min_nodes
+    per_node, cpus = cluster.processes_per_node, cluster.cpus_per_process
+    if least == nodes:
+        layout = {"ntasks_per_node": per_node, "cpus_per_task": cpus}
+    else:
+        # Told of tasks, sbatch would count those of the least nodes, and never give more. So to it
+        # a node is one task, and srun makes the processes.
+        layout = {"cpus_per_task": per_node * cpus}
+    # The first because a process that dies would leave the others waiting for it; the last because
+    # since SLURM 22.05 srun does not take over what sbatch was told of cores.
+    words = ["--kill-on-bad-exit=1", f"--ntasks-per-node={per_node}", f"--cpus-per-task={cpus}"]
+    more: dict[str, Any] = {"requeue": True}
+    if least != nodes:
+        more["nodes"] = f"{least}-{nodes}"
+    return {
+        **_resources(cluster, Path(submission.run).name, more),
+        **layout,
+        "nodes": nodes,
+        "signal_delay_s": cluster.warn_seconds,
+        "setup": setup_lines(submission),
+        "teardown": teardown_lines(submission),
+        "srun_args": [*words, *cluster.srun_words()],
+    }
+
+
+def evaluation_parameters(submission: Submission, dependency: str) -> dict[str, Any]:
+    """submitit's parameters for a job of one process that begins after another one.
+
+    Args:
+        dependency: SLURM's words, such as `afterok:12`; empty: at once.
+    """
+    cluster, share = submission.cluster, submission.cluster.processes_per_node
+    one = cluster.model_copy(
+        update={
+            "gpus_per_node": min(1, cluster.gpus_per_node),
+            "memory_gb": -(-cluster.memory_gb // share),
+        }
+    )
+    # Without this a job whose training failed would wait for ever.
+    more: dict[str, Any] = {"kill-on-invalid-dep": "yes"} if dependency else {}
+    return {
+        **_resources(one, f"{Path(submission.run).name} eval", more),
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": cluster.cpus_per_process,
+        "setup": setup_lines(submission),
+        "srun_args": [f"--cpus-per-task={cluster.cpus_per_process}", *cluster.srun_words()],
+        **({"dependency": dependency} if dependency else {}),
+    }
+
+
+def _resources(cluster: ClusterConfig, name: str, more: dict[str, Any]) -> dict[str, Any]:
+    wanted: dict[str, Any] = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "gpus_per_node": cluster.gpus_per_node,
+        "mem": f"{cluster.memory_gb}GB" if cluster.memory_gb else "",
+    }
+    return {
+        "job_name": name,
+        "time": cluster.timeout_minutes,
+        "stderr_to_stdout": True,
+        "wckey": None,  # submitit's own would be refused where keys are enforced
+        "additional_parameters": {**more, **cluster.sbatch},
+        **{name: value for name, value in wanted.items() if value},
+    }
+
+
+def setup_lines(submission: Submission) -> list[str]:
+    """Bash before srun."""
+    lines = submission.cluster.setup_lines()
+    if submission.code:
+        lines.append(
+            f"export PYTHONPATH={shlex.quote(submission.code)}${{PYTHONPATH:+:$PYTHONPATH}}"
+        )
+    return lines
+
+
+def teardown_lines(submission: Submission) -> list[str]:
+    """Bash after srun: a crash puts the job back into the queue, a few times."""
+    logs, most = shlex.quote(submission.logs), submission.cluster.max_crashes
+    return [
+        "code=$?",
+        f"logs={logs}",
+        "index=${SLURM_ARRAY_TASK_ID:-0}",
+        "# Complete; a mistake that another start would repeat; ended by SLURM, who knows why:",
+        '[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code',
+        'scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING || exit $code',
+        f"# {EXIT_SAVED}: asked to stop by a signal to a process, and saved. Else it is a crash.",
+        f"if [ $code -ne {EXIT_SAVED} ]; then",
+        '  echo "$code $(date +%s)" >> "$logs/all_crashes_$index"',
+        '  echo "$code" >> "$logs/crashes_$index"',
+        "fi",
+        '[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")',
+        f'[ "${{crashes:-0}}" -ge {most} ] || scontrol requeue "$SLURM_JOB_ID"',
+        "exit $code",
+    ]
+
+
+def batch_text(submission: Submission) -> str:
+    """The whole script, as it would be given to sbatch; needs no SLURM here."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    python = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
+    return _make_sbatch_string(
+        command=f"{python} {shlex.quote(submission.logs)}",
+        folder=submission.logs,
+        **batch_parameters(submission),
+    )
+
+
+def queue_jobs(
+    logs: Path, parameters: dict[str, Any], payloads: Sequence[Callable[[], None]]
+) -> list[str]:
+    """Give payloads to SLURM: one as a job, several as an array; returns their ids.
+
+    Args:
+        logs: Folder of batch script and logs.
+        parameters: submitit's.
+        payloads: What the jobs call; pickled.
+
+    Raises:
+        UserError: sbatch refuses; in its own words.
+    """
+    import submitit
+
+    executor = submitit.SlurmExecutor(str(logs), max_num_timeout=_MANY)
+    executor.update_parameters(**parameters)
+    with (
+        _passing_on_refusals(),
+        _outside_of_jobs(),
+        executor.batch(allow_implicit_submissions=False),
+    ):
+        jobs = [executor.submit(payload) for payload in payloads]
+    return [job.job_id for job in jobs]
+
+
+@contextlib.contextmanager
+def _passing_on_refusals() -> Iterator[None]:
+    from submitit.core.utils import FailedJobError
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit shows it too
+            yield
+    except FailedJobError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        said = [line.split("error: ", 1)[1] for line in lines if "sbatch: error:" in line]
+        raise UserError(
+            f"sbatch refused: {'; '.join(said) or ' '.join(lines)}",
+            "change the cluster profile, or ask your administrators",
+        ) from None
+
+
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide the variables of a job that this process may be part of, which sbatch would pass on."""
+    import submitit
+
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    where = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    with submitit.helpers.clean_env():
+        os.environ.update(where)  # which is no job's
+        yield

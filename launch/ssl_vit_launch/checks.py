@@ -1,0 +1,164 @@
+"""What is checked before a job is queued, beyond what `ssl-vit pretrain` would check by itself.
+
+A mistake that is found here costs a second; one that is found in the job costs the wait for it.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ssl_vit.distributed import Processes
+from ssl_vit.environment import PACKAGES
+from ssl_vit.errors import UserError
+from ssl_vit.forecast import disk_of
+from ssl_vit.pretrain import Prepared, prepare
+from ssl_vit.quantities import format_bytes
+from ssl_vit_launch.cluster import ClusterConfig
+from ssl_vit_launch.slurm import Partition, find_partition
+
+# File systems that other machines cannot see.
+_PRIVATE = ("tmpfs", "ramfs", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay")
+
+
+def check_run(
+    recipe: str,
+    run: Path,
+    overrides: Sequence[str],
+    is_smoke: bool,
+    cluster: ClusterConfig,
+    nodes: tuple[int, int],
+) -> Prepared:
+    """Config, shards, index, divisibility, the run folder, free space and versions.
+
+    Args:
+        recipe, run, overrides, is_smoke: As for ``pretrain.prepare``.
+        cluster: Where it will run.
+        nodes: Machines asked for, and with how many it may start again.
+
+    Raises:
+        UserError: Whatever `ssl-vit pretrain` would refuse on that many processes; a missing
+            package; a disk too small for the run's checkpoints and exports.
+    """
+    per_node = cluster.processes_per_node
+    if nodes[1] > nodes[0]:
+        raise UserError(
+            f"--min-nodes {nodes[1]} is more than --nodes {nodes[0]}", "give at most --nodes"
+        )
+    # The least first: its mistakes are those of all but the division over more processes.
+    for count in (nodes[1], nodes[0]):
+        everyone = Processes(world_size=count * per_node, local_world_size=per_node)
+        prepared = prepare(recipe, run, overrides, is_smoke, everyone)
+    check_versions()
+    _check_space(prepared)
+    return prepared
+
+
+def check_versions() -> None:
+    """Refuse to queue what would find no training library.
+
+    Raises:
+        UserError: A package is not installed; names it.
+    """
+    for package in PACKAGES:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            raise UserError(
+                f"{package} is not installed beside this ssl-vit", f"pip install {package}"
+            ) from None
+
+
+def _check_space(prepared: Prepared) -> None:
+    root = prepared.folder.root
+    disk = disk_of(prepared.config, prepared.plan.total_steps)
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    # While a checkpoint is written, it and the ones it replaces are there.
+    needed = disk.total + disk.checkpoint - _used(root)
+    if needed > free:
+        raise UserError(
+            f"{existing} has {format_bytes(free)} free; the run's checkpoints and exports need "
+            f"{format_bytes(needed)}",
+            "make room, use another --run folder, or keep fewer (checkpoint.keep_last=1, "
+            "export.every_steps=N)",
+        )
+
+
+def _used(run: Path) -> int:
+    """Bytes of checkpoints and exports that are there already."""
+    files = (file for part in ("checkpoints", "exports") for file in (run / part).rglob("*"))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def check_partition(cluster: ClusterConfig, nodes: int) -> Partition:
+    """What the cluster allows.
+
+    Raises:
+        UserError: No such partition; it is closed; more nodes, GPUs, cores, memory or time than it
+            has.
+    """
+    found = find_partition(cluster.partition)
+    title = f"partition {found.name}"
+    if found.state != "UP":
+        raise UserError(f"{title} is {found.state}", "wait, or use another")
+    cpus = cluster.processes_per_node * cluster.cpus_per_process
+    # What is asked, what there is (0: no limit is known), in whose words, what to change.
+    limits = [
+        (nodes, found.total_nodes, "nodes", "give fewer --nodes"),
+        (nodes, found.max_nodes, "nodes a job", "give fewer --nodes"),
+        (
+            cluster.timeout_minutes,
+            found.max_minutes,
+            "minutes a job",
+            f"timeout_minutes: {found.max_minutes} (a run that needs longer is requeued)",
+        ),
+        (cpus, found.most_cpus, "cores a node", "lower processes_per_node or cpus_per_process"),
+        (
+            cluster.memory_gb * 1024,
+            found.most_memory_mb,
+            "MB of memory a node",
+            "lower memory_gb",
+        ),
+    ]
+    for asked, most, what, remedy in limits:
+        if most and asked > most:
+            raise UserError(f"{asked:,} {what}, and {title} has {most:,}", remedy)
+    # Here nothing means none.
+    if found.most_cpus and cluster.gpus_per_node > found.most_gpus:
+        raise UserError(
+            f"{cluster.gpus_per_node} GPUs a node, and {title} has {found.most_gpus}",
+            f"gpus_per_node: at most {found.most_gpus}, or another partition",
+        )
+    return found
+
+
+def sharing_note(run: Path) -> str:
+    """What to say where the nodes may not see the run folder; empty where nothing speaks for
+    that.
+    """
+    existing = next(path for path in (run, *run.parents) if path.exists())
+    kind = file_system(existing)
+    if kind not in _PRIVATE:
+        return ""
+    return (
+        f"note: {run} lies on this machine's own disk ({kind}); a node that does not see it will "
+        "say so and stop"
+    )
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that holds a path, such as `nfs4`; empty where nothing says."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    place = os.path.realpath(path)
+    best = ("", "")
+    for _, mounted, kind, *_ in mounts:
+        mounted = mounted.replace("\\040", " ")
+        inside = mounted == "/" or place == mounted or place.startswith(mounted + "/")
+        if inside and len(mounted) >= len(best[0]):
+            best = (mounted, kind)
+    return best[1]

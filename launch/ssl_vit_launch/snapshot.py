@@ -1,0 +1,69 @@
+"""The code that a run is made with, kept beside it: what was committed, what was not, and a copy
+that can run.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import ssl_vit
+from ssl_vit.environment import commit_of
+from ssl_vit.errors import UserError
+
+_PACKAGES = ("ssl_vit", "ssl_vit_launch", "ssl_vit_data_prep", "ssl_vit_eval")
+
+
+def take_snapshot(folder: Path) -> None:
+    """Write `folder`: the four packages as they are now, `commit.txt`, and `diff.patch` where files
+    differ from the commit.
+
+    Args:
+        folder: Replaced if it is there.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, source in find_packages().items():
+        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    found = commit_of(Path(ssl_vit.__file__).parent)
+    if not found:
+        (folder / "commit.txt").write_text(f"no git checkout; ssl-vit {ssl_vit.__version__}\n")
+        return
+    (folder / "commit.txt").write_text(f"{found['commit']}\n")
+    if found["dirty"]:
+        (folder / "diff.patch").write_bytes(_difference(Path(ssl_vit.__file__).parent))
+
+
+def find_packages() -> dict[str, Path]:
+    """Where each of the four packages lies."""
+    import importlib.util
+
+    found = {}
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise UserError(f"{name} is not installed", "pip install ssl-vit")
+        found[name] = Path(spec.origin).parent
+    return found
+
+
+def _difference(checkout: Path) -> bytes:
+    """Everything that is not in the commit, files that git does not know yet included."""
+    git = ("git", "-C", str(checkout))
+    root = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, check=True)
+    git = ("git", "-C", root.stdout.decode().strip())
+    tracked = subprocess.run([*git, "diff", "HEAD", "--binary"], capture_output=True, check=True)
+    new = subprocess.run(
+        [*git, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py", "*.toml"],
+        capture_output=True,
+        check=True,
+    )
+    parts = [tracked.stdout]
+    for name in filter(None, new.stdout.split(b"\0")):
+        # Exit code 1 says that the two differ.
+        added = subprocess.run(
+            [*git, "diff", "--no-index", "--binary", "/dev/null", name.decode()],
+            capture_output=True,
+            check=False,
+        )
+        parts.append(added.stdout)
+    return b"".join(parts)

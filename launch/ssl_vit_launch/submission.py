@@ -1,0 +1,133 @@
+"""What was asked of a scheduler: `jobs/001/submission.json` in a run folder, and beside it the
+batch script and the logs.
+
+A new submission has a folder of its own, because job ids begin at 1 again where a cluster was set
+up anew.
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from ssl_vit.config import Config, to_plain, validate
+from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
+from ssl_vit.run_folder import RunFolder
+from ssl_vit_launch.cluster import ClusterConfig
+from ssl_vit_launch.history import Event, History, read_crashes
+
+_FILE = "submission.json"
+
+
+class Submission(Config):
+    """One job, or one of an array."""
+
+    run: str
+    """Its run folder."""
+
+    logs: str
+    """Folder of batch script and logs; an array's is the sweep's."""
+
+    cluster: ClusterConfig
+
+    nodes: int = Field(ge=1)
+    """Machines asked for."""
+
+    min_nodes: int = Field(ge=1)
+    """With how many it may start again where others have failed."""
+
+    profile: bool = False
+    """Whether the first process records a few updates."""
+
+    code: str = ""
+    """Folder of the snapshot that it runs; empty: whatever is installed when it starts."""
+
+    then: tuple[str, ...] = ()
+    """Evaluations for the end of the run."""
+
+    at_exports: bool = False
+    """Whether they are made of every export."""
+
+    time: float = 0.0
+    """When it was queued, in seconds since 1970."""
+
+    job: str = ""
+    """The scheduler's id; `12_3` in an array; empty while it is being queued."""
+
+    @property
+    def index(self) -> int:
+        """Its place in an array; 0 outside of one."""
+        return int(self.job.partition("_")[2] or 0)
+
+    def log(self, rank: int) -> Path:
+        """Everything that a process wrote, in all its starts."""
+        return Path(self.logs) / f"{self.job}_{rank}_log.out"
+
+    @property
+    def crash_count(self) -> Path:
+        """A line for each crash since there was progress; batch scripts count them."""
+        return Path(self.logs) / f"crashes_{self.index}"
+
+    @property
+    def crash_record(self) -> Path:
+        """A line for each crash."""
+        return Path(self.logs) / f"all_crashes_{self.index}"
+
+    @property
+    def refusal(self) -> Path:
+        """There while the newest start ended with a mistake that another would repeat."""
+        return Path(self.logs) / f"refused_{self.index}"
+
+
+def new_folder(jobs: Path) -> Path:
+    """The folder for the next submission; not created."""
+    numbers = [int(path.name) for path in jobs.glob("[0-9]*") if path.name.isdigit()]
+    return jobs / f"{max(numbers, default=0) + 1:03d}"
+
+
+def write_submission(folder: Path, submission: Submission) -> None:
+    """Write it, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / _FILE) as partial:
+        partial.write_text(json.dumps(to_plain(submission), indent=1, ensure_ascii=False) + "\n")
+
+
+def submissions_of(run: Path) -> list[Submission]:
+    """All of a run folder, oldest first.
+
+    Raises:
+        UserError: One cannot be read; names its file.
+    """
+    files = [file for file in RunFolder(run).jobs.glob(f"[0-9]*/{_FILE}")]
+    return [_read(file) for file in sorted(files, key=lambda file: int(file.parent.name))]
+
+
+def newest_submission(run: Path) -> Submission | None:
+    """The last one of a run folder; None where it was never given to a scheduler."""
+    found = submissions_of(run)
+    return found[-1] if found else None
+
+
+def history_of(run: Path) -> History:
+    """The history of a run folder."""
+    return History(RunFolder(run).jobs / "history.jsonl")
+
+
+def events_of(run: Path) -> list[Event]:
+    """All that is known to have happened to a run, oldest first."""
+    crashes = [
+        event
+        for submission in submissions_of(run)
+        for event in read_crashes(submission.crash_record, submission.job)
+    ]
+    return history_of(run).read(crashes)
+
+
+def _read(file: Path) -> Submission:
+    try:
+        return validate(Submission, json.loads(file.read_text()), str(file))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read {file}: {error}", "move that folder away") from None

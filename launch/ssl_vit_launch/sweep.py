@@ -1,0 +1,81 @@
+"""One recipe with many settings: a job array, a run folder for each, one table at the end."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ssl_vit.errors import UserError
+from ssl_vit_launch.submission import Submission
+from ssl_vit_launch.submit import Request, check, queue
+
+_MOST = 1_000  # of an array; SLURM's usual limit
+
+
+def split_values(text: str) -> list[str]:
+    """`0.6,0.75` → its parts; commas inside brackets and quotes do not part."""
+    parts, depth, quote, start = [], 0, "", 0
+    for place, sign in enumerate(text):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        elif sign in "[{(":
+            depth += 1
+        elif sign in ")}]":
+            depth -= 1
+        elif sign == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
+    return [*parts, text[start:]]
+
+
+def combinations(words: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """For each run of a sweep: all its `path=value` words, and those in which runs differ.
+
+    Raises:
+        UserError: A word without `=`; nothing differs; too many runs.
+    """
+    choices = []
+    for word in words:
+        path, equals, values = word.partition("=")
+        if not equals:
+            raise UserError(f"'{word}' is not of the form path=value,value", "write  seed=0,1,2")
+        choices.append([f"{path}={value}" for value in split_values(values)])
+    varied = [len(choice) > 1 for choice in choices]
+    if not any(varied):
+        raise UserError(
+            "nothing differs in this sweep", "give several values:  optimizer.clip_norm=0,1,3"
+        )
+    runs = [(run, tuple(itertools.compress(run, varied))) for run in itertools.product(*choices)]
+    if len(runs) > _MOST:
+        raise UserError(f"{len(runs):,} runs are too many for one sweep", f"at most {_MOST:,}")
+    return runs
+
+
+def name_of(words: Sequence[str]) -> str:
+    """A run's folder, from the words in which it differs: `mask_ratio=0.6,seed=1`."""
+    short = [
+        f"{word.partition('=')[0].rpartition('.')[2]}={word.partition('=')[2]}" for word in words
+    ]
+    return re.sub(r"[^A-Za-z0-9_.,=+-]", "_", ",".join(short))
+
+
+def submit_sweep(request: Request) -> list[Submission]:
+    """Queue all runs of a sweep.
+
+    Args:
+        request: ``run`` is the folder of all runs; ``overrides`` may hold several values each.
+
+    Raises:
+        UserError: As ``submit``, for any of the runs; two would have the same folder.
+    """
+    found = combinations(request.overrides)
+    names = [name_of(varied) for _, varied in found]
+    if len(set(names)) < len(names):  # the last words of two paths are the same
+        names = [re.sub(r"[^A-Za-z0-9_.,=+-]", "_", ",".join(varied)) for _, varied in found]
+    prepared = [
+        check(replace(request, run=request.run / name, overrides=words))
+        for name, (words, _) in zip(names, found, strict=True)
+    ]
+    return queue(prepared, request, request.run)

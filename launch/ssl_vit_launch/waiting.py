@@ -1,0 +1,50 @@
+"""Waiting for jobs to be over, with a line now and then."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssl_vit.progress import PLAIN_EVERY_SECONDS
+from ssl_vit_launch.schedulers import find
+from ssl_vit_launch.status import read_status
+from ssl_vit_launch.submission import Submission
+
+_LOOK_SECONDS = 0.5
+
+
+def wait(submissions: Sequence[Submission]) -> bool:
+    """Return when all are over; whether all runs are complete. Ctrl-C leaves the jobs running."""
+    said = time.monotonic()
+    pending = list(submissions)
+    try:
+        while pending:
+            states = {each.job: find(each) for each in pending}
+            pending = [
+                each
+                for each in pending
+                if (state := states[each.job]) is not None and not state.is_over
+            ]
+            if pending and time.monotonic() - said > PLAIN_EVERY_SECONDS:
+                said = time.monotonic()
+                print(_line(submissions, pending), file=sys.stderr, flush=True)
+            if pending:
+                time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:
+        first = submissions[0]
+        print(
+            f"\nthe job goes on; ssl-vit launch cancel {first.run}  ends it",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    return all(read_status(Path(each.run)).is_complete for each in submissions)
+
+
+def _line(everyone: Sequence[Submission], pending: Sequence[Submission]) -> str:
+    status = read_status(Path(pending[0].run))
+    step = status.progress.step if status.progress else 0
+    more = f"{len(everyone) - len(pending)} of {len(everyone)} runs are over; "
+    return (
+        f"{more if len(everyone) > 1 else ''}{pending[0].run}: {status.state}, update {step:,} of "
+        f"{status.total_steps:,}"
+    )

@@ -1,0 +1,56 @@
+"""What a run's history says of its restarts."""
+
+from pathlib import Path
+
+from ssl_vit_launch.history import Event, History, read_crashes, restarts, why_ended
+
+
+def test_what_is_added_is_read_in_order_and_a_cut_line_is_left_out(tmp_path: Path):
+    history = History(tmp_path / "history.jsonl")
+    history.add("submitted", "7", nodes=2)
+    history.add("started", "7", step=3, text="n1 n2")
+    with history.file.open("a") as file:
+        file.write('{"kind": "stop')
+    found = history.read()
+    assert [event.kind for event in found] == ["submitted", "started"]
+    assert (found[1].step, found[1].text) == (3, "n1 n2")
+
+
+def test_every_start_but_the_first_says_why():
+    def event(kind: str, time: float, **facts: object) -> Event:
+        return Event(kind, "7", time, **facts)  # type: ignore[arg-type]
+
+    events = [
+        event("started", 1),
+        event("stopped", 2, step=10, text="SIGUSR2"),
+        event("stopped", 3, step=10, text="SIGTERM"),
+        event("started", 4, step=10),
+        event("started", 5, step=16),
+        event("failed", 6, rank=0, text="RuntimeError: gloo: Connection closed by peer"),
+        event("failed", 7, rank=3, text="ValueError: no such thing"),
+        event("crashed", 8, code=1),
+        event("started", 9, step=20),
+        event("failed", 10, rank=0, text="RuntimeError: Connection reset by peer"),
+        event("crashed", 11, code=137),
+        event("started", 12, step=24),
+    ]
+    found = restarts(events)
+    assert [each.step for each in found] == [10, 16, 20, 24]
+    assert [each.why for each in found] == [
+        "asked to stop (SIGUSR2), saved at update 10",
+        "ended without a word: a failed node, or a kill",
+        "crashed: rank 3: ValueError: no such thing",
+        "crashed: a process was killed (SIGKILL: by hand, or out of memory)",
+    ]
+
+
+def test_a_survivors_error_is_not_the_reason():
+    echo = Event("failed", "7", 1.0, rank=0, text="RuntimeError: Connection closed by peer")
+    assert why_ended([echo]) == "ended without a word: a failed node, or a kill"
+
+
+def test_a_batch_scripts_notes_are_crashes(tmp_path: Path):
+    notes = tmp_path / "all_crashes_0"
+    notes.write_text("137 1700000000\nnonsense\n1 1700000100\n")
+    assert [(each.code, each.job) for each in read_crashes(notes, "7")] == [(137, "7"), (1, "7")]
+    assert read_crashes(tmp_path / "none", "7") == []

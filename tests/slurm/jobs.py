@@ -1,0 +1,129 @@
+"""A run as a job of a test: submitted by the command line, watched from outside."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ssl_vit_launch.history import Event
+from ssl_vit_launch.submission import events_of, newest_submission
+from tests.command_line import ENVIRONMENT, PATIENCE, losses
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.processes import wait_until
+
+HERE = Path(__file__).parent
+LENGTH = 60
+# Fault, updates made again, seconds until training went on: printed at the end of the session.
+TABLE: list[tuple[str, int, float]] = []
+SETTINGS = ("schedule.warmup=4", "checkpoint.every_steps=8", "export.every_steps=1000")
+
+
+def launch(cluster: SlurmCluster, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `ssl-vit launch …` as a user of the cluster."""
+    return subprocess.run(
+        [sys.executable, "-m", "ssl_vit", "launch", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, **cluster.environment},
+        check=False,
+        timeout=PATIENCE,
+    )
+
+
+def write_profile(folder: Path, faults: Mapping[str, object] | None = None, **changes: Any) -> Path:
+    """The test cluster's profile with other values, and with faults in its processes."""
+    profile = yaml.safe_load((HERE / "cluster.yaml").read_text()) | changes
+    if faults is not None:
+        named = {f"SSL_VIT_TEST_{name.upper()}": str(value) for name, value in faults.items()}
+        profile["environment"] = {"PYTHONPATH": str(HERE / "faults"), **named}
+    file = folder / "my cluster.yaml"
+    file.write_text(yaml.safe_dump(profile))
+    return file
+
+
+class Job:
+    """A smoke run of ``LENGTH`` updates in the folder ``run``."""
+
+    def __init__(self, cluster: SlurmCluster, run: Path) -> None:
+        self.cluster, self.run = cluster, run
+
+    def submit(self, profile: Path, shards: Path, *words: str | Path, nodes: int = 2) -> None:
+        """Queue it."""
+        options = ("--smoke", "--run", self.run, "--cluster", profile, "--nodes", str(nodes))
+        settings = (*SETTINGS, f"schedule.length={LENGTH}", f"data.shards={shards}")
+        done = launch(self.cluster, "submit", "mae_vits16", *options, *settings, *words)
+        assert done.returncode == 0, done.stderr
+
+    @property
+    def id(self) -> str:
+        submission = newest_submission(self.run)
+        assert submission is not None
+        return submission.job
+
+    def events(self, kind: str) -> list[Event]:
+        return [event for event in events_of(self.run) if event.kind == kind]
+
+    def wait_for_update(self, step: int) -> None:
+        """Until it has made so many."""
+
+        def made() -> bool:
+            found = losses(self.run)
+            return bool(found) and found[-1][0] >= step
+
+        wait_until(f"{self.run.name} has made {step} updates", made, PATIENCE)
+
+    def wait_for_end(self, seconds: float = PATIENCE) -> None:
+        """Until it is complete."""
+        wait_until(f"{self.run.name} is complete", lambda: bool(self.events("completed")), seconds)
+
+    def state(self) -> str:
+        """Slurm's word."""
+        shown = self.cluster.run("scontrol", "show", "job", self.id).stdout
+        return next((word[9:] for word in shown.split() if word.startswith("JobState=")), "unknown")
+
+    def wait_for_state(self, *states: str, seconds: float = PATIENCE) -> None:
+        wait_until(f"job {self.id} is {states}", lambda: self.state() in states, seconds)
+
+    def status(self) -> str:
+        done = launch(self.cluster, "status", self.run)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def check_same(self, unbroken: Path) -> None:
+        """Every update once, with the losses and samples of the run that nothing disturbed."""
+        mine, theirs = losses(self.run), losses(unbroken)
+        assert [step for step, _, _ in mine] == list(range(1, LENGTH + 1))
+        assert [digest for _, _, digest in mine] == [digest for _, _, digest in theirs]
+        assert [loss for _, loss, _ in mine] == pytest.approx(
+            [loss for _, loss, _ in theirs], abs=2e-5
+        )
+
+    def suffer(self, fault: str, act: Callable[[], object], seconds: float = PATIENCE) -> None:
+        """Let something happen to it in the middle, and wait until it is complete all the same.
+
+        Args:
+            fault: Its name in the table of docs/reliability.md.
+            act: Does it.
+            seconds: After which the run is taken for one that does not come back.
+        """
+        self.wait_for_update(20)
+        starts = len(self.events("started"))
+        began = time.time()
+        act()
+        made = losses(self.run)[-1][0]
+        wait_until(
+            f"{self.run.name} starts again",
+            lambda: len(self.events("started")) > starts,
+            seconds,
+        )
+        self.wait_for_end(seconds)
+        step = self.events("started")[starts].step
+        lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
+        again = next(line["time"] for line in lines if line["step"] == step + 1)
+        TABLE.append((fault, max(0, made - step), again - began))
