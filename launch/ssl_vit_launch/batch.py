@@ -122,15 +122,21 @@ def teardown_lines(submission: Submission) -> list[str]:
     ]
 
 
-def batch_text(submission: Submission) -> str:
-    """The whole script, as it would be given to sbatch; needs no SLURM here."""
+def batch_text(submission: Submission, count: int = 1) -> str:
+    """The whole script, as it would be given to sbatch; needs no SLURM here.
+
+    Args:
+        submission: Of the job, or of the first of an array.
+        count: How many jobs the array has.
+    """
     from submitit.slurm.slurm import _make_sbatch_string
 
     python = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
+    parameters = batch_parameters(submission)
+    if count > 1:
+        parameters["map_count"] = count
     return _make_sbatch_string(
-        command=f"{python} {shlex.quote(submission.logs)}",
-        folder=submission.logs,
-        **batch_parameters(submission),
+        command=f"{python} {shlex.quote(submission.logs)}", folder=submission.logs, **parameters
     )
 
 

@@ -122,10 +122,7 @@ def _submit(request: "Request", dry_run: bool, wait: bool) -> None:
     from ssl_vit_launch import submit
 
     if dry_run:
-        lines, text = submit.dry_run(request)
-        typer.echo("\n".join(lines), err=True)
-        if text:
-            typer.echo(text)
+        _show([request], request.run)
         return
     submission = submit.submit(request)
     typer.echo(f"job {submission.job}: {submission.run}")
@@ -140,6 +137,15 @@ def _submit(request: "Request", dry_run: bool, wait: bool) -> None:
         raise typer.Exit(0 if complete else 1)
 
 
+def _show(requests: "list[Request]", home: Path) -> None:
+    from ssl_vit_launch.submit import dry_run
+
+    lines, text = dry_run(requests, home)
+    typer.echo("\n".join(lines), err=True)
+    if text:
+        typer.echo(text)
+
+
 @app.command()
 def sweep(
     recipe: Annotated[str, typer.Argument(help="A recipe or a config.yaml.")],
@@ -150,13 +156,14 @@ def sweep(
     smoke: SmokeOption = False,
     from_snapshot: SnapshotOption = False,
     then: ThenOption = None,
+    dry_run: DryRunOption = False,
     wait: WaitOption = False,
 ) -> None:
     """Queue a run for every combination of settings, as a job array."""
     from ssl_vit_launch.cluster import read_cluster
     from ssl_vit_launch.listing import print_table
     from ssl_vit_launch.submit import Request
-    from ssl_vit_launch.sweep import submit_sweep
+    from ssl_vit_launch.sweep import requests_of, submit_sweep
     from ssl_vit_launch.waiting import wait as wait_for
 
     request = Request(
@@ -170,6 +177,9 @@ def sweep(
         from_snapshot=from_snapshot,
         then=tuple(then or ()),
     )
+    if dry_run:
+        _show(requests_of(request), request.run)
+        return
     submissions = submit_sweep(request)
     for each in submissions:
         typer.echo(f"job {each.job}: {each.run}")

@@ -7,6 +7,7 @@ is done; so does a process that fails, which may be an echo of a failed node.
 """
 
 import os
+import random
 import signal
 import sys
 import traceback
@@ -63,6 +64,7 @@ def join(run: Path, environment: "submitit.JobEnvironment") -> None:
 
     from ssl_vit_launch.slurm import address_of
 
+    os.environ["MASTER_PORT"] = meeting_port(environment.job_id)
     submitit.helpers.TorchDistributedEnvironment().export(
         set_cuda_visible_devices=False, overwrite=True
     )
@@ -77,6 +79,15 @@ def join(run: Path, environment: "submitit.JobEnvironment") -> None:
     os.environ["WORLD_SIZE"] = str(taken * per_node)
     # submitit would tell of each; it comes with every signal of SLURM's, and means nothing.
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
+
+
+def meeting_port(job: str) -> str:
+    """A port that all processes of a job know, another one at each of its starts: somebody else's
+    process may have had the last one.
+    """
+    # Below those that Linux gives to outgoing connections.
+    start = f"{job} {os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return str(random.Random(start).randint(15_000, 32_000))
 
 
 def usable_nodes(nodes: int, per_node: int, lanes: int) -> int:
@@ -116,6 +127,8 @@ def run_process(run: Path, job: str, nodes: str) -> NoReturn:
     processes, history = read_processes(), history_of(run)
     submission = newest_submission(run)
     assert submission is not None, f"{run} holds no submission"
+    # Who queued it writes the id a moment later, when we may have begun.
+    submission = submission.model_copy(update={"job": job})
     watch = None
     try:
         _note_signals(run, job, processes.is_first)

@@ -1,11 +1,12 @@
 """What a run's processes wrote: one file for each, through all its starts."""
 
+import math
 import sys
 import time
 from pathlib import Path
 
 from ssl_vit.errors import UserError
-from ssl_vit_launch.schedulers import find
+from ssl_vit_launch.schedulers import find, look_seconds
 from ssl_vit_launch.submission import Submission, newest_submission
 
 _LOOK_SECONDS = 0.5
@@ -38,10 +39,12 @@ def show_log(run: Path, rank: int, follow: bool) -> None:
             f"{log} is not there yet: the job has not begun",
             f"ssl-vit launch status {run},  or --follow to wait for it",
         )
-    place = 0
+    place, asked = 0, -math.inf
+    state = None
     while True:
         # Before reading: what is written between the two is read in the next turn.
-        state = find(submission) if follow else None
+        if follow and time.monotonic() - asked >= look_seconds(submission):
+            state, asked = find(submission), time.monotonic()
         place = _copy_from(log, place)
         if not follow or (state is not None and state.is_over):
             return

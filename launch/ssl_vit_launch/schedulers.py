@@ -21,6 +21,11 @@ def find(submission: Submission) -> JobState | None:
             assert_never(submission.cluster.scheduler)
 
 
+def look_seconds(submission: Submission) -> float:
+    """How often a scheduler may be asked: a cluster's has others to answer."""
+    return 5.0 if submission.cluster.scheduler == "slurm" else 0.5
+
+
 def refuse_active(run: Path) -> None:
     """Refuse a run folder that a job is in, or that is trained in without one.
 

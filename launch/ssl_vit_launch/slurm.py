@@ -97,14 +97,16 @@ def find_job(submission: Submission) -> JobState | None:
 def _from_accounting(submission: Submission) -> JobState | None:
     """Of `sacct`: the last thing that became of the job."""
     text = ask(
-        *("sacct", "-X", "-n", "-P", "-j", submission.job, "-S", f"now-{_days(submission)}days"),
-        *("-o", "State,NodeList,SubmitLine"),
+        # With duplicates: requeued jobs have several lines, and ids may be others' too.
+        *("sacct", "-X", "-D", "-n", "-P", "-j", submission.job),
+        *("-S", f"now-{_days(submission)}days", "-o", "State,NodeList,SubmitLine"),
     )
+    found = None
     for line in (text or "").splitlines():
         state, nodes, command = line.split("|", 2)
         if submission.logs in command:
-            return JobState(state.split()[0], "", "" if nodes == "None assigned" else nodes)
-    return None
+            found = JobState(state.split()[0], "", "" if nodes == "None assigned" else nodes)
+    return found
 
 
 def _days(submission: Submission) -> int:

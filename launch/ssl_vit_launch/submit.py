@@ -90,6 +90,8 @@ def _check_here(request: Request) -> Prepared:
     )
     for text in request.then:
         check_evaluation(text, request.run)
+    if request.at_exports and not request.then:
+        raise UserError("--at-exports says when, and not what", "add  --then 'eval knn …'")
     return prepared
 
 
@@ -200,29 +202,37 @@ def describe_request(prepared: Prepared, request: Request) -> list[str]:
     return [*lines, *filter(None, [sharing_note(prepared.folder.root)])]
 
 
-def dry_run(request: Request) -> tuple[list[str], str]:
+def dry_run(requests: Sequence[Request], home: Path) -> tuple[list[str], str]:
     """What would be queued, in words and as sbatch's text; the text is empty for a local job.
 
+    Args:
+        requests: Of one run, or of all runs of a sweep.
+        home: Folder of batch script and logs: the run's own, or the sweep's.
+
     Raises:
-        UserError: As :func:`submit`; where there is no SLURM, the partition is not looked at.
+        UserError: As :func:`submit`; where no SLURM answers, the partition is not looked at.
     """
-    slurm = request.cluster.scheduler == "slurm"
-    prepared, notes = _check_here(request), []
-    if slurm and answers():
-        check_partition(request.cluster, request.nodes)
-    elif slurm:
-        notes = ["note: no SLURM answers here, so what the partition allows is not known"]
-    logs = str(new_folder(prepared.folder.jobs))
+    first = requests[0]
+    prepared = [_check_here(request) for request in requests]
+    lines = describe_request(prepared[0], first)
+    if len(requests) > 1:
+        lines += [f"{len(requests)} runs:", *(f"  {request.run}" for request in requests)]
+    if first.cluster.scheduler == "local":
+        return lines, ""
+    if answers():
+        check_partition(first.cluster, first.nodes)
+    else:
+        lines.append("note: no SLURM answers here, so what the partition allows is not known")
+    logs = str(new_folder(RunFolder(home).jobs))
     submission = Submission(
-        run=str(request.run),
+        run=str(first.run if len(requests) == 1 else home),
         logs=logs,
-        cluster=request.cluster,
-        nodes=request.nodes,
-        min_nodes=request.min_nodes,
-        code=(request.code or f"{logs}/code") if request.from_snapshot else "",
+        cluster=first.cluster,
+        nodes=first.nodes,
+        min_nodes=first.min_nodes,
+        code=(first.code or f"{logs}/code") if first.from_snapshot else "",
     )
-    lines = [*describe_request(prepared, request), *notes]
-    return lines, batch_text(submission) if slurm else ""
+    return lines, batch_text(submission, len(requests))
 
 
 def again(run: Path, nodes: int | None, min_nodes: int | None, from_snapshot: bool) -> Request:

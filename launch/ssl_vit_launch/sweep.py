@@ -58,24 +58,39 @@ def name_of(words: Sequence[str]) -> str:
     short = [
         f"{word.partition('=')[0].rpartition('.')[2]}={word.partition('=')[2]}" for word in words
     ]
-    return re.sub(r"[^A-Za-z0-9_.,=+-]", "_", ",".join(short))
+    return _plain(",".join(short))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.,=+-]", "_", name)
+
+
+def requests_of(request: Request) -> list[Request]:
+    """The runs of a sweep.
+
+    Args:
+        request: ``run`` is the folder of all runs; ``overrides`` may hold several values each.
+
+    Raises:
+        UserError: As :func:`combinations`.
+    """
+    found = combinations(request.overrides)
+    names = [name_of(varied) for _, varied in found]
+    if len(set(names)) < len(names):  # the last words of two paths are the same
+        names = [_plain(",".join(varied)) for _, varied in found]
+    return [
+        replace(request, run=request.run / name, overrides=words)
+        for name, (words, _) in zip(names, found, strict=True)
+    ]
 
 
 def submit_sweep(request: Request) -> list[Submission]:
     """Queue all runs of a sweep.
 
     Args:
-        request: ``run`` is the folder of all runs; ``overrides`` may hold several values each.
+        request: As for :func:`requests_of`.
 
     Raises:
-        UserError: As ``submit``, for any of the runs; two would have the same folder.
+        UserError: As ``submit``, for any of the runs.
     """
-    found = combinations(request.overrides)
-    names = [name_of(varied) for _, varied in found]
-    if len(set(names)) < len(names):  # the last words of two paths are the same
-        names = [re.sub(r"[^A-Za-z0-9_.,=+-]", "_", ",".join(varied)) for _, varied in found]
-    prepared = [
-        check(replace(request, run=request.run / name, overrides=words))
-        for name, (words, _) in zip(names, found, strict=True)
-    ]
-    return queue(prepared, request, request.run)
+    return queue([check(each) for each in requests_of(request)], request, request.run)

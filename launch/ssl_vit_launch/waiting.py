@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_vit.progress import PLAIN_EVERY_SECONDS
-from ssl_vit_launch.schedulers import find
+from ssl_vit_launch.schedulers import find, look_seconds
 from ssl_vit_launch.status import read_status
 from ssl_vit_launch.submission import Submission
-
-_LOOK_SECONDS = 0.5
 
 
 def wait(submissions: Sequence[Submission]) -> bool:
@@ -29,7 +27,7 @@ def wait(submissions: Sequence[Submission]) -> bool:
                 said = time.monotonic()
                 print(_line(submissions, pending), file=sys.stderr, flush=True)
             if pending:
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(look_seconds(pending[0]))
     except KeyboardInterrupt:
         first = submissions[0]
         print(

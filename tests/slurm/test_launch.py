@@ -103,23 +103,29 @@ def test_a_cluster_without_accounting(shards: Path, unbroken: Path, tmp_path: Pa
 
 
 def test_job_ids_that_come_again(shards: Path, unbroken: Path, tmp_path: Path):
-    with SlurmCluster(tmp_path / "cluster", accounting=False) as cluster:
+    with SlurmCluster(tmp_path / "cluster") as cluster:
         first = Job(cluster, tmp_path / "first")
-        first.submit(write_profile(tmp_path), shards)
-        first.wait_for_end()
+        first.submit(write_profile(tmp_path, {"pause": 0.1}), shards)
+        first.wait_for_update(2)
+        assert launch(cluster, "cancel", first.run).returncode == 0
+        first.wait_for_state("CANCELLED")
         cluster.wipe()
+        # The controller has forgotten it; accounting has not.
+        assert "state     cancelled" in first.status()
         second = Job(cluster, tmp_path / "second")
         second.submit(write_profile(tmp_path, {"pause": 0.1}), shards)
         assert second.id == first.id
         second.wait_for_update(5)
         # The job of that number is another's now: the first run is over, and cannot end it.
-        assert "complete" in first.status()
-        done = launch(cluster, "cancel", first.run)
-        assert done.returncode == 2
+        assert "state     cancelled" in first.status()
+        refused_cancel = launch(cluster, "cancel", first.run)
+        assert refused_cancel.returncode == 2
+        assert "is CANCELLED" in refused_cancel.stderr
         again = launch(cluster, "resubmit", first.run)
         assert again.returncode == 0, again.stderr
-        second.wait_for_end()
-        second.check_same(unbroken)
+        for job in (first, second):
+            job.wait_for_end()
+            job.check_same(unbroken)
 
 
 def test_what_a_partition_does_not_allow_is_refused_before_queueing(
