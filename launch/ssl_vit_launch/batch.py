@@ -35,7 +35,7 @@ def batch_parameters(submission: Submission) -> dict[str, Any]:
     if least != nodes:
         more["nodes"] = f"{least}-{nodes}"
     return {
-        **_resources(cluster, Path(submission.run).name, more),
+        **_resources(cluster, submission.title, more),
         **layout,
         "nodes": nodes,
         "signal_delay_s": cluster.warn_seconds,
@@ -61,7 +61,7 @@ def evaluation_parameters(submission: Submission, dependency: str) -> dict[str, 
     # Without this a job whose training failed would wait for ever.
     more: dict[str, Any] = {"kill-on-invalid-dep": "yes"} if dependency else {}
     return {
-        **_resources(one, f"{Path(submission.run).name} eval", more),
+        **_resources(one, f"{submission.title} eval", more),
         "nodes": 1,
         "ntasks_per_node": 1,
         "cpus_per_task": cluster.cpus_per_process,

@@ -56,6 +56,11 @@ class Submission(Config):
     """The scheduler's id; `12_3` in an array; empty while it is being queued."""
 
     @property
+    def title(self) -> str:
+        """Name of the run's folder, or of the sweep's."""
+        return Path(self.logs).parents[1].name
+
+    @property
     def index(self) -> int:
         """Its place in an array; 0 outside of one."""
         return int(self.job.partition("_")[2] or 0)

@@ -225,7 +225,7 @@ def dry_run(requests: Sequence[Request], home: Path) -> tuple[list[str], str]:
         lines.append("note: no SLURM answers here, so what the partition allows is not known")
     logs = str(new_folder(RunFolder(home).jobs))
     submission = Submission(
-        run=str(first.run if len(requests) == 1 else home),
+        run=str(first.run),
         logs=logs,
         cluster=first.cluster,
         nodes=first.nodes,
