@@ -47,4 +47,4 @@ def say_end(folder: RunFolder, complete: bool) -> None:
         print(f"next: ssl-vit eval knn {folder.root} --train TRAIN_SHARDS --test TEST_SHARDS")
         print(f"      tensorboard --logdir {folder.tensorboard}")
     else:
-        print(f"stopped and saved: the same command goes on with {folder.root}")
+        print(f"stopped and saved; it goes on from here when it is started again: {folder.root}")

@@ -9,13 +9,15 @@ class UserError(ValueError):
     Args:
         problem: What was found and what was expected, naming the file, option or config path.
         remedy: What to type or change next.
+        may_pass: Whether the same command may work in a while: a job tries again.
     """
 
-    def __init__(self, problem: str, remedy: str) -> None:
+    def __init__(self, problem: str, remedy: str, may_pass: bool = False) -> None:
         super().__init__(f"{problem}; {remedy}")
         self.problem = problem
         self.remedy = remedy
+        self.may_pass = may_pass
 
-    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
-        # Exceptions are rebuilt from `args` when they cross a process boundary; ours has two.
-        return (UserError, (self.problem, self.remedy))
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, bool]]:
+        # Exceptions are rebuilt from `args` when they cross a process boundary.
+        return (UserError, (self.problem, self.remedy, self.may_pass))

@@ -57,7 +57,11 @@ def find_machine(asked: Literal["auto", "cpu", "cuda"], processes: Processes) ->
                 "bfloat16" if torch.version.hip or mine.major >= 8 else "float16",
             )
     if asked == "cuda":
-        raise UserError("engine.device=cuda, but torch sees no GPU here", "set engine.device=cpu")
+        raise UserError(
+            f"torch sees no GPU on {os.uname().nodename}, and engine.device=cuda",
+            "set engine.device=cpu; on a cluster, ask for GPUs, or exclude that node",
+            may_pass=True,  # a job may get another node
+        )
     share = _host_memory() // processes.local_world_size
     return Machine(plain.world_size, plain.cores, "cpu", share, _fast_on_cpu())
 

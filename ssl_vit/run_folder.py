@@ -44,7 +44,7 @@ class RunFolder:
             UserError: No run lives here, or its config does not validate.
         """
         if not self.config.is_file():
-            raise UserError(f"{self.root} is no run folder (it has no config.yaml)", "check --run")
+            raise UserError(f"{self.root} is no run folder (it has no config.yaml)", "check the path")
         return validate(RunConfig, read_yaml(self.config), str(self.config))
 
     def found_micro_batch(self) -> tuple[str, int]:
@@ -122,7 +122,9 @@ class RunFolder:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(
-                f"another process is training in {self.root}", "wait for it, or stop it"
+                f"another process is training in {self.root}",
+                "wait for it, or stop it",
+                may_pass=True,  # the lock of a machine that failed goes after a while
             ) from None
         except OSError:
             pass  # a file system without locks

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,9 +29,11 @@ def batch_parameters(submission: Submission) -> dict[str, Any]:
         # Told of tasks, sbatch would count those of the least nodes, and never give more. So to it
         # a node is one task, and srun makes the processes.
         layout = {"cpus_per_task": per_node * cpus}
-    # The first because a process that dies would leave the others waiting for it; the last because
-    # since SLURM 22.05 srun does not take over what sbatch was told of cores.
-    words = ["--kill-on-bad-exit=1", f"--ntasks-per-node={per_node}", f"--cpus-per-task={cpus}"]
+    # The first because a process that dies would leave the others waiting for it; block, because
+    # ranks of a machine follow each other; the last because since SLURM 22.05 srun does not take
+    # over what sbatch was told of cores.
+    words = ["--kill-on-bad-exit=1", f"--ntasks-per-node={per_node}", "--distribution=block"]
+    words.append(f"--cpus-per-task={cpus}")
     more: dict[str, Any] = {"requeue": True}
     if least != nodes:
         more["nodes"] = f"{least}-{nodes}"
@@ -39,7 +42,7 @@ def batch_parameters(submission: Submission) -> dict[str, Any]:
         **layout,
         "nodes": nodes,
         "signal_delay_s": cluster.warn_seconds,
-        "setup": setup_lines(submission),
+        "setup": [*setup_lines(submission), *look_lines(submission)],
         "teardown": teardown_lines(submission),
         "srun_args": [*words, *cluster.srun_words()],
     }
@@ -65,10 +68,15 @@ def evaluation_parameters(submission: Submission, dependency: str) -> dict[str, 
         "nodes": 1,
         "ntasks_per_node": 1,
         "cpus_per_task": cluster.cpus_per_process,
-        "setup": setup_lines(submission),
+        "setup": setup_lines(submission.model_copy(update={"logs": evaluation_logs(submission)})),
         "srun_args": [f"--cpus-per-task={cluster.cpus_per_process}", *cluster.srun_words()],
         **({"dependency": dependency} if dependency else {}),
     }
+
+
+def evaluation_logs(submission: Submission) -> str:
+    """Folder of batch scripts and logs of a run's evaluations."""
+    return f"{submission.logs}/then"
 
 
 def _resources(cluster: ClusterConfig, name: str, more: dict[str, Any]) -> dict[str, Any]:
@@ -86,38 +94,71 @@ def _resources(cluster: ClusterConfig, name: str, more: dict[str, Any]) -> dict[
         "time": cluster.timeout_minutes,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own would be refused where keys are enforced
-        "additional_parameters": {**more, **cluster.sbatch},
+        "additional_parameters": more
+        | {name: value for name, value in cluster.sbatch.items() if value is not False},
         **{name: value for name, value in wanted.items() if value},
     }
 
 
 def setup_lines(submission: Submission) -> list[str]:
     """Bash before srun."""
-    lines = submission.cluster.setup_lines()
+    lines = [
+        f"logs={shlex.quote(submission.logs)}",
+        "index=${SLURM_ARRAY_TASK_ID:-0}",
+        'rm -f "$logs/refused_$index"',
+        "must() {",
+        "  [ $1 -eq 0 ] && return",
+        '  echo "error: this line of the cluster profile failed: $2"',
+        '  echo "fix:   try it on a node; then  ssl-vit launch resubmit"',
+        '  touch "$logs/refused_$index"; exit 2',
+        "}",
+        *submission.cluster.setup_lines(),
+        "# Of sbatch's own; srun would not know which to believe.",
+        "unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK",
+    ]
     if submission.code:
+        lines.append("export PYTHONSAFEPATH=1  # else the folder one queues from comes first")
         lines.append(
             f"export PYTHONPATH={shlex.quote(submission.code)}${{PYTHONPATH:+:$PYTHONPATH}}"
         )
     return lines
 
 
+def look_lines(submission: Submission) -> list[str]:
+    """Bash before srun: whether all nodes see the run."""
+    if submission.nodes == 1:
+        return []
+    everywhere = "--nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES"
+    look = (
+        '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose '
+        'a --run folder on a file system that all nodes share"; exit 2; }'
+    )
+    return [
+        f"srun {everywhere} --ntasks-per-node=1 --cpus-per-task=1 sh -c '{look}' \"$logs\"",
+        '[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }',
+    ]
+
+
 def teardown_lines(submission: Submission) -> list[str]:
     """Bash after srun: a crash puts the job back into the queue, a few times."""
-    logs, most = shlex.quote(submission.logs), submission.cluster.max_crashes
+    asked = " ".join(map(str, (EXIT_SAVED, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)))
     return [
         "code=$?",
-        f"logs={logs}",
-        "index=${SLURM_ARRAY_TASK_ID:-0}",
-        "# Complete; a mistake that another start would repeat; ended by SLURM, who knows why:",
+        "# Complete, or a mistake that another start would repeat:",
         '[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code',
-        'scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING || exit $code',
-        f"# {EXIT_SAVED}: asked to stop by a signal to a process, and saved. Else it is a crash.",
-        f"if [ $code -ne {EXIT_SAVED} ]; then",
-        '  echo "$code $(date +%s)" >> "$logs/all_crashes_$index"',
-        '  echo "$code" >> "$logs/crashes_$index"',
+        "# One of an array by its own name: the bare number is all of them to scontrol.",
+        "job=$SLURM_JOB_ID",
+        '[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID',
+        "# Ended by SLURM, who knows why:",
+        'for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done',
+        'echo "$said" | grep -q JobState=RUNNING || exit $code',
+        f"# {asked}: asked to stop by a signal. Anything else is a crash.",
+        f'if [[ " {asked} " != *" $code "* ]]; then',
+        '  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code',
+        '  echo "$code" >> "$logs/crashes_$index" || exit $code',
         "fi",
         '[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")',
-        f'[ "${{crashes:-0}}" -ge {most} ] || scontrol requeue "$SLURM_JOB_ID"',
+        f'[ "${{crashes:-0}}" -ge {submission.cluster.max_crashes} ] || scontrol requeue "$job"',
         "exit $code",
     ]
 

@@ -16,7 +16,7 @@ from ssl_vit.forecast import disk_of
 from ssl_vit.pretrain import Prepared, prepare
 from ssl_vit.quantities import format_bytes
 from ssl_vit_launch.cluster import ClusterConfig
-from ssl_vit_launch.slurm import Partition, find_partition
+from ssl_vit_launch.slurm import Partition, find_partitions
 
 # File systems that other machines cannot see.
 _PRIVATE = ("tmpfs", "ramfs", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay")
@@ -50,8 +50,9 @@ def check_run(
     for count in (nodes[1], nodes[0]):
         everyone = Processes(world_size=count * per_node, local_world_size=per_node)
         prepared = prepare(recipe, run, overrides, is_smoke, everyone)
-    check_versions()
-    _check_space(prepared)
+    if not cluster.container.image:  # which has its own
+        check_versions()
+    check_space([prepared])
     return prepared
 
 
@@ -70,16 +71,23 @@ def check_versions() -> None:
             ) from None
 
 
-def _check_space(prepared: Prepared) -> None:
-    root = prepared.folder.root
-    disk = disk_of(prepared.config, prepared.plan.total_steps)
+def check_space(runs: Sequence[Prepared]) -> None:
+    """Refuse what the disk has no room for.
+
+    Raises:
+        UserError: All runs together need more than is free.
+    """
+    root = runs[0].folder.root
+    needed = 0
+    for each in runs:
+        disk = disk_of(each.config, each.plan.total_steps)
+        # While a checkpoint is written, it and the ones it replaces are there.
+        needed += disk.total + disk.checkpoint - _used(each.folder.root)
     existing = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    # While a checkpoint is written, it and the ones it replaces are there.
-    needed = disk.total + disk.checkpoint - _used(root)
     if needed > free:
         raise UserError(
-            f"{existing} has {format_bytes(free)} free; the run's checkpoints and exports need "
+            f"{existing} has {format_bytes(free)} free; checkpoints and exports need "
             f"{format_bytes(needed)}",
             "make room, use another --run folder, or keep fewer (checkpoint.keep_last=1, "
             "export.every_steps=N)",
@@ -92,18 +100,27 @@ def _used(run: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def check_partition(cluster: ClusterConfig, nodes: int) -> Partition:
-    """What the cluster allows.
+def check_partition(cluster: ClusterConfig, nodes: int) -> None:
+    """What the cluster allows; of several partitions one has to do.
 
     Raises:
         UserError: No such partition; it is closed; more nodes, GPUs, cores, memory or time than it
             has.
     """
-    found = find_partition(cluster.partition)
+    problems = [
+        _partition_problem(each, cluster, nodes) for each in find_partitions(cluster.partition)
+    ]
+    if all(problems):
+        assert problems[0] is not None
+        raise problems[0]
+
+
+def _partition_problem(found: Partition, cluster: ClusterConfig, nodes: int) -> UserError | None:
     title = f"partition {found.name}"
     if found.state != "UP":
-        raise UserError(f"{title} is {found.state}", "wait, or use another")
+        return UserError(f"{title} is {found.state}", "wait, or use another")
     cpus = cluster.processes_per_node * cluster.cpus_per_process
+    memory = cluster.memory_gb * 1024
     # What is asked, what there is (0: no limit is known), in whose words, what to change.
     limits = [
         (nodes, found.total_nodes, "nodes", "give fewer --nodes"),
@@ -115,23 +132,18 @@ def check_partition(cluster: ClusterConfig, nodes: int) -> Partition:
             f"timeout_minutes: {found.max_minutes} (a run that needs longer is requeued)",
         ),
         (cpus, found.most_cpus, "cores a node", "lower processes_per_node or cpus_per_process"),
-        (
-            cluster.memory_gb * 1024,
-            found.most_memory_mb,
-            "MB of memory a node",
-            "lower memory_gb",
-        ),
+        (memory, found.most_memory_mb, "MB of memory a node", "lower memory_gb"),
     ]
     for asked, most, what, remedy in limits:
         if most and asked > most:
-            raise UserError(f"{asked:,} {what}, and {title} has {most:,}", remedy)
+            return UserError(f"{asked:,} {what}, and {title} has {most:,}", remedy)
     # Here nothing means none.
     if found.most_cpus and cluster.gpus_per_node > found.most_gpus:
-        raise UserError(
+        return UserError(
             f"{cluster.gpus_per_node} GPUs a node, and {title} has {found.most_gpus}",
             f"gpus_per_node: at most {found.most_gpus}, or another partition",
         )
-    return found
+    return None
 
 
 def sharing_note(run: Path) -> str:
@@ -146,6 +158,15 @@ def sharing_note(run: Path) -> str:
         f"note: {run} lies on this machine's own disk ({kind}); a node that does not see it will "
         "say so and stop"
     )
+
+
+def mount_note(run: Path, cluster: ClusterConfig) -> str:
+    """What to say where a container may not see the run folder; empty where it does."""
+    box = cluster.container
+    inside = [mount.rpartition(":")[2] if ":" in mount else mount for mount in box.mounts]
+    if not box.image or any(run.is_relative_to(folder) for folder in inside):
+        return ""
+    return f"note: no folder of container.mounts holds {run}; shards must be seen inside too"
 
 
 def file_system(path: Path) -> str:

@@ -14,6 +14,16 @@ from ssl_vit.errors import UserError
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+# Options of sbatch that follow from the profile and the command line.
+_OURS = {
+    *("array", "dependency", "error", "job-name", "nodes", "ntasks", "ntasks-per-node"),
+    *("open-mode", "output", "requeue", "signal", "time"),
+}
+_OURS_REMEDY = "leave it out; timeout_minutes, warn_seconds and --nodes say it"
+# Settings that a job on this machine heeds.
+_LOCAL = {"scheduler", "processes_per_node", "max_crashes", "environment", "network_interface"}
+_LOCAL |= {"local_cache"}
+
 
 class ContainerConfig(Config):
     """A container that every process of a job runs in; ssl-vit is installed in it."""
@@ -107,12 +117,30 @@ class ClusterConfig(Config):
     """
 
     @model_validator(mode="after")
-    def _names_are_names(self) -> Self:
+    def _fits_together(self) -> Self:
         wrong = [name for name in self.environment if not _VARIABLE.fullmatch(name)]
         if wrong:
             raise ValueError(
                 f"environment.{wrong[0]} is no name of a variable; use letters, digits and _"
             )
+        if self.warn_seconds >= 60 * self.timeout_minutes:
+            raise ValueError(
+                f"warn_seconds={self.warn_seconds} leaves nothing of timeout_minutes="
+                f"{self.timeout_minutes}; give the job more time, or warn later"
+            )
+        if 0 < self.gpus_per_node < self.processes_per_node:
+            raise ValueError(
+                f"processes_per_node={self.processes_per_node} are more than gpus_per_node="
+                f"{self.gpus_per_node}; one process for every GPU"
+            )
+        ours = sorted(set(self.sbatch) & _OURS)
+        if ours:
+            raise ValueError(f"sbatch.{ours[0]} is for the launcher to say; {_OURS_REMEDY}")
+        if self.scheduler == "local":
+            default = type(self).model_construct(scheduler="local")
+            for name in sorted(set(type(self).model_fields) - _LOCAL):
+                if getattr(self, name) != getattr(default, name):
+                    raise ValueError(f"{name} means nothing with scheduler: local; leave it out")
         return self
 
     def exports(self) -> Mapping[str, str]:
@@ -123,10 +151,16 @@ class ClusterConfig(Config):
         return {**(interfaces if network else {}), **self.environment}
 
     def setup_lines(self) -> list[str]:
-        """Bash, before the processes start."""
+        """Bash, before the processes start; calls `must CODE LINE` after each line that may
+        fail.
+        """
         modules = [f"module load {shlex.quote(module)}" for module in self.modules]
-        exports = [f"export {name}={shlex.quote(text)}" for name, text in self.exports().items()]
-        return [*modules, *self.setup, *exports]
+        lines = []
+        for line in (*modules, *self.setup):
+            lines += [line, f"must $? {shlex.quote(line)}"]
+        return lines + [
+            f"export {name}={shlex.quote(text)}" for name, text in self.exports().items()
+        ]
 
     def srun_words(self) -> list[str]:
         """What stands between srun and Python: its options, and a container."""

@@ -23,7 +23,7 @@ ClusterOption = Annotated[
 NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Machines.")]
 MinNodesOption = Annotated[
     int | None,
-    typer.Option("--min-nodes", min=1, help="Fewer will do when nodes fail [as --nodes]."),
+    typer.Option("--min-nodes", min=1, help="So many will do, at the start too (else --nodes)."),
 ]
 SmokeOption = Annotated[bool, typer.Option("--smoke", help="Shrink the recipe.")]
 ProfileOption = Annotated[
@@ -97,7 +97,7 @@ def resubmit(
         str | None, typer.Option("--cluster", help="Another cluster profile, or local.")
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option("--nodes", min=1, help="Machines [as before].")
+        int | None, typer.Option("--nodes", min=1, help="Machines (as before unless given).")
     ] = None,
     min_nodes: MinNodesOption = None,
     from_snapshot: Annotated[
@@ -124,7 +124,9 @@ def _submit(request: "Request", dry_run: bool, wait: bool) -> None:
     if dry_run:
         _show([request], request.run)
         return
-    submission = submit.submit(request)
+    prepared = submit.check(request)
+    typer.echo("\n".join(submit.describe_request(prepared, request)), err=True)
+    (submission,) = submit.queue([prepared], request, request.run)
     typer.echo(f"job {submission.job}: {submission.run}")
     typer.echo(f"status: ssl-vit launch status {shlex.quote(submission.run)}")
     typer.echo(f"logs:   ssl-vit launch logs {shlex.quote(submission.run)} --follow")
@@ -212,12 +214,14 @@ def logs(
 
 
 @app.command()
-def cancel(run: RunArgument) -> None:
+def cancel(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs (a sweep).")],
+) -> None:
     """End a run's job; it saves if there is time, and can be submitted again."""
-    from ssl_vit_launch.schedulers import cancel as cancel_run
+    from ssl_vit_launch.schedulers import cancel_all
 
-    submission = cancel_run(run.absolute())
-    typer.echo(f"job {submission.job} is being ended: {submission.run}")
+    for submission in cancel_all(run.absolute()):
+        typer.echo(f"job {submission.job} is being ended: {submission.run}")
 
 
 @app.command("list")

@@ -1,5 +1,6 @@
 """Evaluations that follow a run: of its end, and of each export if asked."""
 
+import itertools
 import os
 import shlex
 import subprocess
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_vit.cli import check_words
+from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.export import INFO_FILE
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import complete_checkpoints, step_of
-from ssl_vit_launch.batch import evaluation_parameters, queue_jobs
-from ssl_vit_launch.submission import Submission
+from ssl_vit_launch.batch import evaluation_logs, evaluation_parameters, queue_jobs
+from ssl_vit_launch.submission import Submission, last_submission
 
 _LOOK_SECONDS = 5.0
 
@@ -41,8 +43,11 @@ def words_of(text: str, target: Path) -> tuple[str, ...]:
     Raises:
         UserError: It does not begin with `eval` and the name of an evaluation.
     """
-    words = shlex.split(text.removeprefix("ssl-vit "))
-    if len(words) < 2 or words[0] != "eval" or words[1].startswith("-"):
+    try:
+        words = shlex.split(text.removeprefix("ssl-vit "))
+    except ValueError as error:
+        raise UserError(f"--then '{text}': {error}", "close the quotes in it") from None
+    if len(words) < 2 or words[0] != "eval" or words[1].startswith("-") or "--help" in words:
         raise UserError(
             f"--then '{text}' is no evaluation",
             "write for example  --then 'eval knn --train SHARDS/train --test SHARDS/val'",
@@ -59,29 +64,39 @@ def check_evaluation(text: str, run: Path) -> None:
     """Refuse what would fail when the run has ended.
 
     Raises:
-        UserError: No such evaluation or option; names it.
+        UserError: No such evaluation or option, or shards that are not there; names it.
     """
-    check_words(words_of(text, run))
+    words = words_of(text, run)
+    check_words(words)
+    for option, value in itertools.pairwise(words):
+        if option in ("--train", "--test"):
+            open_shards(value)
 
 
-def submit_evaluations(submissions: Sequence[Submission]) -> None:
+def submit_evaluations(submissions: Sequence[Submission]) -> list[tuple[str, ...]]:
     """Queue the evaluations of the ends of runs: each begins when its run is complete, and goes if
     that failed.
+
+    Returns:
+        For each submission, the ids of its evaluations' jobs.
     """
     first = submissions[0]
     training = first.job.partition("_")[0]
-    is_array = "_" in first.job
-    for text in first.then:
+    kind = "aftercorr" if "_" in first.job else "afterok"
+    ids = [
         _submit(
             first,
             [CommandJob(words_of(text, Path(each.run))) for each in submissions],
-            f"{'aftercorr' if is_array else 'afterok'}:{training}",
+            f"{kind}:{training}",
         )
+        for text in first.then
+    ]
+    return [tuple(each[place] for each in ids) for place in range(len(submissions))]
 
 
-def _submit(submission: Submission, jobs: Sequence[CommandJob], dependency: str) -> None:
+def _submit(submission: Submission, jobs: Sequence[CommandJob], dependency: str) -> list[str]:
     parameters = evaluation_parameters(submission, dependency)
-    queue_jobs(Path(submission.logs) / "then", parameters, jobs)
+    return queue_jobs(Path(evaluation_logs(submission)), parameters, jobs)
 
 
 class ExportWatch:
@@ -113,11 +128,16 @@ class ExportWatch:
         while not is_last:
             is_last = self._over.wait(_LOOK_SECONDS)
             try:
-                self.take(lambda words: _submit(self.submission, [CommandJob(words)], ""))
-            except (UserError, OSError) as error:
+                self.take(self._queue)
+            except (subprocess.CalledProcessError, OSError):
                 # Training matters more: many clusters let no job queue another.
-                print(f"exports are not evaluated as they appear: {error}", file=sys.stderr)
+                print("exports are not evaluated as they appear", file=sys.stderr, flush=True)
                 return
+
+    def _queue(self, words: Sequence[str]) -> None:
+        # A process of its own: queueing changes the environment, which training reads here.
+        command = [sys.executable, "-m", "ssl_vit_launch.evaluations", self.submission.run, *words]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def take(self, evaluate: Callable[[tuple[str, ...]], object]) -> None:
         """Evaluate exports that have appeared, each once.
@@ -135,3 +155,15 @@ class ExportWatch:
                 evaluate(words_of(text, export))
             with self.record.open("a") as record:
                 record.write(f"{export.name}\n")
+
+
+def main(run: Path, words: Sequence[str]) -> None:
+    """Queue one evaluation, from inside the run's job."""
+    try:
+        _submit(last_submission(run), [CommandJob(tuple(words))], "")
+    except UserError as error:
+        sys.exit(f"{error.problem}; {error.remedy}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -45,17 +45,25 @@ class Event:
 
 
 class History:
-    """The `history.jsonl` of one run folder."""
+    """The history of one run folder.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    Args:
+        folder: `jobs/` of the run folder. Every rank but the first has a file of its own there:
+            two machines that append to one file on NFS lose lines.
+    """
 
-    def add(self, kind: Kind, job: str, **facts: str | int) -> None:
-        """Append what happened now."""
-        line = {"kind": kind, "job": job, "time": round(time.time(), 3), **facts}
-        # One write of one line: several ranks may append at the same moment.
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, kind: Kind, job: str, rank: int = 0, **facts: str | int) -> None:
+        """Append what happened now, to or on a rank."""
+        line = {"kind": kind, "job": job, "time": time.time(), "rank": rank, **facts}
+        file = self.folder / (f"history_{rank}.jsonl" if rank else "history.jsonl")
+        # A newline first where a kill has cut the last line short.
+        before = file.read_bytes()[-1:] if file.is_file() else b""
+        text = "" if before in (b"", b"\n") else "\n"
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(f"{text}{json.dumps(line, ensure_ascii=False)}\n")
 
     def read(self, crashes: Sequence["Event"] = ()) -> list[Event]:
         """Everything so far, oldest first; a line that a kill cut short is left out.
@@ -66,13 +74,12 @@ class History:
         return sorted([*self._events(), *crashes], key=lambda event: event.time)
 
     def _events(self) -> Iterator[Event]:
-        if not self.file.is_file():
-            return
-        for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                yield Event(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
+        for file in self.folder.glob("history*.jsonl"):
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    yield Event(**json.loads(line))
+                except (ValueError, TypeError):
+                    continue
 
 
 def read_crashes(file: Path, job: str) -> list[Event]:
@@ -116,6 +123,8 @@ def restarts(events: Sequence[Event]) -> list[Restart]:
 def why_ended(events: Sequence[Event]) -> str:
     """What ended a start, from what happened after it."""
     kinds = {event.kind: event for event in reversed(events)}  # the first of each
+    if "completed" in kinds:
+        return "it was complete"
     if "cancelled" in kinds:
         return "cancelled"
     if (event := kinds.get("stopped")) is not None:

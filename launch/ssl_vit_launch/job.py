@@ -6,10 +6,13 @@ signal back. The others leave without a result, because a result would tell subm
 is done; so does a process that fails, which may be an echo of a failed node.
 """
 
+import logging
+import math
 import os
 import random
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +25,10 @@ from ssl_vit.errors import UserError
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.preemption import EXIT_SAVED
+from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.evaluations import ExportWatch
-from ssl_vit_launch.submission import Submission, history_of, newest_submission
+from ssl_vit_launch.history import restarts
+from ssl_vit_launch.submission import Submission, events_of, history_of, last_submission
 
 if TYPE_CHECKING:
     import submitit
@@ -45,9 +50,14 @@ class PretrainJob:
         """Join the other processes of the job and train; ends the process."""
         import submitit
 
+        _quieten_submitit()
         environment = submitit.JobEnvironment()
-        join(Path(self.run), environment)
-        run_process(Path(self.run), environment.job_id, " ".join(environment.hostnames))
+        run_process(
+            Path(self.run),
+            environment.job_id,
+            " ".join(environment.hostnames),
+            lambda: join(Path(self.run), environment),
+        )
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
         """What submitit queues again after a signal: the same folder, resumed."""
@@ -72,13 +82,21 @@ def join(run: Path, environment: "submitit.JobEnvironment") -> None:
     # A single machine's own name need not resolve.
     os.environ["MASTER_ADDR"] = "127.0.0.1" if nodes == 1 else address_of(names[0])
     per_node = environment.num_tasks // nodes
-    taken = usable_nodes(nodes, per_node, _see(run).read_config().data.lanes)
+    taken = usable_nodes(nodes, per_node, RunFolder(run).read_config().data.lanes)
     if environment.global_rank >= taken * per_node:
         print(f"data.lanes divides over {taken} nodes and not over {nodes}: not needed here")
         leave(0)
     os.environ["WORLD_SIZE"] = str(taken * per_node)
     # submitit would tell of each; it comes with every signal of SLURM's, and means nothing.
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
+
+
+def _quieten_submitit() -> None:
+    """It tells everything twice where both streams go into one file."""
+    logger = logging.getLogger("submitit")
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers[1:]:
+        logger.removeHandler(handler)
 
 
 def meeting_port(job: str) -> str:
@@ -102,36 +120,25 @@ def usable_nodes(nodes: int, per_node: int, lanes: int) -> int:
     return next((count for count in counts if lanes % (count * per_node) == 0), nodes)
 
 
-def _see(run: Path) -> RunFolder:
-    """The run folder, if this node sees it."""
-    folder = RunFolder(run)
-    if not folder.config.is_file():
-        node = os.uname().nodename
-        _refuse(
-            UserError(
-                f"node {node} does not see {run}: it is not on a file system that the nodes share",
-                "choose a --run folder on one",
-            )
-        )
-    return folder
-
-
-def run_process(run: Path, job: str, nodes: str) -> NoReturn:
+def run_process(
+    run: Path, job: str, nodes: str, join_group: Callable[[], None] = lambda: None
+) -> NoReturn:
     """Train as one process of a job, note what happens to it, and end.
 
     Args:
         run: The run folder.
         job: The scheduler's id of the job.
-        nodes: Names of the machines.
+        nodes: Names of the machines, with spaces between them.
+        join_group: Sets what a process group asks for, where that is not set yet.
     """
-    processes, history = read_processes(), history_of(run)
-    submission = newest_submission(run)
-    assert submission is not None, f"{run} holds no submission"
-    # Who queued it writes the id a moment later, when we may have begun.
-    submission = submission.model_copy(update={"job": job})
-    watch = None
+    history, watch = history_of(run), None
+    rank = int(os.environ.get("SLURM_PROCID") or os.environ.get("RANK") or 0)
     try:
-        _note_signals(run, job, processes.is_first)
+        join_group()
+        processes = read_processes()
+        # Who queued it writes the id a moment later, when we may have begun.
+        submission = last_submission(run).model_copy(update={"job": job})
+        _note_signals(run, job, submission.cluster, processes.is_first)
         if processes.is_first:
             _begin(run, submission, job, nodes)
             if submission.at_exports and submission.cluster.scheduler == "slurm":
@@ -139,14 +146,18 @@ def run_process(run: Path, job: str, nodes: str) -> NoReturn:
                 watch.start()
         _train(run, submission, job, processes)
     except UserError as error:
-        if processes.local_rank == 0:
-            history.add("refused", job, rank=processes.rank, text=error.problem)
-            submission.refusal.write_text(f"{error.problem}\n{error.remedy}\n")
-        _refuse(error)
+        print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
+        if error.may_pass:
+            history.add("failed", job, rank, text=error.problem)
+            leave(1)
+        history.add("refused", job, rank, text=error.problem)
+        submission = last_submission(run).model_copy(update={"job": job})
+        submission.refusal.write_text(f"{error.problem}\n{error.remedy}\n")
+        leave(2)
     except Exception as error:
         traceback.print_exc()
         line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
-        history.add("failed", job, rank=processes.rank, text=line[:500])
+        history.add("failed", job, rank, text=line[:500])
         leave(1)
     if watch is not None:
         watch.finish()
@@ -161,10 +172,15 @@ def _begin(run: Path, submission: Submission, job: str, nodes: str) -> None:
     earlier = [event for event in history.read() if event.kind == "started"]
     if not earlier or step > earlier[-1].step:
         submission.crash_count.unlink(missing_ok=True)
-    submission.refusal.unlink(missing_ok=True)
     history.add("started", job, step=step, nodes=len(nodes.split()), text=nodes)
     if earlier:
-        print(f"job {job}: start number {len(earlier) + 1}, from update {step:,}", flush=True)
+        why = restarts(events_of(run))[-1].why
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(
+            f"{when}: job {job}, start number {len(earlier) + 1}, from update {step:,}; before it: "
+            f"{why}",
+            flush=True,
+        )
 
 
 def newest_step(run: Path) -> int:
@@ -173,24 +189,35 @@ def newest_step(run: Path) -> int:
     return 0 if newest is None else step_of(newest)
 
 
-def _note_signals(run: Path, job: str, is_first: bool) -> None:
+def _note_signals(run: Path, job: str, cluster: ClusterConfig, is_first: bool) -> None:
     """Stand between the loop, which has saved when it calls, and submitit's handlers; and answer
     signals that come before the loop.
     """
-
+    if not is_first:
+        # Until the loop takes them: to leave before the others have met would make them wait.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        return
     heard: list[int] = []
+    began = time.monotonic()
+    # SLURM looks twice a minute, and submitit took a moment before we began.
+    most_seconds = 60 * cluster.timeout_minutes - cluster.warn_seconds - 90
+    if cluster.scheduler == "local" or most_seconds < 0:
+        most_seconds = math.inf
 
     def noting(before: object) -> Callable[[int, FrameType | None], None]:
         def handle(number: int, frame: FrameType | None) -> None:
             if heard:
                 return  # a job that is being requeued is sent a SIGTERM too
             heard.append(number)
-            if not is_first:
-                leave(0)
             name = signal.Signals(number).name
+            if time.monotonic() - began > most_seconds:
+                name += ", the time limit"
             history_of(run).add("stopped", job, step=newest_step(run), text=name)
             if callable(before):
-                before(number, frame)  # submitit requeues and ends the process
+                try:
+                    before(number, frame)  # submitit requeues and ends the process
+                except Exception as error:  # no scontrol in a container: the batch script has it
+                    print(f"not requeued from here: {error}", file=sys.stderr)
             leave(EXIT_SAVED)
 
         return handle
@@ -199,14 +226,30 @@ def _note_signals(run: Path, job: str, is_first: bool) -> None:
         signal.signal(number, noting(signal.getsignal(number)))
 
 
+def use_local_cache(cluster: ClusterConfig) -> None:
+    """Keep remote shards where the profile says, on this node.
+
+    Raises:
+        UserError: A variable in it is not set here.
+    """
+    if not cluster.local_cache:
+        return
+    folder = os.path.expandvars(cluster.local_cache)
+    if "$" in folder:
+        raise UserError(
+            f"local_cache={folder}: a variable in it is not set on {os.uname().nodename}",
+            "name another folder in the cluster profile",
+        )
+    os.environ["SSL_VIT_CACHE"] = folder
+
+
 def _train(run: Path, submission: Submission, job: str, processes: Processes) -> None:
     """Returns when the run is complete; ends the process when it was asked to stop."""
     from ssl_vit.machine import find_machine
     from ssl_vit.pretrain import prepare, start
 
     cluster = submission.cluster
-    if cluster.local_cache:
-        os.environ["SSL_VIT_CACHE"] = os.path.expandvars(cluster.local_cache)
+    use_local_cache(cluster)
     prepared = prepare(str(run / "config.yaml"), run, [], is_smoke=False)
     if cluster.gpus_per_node and prepared.config.engine.device == "auto":
         # `auto` would take the CPU here and wait for ever for ranks on GPUs.
@@ -218,11 +261,6 @@ def _train(run: Path, submission: Submission, job: str, processes: Processes) ->
         # Asked through another process only; nobody has noted it yet.
         history_of(run).add("stopped", job, step=newest_step(run), text="a signal")
         leave(EXIT_SAVED)
-
-
-def _refuse(error: UserError) -> NoReturn:
-    print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
-    leave(2)
 
 
 if __name__ == "__main__":  # as ssl_vit_launch.local starts it: RUN JOB

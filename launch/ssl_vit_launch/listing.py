@@ -4,29 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_vit.errors import UserError
 from ssl_vit.quantities import format_seconds
+from ssl_vit_launch.schedulers import find_runs
 from ssl_vit_launch.status import RunStatus, read_status
 
 HEADINGS = ("run", "state", "updates", "loss", "images/s", "ETA", "restarts", "evaluations")
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """Run folders in a folder, by name.
-
-    Raises:
-        UserError: There is none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}", "check the path")
-    runs = sorted({file.parent for file in folder.glob("**/config.yaml") if _is_run(file)})
-    if not runs:
-        raise UserError(f"no run in {folder}", "give the folder that your --run folders lie in")
-    return runs
-
-
-def _is_run(file: Path) -> bool:
-    return file.parent.joinpath("jobs").is_dir() or file.parent.joinpath("metrics.jsonl").is_file()
 
 
 def table_of(runs: Sequence[Path], folder: Path) -> list[tuple[str, ...]]:

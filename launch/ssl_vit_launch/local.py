@@ -5,7 +5,7 @@ and does with them what a cluster does.
   the supervisor starts them again.
 * When one dies, the others are ended and all are started again, until there were too many crashes
   without a new checkpoint.
-* Ctrl-C and `ssl-vit launch cancel` save and end the job.
+* `ssl-vit launch cancel` leaves a file that it looks for: the processes save, and the job is over.
 
 The supervisor holds a lock as long as it lives, so a status does not depend on process numbers,
 which are used again.
@@ -18,24 +18,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Literal
 
 from ssl_vit.distributed import local_group
 from ssl_vit.training.preemption import EXIT_SAVED
+from ssl_vit_launch.batch import evaluation_logs
 from ssl_vit_launch.evaluations import ExportWatch, words_of
-from ssl_vit_launch.history import History
 from ssl_vit_launch.job import newest_step
 from ssl_vit_launch.slurm import JobState
-from ssl_vit_launch.submission import Submission, history_of, newest_submission
+from ssl_vit_launch.submission import Submission, history_of, last_submission
 
 _LOOK_SECONDS = 0.1
 # What the others have for their last words, after one process has died.
 _GRACE_SECONDS = 5.0
 
-_GOOD = (None, 0, EXIT_SAVED)
+# How processes end that were asked to: having saved, or before they knew what to do with a signal.
+_ASKED = (EXIT_SAVED, -signal.SIGUSR2, -signal.SIGTERM)
 
 Ending = Literal["complete", "refused", "saved", "crashed"]
 
@@ -63,25 +64,22 @@ def _job_ids(number: int, count: int) -> list[str]:
 
 def find_local(submission: Submission) -> JobState:
     """Where a local job is."""
-    logs = Path(submission.logs)
     events = history_of(Path(submission.run)).read()
-    seen = {event.kind for event in events if event.job == submission.job}
-    # The supervisor goes on with the evaluations, and with the other runs of a sweep.
-    if not _is_held(logs) or (logs / f"ended_{submission.index}").exists():
-        return JobState(
-            "COMPLETED" if "completed" in seen else "CANCELLED" if "cancelled" in seen else "FAILED"
-        )
-    return JobState("RUNNING" if "started" in seen else "PENDING", nodes=os.uname().nodename)
-
-
-def end_local(submission: Submission) -> None:
-    """Ask the supervisor to end the job."""
-    (Path(submission.logs) / f"cancel_{submission.index}").touch()
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(int(submission.job.partition("_")[0]), signal.SIGTERM)
+    # Process numbers come again, in containers soon.
+    mine = [event for event in events if event.time >= submission.time - 1]
+    seen = {event.kind for event in mine if event.job == submission.job}
+    logs = Path(submission.logs)
+    # The supervisor has evaluations to make, and other runs of a sweep.
+    if not _is_held(logs) or submission.end_mark.exists():
+        if "completed" in seen:
+            return JobState("COMPLETED")
+        return JobState("CANCELLED" if "cancelled" in seen else "FAILED")
+    state = "RUNNING" if "started" in seen else "PENDING"
+    return JobState(state, nodes=_lock_file(logs).read_text())
 
 
 def _lock_file(logs: Path) -> Path:
+    """Holds the machine's name, and is locked by the supervisor."""
     return logs / ".supervisor"
 
 
@@ -100,45 +98,55 @@ class Supervisor:
     """Runs one run to its end.
 
     Args:
-        submission: What was asked for.
-        job: Its id.
+        submission: What was asked for, the job's id included.
     """
 
-    def __init__(self, submission: Submission, job: str) -> None:
-        self.submission, self.job = submission, job
-        self.run = Path(submission.run)
-        self.history: History = history_of(self.run)
-        self.ranks: list[subprocess.Popen[bytes]] = []
+    def __init__(self, submission: Submission) -> None:
+        self.submission, self.job = submission, submission.job
+        self.run, self.logs = Path(submission.run), Path(submission.logs)
+        self.history = history_of(self.run)
         self.is_asked = False
+        """Whether the processes shall save and end."""
+        self._asked_by = signal.SIGTERM
+        self._evaluations: list[subprocess.Popen[bytes]] = []
 
     @property
     def is_cancelled(self) -> bool:
         """Whether the job shall end."""
-        return (Path(self.submission.logs) / f"cancel_{self.submission.index}").exists()
+        return self.submission.cancellation.exists()
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: pass it on, so that the processes save."""
-        if number == signal.SIGINT:
-            self.history.add("cancelled", self.job)
-            (Path(self.submission.logs) / f"cancel_{self.submission.index}").touch()
-        self.is_asked = True
-        for rank in self.ranks:
-            rank.send_signal(signal.SIGUSR2)
+        """Handle a signal."""
+        self.is_asked, self._asked_by = True, signal.Signals(number)
 
     def supervise(self) -> int:
-        """Start the processes as often as is needed; returns the job's exit code."""
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        """Start the processes as often as is needed, then evaluate; returns the job's exit code."""
+        for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self.ask)
+        try:
+            code = self._restart()
+            if code == 0:
+                for text in self.submission.then:
+                    self._evaluate(words_of(text, self.run))
+            while self._evaluations and not self.is_cancelled:
+                self._evaluations = [each for each in self._evaluations if each.poll() is None]
+                time.sleep(_LOOK_SECONDS)
+        finally:
+            _kill(self._evaluations)
+            self.submission.end_mark.touch()
+        return code
+
+    def _restart(self) -> int:
         crashes, progress = 0, -1
         while not self.is_cancelled:
-            self.is_asked = False
+            self.submission.refusal.unlink(missing_ok=True)
             match self._run_once():
                 case "complete":
                     return 0
                 case "refused":
                     return 2
                 case "saved":
-                    print("saved; starting again", flush=True)
+                    print("saved", flush=True)
                 case "crashed":
                     reached = newest_step(self.run)
                     crashes = 1 if reached > progress else crashes + 1
@@ -149,95 +157,101 @@ class Supervisor:
         return EXIT_SAVED
 
     def _run_once(self) -> Ending:
-        cluster, logs = self.submission.cluster, Path(self.submission.logs)
-        count = self.submission.nodes * cluster.processes_per_node
-        environment = {**os.environ, **cluster.exports()}
-        if self.submission.code:
-            above = os.environ.get("PYTHONPATH", "")
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [self.submission.code, above]))
+        count = self.submission.nodes * self.submission.cluster.processes_per_node
         words = [sys.executable, "-u", "-m", "ssl_vit_launch.job", str(self.run), self.job]
-        self.ranks = []
-        for rank, place in enumerate(local_group(count)):
-            with (logs / f"{self.job}_{rank}_log.out").open("a") as log:
-                self.ranks.append(
-                    subprocess.Popen(
-                        words,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        env=environment | place,
-                        start_new_session=True,  # with its data workers
-                    )
-                )
-        first_bad = self._wait()
-        codes = [rank.returncode for rank in self.ranks]
-        self.ranks = []
+        self.is_asked = False
+        ranks: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank, place in enumerate(local_group(count)):
+                log = self.logs / f"{self.job}_{rank}_log.out"
+                ranks.append(self._begin(words, log, place))
+            first_bad = self._wait(ranks)
+        finally:
+            _kill(ranks)
+        codes = [rank.returncode for rank in ranks]
         if not any(codes):
             return "complete"
         if self.submission.refusal.exists():
             return "refused"
-        early = {-signal.SIGUSR2, -signal.SIGTERM}  # before they knew what to do with a signal
-        if (self.is_asked and set(codes) <= {0, EXIT_SAVED, *early}) or codes[0] == EXIT_SAVED:
+        was_asked = self.is_asked and set(codes) <= {0, *_ASKED}
+        if was_asked or codes[0] == EXIT_SAVED:
             return "saved"
         code = first_bad or min(codes)
         self.history.add("crashed", self.job, code=128 - code if code < 0 else code)
         return "crashed"
 
-    def _wait(self) -> int:
-        """Until all processes have ended, which they do soon after one ended badly; returns how the
+    def _wait(self, ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+        """Until all processes have ended, which they do soon after one ended early; returns how the
         first bad one ended.
         """
         exports = ExportWatch(self.submission)
-        evaluations: list[subprocess.Popen[bytes]] = []
-        deadline, first_bad = float("inf"), 0
-        while any(rank.poll() is None for rank in self.ranks):
+        deadline, first_bad, is_told = float("inf"), 0, False
+        while any(rank.poll() is None for rank in ranks):
             time.sleep(_LOOK_SECONDS)
-            bad = [rank.returncode for rank in self.ranks if rank.returncode not in _GOOD]
-            if bad and not first_bad:
-                first_bad = min(bad)  # one that was killed before those that noticed
+            if not is_told and (self.is_asked or self.is_cancelled):
+                self.is_asked = is_told = True
+                for rank in ranks:
+                    rank.send_signal(self._asked_by)
+            early = [rank.returncode for rank in ranks if rank.returncode not in (None, 0)]
+            if early and deadline == float("inf"):
                 deadline = time.monotonic() + _GRACE_SECONDS
+            if not first_bad:  # one that was killed before those that noticed
+                first_bad = min((code for code in early if code not in _ASKED), default=0)
             if time.monotonic() > deadline:
-                for rank in self.ranks:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(rank.pid, signal.SIGKILL)
+                _kill(ranks)
             if self.submission.at_exports:
-                exports.take(lambda words: evaluations.append(self._evaluate(words)))
-        for evaluation in evaluations:
-            evaluation.wait()
+                with contextlib.suppress(OSError):  # training matters more
+                    exports.take(self._evaluate)
         return first_bad
 
-    def evaluate_end(self) -> None:
-        """Make the evaluations of the end, one after the other."""
-        for text in self.submission.then:
-            self._evaluate(words_of(text, self.run)).wait()
-
-    def _evaluate(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
-        folder = Path(self.submission.logs) / "then"
+    def _evaluate(self, words: Sequence[str]) -> None:
+        """Begin an evaluation."""
+        folder = Path(evaluation_logs(self.submission))
         folder.mkdir(exist_ok=True)
-        with (folder / f"{self.job}_0_log.out").open("a") as log:
+        command = [sys.executable, "-m", "ssl_vit", *words]
+        log = folder / f"{self.job}_0_log.out"
+        self._evaluations.append(self._begin(command, log, {}))
+
+    def _begin(
+        self, words: Sequence[str], log: Path, place: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        """Start a process with the profile's environment, and the snapshot's code if wanted."""
+        environment = {**os.environ, **self.submission.cluster.exports(), **place}
+        if self.submission.code:
+            paths = (self.submission.code, environment.get("PYTHONPATH", ""))
+            environment["PYTHONSAFEPATH"] = "1"  # else the folder one submits from comes first
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        with log.open("a") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "ssl_vit", *words],
+                words,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # with its data workers
             )
 
 
+def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End what has not ended, with all that it started."""
+    for process in processes:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 def main(logs: Path, runs: Sequence[Path]) -> int:
-    """Be the supervisor of some runs; returns the last bad exit code."""
+    """Be the supervisor of some runs, one after the other; returns the last bad exit code."""
     lock: IO[str] = _lock_file(logs).open("w")
     fcntl.lockf(lock, fcntl.LOCK_EX)
+    lock.write(os.uname().nodename)
+    lock.flush()
     worst = 0
     for run, job in zip(runs, _job_ids(os.getpid(), len(runs)), strict=True):
-        submission = newest_submission(run)
-        assert submission is not None
-        # The one who submits writes the id later than we begin.
-        supervisor = Supervisor(submission.model_copy(update={"job": job}), job)
-        code = supervisor.supervise()
-        if code == 0:
-            supervisor.evaluate_end()
-        (logs / f"ended_{supervisor.submission.index}").touch()
-        worst = code or worst
+        # Who submits writes the id later than we begin.
+        submission = last_submission(run).model_copy(update={"job": job})
+        worst = Supervisor(submission).supervise() or worst
     return worst
 
 

@@ -1,13 +1,14 @@
 """What a run's processes wrote: one file for each, through all its starts."""
 
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
 
 from ssl_vit.errors import UserError
 from ssl_vit_launch.schedulers import find, look_seconds
-from ssl_vit_launch.submission import Submission, newest_submission
+from ssl_vit_launch.submission import Submission, last_submission
 
 _LOOK_SECONDS = 0.5
 
@@ -18,9 +19,7 @@ def find_log(run: Path, rank: int) -> tuple[Submission, Path]:
     Raises:
         UserError: It was never submitted, or has no such process; says which there are.
     """
-    last = newest_submission(run)
-    if last is None:
-        raise UserError(f"{run} was never submitted", "check the path")
+    last = last_submission(run)
     most = last.nodes * last.cluster.processes_per_node
     if not 0 <= rank < most:
         raise UserError(f"no process {rank} in {run}", f"--rank 0 to {most - 1}")
@@ -37,7 +36,7 @@ def show_log(run: Path, rank: int, follow: bool) -> None:
     if not log.is_file() and not follow:
         raise UserError(
             f"{log} is not there yet: the job has not begun",
-            f"ssl-vit launch status {run},  or --follow to wait for it",
+            f"ssl-vit launch status {shlex.quote(str(run))},  or --follow to wait for it",
         )
     place, asked = 0, -math.inf
     state = None
@@ -51,7 +50,7 @@ def show_log(run: Path, rank: int, follow: bool) -> None:
         if state is None:
             raise UserError(
                 f"the scheduler does not know job {submission.job} any more",
-                f"ssl-vit launch logs {run}  without --follow",
+                f"ssl-vit launch logs {shlex.quote(str(run))}  without --follow",
             )
         time.sleep(_LOOK_SECONDS)
 

@@ -3,7 +3,7 @@ cannot be known where a command is missing.
 
 `scontrol` remembers a job for some minutes after its end (MinJobAge); after that only `sacct`
 does, which needs accounting. Job ids begin at 1 again on a cluster that was set up anew, so a job
-counts as ours only if its batch script or its working folder is.
+counts as ours only if its batch script lies in our folder.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ import time
 from dataclasses import dataclass
 
 from ssl_vit.errors import UserError
-from ssl_vit_launch.submission import Submission
 
-_PATIENCE = 60.0
+_PATIENCE_SECONDS = 60.0
+UNKNOWN = "UNKNOWN"
+"""Of a job whose scheduler does not answer just now."""
 ENDED = {
     "COMPLETED",
     "FAILED",
@@ -66,51 +67,60 @@ def has_accounting() -> bool:
 
 def ask(*command: str) -> str | None:
     """A command's output; None where it is missing or fails."""
+    return _ask(*command)[0]
+
+
+def _ask(*command: str) -> tuple[str | None, str]:
+    """As :func:`ask`, and what a command that failed said."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_PATIENCE
+            command, capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, str(error)
+    return (done.stdout, "") if done.returncode == 0 else (None, done.stderr)
 
 
-def find_job(submission: Submission) -> JobState | None:
-    """What SLURM says of a job now; None where it has forgotten it, or has no commands here."""
-    if not submission.job:
+def find_job(job: str, folder: str, since: float) -> JobState | None:
+    """What SLURM says of a job now; None where it has forgotten it, or has no commands here.
+
+    Args:
+        job: Its id.
+        folder: Where its batch script was written.
+        since: When it was queued, in seconds since 1970.
+    """
+    if not job or not has_slurm():
         return None
-    text = ask("scontrol", "show", "job", submission.job)
+    text, complaint = _ask("scontrol", "show", "job", job)
     if text is not None:
         fields = _fields(text)
         # The id may be another's by now.
-        if fields.get("Command", "").startswith(submission.logs + "/"):
-            reason = fields.get("Reason", "")
-            nodes = fields.get("NodeList", "")
+        if fields.get("Command", "").startswith(f"{folder}/"):
+            reason, nodes = fields.get("Reason", ""), fields.get("NodeList", "")
             return JobState(
                 fields["JobState"],
                 "" if reason == "None" else reason,
                 "" if nodes == "(null)" else nodes,
             )
-    return _from_accounting(submission)
+    elif "Invalid job id" not in complaint:
+        return JobState(UNKNOWN, "SLURM does not answer")
+    return _from_accounting(job, folder, since)
 
 
-def _from_accounting(submission: Submission) -> JobState | None:
+def _from_accounting(job: str, folder: str, since: float) -> JobState | None:
     """Of `sacct`: the last thing that became of the job."""
+    days = int((time.time() - since) / 86400) + 1
     text = ask(
         # With duplicates: requeued jobs have several lines, and ids may be others' too.
-        *("sacct", "-X", "-D", "-n", "-P", "-j", submission.job),
-        *("-S", f"now-{_days(submission)}days", "-o", "State,NodeList,SubmitLine"),
+        *("sacct", "-X", "-D", "-n", "-P", "-j", job, "-S", f"now-{days}days"),
+        *("-o", "State,NodeList,SubmitLine"),
     )
     found = None
     for line in (text or "").splitlines():
         state, nodes, command = line.split("|", 2)
-        if submission.logs in command:
+        if f"{folder}/" in command:
             found = JobState(state.split()[0], "", "" if nodes == "None assigned" else nodes)
     return found
-
-
-def _days(submission: Submission) -> int:
-    return int((time.time() - submission.time) / 86400) + 1
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -145,11 +155,14 @@ class Partition:
     most_gpus: int
 
 
-def find_partition(name: str) -> Partition:
-    """A partition; the cluster's default where the name is empty.
+def find_partitions(names: str) -> list[Partition]:
+    """Partitions; the cluster's default where no name is given.
+
+    Args:
+        names: As sbatch takes them, with commas between.
 
     Raises:
-        UserError: There is none of that name (lists those there are), or SLURM does not answer.
+        UserError: There is none of a name (lists those there are), or SLURM does not answer.
     """
     text = ask("scontrol", "show", "partition", "--oneliner")
     if text is None:
@@ -159,17 +172,22 @@ def find_partition(name: str) -> Partition:
         )
     known = {fields["PartitionName"]: fields for fields in map(_fields, text.splitlines())}
     default = next((key for key, each in known.items() if each.get("Default") == "YES"), "")
-    if (found := known.get(name or default)) is None:
-        problem = f"no partition named '{name}'" if name else "the cluster has no default partition"
+    wanted = [name for name in (names or default).split(",") if name]
+    wrong = next((name for name in wanted if name not in known), None)
+    if wrong or not wanted:
+        problem = f"no partition named '{wrong}'" if wrong else "there is no default partition"
         raise UserError(problem, f"partition: one of {', '.join(sorted(known)) or 'none is known'}")
-    name = name or default
+    return [_read_partition(name, known[name]) for name in wanted]
+
+
+def _read_partition(name: str, fields: dict[str, str]) -> Partition:
     cpus, memory, gpus = _largest_node(name)
     return Partition(
         name=name,
-        state=found.get("State", "UP"),
-        max_minutes=parse_minutes(found.get("MaxTime", "UNLIMITED")),
-        max_nodes=_number(found.get("MaxNodes", "UNLIMITED")),
-        total_nodes=_number(found.get("TotalNodes", "0")),
+        state=fields.get("State", "UP"),
+        max_minutes=parse_minutes(fields.get("MaxTime", "UNLIMITED")),
+        max_nodes=_number(fields.get("MaxNodes", "UNLIMITED")),
+        total_nodes=_number(fields.get("TotalNodes", "0")),
         most_cpus=cpus,
         most_memory_mb=memory,
         most_gpus=gpus,
@@ -208,15 +226,15 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def end_job(job: str) -> None:
-    """Ask SLURM to end a job.
+def end_jobs(*jobs: str) -> None:
+    """Ask SLURM to end jobs.
 
     Raises:
         UserError: It does not.
     """
-    done = subprocess.run(["scancel", job], capture_output=True, text=True, check=False)
+    done = subprocess.run(["scancel", *jobs], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"scancel {job}: {done.stderr.strip()}", "try it by hand")
+        raise UserError(f"scancel {' '.join(jobs)}: {done.stderr.strip()}", "try it by hand")
 
 
 def address_of(node: str) -> str:

@@ -15,9 +15,10 @@ from ssl_vit.export import INFO_FILE
 from ssl_vit.quantities import format_seconds
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import complete_checkpoints, newest_checkpoint, step_of
+from ssl_vit_launch.batch import evaluation_logs
 from ssl_vit_launch.history import Event, Restart, first_failure, restarts, why_ended
 from ssl_vit_launch.schedulers import find
-from ssl_vit_launch.slurm import JobState, has_accounting, has_slurm
+from ssl_vit_launch.slurm import JobState, find_job, has_accounting, has_slurm
 from ssl_vit_launch.submission import Submission, events_of, newest_submission
 
 _WINDOW = 50  # updates that the speed is taken over
@@ -56,6 +57,14 @@ class RunStatus:
     checkpoint: int
     """Updates in the newest checkpoint."""
     exports: int
+    num_nodes: int
+    """Machines of the last start; 0 before it."""
+
+    @property
+    def asked_nodes(self) -> int:
+        """Machines asked for, where they count."""
+        last = self.submission
+        return last.nodes if last is not None and last.cluster.scheduler == "slurm" else 0
 
     @property
     def state(self) -> str:
@@ -93,7 +102,7 @@ def read_status(run: Path) -> RunStatus:
     newest = newest_checkpoint(folder.checkpoints)
     last = folder.exports / f"step_{total:08d}" / INFO_FILE
     job = find(submission) if submission is not None else None
-    is_over = job is None or job.is_over
+    is_waiting = job is None or job.is_over or job.state == "PENDING"
     return RunStatus(
         run=run,
         recipe=config.recipe,
@@ -107,9 +116,10 @@ def read_status(run: Path) -> RunStatus:
         and step_of(newest) == total
         and last.is_file(),
         restarts=tuple(restarts(events)),
-        ended=_end_of(events) if is_over else "",
+        ended=_end_of(events, submission) if is_waiting else "",
         checkpoint=0 if newest is None else step_of(newest),
         exports=len(complete_checkpoints(folder.exports)),
+        num_nodes=next((e.nodes for e in reversed(events) if e.kind == "started"), 0),
     )
 
 
@@ -119,12 +129,15 @@ def _after_start(events: Sequence[Event]) -> list[Event] | None:
     return list(events[starts[-1] + 1 :]) if starts else None
 
 
-def _end_of(events: Sequence[Event]) -> str:
-    """What ended the last start; empty where there was none, or where the run is complete."""
-    after = _after_start(events)
-    if after is None or any(event.kind == "completed" for event in after):
-        return ""
-    return why_ended(after)
+def _end_of(events: Sequence[Event], submission: Submission | None) -> str:
+    """What ended the last start; empty where the run is complete, or the job never began."""
+    # What ended an earlier job says nothing of this one.
+    since = submission.time if submission is not None else 0.0
+    mine = [event for event in events if event.time >= since]
+    after = _after_start(mine)
+    if after is None:
+        return "cancelled before it began" if any(e.kind == "cancelled" for e in mine) else ""
+    return "" if any(event.kind == "completed" for event in after) else why_ended(after)
 
 
 def read_progress(metrics: Path) -> Progress | None:
@@ -154,18 +167,28 @@ def describe(status: RunStatus) -> list[str]:
         "run": f"{status.run}: {status.recipe}",
         "state": _describe_state(status),
         "progress": _describe_progress(status),
-        "saved": f"checkpoint of update {status.checkpoint:,}, {status.exports} exports",
+        "saved": _describe_saved(status),
         "restarts": _describe_restarts(status.restarts),
     }
     if status.ended:
         rows["ended"] = status.ended
+    if status.submission is not None and status.submission.then:
+        rows["then"] = f"\n{'':10}".join(_describe_evaluations(status.submission))
     lines = [f"{name:9} {text}" for name, text in rows.items() if text]
     lines += _unknown(status)
     if status.state not in ("running", "waiting", "complete", "ending"):
-        lines += last_error_lines(status)
+        if status.state != "cancelled":
+            lines += last_error_lines(status)
         if status.submission is not None:
             lines.append(f"go on with: ssl-vit launch resubmit {shlex.quote(str(status.run))}")
     return lines
+
+
+def _describe_saved(status: RunStatus) -> str:
+    exports = f"{status.exports} export{'s' * (status.exports != 1)}"
+    if not status.checkpoint:
+        return f"no checkpoint yet, {exports}"
+    return f"checkpoint of update {status.checkpoint:,}, {exports}"
 
 
 def _describe_state(status: RunStatus) -> str:
@@ -173,8 +196,11 @@ def _describe_state(status: RunStatus) -> str:
     if status.job is not None and not status.job.is_over:
         if status.job.nodes:
             parts.append(f"on {status.job.nodes}")
+        if 0 < status.num_nodes < status.asked_nodes and status.state == "running":
+            parts.append(f"({status.num_nodes} of {status.asked_nodes} nodes)")
         if status.job.reason and status.job.state == "PENDING":
-            parts.append(f"because of {status.job.reason}")
+            again = " (it starts again in a moment)" if status.job.reason == "BeginTime" else ""
+            parts.append(f"because of {status.job.reason}{again}")
     if status.submission is not None:
         parts.append(f"(job {status.submission.job}, {status.submission.cluster.scheduler})")
     return " ".join(parts)
@@ -208,6 +234,21 @@ def _describe_restarts(found: Sequence[Restart]) -> str:
     return f"\n{'':10}".join([str(len(found)), *more, *shown[-8:]])
 
 
+def _describe_evaluations(submission: Submission) -> list[str]:
+    """The evaluations of the end, with their jobs' states."""
+    folder = evaluation_logs(submission)
+    lines = []
+    for place, text in enumerate(submission.then):
+        if place >= len(submission.then_jobs):  # on this machine
+            lines.append(f"{text} (log in {folder})")
+            continue
+        job = submission.then_jobs[place]
+        state = find_job(job, folder, submission.time)
+        word = state.state.lower() if state else "not known to SLURM any more"
+        lines.append(f"{text}: {word} (job {job}, log in {folder})")
+    return lines
+
+
 def _unknown(status: RunStatus) -> list[str]:
     """What only a scheduler that cannot be asked would know."""
     last = status.submission
@@ -232,6 +273,8 @@ def last_error_lines(status: RunStatus) -> list[str]:
         return []
     after = _after_start(events_of(status.run)) or []
     first = first_failure(after) or next((each for each in after if each.kind == "refused"), None)
+    if first is None and any(each.kind == "failed" for each in after):
+        return []  # echoes of a process that was killed, which says nothing itself
     log = status.submission.log(first.rank if first else 0)
     if not log.is_file():
         return []

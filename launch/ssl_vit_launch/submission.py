@@ -46,6 +46,9 @@ class Submission(Config):
     then: tuple[str, ...] = ()
     """Evaluations for the end of the run."""
 
+    then_jobs: tuple[str, ...] = ()
+    """The ids of their jobs, on SLURM."""
+
     at_exports: bool = False
     """Whether they are made of every export."""
 
@@ -80,6 +83,16 @@ class Submission(Config):
         return Path(self.logs) / f"all_crashes_{self.index}"
 
     @property
+    def cancellation(self) -> Path:
+        """There when a local job shall end."""
+        return Path(self.logs) / f"cancelled_{self.index}"
+
+    @property
+    def end_mark(self) -> Path:
+        """There when a local job is over."""
+        return Path(self.logs) / f"ended_{self.index}"
+
+    @property
     def refusal(self) -> Path:
         """There while the newest start ended with a mistake that another would repeat."""
         return Path(self.logs) / f"refused_{self.index}"
@@ -92,8 +105,7 @@ def new_folder(jobs: Path) -> Path:
 
 
 def write_submission(folder: Path, submission: Submission) -> None:
-    """Write it, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write it into its folder, whole or not at all."""
     with replacing(folder / _FILE) as partial:
         partial.write_text(json.dumps(to_plain(submission), indent=1, ensure_ascii=False) + "\n")
 
@@ -104,7 +116,8 @@ def submissions_of(run: Path) -> list[Submission]:
     Raises:
         UserError: One cannot be read; names its file.
     """
-    files = [file for file in RunFolder(run).jobs.glob(f"[0-9]*/{_FILE}")]
+    jobs = RunFolder(run).jobs
+    files = [file for file in jobs.glob(f"[0-9]*/{_FILE}") if file.parent.name.isdigit()]
     return [_read(file) for file in sorted(files, key=lambda file: int(file.parent.name))]
 
 
@@ -114,9 +127,23 @@ def newest_submission(run: Path) -> Submission | None:
     return found[-1] if found else None
 
 
+def last_submission(run: Path) -> Submission:
+    """The last one of a run folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = newest_submission(run)
+    if found is None:
+        raise UserError(
+            f"{run} was never submitted", "check the path; ssl-vit launch list FOLDER  lists runs"
+        )
+    return found
+
+
 def history_of(run: Path) -> History:
     """The history of a run folder."""
-    return History(RunFolder(run).jobs / "history.jsonl")
+    return History(RunFolder(run).jobs)
 
 
 def events_of(run: Path) -> list[Event]:

@@ -3,31 +3,33 @@ over. Where that fails, nothing is left behind.
 """
 
 import contextlib
+import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from ssl_vit.errors import UserError
 from ssl_vit.forecast import disk_of
-from ssl_vit.pretrain import Prepared
+from ssl_vit.pretrain import Prepared, is_complete
 from ssl_vit.quantities import format_bytes
 from ssl_vit.run_folder import RunFolder
 from ssl_vit_launch.batch import batch_parameters, batch_text, queue_jobs
-from ssl_vit_launch.checks import check_partition, check_run, sharing_note
+from ssl_vit_launch.checks import check_partition, check_run, mount_note, sharing_note
 from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.evaluations import check_evaluation, submit_evaluations
 from ssl_vit_launch.job import PretrainJob
 from ssl_vit_launch.local import start_local
-from ssl_vit_launch.schedulers import refuse_active
+from ssl_vit_launch.schedulers import end, refuse_active
 from ssl_vit_launch.slurm import answers, has_slurm
 from ssl_vit_launch.snapshot import take_snapshot
 from ssl_vit_launch.submission import (
     Submission,
     history_of,
+    last_submission,
     new_folder,
-    newest_submission,
     write_submission,
 )
 
@@ -77,6 +79,11 @@ def check(request: Request) -> Prepared:
         )
     refuse_active(request.run)
     prepared = _check_here(request)
+    if is_complete(prepared):
+        raise UserError(
+            f"{request.run} is complete: nothing is left to train",
+            f"ssl-vit eval knn {shlex.quote(str(request.run))} …,  or another --run folder",
+        )
     if slurm:
         check_partition(request.cluster, request.nodes)
     return prepared
@@ -103,103 +110,150 @@ def queue(prepared: Sequence[Prepared], request: Request, home: Path) -> list[Su
         request: How they were asked for.
         home: Folder of batch script and logs: the run's own, or a sweep's.
     """
+    undo = _Undo()
+    try:
+        return _queue(prepared, request, home, undo)
+    except BaseException:
+        undo.undo()
+        raise
+
+
+def _queue(
+    prepared: Sequence[Prepared], request: Request, home: Path, undo: "_Undo"
+) -> list[Submission]:
     roots = [each.folder.root for each in prepared]
     logs = new_folder(RunFolder(home).jobs)
-    with _undoing([home, *roots]):
-        for each in prepared:
-            each.folder.write_config(each.config)
-        code = request.code or str(logs / "code")
-        if not request.code:
-            take_snapshot(Path(code))
-        asked = Submission(
-            run="",
-            logs=str(logs),
-            cluster=request.cluster,
-            nodes=request.nodes,
-            min_nodes=request.min_nodes,
-            profile=request.profile,
-            code=code if request.from_snapshot else "",
-            then=request.then,
-            at_exports=request.at_exports,
-            time=time.time(),
-        )
-        waiting = [asked.model_copy(update={"run": str(root)}) for root in roots]
-        folders = [logs if root == home else new_folder(RunFolder(root).jobs) for root in roots]
-        for folder, each in zip(folders, waiting, strict=True):
-            write_submission(folder, each)
-        jobs = _hand_over(waiting)
-        found = [
-            each.model_copy(update={"job": job}) for each, job in zip(waiting, jobs, strict=True)
-        ]
-        for folder, each in zip(folders, found, strict=True):
-            write_submission(folder, each)
-            history_of(Path(each.run)).add("submitted", each.job, nodes=each.nodes)
+    folders = [logs if root == home else new_folder(RunFolder(root).jobs) for root in roots]
+    for each in prepared:
+        undo.remember(each.folder.config)
+        each.folder.write_config(each.config)
+    for folder in {logs, *folders}:
+        undo.make(folder)
+    if not request.code:
+        take_snapshot(logs / "code")
+    asked = _submission(request, logs)
+    found = [asked.model_copy(update={"run": str(root), "time": time.time()}) for root in roots]
+    _write(folders, found)
+    for each, job in zip(found, _hand_over(found), strict=True):
+        undo.queued.append(each.model_copy(update={"job": job}))
+    found = undo.queued
+    _write(folders, found)
     if request.cluster.scheduler == "slurm" and request.then:
-        submit_evaluations(found)
+        evaluations = submit_evaluations(found)
+        for place, ids in enumerate(evaluations):
+            found[place] = found[place].model_copy(update={"then_jobs": ids})
+        _write(folders, found)
+    for each in found:
+        history_of(Path(each.run)).add("submitted", each.job, nodes=each.nodes)
     return found
+
+
+def _submission(request: Request, logs: Path) -> Submission:
+    """What is asked of the scheduler, but for the run's own facts."""
+    code = request.code or str(logs / "code")
+    return Submission(
+        run=str(request.run),
+        logs=str(logs),
+        cluster=request.cluster,
+        nodes=request.nodes,
+        min_nodes=request.min_nodes,
+        profile=request.profile,
+        code=code if request.from_snapshot else "",
+        then=request.then,
+        at_exports=request.at_exports,
+    )
+
+
+def _write(folders: Sequence[Path], submissions: Sequence[Submission]) -> None:
+    for folder, submission in zip(folders, submissions, strict=True):
+        write_submission(folder, submission)
 
 
 def _hand_over(waiting: Sequence[Submission]) -> list[str]:
     """Give them to the scheduler; returns their job ids."""
     first = waiting[0]
-    if first.cluster.scheduler == "local":
-        return start_local(waiting)
-    payloads = [PretrainJob(each.run) for each in waiting]
-    return queue_jobs(Path(first.logs), batch_parameters(first), payloads)
+    match first.cluster.scheduler:
+        case "local":
+            return start_local(waiting)
+        case "slurm":
+            payloads = [PretrainJob(each.run) for each in waiting]
+            return queue_jobs(Path(first.logs), batch_parameters(first), payloads)
+        case _:
+            assert_never(first.cluster.scheduler)
 
 
-@contextlib.contextmanager
-def _undoing(roots: Sequence[Path]) -> Iterator[None]:
-    """Where the block fails, leave folders as they were."""
-    absent = [root for root in roots if not root.exists()]
-    configs = {
-        config: config.read_bytes()
-        for config in (RunFolder(root).config for root in roots)
-        if config.is_file()
-    }
-    jobs = {RunFolder(root).jobs for root in roots}
-    before = {path for folder in jobs if folder.is_dir() for path in folder.iterdir()}
-    made = _missing_parents(absent)
-    try:
-        yield
-    except BaseException:
-        for folder in made:
-            shutil.rmtree(folder, ignore_errors=True)
-        for config, content in configs.items():
-            config.write_bytes(content)
-        for folder in jobs:
-            for path in folder.iterdir() if folder.is_dir() else ():
-                if path not in before:
-                    shutil.rmtree(path, ignore_errors=True)
-        raise
+class _Undo:
+    """Takes back what a submission did so far: ends its jobs, and leaves folders as they were."""
 
+    def __init__(self) -> None:
+        self.queued: list[Submission] = []
+        self._configs: dict[Path, bytes | None] = {}
+        self._made: list[Path] = []
+        """Folders that were not there, outer ones first."""
+        self._own: list[Path] = []
+        """Those of them that are removed with all that is in them."""
 
-def _missing_parents(roots: Sequence[Path]) -> list[Path]:
-    """The topmost folder that would have to be made for each."""
-    found = []
-    for root in roots:
-        above = [root, *root.parents]
-        missing = [path for path in above if not path.exists()]
-        found.append(missing[-1])
-    return found
+    def remember(self, config: Path) -> None:
+        """A run folder's config, before it is written."""
+        self._configs[config] = config.read_bytes() if config.is_file() else None
+        self._note_missing(config.parent)
+
+    def make(self, folder: Path) -> None:
+        """Make a submission's folder.
+
+        Raises:
+            UserError: Another command made it in this moment.
+        """
+        self._note_missing(folder.parent)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            raise UserError(
+                f"{folder.parents[1]} is being submitted by another command", "wait for it"
+            ) from None
+        self._made.append(folder)
+        self._own.append(folder)
+
+    def _note_missing(self, folder: Path) -> None:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        self._made += [path for path in reversed(missing) if path not in self._made]
+
+    def undo(self) -> None:
+        """Take it back."""
+        with contextlib.suppress(UserError):
+            end(self.queued)
+        for config, content in self._configs.items():
+            if content is None:
+                config.unlink(missing_ok=True)
+            else:
+                config.write_bytes(content)
+        for folder in reversed(self._made):
+            if folder in self._own:
+                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # not empty: others' runs are in it
+                folder.rmdir()
 
 
 def describe_request(prepared: Prepared, request: Request) -> list[str]:
     """What would be queued, for a person."""
     config, plan, cluster = prepared.config, prepared.plan, request.cluster
     disk = disk_of(config, plan.total_steps)
-    elastic = f" (again with {request.min_nodes} or more)"
+    nodes = f"{request.nodes} node{'s' * (request.nodes > 1)}"
+    if request.min_nodes < request.nodes:
+        nodes += f", at least {request.min_nodes},"
     lines = [
         f"{config.recipe}: {plan.total_steps:,} updates of {config.data.global_batch_size} "
         f"({plan.total_epochs:g} epochs of {plan.samples_per_epoch:,} images)",
-        f"{request.nodes} nodes{elastic if request.min_nodes < request.nodes else ''} × "
+        f"{nodes} × "
         f"{cluster.processes_per_node} processes, ZeRO-{config.engine.zero_stage}, "
         f"{plan.accumulation} × {plan.micro_batch_size} images a process",
         f"disk: {format_bytes(disk.total)} at the end, {disk.num_checkpoints} checkpoints of "
         f"{format_bytes(disk.checkpoint)}",
     ]
     lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
-    return [*lines, *filter(None, [sharing_note(prepared.folder.root)])]
+    notes = (sharing_note(prepared.folder.root), mount_note(prepared.folder.root, cluster))
+    return [*lines, *filter(None, notes if cluster.scheduler == "slurm" else ())]
 
 
 def dry_run(requests: Sequence[Request], home: Path) -> tuple[list[str], str]:
@@ -223,15 +277,7 @@ def dry_run(requests: Sequence[Request], home: Path) -> tuple[list[str], str]:
         check_partition(first.cluster, first.nodes)
     else:
         lines.append("note: no SLURM answers here, so what the partition allows is not known")
-    logs = str(new_folder(RunFolder(home).jobs))
-    submission = Submission(
-        run=str(first.run),
-        logs=logs,
-        cluster=first.cluster,
-        nodes=first.nodes,
-        min_nodes=first.min_nodes,
-        code=(first.code or f"{logs}/code") if first.from_snapshot else "",
-    )
+    submission = _submission(first, new_folder(RunFolder(home).jobs))
     return lines, batch_text(submission, len(requests))
 
 
@@ -245,9 +291,10 @@ def again(run: Path, nodes: int | None, min_nodes: int | None, from_snapshot: bo
     Raises:
         UserError: The folder was never submitted.
     """
-    last = newest_submission(run)
-    if last is None:
-        raise UserError(f"{run} was never submitted", f"ssl-vit launch submit … --run {run}")
+    last = last_submission(run)
+    code = (last.code or f"{last.logs}/code") if from_snapshot else ""
+    if code and not Path(code).is_dir():
+        raise UserError(f"the snapshot {code} is gone", "leave out --from-snapshot")
     wanted = nodes or last.nodes
     least = min_nodes or (min(last.min_nodes, wanted) if last.min_nodes < last.nodes else wanted)
     return Request(
@@ -259,7 +306,7 @@ def again(run: Path, nodes: int | None, min_nodes: int | None, from_snapshot: bo
         nodes=wanted,
         min_nodes=least,
         from_snapshot=from_snapshot,
-        code=(last.code or f"{last.logs}/code") if from_snapshot else "",
+        code=code,
         then=last.then,
         at_exports=last.at_exports,
     )

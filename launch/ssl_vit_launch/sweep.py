@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ssl_vit.errors import UserError
+from ssl_vit_launch.checks import check_space
 from ssl_vit_launch.submission import Submission
 from ssl_vit_launch.submit import Request, check, queue
 
-_MOST = 1_000  # of an array; SLURM's usual limit
+_MOST_RUNS = 1_000  # of an array; SLURM's usual limit
+_LONGEST_NAME = 150
 
 
 def split_values(text: str) -> list[str]:
@@ -41,15 +43,18 @@ def combinations(words: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str,
         path, equals, values = word.partition("=")
         if not equals:
             raise UserError(f"'{word}' is not of the form path=value,value", "write  seed=0,1,2")
-        choices.append([f"{path}={value}" for value in split_values(values)])
+        parts = split_values(values)
+        if len(set(parts)) < len(parts):
+            raise UserError(f"'{word}' has a value twice", "name every value once")
+        choices.append([f"{path}={value}" for value in parts])
     varied = [len(choice) > 1 for choice in choices]
     if not any(varied):
         raise UserError(
             "nothing differs in this sweep", "give several values:  optimizer.clip_norm=0,1,3"
         )
     runs = [(run, tuple(itertools.compress(run, varied))) for run in itertools.product(*choices)]
-    if len(runs) > _MOST:
-        raise UserError(f"{len(runs):,} runs are too many for one sweep", f"at most {_MOST:,}")
+    if len(runs) > _MOST_RUNS:
+        raise UserError(f"{len(runs):,} runs are too many for one sweep", f"at most {_MOST_RUNS:,}")
     return runs
 
 
@@ -76,8 +81,9 @@ def requests_of(request: Request) -> list[Request]:
     """
     found = combinations(request.overrides)
     names = [name_of(varied) for _, varied in found]
-    if len(set(names)) < len(names):  # the last words of two paths are the same
-        names = [_plain(",".join(varied)) for _, varied in found]
+    # Long values, or ones that differ only in signs that no folder's name should have.
+    if len(set(names)) < len(names) or max(map(len, names)) > _LONGEST_NAME:
+        names = [f"{place:03d}_{name[:_LONGEST_NAME]}" for place, name in enumerate(names)]
     return [
         replace(request, run=request.run / name, overrides=words)
         for name, (words, _) in zip(names, found, strict=True)
@@ -93,4 +99,6 @@ def submit_sweep(request: Request) -> list[Submission]:
     Raises:
         UserError: As ``submit``, for any of the runs.
     """
-    return queue([check(each) for each in requests_of(request)], request, request.run)
+    prepared = [check(each) for each in requests_of(request)]
+    check_space(prepared)
+    return queue(prepared, request, request.run)

@@ -1,5 +1,6 @@
 """Waiting for jobs to be over, with a line now and then."""
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from ssl_vit.progress import PLAIN_EVERY_SECONDS
 from ssl_vit_launch.schedulers import find, look_seconds
 from ssl_vit_launch.status import read_status
 from ssl_vit_launch.submission import Submission
+
+_NFS_SECONDS = 60.0  # that its clients may keep what they know of a folder
 
 
 def wait(submissions: Sequence[Submission]) -> bool:
@@ -31,11 +34,22 @@ def wait(submissions: Sequence[Submission]) -> bool:
     except KeyboardInterrupt:
         first = submissions[0]
         print(
-            f"\nthe job goes on; ssl-vit launch cancel {first.run}  ends it",
+            f"\nthe job goes on; ssl-vit launch cancel {shlex.quote(first.run)}  ends it",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
-    return all(read_status(Path(each.run)).is_complete for each in submissions)
+    return all(_is_complete(each) for each in submissions)
+
+
+def _is_complete(submission: Submission) -> bool:
+    """Whether a run is; on NFS this machine may see its last files a while after they are there."""
+    deadline = time.monotonic() + _NFS_SECONDS
+    while not (complete := read_status(Path(submission.run)).is_complete):
+        state = find(submission)
+        if state is None or state.state != "COMPLETED" or time.monotonic() > deadline:
+            break
+        time.sleep(1.0)
+    return complete
 
 
 def _line(everyone: Sequence[Submission], pending: Sequence[Submission]) -> str:

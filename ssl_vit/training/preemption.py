@@ -35,6 +35,8 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._remember)
+        # A launcher may have held signals back until here.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(self, *_: object) -> None:

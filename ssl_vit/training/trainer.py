@@ -144,6 +144,7 @@ class Trainer:
                     f"update {step + 1} could not be saved",
                     "make room and run the same command again; it goes on from the newest "
                     "checkpoint",
+                    may_pass=True,
                 )
             if too_bad:
                 raise self.bad_samples.error(step + 1)

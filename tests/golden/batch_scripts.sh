@@ -16,27 +16,44 @@
 #SBATCH --time=1440
 
 # setup
+logs='/shared/runs/my run/jobs/001'
+index=${SLURM_ARRAY_TASK_ID:-0}
+rm -f "$logs/refused_$index"
+must() {
+  [ $1 -eq 0 ] && return
+  echo "error: this line of the cluster profile failed: $2"
+  echo "fix:   try it on a node; then  ssl-vit launch resubmit"
+  touch "$logs/refused_$index"; exit 2
+}
 module load apptainer
+must $? 'module load apptainer'
+# Of sbatch's own; srun would not know which to believe.
+unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
+[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=4 --cpus-per-task=16 apptainer exec --nv --bind /project --bind /scratch /project/images/ssl-vit.sif sh -c 'shift; exec python3 "$@"' sh PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
+srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=4 --distribution=block --cpus-per-task=16 apptainer exec --nv --bind /project --bind /scratch /project/images/ssl-vit.sif sh -c 'shift; exec python3 "$@"' sh PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
 
 
 # teardown
 code=$?
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-# Complete; a mistake that another start would repeat; ended by SLURM, who knows why:
+# Complete, or a mistake that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING || exit $code
-# 75: asked to stop by a signal to a process, and saved. Else it is a crash.
-if [ $code -ne 75 ]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index"
-  echo "$code" >> "$logs/crashes_$index"
+# One of an array by its own name: the bare number is all of them to scontrol.
+job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# Ended by SLURM, who knows why:
+for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
+echo "$said" | grep -q JobState=RUNNING || exit $code
+# 75 140 143: asked to stop by a signal. Anything else is a crash.
+if [[ " 75 140 143 " != *" $code "* ]]; then
+  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
+  echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
 [ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$SLURM_JOB_ID"
+[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
 exit $code
 
 ### example.yaml, 4 nodes
@@ -57,26 +74,42 @@ exit $code
 #SBATCH --time=1440
 
 # setup
+logs='/shared/runs/my run/jobs/001'
+index=${SLURM_ARRAY_TASK_ID:-0}
+rm -f "$logs/refused_$index"
+must() {
+  [ $1 -eq 0 ] && return
+  echo "error: this line of the cluster profile failed: $2"
+  echo "fix:   try it on a node; then  ssl-vit launch resubmit"
+  touch "$logs/refused_$index"; exit 2
+}
+# Of sbatch's own; srun would not know which to believe.
+unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
+[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=8 --cpus-per-task=12 PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
+srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=8 --distribution=block --cpus-per-task=12 PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
 
 
 # teardown
 code=$?
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-# Complete; a mistake that another start would repeat; ended by SLURM, who knows why:
+# Complete, or a mistake that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING || exit $code
-# 75: asked to stop by a signal to a process, and saved. Else it is a crash.
-if [ $code -ne 75 ]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index"
-  echo "$code" >> "$logs/crashes_$index"
+# One of an array by its own name: the bare number is all of them to scontrol.
+job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# Ended by SLURM, who knows why:
+for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
+echo "$said" | grep -q JobState=RUNNING || exit $code
+# 75 140 143: asked to stop by a signal. Anything else is a crash.
+if [[ " 75 140 143 " != *" $code "* ]]; then
+  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
+  echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
 [ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$SLURM_JOB_ID"
+[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
 exit $code
 
 ### infiniband.yaml, 4 nodes
@@ -97,32 +130,48 @@ exit $code
 #SBATCH --time=1440
 
 # setup
+logs='/shared/runs/my run/jobs/001'
+index=${SLURM_ARRAY_TASK_ID:-0}
+rm -f "$logs/refused_$index"
+must() {
+  [ $1 -eq 0 ] && return
+  echo "error: this line of the cluster profile failed: $2"
+  echo "fix:   try it on a node; then  ssl-vit launch resubmit"
+  touch "$logs/refused_$index"; exit 2
+}
 export GLOO_SOCKET_IFNAME=ib0
 export NCCL_SOCKET_IFNAME=ib0
 export NCCL_IB_HCA=mlx5_0,mlx5_3,mlx5_4,mlx5_5
 export NCCL_CROSS_NIC=0
 export NCCL_IB_TIMEOUT=22
 export NCCL_DEBUG=WARN
+# Of sbatch's own; srun would not know which to believe.
+unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
+[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=8 --cpus-per-task=16 --cpu-bind=none PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
+srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=8 --distribution=block --cpus-per-task=16 --cpu-bind=none PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
 
 
 # teardown
 code=$?
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-# Complete; a mistake that another start would repeat; ended by SLURM, who knows why:
+# Complete, or a mistake that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING || exit $code
-# 75: asked to stop by a signal to a process, and saved. Else it is a crash.
-if [ $code -ne 75 ]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index"
-  echo "$code" >> "$logs/crashes_$index"
+# One of an array by its own name: the bare number is all of them to scontrol.
+job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# Ended by SLURM, who knows why:
+for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
+echo "$said" | grep -q JobState=RUNNING || exit $code
+# 75 140 143: asked to stop by a signal. Anything else is a crash.
+if [[ " 75 140 143 " != *" $code "* ]]; then
+  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
+  echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
 [ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$SLURM_JOB_ID"
+[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
 exit $code
 
 ### pyxis.yaml, 4 nodes
@@ -143,26 +192,42 @@ exit $code
 #SBATCH --time=1440
 
 # setup
+logs='/shared/runs/my run/jobs/001'
+index=${SLURM_ARRAY_TASK_ID:-0}
+rm -f "$logs/refused_$index"
+must() {
+  [ $1 -eq 0 ] && return
+  echo "error: this line of the cluster profile failed: $2"
+  echo "fix:   try it on a node; then  ssl-vit launch resubmit"
+  touch "$logs/refused_$index"; exit 2
+}
+# Of sbatch's own; srun would not know which to believe.
+unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
+[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=8 --cpus-per-task=14 --container-image=nvcr.io/nvidia/pytorch:25.06-py3 --container-mounts=/lustre:/lustre --no-container-mount-home sh -c 'shift; exec python3 "$@"' sh PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
+srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=8 --distribution=block --cpus-per-task=14 --container-image=nvcr.io/nvidia/pytorch:25.06-py3 --container-mounts=/lustre:/lustre --no-container-mount-home sh -c 'shift; exec python3 "$@"' sh PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
 
 
 # teardown
 code=$?
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-# Complete; a mistake that another start would repeat; ended by SLURM, who knows why:
+# Complete, or a mistake that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING || exit $code
-# 75: asked to stop by a signal to a process, and saved. Else it is a crash.
-if [ $code -ne 75 ]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index"
-  echo "$code" >> "$logs/crashes_$index"
+# One of an array by its own name: the bare number is all of them to scontrol.
+job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# Ended by SLURM, who knows why:
+for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
+echo "$said" | grep -q JobState=RUNNING || exit $code
+# 75 140 143: asked to stop by a signal. Anything else is a crash.
+if [[ " 75 140 143 " != *" $code "* ]]; then
+  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
+  echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
 [ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$SLURM_JOB_ID"
+[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
 exit $code
 
 ### single-gpu.yaml, 4 nodes
@@ -184,26 +249,42 @@ exit $code
 #SBATCH --time=240
 
 # setup
+logs='/shared/runs/my run/jobs/001'
+index=${SLURM_ARRAY_TASK_ID:-0}
+rm -f "$logs/refused_$index"
+must() {
+  [ $1 -eq 0 ] && return
+  echo "error: this line of the cluster profile failed: $2"
+  echo "fix:   try it on a node; then  ssl-vit launch resubmit"
+  touch "$logs/refused_$index"; exit 2
+}
+# Of sbatch's own; srun would not know which to believe.
+unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
+[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=1 --cpus-per-task=8 PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
+srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=1 --distribution=block --cpus-per-task=8 PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
 
 
 # teardown
 code=$?
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-# Complete; a mistake that another start would repeat; ended by SLURM, who knows why:
+# Complete, or a mistake that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING || exit $code
-# 75: asked to stop by a signal to a process, and saved. Else it is a crash.
-if [ $code -ne 75 ]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index"
-  echo "$code" >> "$logs/crashes_$index"
+# One of an array by its own name: the bare number is all of them to scontrol.
+job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# Ended by SLURM, who knows why:
+for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
+echo "$said" | grep -q JobState=RUNNING || exit $code
+# 75 140 143: asked to stop by a signal. Anything else is a crash.
+if [[ " 75 140 143 " != *" $code "* ]]; then
+  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
+  echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
 [ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$SLURM_JOB_ID"
+[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
 exit $code
 
 ### with-accounts.yaml, 4 nodes
@@ -231,30 +312,49 @@ exit $code
 #SBATCH --time=1380
 
 # setup
+logs='/shared/runs/my run/jobs/001'
+index=${SLURM_ARRAY_TASK_ID:-0}
+rm -f "$logs/refused_$index"
+must() {
+  [ $1 -eq 0 ] && return
+  echo "error: this line of the cluster profile failed: $2"
+  echo "fix:   try it on a node; then  ssl-vit launch resubmit"
+  touch "$logs/refused_$index"; exit 2
+}
 module load cuda/12.2
+must $? 'module load cuda/12.2'
 module load python/3.11
+must $? 'module load python/3.11'
 source $HOME/venvs/ssl-vit/bin/activate
+must $? 'source $HOME/venvs/ssl-vit/bin/activate'
 export HF_HUB_OFFLINE=1
+# Of sbatch's own; srun would not know which to believe.
+unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
+[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=4 --cpus-per-task=8 PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
+srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=4 --distribution=block --cpus-per-task=8 PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
 
 
 # teardown
 code=$?
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-# Complete; a mistake that another start would repeat; ended by SLURM, who knows why:
+# Complete, or a mistake that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING || exit $code
-# 75: asked to stop by a signal to a process, and saved. Else it is a crash.
-if [ $code -ne 75 ]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index"
-  echo "$code" >> "$logs/crashes_$index"
+# One of an array by its own name: the bare number is all of them to scontrol.
+job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# Ended by SLURM, who knows why:
+for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
+echo "$said" | grep -q JobState=RUNNING || exit $code
+# 75 140 143: asked to stop by a signal. Anything else is a crash.
+if [[ " 75 140 143 " != *" $code "* ]]; then
+  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
+  echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
 [ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$SLURM_JOB_ID"
+[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
 exit $code
 
 ### 2 to 4 nodes, from a snapshot
@@ -272,25 +372,42 @@ exit $code
 #SBATCH --time=1440
 
 # setup
+logs=/shared/runs/r/jobs/001
+index=${SLURM_ARRAY_TASK_ID:-0}
+rm -f "$logs/refused_$index"
+must() {
+  [ $1 -eq 0 ] && return
+  echo "error: this line of the cluster profile failed: $2"
+  echo "fix:   try it on a node; then  ssl-vit launch resubmit"
+  touch "$logs/refused_$index"; exit 2
+}
+# Of sbatch's own; srun would not know which to believe.
+unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
+export PYTHONSAFEPATH=1  # else the folder one queues from comes first
 export PYTHONPATH=/shared/code${PYTHONPATH:+:$PYTHONPATH}
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
+[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /shared/runs/r/jobs/001/%j_%t_log.out --kill-on-bad-exit=1 --ntasks-per-node=4 --cpus-per-task=8 PYTHON -u -m submitit.core._submit /shared/runs/r/jobs/001
+srun --unbuffered --output /shared/runs/r/jobs/001/%j_%t_log.out --kill-on-bad-exit=1 --ntasks-per-node=4 --distribution=block --cpus-per-task=8 PYTHON -u -m submitit.core._submit /shared/runs/r/jobs/001
 
 
 # teardown
 code=$?
-logs=/shared/runs/r/jobs/001
-index=${SLURM_ARRAY_TASK_ID:-0}
-# Complete; a mistake that another start would repeat; ended by SLURM, who knows why:
+# Complete, or a mistake that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING || exit $code
-# 75: asked to stop by a signal to a process, and saved. Else it is a crash.
-if [ $code -ne 75 ]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index"
-  echo "$code" >> "$logs/crashes_$index"
+# One of an array by its own name: the bare number is all of them to scontrol.
+job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# Ended by SLURM, who knows why:
+for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
+echo "$said" | grep -q JobState=RUNNING || exit $code
+# 75 140 143: asked to stop by a signal. Anything else is a crash.
+if [[ " 75 140 143 " != *" $code "* ]]; then
+  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
+  echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
 [ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$SLURM_JOB_ID"
+[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
 exit $code

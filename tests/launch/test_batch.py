@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vit_launch.batch import batch_text, evaluation_parameters, teardown_lines
+from ssl_vit.data.cache import default_folder
+from ssl_vit.errors import UserError
+from ssl_vit_launch.batch import (
+    batch_text,
+    evaluation_parameters,
+    look_lines,
+    setup_lines,
+    teardown_lines,
+)
 from ssl_vit_launch.cluster import ClusterConfig, ContainerConfig, read_cluster
+from ssl_vit_launch.job import use_local_cache
 from ssl_vit_launch.submission import Submission
 
 ROOT = Path(__file__).parents[2]
@@ -47,14 +56,15 @@ def test_the_scripts_are_bash(tmp_path: Path):
         assert done.returncode == 0, done.stderr
 
 
-def end_of_job(folder: Path, code: int, state: str = "RUNNING", most: int = 2) -> tuple[int, bool]:
+def end_of_job(
+    folder: Path, code: int, state: str = "RUNNING", most: int = 2, **variables: str
+) -> tuple[int, bool]:
     """The exit code of a script whose srun ended with a code, and whether it asked for a requeue.
 
     Slurm's one command in it is replaced by one that says the job's state.
     """
-    commands = folder / "commands"
+    commands, asked = folder / "commands", folder / "asked"
     commands.mkdir(exist_ok=True)
-    asked = folder / "asked"
     asked.unlink(missing_ok=True)
     scontrol = commands / "scontrol"
     scontrol.write_text(
@@ -64,13 +74,14 @@ def end_of_job(folder: Path, code: int, state: str = "RUNNING", most: int = 2) -
     scontrol.chmod(0o755)
     logs = folder / "the logs"
     logs.mkdir(exist_ok=True)
-    lines = teardown_lines(submission(ClusterConfig(max_crashes=most), str(logs)))
-    script = "\n".join([f"(exit {code})", *lines])
-    path = f"{commands}:{os.environ['PATH']}"
-    environment = {"PATH": path, "SLURM_JOB_ID": "7"}
+    asked_for = submission(ClusterConfig(max_crashes=most), str(logs), nodes=1, min_nodes=1)
+    begin = setup_lines(asked_for)[:2]  # what names files; the next line removes a refusal
+    script = "\n".join([*begin, f"(exit {code})", *teardown_lines(asked_for)])
+    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **variables}
     done = subprocess.run(["bash", "-c", script], env=environment, check=False)
     if asked.exists():
-        assert asked.read_text() == "requeue 7\n"
+        array = variables.get("SLURM_ARRAY_TASK_ID")
+        assert asked.read_text() == (f"requeue 7_{array}\n" if array else "requeue 7\n")
     return done.returncode, asked.exists()
 
 
@@ -83,9 +94,25 @@ def test_a_crash_is_requeued_until_there_were_too_many(tmp_path: Path):
     assert end_of_job(tmp_path, 1) == (1, True)
 
 
-def test_a_run_that_saved_is_requeued_and_is_no_crash(tmp_path: Path):
+def test_one_of_an_array_is_requeued_alone_and_counted_alone(tmp_path: Path):
+    # The bare number is the whole array to scontrol, and one of its jobs has it.
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert end_of_job(tmp_path, 1, **array) == (1, True)
+    assert end_of_job(tmp_path, 1, **array) == (1, False)
+    array["SLURM_ARRAY_TASK_ID"] = "4"
+    assert end_of_job(tmp_path, 1, **array) == (1, True)
+
+
+def test_a_crash_that_cannot_be_counted_is_not_requeued(tmp_path: Path):
+    # A full disk, say: it would be requeued for ever.
+    (tmp_path / "the logs" / "all_crashes_0").mkdir(parents=True)
+    assert end_of_job(tmp_path, 1) == (1, False)
+
+
+@pytest.mark.parametrize("code", [75, 140, 143])
+def test_a_run_that_was_asked_to_stop_is_requeued_and_is_no_crash(tmp_path: Path, code: int):
     for _ in range(5):
-        assert end_of_job(tmp_path, 75) == (75, True)
+        assert end_of_job(tmp_path, code) == (code, True)
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "COMPLETING", "PENDING", "NODE_FAIL"])
@@ -98,6 +125,86 @@ def test_neither_the_end_nor_a_mistake_is_requeued(tmp_path: Path):
     assert end_of_job(tmp_path, 0) == (0, False)
     (tmp_path / "the logs" / "refused_0").touch()
     assert end_of_job(tmp_path, 2) == (2, False)
+
+
+def test_a_line_of_the_profile_that_fails_ends_the_job(tmp_path: Path):
+    cluster = ClusterConfig(setup=("export A=1; true", "echo $A", "false 'it is'", "echo after"))
+    script = "\n".join(setup_lines(submission(cluster, str(tmp_path))))
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = done.stdout.splitlines()
+    assert said[:2] == ["1", "error: this line of the cluster profile failed: false 'it is'"]
+    assert (tmp_path / "refused_0").exists()
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_a_node_that_does_not_see_the_run_says_so_and_ends_the_job(tmp_path: Path, sees: bool):
+    logs = tmp_path / "the logs"
+    logs.mkdir()
+    # The job's own node sees it; srun is played by a shell on another one.
+    srun = tmp_path / "srun"
+    srun.write_text(
+        '#!/bin/sh\nwhile [ "$1" != sh ]; do shift; done\n'
+        + ("" if sees else 'set -- "$1" "$2" "$3" /nowhere\n')
+        + '"$@"\n'
+    )
+    srun.chmod(0o755)
+    asked = submission(ClusterConfig(), str(logs))
+    script = "\n".join([*setup_lines(asked), *look_lines(asked), "echo begun"])
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURMD_NODENAME": "n7"}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "begun" in done.stdout) == ((0, True) if sees else (2, False))
+    assert ("node n7 does not see" in done.stdout) == (not sees)
+    assert (logs / "refused_0").exists() == (not sees)
+
+
+# Another value for every setting, and where it is not the batch script that heeds it.
+OTHERS: dict[str, object] = {
+    "partition": "p",
+    "account": "a",
+    "qos": "q",
+    "constraint": "c",
+    "exclude": "n7",
+    "processes_per_node": 2,
+    "gpus_per_node": 1,
+    "cpus_per_process": 3,
+    "memory_gb": 5,
+    "timeout_minutes": 77,
+    "warn_seconds": 33,
+    "max_crashes": 9,
+    "modules": ("m",),
+    "setup": ("s",),
+    "environment": {"E": "e"},
+    "network_interface": "ib7",
+    "container": ContainerConfig(image="box"),
+    "srun": ("--x",),
+    "sbatch": {"mail-type": "FAIL", "exclusive": True, "overcommit": False},
+}
+ELSEWHERE = {"scheduler", "local_cache"}
+
+
+def test_every_setting_of_a_profile_is_heeded():
+    assert OTHERS.keys() | ELSEWHERE == set(ClusterConfig.model_fields)
+    plain = batch_text(submission(ClusterConfig(), "/r/jobs/001"))
+    for name, value in OTHERS.items():
+        changed = ClusterConfig.model_validate({name: value})
+        assert batch_text(submission(changed, "/r/jobs/001")) != plain, name
+    flags = batch_text(submission(ClusterConfig(sbatch=OTHERS["sbatch"]), "/r/jobs/001"))  # type: ignore[arg-type]
+    assert "#SBATCH --exclusive\n" in flags
+    assert "overcommit" not in flags
+
+
+def test_a_cache_on_the_nodes_own_disk_has_its_variables_expanded_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("SSL_VIT_CACHE", raising=False)
+    use_local_cache(ClusterConfig(local_cache="$SLURM_TMPDIR/shards"))
+    assert default_folder() == tmp_path / "shards"
+    with pytest.raises(UserError, match=r"\$NOBODY/shards: a variable in it is not set"):
+        use_local_cache(ClusterConfig(local_cache="$NOBODY/shards"))
 
 
 def test_an_evaluation_takes_one_processs_share():

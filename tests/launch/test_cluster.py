@@ -39,6 +39,10 @@ def test_bashs_own_variables_pass(tmp_path: Path):
         ("- partition", "holds no YAML mapping"),
         ("a: [", "no readable YAML"),
         ("container: {runtime: docker}", "apptainer"),
+        ("timeout_minutes: 1", "warn_seconds=120 leaves nothing of timeout_minutes=1"),
+        ("{processes_per_node: 8, gpus_per_node: 4}", "processes_per_node=8 are more than"),
+        ("sbatch: {time: 5}", "sbatch.time is for the launcher to say"),
+        ("{scheduler: local, partition: gpu}", "partition means nothing with scheduler: local"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, said: str):

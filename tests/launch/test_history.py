@@ -6,13 +6,16 @@ from ssl_vit_launch.history import Event, History, read_crashes, restarts, why_e
 
 
 def test_what_is_added_is_read_in_order_and_a_cut_line_is_left_out(tmp_path: Path):
-    history = History(tmp_path / "history.jsonl")
+    history = History(tmp_path)
     history.add("submitted", "7", nodes=2)
     history.add("started", "7", step=3, text="n1 n2")
-    with history.file.open("a") as file:
+    with (tmp_path / "history.jsonl").open("a") as file:
         file.write('{"kind": "stop')
+    history.add("failed", "7", rank=3, text="x")
+    history.add("completed", "7")
     found = history.read()
-    assert [event.kind for event in found] == ["submitted", "started"]
+    assert [event.kind for event in found] == ["submitted", "started", "failed", "completed"]
+    assert found[2].rank == 3
     assert (found[1].step, found[1].text) == (3, "n1 n2")
 
 

@@ -6,11 +6,12 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ssl_vit_launch.local import find_local
 from ssl_vit_launch.submission import Submission, events_of, newest_submission
 from tests.command_line import losses, ssl_vit
-from tests.slurm.jobs import LENGTH, SETTINGS, write_profile
+from tests.slurm.jobs import LENGTH, SETTINGS, fault_environment
 from tests.slurm.processes import lives, wait_until
 from tests.synthetic import write_shards
 
@@ -31,7 +32,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
 
 def begin(run: Path, shards: Path, faults: dict[str, object], *words: str | Path) -> Submission:
     """Submit the run of these tests with two processes."""
-    profile = write_profile(run.parent, faults, scheduler="local", partition="")
+    profile = run.parent / "here.yaml"
+    profile.write_text(
+        yaml.safe_dump({"scheduler": "local", "environment": fault_environment(faults)})
+    )
     done = ssl_vit(
         *("launch", "submit", "mae_vits16", "--smoke", "--run", run, "--cluster", profile),
         *("--nodes", "2", *SETTINGS, f"data.shards={shards}", f"schedule.length={LENGTH}", *words),
@@ -136,6 +140,7 @@ def test_cancel_saves_and_resubmit_goes_on_with_other_processes(
     environment = json.loads((run / "environment.json").read_text())
     assert [start["world_size"] for start in environment["starts"]] == [2, 1]
     assert "jobs/001/code" in environment["starts"][1]["command"][0]
+    assert "commit" not in environment["starts"][1]  # nothing of it came from the checkout
     refused = ssl_vit("launch", "cancel", run)
     assert refused.returncode == 2
     assert "is COMPLETED" in refused.stderr

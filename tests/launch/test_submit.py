@@ -54,6 +54,10 @@ def test_no_slurm_here_is_said_before_anything_is_written(
         ({"then": ("eval lin --train a",)}, "No such command 'lin'"),
         ({"then": ("eval knn --train a",)}, "Missing option '--test'"),
         ({"then": ("rm -rf /",)}, "is no evaluation"),
+        ({"then": ("eval knn --train 'a",)}, "No closing quotation"),
+        ({"then": ("eval knn --help",)}, "is no evaluation"),
+        ({"then": ("eval knn --train /no --test /no",)}, "/no"),
+        ({"at_exports": True}, "--at-exports says when"),
     ],
 )
 def test_a_mistake_is_refused_and_nothing_left_behind(
@@ -86,12 +90,35 @@ def test_where_handing_over_fails_everything_is_as_it_was(
     done = ssl_vit("pretrain", "mae_vits16", "--smoke", "--run", tmp_path / "old", *SHORT,
                    f"data.shards={shards}")  # fmt: skip
     assert done.returncode == 0, done.stderr
+    with pytest.raises(UserError, match="is complete: nothing is left to train"):
+        submit(request_for(tmp_path / "old", shards))
+    shutil.rmtree(tmp_path / "old" / "exports")  # now the last one is
     before = (tmp_path / "old" / "config.yaml").read_text()
     overrides = (f"data.shards={shards}", *SHORT, "engine.zero_stage=2")
     with pytest.raises(UserError, match="is down"):
         submit(request_for(tmp_path / "old", shards, overrides=overrides))
     assert (tmp_path / "old" / "config.yaml").read_text() == before
     assert newest_submission(tmp_path / "old") is None
+    assert not (tmp_path / "old" / "jobs").exists()
+    # An empty folder stays one, and may be another run's then.
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="is down"):
+        submit(request_for(empty, shards))
+    assert list(empty.iterdir()) == []
+
+
+def test_undoing_one_submission_leaves_its_neighbour(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(waiting: object) -> list[str]:
+        (tmp_path / "runs" / "b").mkdir()  # another command's, in this moment
+        raise UserError("the scheduler is down", "wait")
+
+    monkeypatch.setattr("ssl_vit_launch.submit.start_local", fail)
+    with pytest.raises(UserError, match="is down"):
+        submit(request_for(tmp_path / "runs" / "a", shards))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b"]
 
 
 def test_a_dry_run_prints_the_script_and_the_plan_and_writes_nothing(tmp_path: Path, shards: Path):

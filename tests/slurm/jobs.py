@@ -40,11 +40,16 @@ def write_profile(folder: Path, faults: Mapping[str, object] | None = None, **ch
     """The test cluster's profile with other values, and with faults in its processes."""
     profile = yaml.safe_load((HERE / "cluster.yaml").read_text()) | changes
     if faults is not None:
-        named = {f"SSL_VIT_TEST_{name.upper()}": str(value) for name, value in faults.items()}
-        profile["environment"] = {"PYTHONPATH": str(HERE / "faults"), **named}
+        profile["environment"] = fault_environment(faults)
     file = folder / "my cluster.yaml"
     file.write_text(yaml.safe_dump(profile))
     return file
+
+
+def fault_environment(faults: Mapping[str, object]) -> dict[str, str]:
+    """Variables with which a job's processes have faults; see faults/sitecustomize.py."""
+    named = {f"SSL_VIT_TEST_{name.upper()}": str(value) for name, value in faults.items()}
+    return {"PYTHONPATH": str(HERE / "faults"), **named}
 
 
 class Job:

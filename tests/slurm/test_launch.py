@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vit_launch.submission import newest_submission
+from ssl_vit_launch.submission import events_of, newest_submission
 from tests.command_line import losses
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import LENGTH, Job, launch, write_profile
@@ -24,8 +24,10 @@ def refused(cluster: SlurmCluster, run: Path, *words: str | Path) -> str:
     """The two lines of a command that is refused and leaves nothing behind."""
     done = launch(cluster, "submit", "mae_vits16", "--smoke", "--run", run, *words)
     assert done.returncode == 2, done.stdout + done.stderr
+    # What would be queued may stand before; a mistake is two lines, and the last.
     said = done.stderr.splitlines()
-    assert [line[:7] for line in said] == ["error: ", "fix:   "], done.stderr
+    assert [line[:7] for line in said[-2:]] == ["error: ", "fix:   "], done.stderr
+    assert "Traceback" not in done.stderr
     return done.stderr
 
 
@@ -44,8 +46,13 @@ def test_two_nodes_train_export_and_are_evaluated(
     results = [job.run / "evals" / f"knn_step_{step:08d}.json" for step in (40, LENGTH)]
     wait_until("both exports are evaluated", lambda: all(file.is_file() for file in results))
     status = job.status()
-    assert "complete" in status
-    assert "none" in status  # no restarts
+    assert status.splitlines()[1] == f"state     complete (job {job.id}, slurm)"
+    assert "restarts  none" in status
+    told = f"then      {evaluation}: completed (job "
+    wait_until("the evaluation's job is known to be over", lambda: told in job.status())
+    again = launch(job.cluster, "resubmit", job.run)
+    assert again.returncode == 2
+    assert "is complete: nothing is left to train" in again.stderr
     listed = launch(job.cluster, "list", tmp_path).stdout
     assert f"{LENGTH}/{LENGTH}" in listed
     assert "knn" in listed
@@ -75,6 +82,29 @@ def test_an_array_of_six(cluster: SlurmCluster, shards: Path, tmp_path: Path):
     assert ids == {f"{array}_{place}" for place in range(6)}
 
 
+def test_one_of_an_array_that_crashes_leaves_the_others_alone(
+    cluster: SlurmCluster, shards: Path, tmp_path: Path
+):
+    folder = tmp_path / "sweep"
+    # It crashes at its third update; the other one is over after two.
+    profile = write_profile(tmp_path, {"crash": 3}, max_crashes=2)
+    done = launch(
+        cluster,
+        *("sweep", "mae_vits16", "--smoke", "--run", folder, "--wait", "--cluster", profile),
+        *(f"data.shards={shards}", "schedule.warmup=1", "schedule.length=2,8"),
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    kinds = {
+        run: [event.kind for event in events_of(folder / run)] for run in ("length=2", "length=8")
+    }
+    assert kinds["length=2"] == ["submitted", "started", "completed"]
+    assert kinds["length=8"].count("started") == 2
+    assert kinds["length=8"].count("crashed") == 2
+    assert "failed" in done.stdout
+    # A folder of runs can be ended as one; here nothing is left to end.
+    assert launch(cluster, "cancel", folder).returncode == 2
+
+
 def test_a_name_and_paths_with_spaces(cluster: SlurmCluster, tmp_path: Path):
     shards = write_shards(tmp_path / "my data")
     job = Job(cluster, tmp_path / "my runs" / "it's run 1")
@@ -83,6 +113,14 @@ def test_a_name_and_paths_with_spaces(cluster: SlurmCluster, tmp_path: Path):
     assert "complete" in job.status()
     environment = json.loads((job.run / "environment.json").read_text())
     assert environment["starts"][0]["world_size"] == 1
+    # What ran was the snapshot: its folder is the one on the path, and in no git checkout.
+    submission = newest_submission(job.run)
+    assert submission is not None
+    assert submission.code.startswith(str(job.run))
+    assert (
+        "export PYTHONPATH=" in (job.run / "jobs" / "001" / f"{job.id}_submission.sh").read_text()
+    )
+    assert "commit" not in environment["starts"][0]
 
 
 def test_a_cluster_without_accounting(shards: Path, unbroken: Path, tmp_path: Path):
@@ -98,7 +136,7 @@ def test_a_cluster_without_accounting(shards: Path, unbroken: Path, tmp_path: Pa
         # The controller forgets, and nobody else knows.
         cluster.wipe()
         said = gone.status()
-        assert "state     unknown" in said or "state     ended" in said
+        assert "state     ended (job 2, slurm)" in said
         assert "keeps no accounting (sacct)" in said
 
 

@@ -1,5 +1,6 @@
 """The cluster that other tests run on: what they rely on, asked of Slurm itself."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     try:
         cluster.start()
     except SlurmUnavailable as reason:
+        if "SSL_VIT_NEEDS_SLURM" in os.environ:  # the product's gate installs it
+            raise
         pytest.skip(str(reason))
     yield cluster
     cluster.stop()
