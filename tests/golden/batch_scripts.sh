@@ -208,7 +208,7 @@ srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-nod
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=8 --distribution=block --cpus-per-task=14 --container-image=nvcr.io/nvidia/pytorch:25.06-py3 --container-mounts=/lustre:/lustre --no-container-mount-home sh -c 'shift; exec python3 "$@"' sh PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
+srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-on-bad-exit=1 --ntasks-per-node=8 --distribution=block --cpus-per-task=14 --container-image=/lustre/images/ssl-vit.sqsh --container-mounts=/lustre:/lustre --no-container-mount-home sh -c 'shift; exec python3 "$@"' sh PYTHON -u -m submitit.core._submit '/shared/runs/my run/jobs/001'
 
 
 # teardown
@@ -323,10 +323,6 @@ must() {
 }
 module load cuda/12.2
 must $? 'module load cuda/12.2'
-module load python/3.11
-must $? 'module load python/3.11'
-source $HOME/venvs/ssl-vit/bin/activate
-must $? 'source $HOME/venvs/ssl-vit/bin/activate'
 export HF_HUB_OFFLINE=1
 # Of sbatch's own; srun would not know which to believe.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
