@@ -36,6 +36,9 @@ def announce(prepared: "Prepared", start_step: int) -> None:
         )
     if config.engine.tf32 and (plan.device == "cpu" or plan.precision != "float32"):
         lines.append(f"note: engine.tf32 does nothing on {plan.device} in {plan.precision}")
+    shards_nothing = plan.world_size == 1 and config.engine.zero_stage in (1, 2)
+    if plan.device == "cuda" and shards_nothing and not config.engine.offload_optimizer:
+        lines.append("note: one process shards nothing; engine.zero_stage=0 is a few % faster")
     lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
     print("\n".join(lines), file=sys.stderr, flush=True)
 

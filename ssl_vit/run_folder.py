@@ -44,7 +44,10 @@ class RunFolder:
             UserError: No run lives here, or its config does not validate.
         """
         if not self.config.is_file():
-            raise UserError(f"{self.root} is no run folder (it has no config.yaml)", "check the path")
+            raise UserError(
+                f"{self.root} is no run folder (it has no config.yaml)",
+                "check the path; ssl-vit launch list FOLDER  lists the runs in a folder",
+            )
         return validate(RunConfig, read_yaml(self.config), str(self.config))
 
     def found_micro_batch(self) -> tuple[str, int]:

@@ -1,0 +1,350 @@
+"""One GPU in six minutes: losses, resuming, memory against the plan, speed, the phase clock.
+
+    PYTHONPATH=.:launch:data_prep:eval python benchmarks/gpu.py [--parts speed clock] [--out DIR]
+
+Every part is a process with a time limit that writes DIR/PART.md as it goes; one that fails costs
+only itself. `losses`, `resume` and `memory` run side by side: what they measure is no time. With
+`--rehearse` everything is tiny and on the CPU: that finds mistakes, its figures mean nothing.
+"""
+
+import argparse
+import copy
+import functools
+import gc
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from photographs import USUAL, write_photographs
+from timing import Pairs, describe_machine, repeated, take_turns, times_per_turn
+
+from ssl_vit.config import apply_overrides
+from ssl_vit.data.config import DataConfig
+from ssl_vit.distributed import Processes, set_library_environment
+from ssl_vit.forecast import make_forecast
+from ssl_vit.machine import find_machine
+from ssl_vit.recipes import read_config
+from ssl_vit.run_config import RunConfig
+from ssl_vit.run_data import data_facts
+from ssl_vit.training.plan import make_plan
+
+# (parts that run side by side, their seconds at most)
+ROUNDS = ((("losses", "resume", "memory"), 120), (("speed",), 200), (("clock",), 70))
+# `ssl-vit pretrain`, which itself needs the package installed.
+PRETRAIN = """import sys; from pathlib import Path; from ssl_vit.pretrain import prepare, start
+size, run, *words = sys.argv[1:]
+sys.exit(start(prepare("mae_vitb16", Path(run), words, size == "smoke")))"""
+# (name, all of `Sizes` but the batch, micro-batches to choose from)
+MODELS = (
+    ("ViT-B/16", (768, 12, 224, 16, 512, 8), (512, 256, 128)),
+    ("ViT-L/16", (1024, 24, 224, 16, 512, 8), (256, 128, 64)),
+)
+TINY = (("ViT of 2 × 64", (64, 2, 64, 16, 64, 1), (4, 2)),)
+UPDATES = 10  # of a leg of `losses`
+
+
+def main() -> None:
+    """Start the parts that were asked for, or be one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder of the findings")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
+    parser.add_argument("--be", choices=PARTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.be:
+        device = "cpu" if arguments.rehearse else "cuda"
+        set_library_environment(device)
+        if arguments.be not in ("resume", "clock"):  # which start runs
+            from ssl_vit.training.engine import start_process_group
+
+            start_process_group(device, Processes())
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            PARTS[arguments.be](device, Path(scratch))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for names, seconds in ROUNDS:
+        began, children = time.monotonic(), {}
+        for name in filter(arguments.parts.count, names):
+            words = ["timeout", "-s", "KILL", str(seconds), sys.executable, "-u", "-W", "ignore"]
+            words += [__file__, "--be", name, *["--rehearse"] * arguments.rehearse]
+            with (arguments.out / f"{name}.md").open("w") as file:
+                children[name] = subprocess.Popen(words, stdout=file, stderr=file)
+        for name, child in children.items():
+            how = {0: "done", -9: "OUT OF TIME"}.get(code := child.wait(), f"FAILED: {code}")
+            print(f"\n## {name}: {how} after {time.monotonic() - began:.0f} s\n", flush=True)
+            print((arguments.out / f"{name}.md").read_text(), flush=True)
+
+
+def losses(device: str, scratch: Path) -> None:
+    """Ten updates of a small MAE in many ways, each beside the way it must equal."""
+    import torch
+    from mae_steps import draw_batch, our_step
+
+    loop = our_step(_small("cpu"), draw_batch(_small("cpu"))).step
+    found, bad = {"loop on the CPU": [float(loop()) for _ in range(UPDATES)]}, 0
+    for number, (name, beside, within, *halves) in enumerate(legs()):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        folder, results = scratch / str(number) if len(halves) > 1 else None, []
+        try:
+            for half, words in enumerate(halves, 1):
+                results += _train(_small(device, *words), UPDATES * half // len(halves), folder)[0]
+            found[name] = [result.loss for result in results]
+            skipped = sum(not result.applied for result in results)
+            differ = max(abs(a / b - 1) for a, b in zip(found[name], found[beside], strict=True))
+        except Exception as error:  # the other legs go on
+            bad += 1
+            print(f"{name:36} FAILED: {type(error).__name__}: {str(error)[:250]}")
+            continue
+        bad += (wrong := not differ <= within)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        print(
+            f"{name:36} {'NO: ' if wrong else ''}± {differ:.0e} of {beside} (≤ {within:.0e}), norm "
+            f"{results[-1].grad_norm:.4f}, {skipped} skipped, {graphs} graphs"
+        )
+    print(f"{len(list(legs())) - bad} as they must be, {bad} not")
+
+
+def legs() -> Iterator[tuple[Any, ...]]:
+    """(name, what its losses must equal, to which fraction, settings, those of its second half)."""
+    zero = [f"engine.zero_stage={stage}" for stage in range(4)]
+    half, conv = "engine.precision=bfloat16", "backbone.stem=conv"
+    for old, new in ((0, 1), (1, 2), (2, 3), (3, 0)):
+        yield f"ZeRO-{old}, then {new}", "loop on the CPU", 1e-4, [zero[old]], [zero[new]]
+    for name, beside, within, *words in (
+        ("float32", "loop on the CPU", 1e-4),
+        ("clipped", "float32", 0.2, "optimizer.clip_norm=0.05", "optimizer.weight_decay=0.1"),
+        ("conv stem", "float32", 0.2, conv),
+        ("float16", "float32", 0.2, "engine.precision=float16"),  # DeepSpeed would scale others
+        ("bfloat16", "float32", 0.02, half),
+    ):
+        yield name, beside, within, words
+        within = 2e-3 if "float16" in name else 1e-4
+        yield f"{name} again", name, within, words
+        for stage in (0, 2, 3):
+            yield f"{name} ZeRO-{stage}", name, within, [*words, zero[stage]]
+    light, offload = "engine.activation_checkpointing=true", "engine.offload_optimizer=true"
+    compiled, tf32 = "engine.compile=true", "engine.tf32=true"
+    for way in (
+        *([light], [light, zero[3]], [half, light], [tf32], ["engine.fused_optimizer=false"]),
+        *([offload], [offload, zero[2]], [offload, zero[3]], [half, offload]),
+        *(["engine.micro_batch_size=8"], [conv, "engine.channels_last=true"]),
+        *([compiled], [half, compiled], [half, compiled, light], [half, compiled, zero[2]]),
+    ):
+        beside = "bfloat16" if half in way else "conv stem" if conv in way else "float32"
+        within = 1e-2 if half in way else 2e-3 if tf32 in way else 1e-4
+        yield ", ".join(word.partition(".")[2] for word in way), beside, within, way
+
+
+def _small(device: str, *words: str) -> RunConfig:
+    from mae_steps import Sizes, run_config
+
+    # Without decay, which the plain loop would give biases too.
+    more = ("optimizer.base_learning_rate=1e-3", "optimizer.weight_decay=0")
+    more += ("optimizer.final_weight_decay=0", "engine.micro_batch_size=4", *words)
+    return apply_overrides(run_config(Sizes(128, 2, 64, 16, 64, 1, 8), "float32", device), more)
+
+
+def resume(device: str, scratch: Path) -> None:
+    """A run stopped, killed and continued at other stages, beside an unbroken one."""
+    words = ("data.source=synthetic", "schedule.length=60", f"engine.device={device}")
+    whole, broken = scratch / "whole", scratch / "broken"
+    unbroken = _pretrain("smoke", whole, *words)
+    for stage, number, after in ((2, signal.SIGTERM, 12), (3, signal.SIGKILL, 34), (0, 0, 60)):
+        child = _pretrain("smoke", broken, *words, f"engine.zero_stage={stage}")
+        while child.poll() is None and len(_metrics(broken)) < after:
+            time.sleep(0.005)
+        child.send_signal(number)
+        code, made = child.wait(), len(_metrics(broken))
+        print(f"ZeRO-{stage}, {number!r} after {made} of 60 updates: exit code {code}")
+    unbroken.wait()
+    starts = json.loads((broken / "environment.json").read_text())["starts"]
+    pairs = list(zip(_metrics(broken), _metrics(whole), strict=True))
+    differ = max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in pairs)
+    print(
+        f"ZeRO-2, 3, 0 from updates {[start['start_step'] for start in starts]}, beside an "
+        f"unbroken ZeRO-1: {len(pairs)} losses ± {differ:.0e}, ≤ 1e-04; samples are the same: "
+        f"{all(ours['samples'] == theirs['samples'] for ours, theirs in pairs)}"
+    )
+
+
+def memory(device: str, _: Path) -> None:
+    """Peaks of three updates in GiB, and over what `ssl-vit plan` says; a line for ZeRO 0 to 3."""
+    print(f"mae_vitl16, micro_batch_size=auto: {_peak(device, 'mae_vitl16', 1024, 'auto')}")
+    for recipe, light, (batch, micro) in itertools.product(
+        ("mae_vitb16", "mae_vitl16"), ("false", "true"), ((64, 64), (256, 256), (256, 64))
+    ):
+        words = (device, recipe, batch, micro, f"engine.activation_checkpointing={light}")
+        cells = [_peak(*words, f"engine.zero_stage={stage}") for stage in range(4)]
+        print(f"{recipe} {batch // micro} × {micro}, checkpointing {light}: {', '.join(cells)}")
+
+
+def _peak(device: str, recipe: str, batch: int, micro: int | str, *words: str) -> str:
+    import torch
+
+    words += ("data.lanes=1", "engine.precision=bfloat16", f"engine.device={device}")
+    words += (f"data.global_batch_size={batch}", f"engine.micro_batch_size={micro}")
+    config = read_config(recipe, words, is_smoke=device == "cpu")
+    _network(config.backbone, config.objective, device)  # is no part of the run
+    gc.collect()
+    torch.cuda.empty_cache()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    try:
+        results, plan = _train(config, 3)
+    except Exception as error:
+        return f"FAILED: {type(error).__name__}: {str(error)[:250]}"
+    took, size = results[-1].peak_memory_bytes - before, plan.micro_batch_size
+    config = apply_overrides(config, [f"engine.micro_batch_size={size}"])
+    said = make_forecast(config, 1, "h100", 0.4, 0).memory[config.engine.zero_stage]
+    chosen = f"{size} of {batch} at once, " if micro == "auto" else ""
+    return f"{chosen}{took / 2**30:.2f} ({took / said.total:.2f}×)"
+
+
+def speed(device: str, _: Path) -> None:
+    """Images a second beside transformers, in turns; MFU of all by our count of operations."""
+    import torch
+    from mae_steps import Sizes, draw_batch, our_step, run_config, transformers_step
+
+    from ssl_vit.training.engine import to_device
+    from ssl_vit.training.measures import peak_flops
+
+    print(describe_machine(device))
+    wait = torch.get_device_module(device).synchronize
+    for name, sizes, micros in MODELS if device == "cuda" else TINY:
+        configs = [run_config(Sizes(*sizes, micro), "bfloat16", device) for micro in micros]
+        (step, plan), rates, batches = _stepper(configs[0]), [], [*map(draw_batch, configs)]
+        if device == "cuda":  # as the loader does
+            batches = [type(batch)(*(each.pin_memory() for each in batch)) for batch in batches]
+        for micro, batch in zip(micros, batches, strict=True):
+            turn = repeated(functools.partial(step, batch), 5, wait)
+            rates.append(5 * micro / min(turn().wall for _ in range(3)))
+        print(f"{name}: our engine at {micros} images a step: {[round(rate) for rate in rates]}/s")
+        best = rates.index(max(rates))
+        config, batch = configs[best], batches[best]
+        here = to_device(batch, torch.device(device))
+        share = plan.step_flops_per_image / peak_flops(torch.device(device), "bfloat16", False)
+        sides = {"transformers": transformers_step(config, here).step}
+        sides["our loop"] = our_step(config, here).step
+        for words in (["zero_stage=0"], ["zero_stage=1"], ["zero_stage=0", "compile=true"]):
+            step, _ = _stepper(apply_overrides(config, [f"engine.{word}" for word in words]))
+            sides["our engine"] = functools.partial(step, batch)
+            turns = [repeated(side, 3, wait) for side in sides.values()]
+            print(f"{name}, {', '.join(words)}: first steps {turns[-1]().wall:.1f} s")
+            times = times_per_turn(*[[turn().wall / 3 for _ in range(2)][1] for turn in turns])
+            spent = take_turns([repeated(side, times, wait) for side in sides.values()], 5)
+            for side, mine in zip(sides, spent, strict=True):
+                rate = times * micros[best] / median(each.wall for each in mine)
+                ratio = Pairs(mine, spent[0]).describe()
+                print(f"  {side:12} {rate:8,.0f} images/s, MFU {rate * share:.1%}, {ratio} as fast")
+
+
+def clock(device: str, scratch: Path) -> None:
+    """A run from JPEGs: what it waits for, and whether its phases are all of its time."""
+    from ssl_vit_data_prep.pack import pack_images
+    from ssl_vit_data_prep.shard_writer import PackOptions
+
+    size, workers, count, batch = ("", 14, 292, 512) if device == "cuda" else ("smoke", 2, 32, 8)
+    folders = [scratch / "images" / str(number) for number in range(workers)]
+    with ProcessPoolExecutor(workers) as pool:
+        same = map(itertools.repeat, (count, USUAL, []))
+        list(pool.map(write_photographs, folders, *same, range(workers)))
+    pack_images(scratch / "images", scratch / "shards", PackOptions(2**25), workers)
+    words = (f"data.shards={scratch / 'shards'}", "data.lanes=8", f"engine.workers={workers}")
+    words += (f"data.global_batch_size={batch}", f"engine.device={device}")
+    words += ("schedule.unit=steps", "schedule.length=60", "schedule.warmup=5")
+    for micro in (batch, batch // 4):
+        run = scratch / str(micro)
+        code = _pretrain(size, run, *words, f"engine.micro_batch_size={micro}").wait()
+        lines = _metrics(run)[10:]  # the first are not calm yet
+        steps = [batch / line["images_per_second"] for line in lines]
+        phases = {name: [line[name] for line in lines] for name in lines[0] if "seconds/" in name}
+        shares = [sum(row) / step for *row, step in zip(*phases.values(), steps, strict=True)]
+        apart = (lines[-1]["time"] - lines[0]["time"]) / (len(lines) - 1)
+        wait, mfu = (fmean(line[name] for line in lines) for name in ("data_wait", "mfu"))
+        print(
+            f"{batch // micro} × {micro} (exit code {code}): {batch / apart:,.0f} images/s on the "
+            f"wall, data-wait {wait:.1%}, MFU {mfu:.1%}; a step {1e3 * median(steps):.1f} ms, "
+            f"{fmean(steps) / apart:.3f} of the loop; phases "
+            + ", ".join(f"{name[8:]} {1e3 * median(each):.1f}" for name, each in phases.items())
+            + f", together {median(shares):.3f} of it ({min(shares):.3f}–{max(shares):.3f})"
+        )
+
+
+@functools.cache
+def _network(backbone: Any, objective: Any, device: str) -> Any:
+    import torch
+
+    from ssl_vit.objectives.build import build_objective
+
+    torch.manual_seed(0)
+    return build_objective(objective, backbone, DataConfig()).to(device)
+
+
+def _build(config: RunConfig) -> Any:
+    from ssl_vit.training.engine import Engine
+
+    machine = find_machine(config.engine.device, Processes())
+    objective = copy.deepcopy(_network(config.backbone, config.objective, machine.device))
+    plan = make_plan(config, machine, data_facts(None))
+    return Engine(objective, config.optimizer, config.engine, plan, Processes(), config.seed)
+
+
+def _stepper(config: RunConfig) -> tuple[Callable[[Any], Any], Any]:
+    from ssl_vit.data.slots import Loaded
+
+    engine, steps = _build(config), itertools.count(1)  # norms as often as in a run
+    take = engine.train_step
+    return lambda batch: take(iter([Loaded(batch)]), n := next(steps), n % 10 == 0), engine.plan
+
+
+def _train(config: RunConfig, last: int, folder: Path | None = None) -> tuple[list[Any], Any]:
+    from mae_steps import draw_batch
+
+    from ssl_vit.data.slots import Loaded
+    from ssl_vit.training.checkpoint import Checkpoints
+
+    engine = _build(config)
+    checkpoints = Checkpoints(folder or Path(), engine, config.checkpoint)
+    first = checkpoints.restore() if folder else 0
+    images, micro = draw_batch(config), engine.plan.micro_batch_size
+    parts = zip(*(each.split(micro) for each in images), strict=True)
+    parts = [Loaded(type(images)(*part)) for part in parts]
+    results = [engine.train_step(iter(parts), step) for step in range(first, last)]
+    if folder:
+        checkpoints.begin(last)
+        checkpoints.finish()
+    engine.engine.destroy()
+    for held in (*engine.engine.module.parameters(), engine.optimizer, engine.engine):
+        vars(held).clear()  # something keeps ZeRO-3 for ever
+    return results, engine.plan
+
+
+def _pretrain(size: str, run: Path, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-W", "ignore", "-c", PRETRAIN, size, str(run), *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)  # what it says goes to our stderr
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    file = run / "metrics.jsonl"
+    whole = file.read_text().rpartition("\n")[0] if file.is_file() else ""
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+PARTS: dict[str, Callable[[str, Path], None]] = {
+    part.__name__: part for part in (losses, resume, memory, speed, clock)
+}
+
+
+if __name__ == "__main__":
+    main()
