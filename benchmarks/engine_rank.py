@@ -129,6 +129,7 @@ def state(processes: Processes, width: str, depth: str, pairs: str, folder: str)
     from mae_steps import draw_batch, run_config
 
     from ssl_vit.data.slots import Loaded
+    from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.config import CheckpointConfig
@@ -137,7 +138,9 @@ def state(processes: Processes, width: str, depth: str, pairs: str, folder: str)
 
     config = run_config(_sizes(int(width), int(depth), 1, image_size=64), "float32", "cpu")
     plan = make_plan(config, Machine(1, 2, "cpu"), DataFacts(1000, "benchmark"))
-    objective = build_objective(config.objective, config.backbone, config.data)
+    objective = build_objective(
+        config.objective, VisionTransformer(config.backbone), config.data, total_steps=1
+    )
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, 0)
     engine.train_step(iter([Loaded(draw_batch(config))]), 0)
     root, steps = Path(folder), iter(range(1, 10**6))

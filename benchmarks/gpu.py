@@ -285,10 +285,11 @@ def clock(device: str, scratch: Path) -> None:
 def _network(backbone: Any, objective: Any, device: str) -> Any:
     import torch
 
+    from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
 
     torch.manual_seed(0)
-    return build_objective(objective, backbone, DataConfig()).to(device)
+    return build_objective(objective, VisionTransformer(backbone), DataConfig(), 1).to(device)
 
 
 def _build(config: RunConfig) -> Any:

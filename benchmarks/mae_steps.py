@@ -17,6 +17,7 @@ from ssl_vit.data.config import DataConfig
 from ssl_vit.data.slots import Loaded
 from ssl_vit.distributed import Processes
 from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
 from ssl_vit.objectives.mae import MaeBatch
@@ -215,7 +216,9 @@ def engine_step(
 
 def _build(config: RunConfig) -> Objective:
     torch.manual_seed(config.seed)
-    return build_objective(config.objective, config.backbone, config.data).train()
+    return build_objective(
+        config.objective, VisionTransformer(config.backbone), config.data, total_steps=1
+    ).train()
 
 
 def _device(config: RunConfig) -> Literal["cpu", "cuda"]:

@@ -80,7 +80,7 @@ def apply_overrides(config: C, overrides: Sequence[str]) -> C:
                 f"'{word}' is not an override of the form path=value",
                 "write for example  objective.mask_ratio=0.8",
             )
-        for unknown, siblings in _unknown_paths(kind, _nest(path, value), prefix=""):
+        for unknown, siblings in _unknown_paths(kind, _nest(path, value), "", config):
             raise unknown_path_error(kind, unknown, siblings, "the command line")
         try:
             OmegaConf.update(merged, path, _read_value(value), merge=True)
@@ -187,23 +187,34 @@ def _nest(path: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _config_of(field: FieldInfo) -> type[Config] | None:
+def _config_of(field: FieldInfo, values: Any = None, current: Any = None) -> type[Config] | None:
+    """The config that a field holds.
+
+    Args:
+        values: What it is given; of several configs, the one whose `name` they have counts.
+        current: What it holds now; counts where they have none.
+    """
     candidates = (field.annotation, *get_args(field.annotation))
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, Config):
-            return candidate
-    return None
+    found = [each for each in candidates if isinstance(each, type) and issubclass(each, Config)]
+    if len(found) > 1 and isinstance(values, dict) and "name" in values:
+        named = [each for each in found if each.model_fields["name"].default == values["name"]]
+        return (named or found)[0]
+    if len(found) > 1 and isinstance(current, Config):
+        return type(current)
+    return found[0] if found else None
 
 
 def _unknown_paths(
-    kind: type[Config], values: dict[str, Any], prefix: str
+    kind: type[Config], values: dict[str, Any], prefix: str, current: Config | None = None
 ) -> Iterator[tuple[str, list[str]]]:
     for key, value in values.items():
         field = kind.model_fields.get(key)
+        held = getattr(current, key, None)
         if field is None:
             yield f"{prefix}{key}", list(kind.model_fields)
-        elif isinstance(value, dict) and (inner := _config_of(field)):
-            yield from _unknown_paths(inner, value, f"{prefix}{key}.")
+        elif isinstance(value, dict) and (inner := _config_of(field, value, held)):
+            held = held if isinstance(held, inner) else None
+            yield from _unknown_paths(inner, value, f"{prefix}{key}.", held)
         elif isinstance(value, dict) and get_origin(field.annotation) is not dict:
             yield f"{prefix}{key}.{next(iter(value), '')}", [f"({key} is a value, not a section)"]
 
@@ -237,8 +248,8 @@ def _look_up(
             continue
         path.append(name)
         field = current.model_fields[name]
-        current = _config_of(field)
         value = value.get(name) if isinstance(value, dict) else value
+        current = _config_of(field, value)
     return ".".join(path) or kind.__name__, field, value
 
 

@@ -151,7 +151,7 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     torch.set_num_threads(prepared.plan.threads)
     start_process_group(prepared.plan.device, processes)
     plan = (prepared := _agreed(prepared)).plan
-    objective = _initial_objective(config)
+    objective = _initial_objective(config, plan.total_steps)
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
     checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
     start_step = checkpoints.restore()
@@ -197,18 +197,19 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     return complete
 
 
-def _initial_objective(config: RunConfig) -> "Objective":
+def _initial_objective(config: RunConfig, total_steps: int) -> "Objective":
     """The same on every rank."""
     import torch
 
     from ssl_vit.export import load_initial_weights
+    from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
 
     torch.manual_seed(config.seed)
-    objective = build_objective(config.objective, config.backbone, config.data)
+    model = VisionTransformer(config.backbone)
     if config.init_backbone:
-        load_initial_weights(objective.backbone, config.init_backbone)
-    return objective
+        load_initial_weights(model, config.init_backbone)
+    return build_objective(config.objective, model, config.data, total_steps)
 
 
 def _agreed(prepared: Prepared) -> Prepared:

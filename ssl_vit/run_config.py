@@ -7,7 +7,7 @@ from pydantic import Field
 from ssl_vit.config import Config
 from ssl_vit.data.config import DataConfig
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.objectives.config import ObjectiveConfig
+from ssl_vit.objectives.config import MaeConfig, ObjectiveConfig
 from ssl_vit.training.config import (
     CheckpointConfig,
     EngineConfig,
@@ -32,7 +32,7 @@ class RunConfig(Config):
     """An export (or run folder) whose weights the backbone starts from; empty: from scratch."""
 
     backbone: BackboneConfig = BackboneConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = MaeConfig()
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "ssl_vit.objectives.*": {
         "ssl_vit.config",
+        "ssl_vit.schedules",
         "ssl_vit.models.*",
         "ssl_vit.data.augment",
         "ssl_vit.objectives.*",

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from ssl_vit.config import Config
+from ssl_vit.objectives.config import DinoConfig, MaeConfig
 from ssl_vit.recipes import RECIPES, find_recipe
 from ssl_vit.run_config import RunConfig
 from tests.command_line import python
@@ -26,22 +27,43 @@ NO_READERS = tuple(str(ROOT / "ssl_vit" / name) for name in ("config.py", "recip
 
 # One recipe for every objective and shape of config; the others have the same fields.
 REPRESENTATIVES = {type(find_recipe(name).objective): name for name in reversed(RECIPES)}
+# Runs that together read every setting of an objective: words besides the recipe's own.
+VARIANTS: dict[type[Config], tuple[tuple[str, ...], ...]] = {
+    MaeConfig: ((),),
+    DinoConfig: (
+        ("objective.centering=average", "objective.ibot_weight=1", "objective.koleo_weight=0.1"),
+        ("objective.ibot_weight=1", "objective.ibot_prototypes=32"),
+    ),
+}
 
 
 def settings(kind: type[Config], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(dotted path, name of the config's class, field) of every setting that can be turned."""
     for name, field in kind.model_fields.items():
         inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Config):
+        members = [each for each in get_args(inner) if _is_config(each)]
+        if _is_config(inner):
             yield from settings(inner, f"{prefix}{name}.")
+        elif members:  # a union: of each run, the one that it has
+            for member in members:
+                yield from settings(member, f"{prefix}{name}.")
         elif get_origin(inner) is Literal and len(get_args(inner)) == 1:
             continue  # a tag that says which config this is; pydantic reads it
         else:
             yield f"{prefix}{name}", kind.__name__, name
 
 
-def unread(kind: type[Config], reads: set[tuple[str, str]]) -> list[str]:
-    return [path for path, owner, name in settings(kind) if (owner, name) not in reads]
+def _is_config(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Config)
+
+
+def unread(config: RunConfig, reads: set[tuple[str, str]]) -> list[str]:
+    others = {each.__name__ for each in REPRESENTATIVES if each is not type(config.objective)}
+    return [
+        path
+        for path, owner, name in settings(type(config))
+        if owner not in others and (owner, name) not in reads
+    ]
 
 
 class Recorder:
@@ -70,11 +92,12 @@ def validator_code(kind: type[Config]) -> Iterator[CodeType]:
     for validator in kind.__pydantic_decorators__.model_validators.values():
         yield getattr(validator.func, "__func__", validator.func).__code__
     for field in kind.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            yield from validator_code(field.annotation)
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if _is_config(inner):
+                yield from validator_code(inner)
 
 
-def record_run(recipe: str, shards: str, run: str) -> set[tuple[str, str]]:
+def record_run(recipe: str, shards: str, run: str, *more: str) -> set[tuple[str, str]]:
     """Three updates of a recipe's smoke twin in this process; what was read of its config."""
     from ssl_vit.pretrain import prepare, start
 
@@ -82,7 +105,7 @@ def record_run(recipe: str, shards: str, run: str) -> set[tuple[str, str]]:
     recorder.install()
     # A data worker is a process of its own, and what it reads would be lost.
     words = [f"data.shards={shards}", "engine.workers=0", "engine.device=cpu"]
-    words += ["schedule.length=3", "schedule.warmup=1"]
+    words += ["schedule.length=3", "schedule.warmup=1", *more]
     assert start(prepare(recipe, Path(run), words, is_smoke=True)) == 0
     return recorder.reads
 
@@ -90,11 +113,14 @@ def record_run(recipe: str, shards: str, run: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("recipe", REPRESENTATIVES.values())
 def test_every_setting_has_a_reader(recipe: str, tmp_path: Path) -> None:
     shards = write_shards(tmp_path, per_class=8)
-    done = python("-m", "tests.test_config_reach", recipe, shards, tmp_path / "run", cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    reads = {(owner, name) for owner, name in json.loads(done.stdout.splitlines()[-1])}
-
-    assert unread(type(find_recipe(recipe)), reads) == []
+    config = find_recipe(recipe)
+    reads: set[tuple[str, str]] = set()
+    for place, more in enumerate(VARIANTS[type(config.objective)]):
+        words = (recipe, shards, tmp_path / f"run{place}", *more)
+        done = python("-m", "tests.test_config_reach", *words, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        reads |= {(owner, name) for owner, name in json.loads(done.stdout.splitlines()[-1])}
+    assert unread(config, reads) == []
 
 
 def test_recipes_without_a_run_of_their_own_have_no_setting_of_their_own() -> None:
@@ -126,10 +152,10 @@ def test_a_setting_nobody_reads_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         weight_decay_at(0, config.optimizer, plan)
     expected = {("OptimizerConfig", "weight_decay"), ("OptimizerConfig", "final_weight_decay")}
     assert recorder.reads == expected
-    missing = unread(RunConfig, recorder.reads)
+    missing = unread(config, recorder.reads)
     assert "objective.mask_ratio" in missing
     assert "optimizer.weight_decay" not in missing
 
 
 if __name__ == "__main__":
-    print(json.dumps(sorted(record_run(*sys.argv[1:4]))))
+    print(json.dumps(sorted(record_run(*sys.argv[1:]))))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vit.recipes import RECIPES
+from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.recipes import RECIPES, find_recipe
 from tests.golden.write import FOLDER, smoke_losses
 
 
@@ -18,6 +19,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_losses_of_a_recipe_have_not_moved(recipe: str, folder: Path):
     golden = json.loads((FOLDER / f"{recipe}.json").read_text())
     assert len(golden) == 20
-    assert golden[-1] < golden[0]
+    # A teacher's targets grow harder while it moves away from its student: that loss may rise.
+    if not isinstance(find_recipe(recipe).objective, DinoConfig):
+        assert golden[-1] < golden[0]
     # Other processors round differently; a changed formula moves the losses far more than this.
     assert smoke_losses(recipe, folder) == pytest.approx(golden, rel=1e-4)

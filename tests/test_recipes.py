@@ -126,7 +126,10 @@ def test_a_smoke_twin_keeps_every_switch(name: str) -> None:
     )
     changed = differences(config, smoke(config))
     assert not set(switches) & set(changed)
-    sizes = re.compile(r"objective\.\w+_(width|depth|heads)")
+    sizes = re.compile(
+        r"objective\.(\w+_(width|depth|heads|hidden)|(ibot_)?(prototypes|bottleneck)|head_hidden"
+        r"|local_(crops|size))"
+    )
     assert all(sizes.fullmatch(path) for path in changed if path.startswith("objective."))
 
 

@@ -129,9 +129,11 @@ class VisionTransformer(nn.Module):
         first_patch = 1 + self.config.registers
         return Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:])
 
-    def forward(self, images: Tensor) -> Features:
-        """(B, 3, H, W) normalised images → features of every patch."""
-        return self.encode(self.embed(images))
+    def forward(
+        self, images: Tensor, hidden: Tensor | None = None, filler: Tensor | None = None
+    ) -> Features:
+        """Features of every patch; arguments as in :meth:`embed`."""
+        return self.encode(self.embed(images, hidden, filler))
 
     def layer_of(self, parameter_name: str) -> int:
         """Depth of a parameter for layer-wise decay: 0 is the stem, ``depth + 1`` the final

@@ -6,21 +6,31 @@ from ssl_vit.data.config import DataConfig
 from ssl_vit.data.dataset import Views
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.objectives.config import MaeConfig, ObjectiveConfig
+from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig
+from ssl_vit.objectives.dino import Dino
+from ssl_vit.objectives.dino_views import DinoViews
 from ssl_vit.objectives.mae import Mae, MaeViews
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.pixels import PixelScale
 
 
 def build_objective(
-    config: ObjectiveConfig, backbone: BackboneConfig, data: DataConfig
+    config: ObjectiveConfig, model: VisionTransformer, data: DataConfig, total_steps: int
 ) -> Objective:
-    """The model and its loss, freshly initialised from torch's current seed."""
-    model = VisionTransformer(backbone)
+    """The model and its loss, what is not in ``model`` initialised from torch's current seed.
+
+    Args:
+        config: Of the objective.
+        model: The backbone, as it begins.
+        data: Says how pixels are scaled.
+        total_steps: Updates of the run.
+    """
     pixel_scale = PixelScale(data.pixel_mean, data.pixel_std)
     match config:
         case MaeConfig():
             return Mae(config, model, pixel_scale)
+        case DinoConfig():
+            return Dino(config, model, pixel_scale, total_steps)
     assert_never(config)
 
 
@@ -29,4 +39,6 @@ def build_views(config: ObjectiveConfig, backbone: BackboneConfig) -> Views:
     match config:
         case MaeConfig():
             return MaeViews(config, backbone)
+        case DinoConfig():
+            return DinoViews(config, backbone)
     assert_never(config)

@@ -2,7 +2,7 @@
 torch.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -66,5 +66,149 @@ def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
     return min(max(num_patches - seen, 1), num_patches - 1)
 
 
+class DinoConfig(Config):
+    """Self-distillation: DINO (Caron et al. 2021, arXiv 2104.14294), iBOT (Zhou et al. 2021, arXiv
+    2111.07832) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193), by the weights of their losses.
+    """
+
+    name: Literal["dino"] = "dino"
+    """Which objective this is."""
+
+    dino_weight: float = Field(default=1.0, ge=0)
+    """Of the class token's cross-entropy between views."""
+
+    ibot_weight: float = Field(default=1.0, ge=0)
+    """Of the masked patches' cross-entropy; 0 masks nothing (DINO)."""
+
+    koleo_weight: float = Field(default=0.1, ge=0)
+    """Of KoLeo on the global views' class tokens (Oquab et al., section 4). Nearest neighbours are
+    sought in a micro-batch, which therefore is part of the result.
+    """
+
+    centering: Literal["sinkhorn", "average", "none"] = "sinkhorn"
+    """Of the teacher: Sinkhorn-Knopp over one micro-batch of all ranks (so the micro-batch is part
+    of the result), a moving average over whole updates, or nothing, which collapses.
+    """
+
+    center_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of the moving average."""
+
+    student_temperature: float = Field(default=0.1, gt=0)
+    """Of the student's softmax."""
+
+    teacher_temperature: float = Field(default=0.07, gt=0)
+    """Of the teacher's targets, after the warm-up."""
+
+    first_teacher_temperature: float = Field(default=0.04, gt=0)
+    """Of the teacher's targets, at the start."""
+
+    temperature_warmup: float = Field(default=0.3, ge=0, le=1)
+    """Share of the run in which the teacher's temperature rises (30 of 100 epochs)."""
+
+    momentum: float = Field(default=0.992, ge=0, le=1)
+    """Of the teacher at the start; it rises on a cosine."""
+
+    final_momentum: float = Field(default=1.0, ge=0, le=1)
+    """Of the teacher at the end."""
+
+    prototypes: int = Field(default=65536, ge=2)
+    """Of the class token's head."""
+
+    bottleneck: int = Field(default=256, ge=1)
+    """Width before the prototypes of that head."""
+
+    ibot_prototypes: int = Field(default=0, ge=0)
+    """Of a head of its own for patches; 0: patches share the class token's head."""
+
+    ibot_bottleneck: int = Field(default=256, ge=1)
+    """Width before the prototypes of the patches' own head, where there is one."""
+
+    head_hidden: int = Field(default=2048, ge=1)
+    """Width of the heads' hidden layers."""
+
+    head_layers: int = Field(default=3, ge=1)
+    """Linear layers of a head before its prototypes."""
+
+    freeze_prototypes: float = Field(default=0.01, ge=0, lt=1)
+    """Share of the run in which the prototypes are not trained (1 of 100 epochs)."""
+
+    layer_decay: float = Field(default=0.9, gt=0, le=1)
+    """Learning rate of a block over that of the block above it."""
+
+    stem_rate: float = Field(default=0.2, gt=0, le=1)
+    """Learning rate of the stem, times this (besides the layer decay)."""
+
+    local_crops: int = Field(default=8, ge=0)
+    """Small views of each image, beside two global ones of `backbone.image_size`."""
+
+    local_size: int = Field(default=96, ge=5)
+    """Pixels a side of a local view; a multiple of the patch size."""
+
+    min_local_area: float = Field(default=0.05, gt=0, le=1)
+    """Smallest local view as a share of the image's area."""
+
+    min_global_area: float = Field(default=0.32, gt=0, le=1)
+    """Smallest global view as a share of the image's area, and the largest local one."""
+
+    mask_probability: float = Field(default=0.5, ge=0, le=1)
+    """Of a global view's having masked patches."""
+
+    min_mask_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Smallest share of a view's patches that is masked, where any are."""
+
+    max_mask_ratio: float = Field(default=0.5, ge=0, le=1)
+    """Largest share; the count of a view is drawn between the two, and exact."""
+
+    horizontal_flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a left-right flip."""
+
+    vertical_flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of an up-down flip; for images without an up (microscopy, satellites), 0.5."""
+
+    jitter: float = Field(default=0.8, ge=0, le=1)
+    """Probability of changing colours."""
+
+    brightness: float = Field(default=0.4, ge=0)
+    """Factors are drawn from 1 ± this."""
+
+    contrast: float = Field(default=0.4, ge=0)
+    """Factors are drawn from 1 ± this."""
+
+    saturation: float = Field(default=0.2, ge=0)
+    """Factors are drawn from 1 ± this."""
+
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    """The hue is turned by up to ± this part of a full turn."""
+
+    grey: float = Field(default=0.2, ge=0, le=1)
+    """Probability of a view's losing its colours."""
+
+    solarize: float = Field(default=0.2, ge=0, le=1)
+    """Probability of the second global view's being solarised."""
+
+    released_blur: bool = False
+    """Blur views with the probabilities of the released code (0, 0.9, 0.5 for first global, second
+    global, local) instead of the paper's (1, 0.1, 0.5).
+    """
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DinoConfig":
+        if self.dino_weight == 0 and self.ibot_weight == 0:
+            raise ValueError(
+                "objective.dino_weight and objective.ibot_weight are both 0; give one a weight"
+            )
+        if self.min_mask_ratio > self.max_mask_ratio:
+            raise ValueError(
+                f"objective.min_mask_ratio={self.min_mask_ratio:g} is larger than "
+                f"objective.max_mask_ratio={self.max_mask_ratio:g}; swap them"
+            )
+        if self.min_local_area > self.min_global_area:
+            raise ValueError(
+                f"objective.min_local_area={self.min_local_area:g} is larger than "
+                f"objective.min_global_area={self.min_global_area:g}; swap them"
+            )
+        return self
+
+
 # A closed set: a new objective adds its config here and its case to `objectives/build.py`.
-ObjectiveConfig = MaeConfig
+ObjectiveConfig = Annotated[MaeConfig | DinoConfig, Field(discriminator="name")]

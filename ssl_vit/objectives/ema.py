@@ -68,8 +68,10 @@ def _kept_here(ours: Any, theirs: Any) -> Iterator[tuple[Tensor, Tensor]]:
         yield ours.data, theirs.data
         return
     yield ours.ds_tensor.data, theirs.ds_tensor.data
-    # ZeRO-3 also keeps small parameters whole on every rank, and computes with those copies.
-    if ours.data.numel() == ours.ds_numel:
+    # ZeRO-3 also keeps small parameters whole on every rank, and computes with those copies; where
+    # there is one rank its share is the whole, and moving both would move it twice.
+    is_share = ours.data.data_ptr() == ours.ds_tensor.data.data_ptr()
+    if ours.data.numel() == ours.ds_numel and not is_share:
         if theirs.data.numel() != theirs.ds_numel:
             raise RuntimeError("ZeRO-3 keeps a teacher's parameter whole, but not its student's")
         yield ours.data, theirs.data

@@ -1,10 +1,15 @@
 """Which patches are hidden, and moving between all patches and some of them."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 # B images, N patches, K visible, M hidden = N − K, D width, P pixels a side of a patch.
+
+_FLATTEST = 0.3  # height over width of the flattest rectangle; the tallest is the inverse
+_TRIES = 10
 
 
 def random_hidden(num_patches: int, num_hidden: int, rng: np.random.Generator) -> np.ndarray:
@@ -24,6 +29,52 @@ def random_hidden(num_patches: int, num_hidden: int, rng: np.random.Generator) -
     hidden = np.zeros(num_patches, dtype=bool)
     hidden[np.argpartition(noise, num_hidden - 1)[:num_hidden]] = True
     return hidden
+
+
+def block_hidden(
+    grid: tuple[int, int], num_hidden: int, rng: np.random.Generator, least: int = 4
+) -> np.ndarray:
+    """Hide an exact number of patches, in rectangles.
+
+    Rectangles of random area and shape are hidden one after the other; one that would hide more
+    than are left is drawn anew. What no rectangle fills after some tries is filled by single
+    patches, so that the count is exact (the public generators fall short of it).
+
+    Args:
+        grid: Patches (down, across).
+        num_hidden: M, in [0, N].
+        rng: The sample's randomness.
+        least: Patches of the smallest rectangle.
+
+    Returns:
+        (N,) bool, true where hidden.
+
+    Source: Bao et al. 2021 (BEiT), arXiv 2106.08254, section 2.3 and algorithm 1; sides between
+        0.3 and 1/0.3 there.
+    """
+    down, across = grid
+    hidden = np.zeros(grid, dtype=bool)
+    low, high = math.log(_FLATTEST), -math.log(_FLATTEST)
+    tries, left = 0, num_hidden
+    while left >= least and tries < _TRIES:
+        tries += 1
+        area = least + (left - least) * rng.random()
+        ratio = math.exp(low + (high - low) * rng.random())
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        top, beside = rng.random(), rng.random()
+        if not (0 < height <= down and 0 < width <= across):
+            continue
+        top, beside = int(top * (down - height + 1)), int(beside * (across - width + 1))
+        block = hidden[top : top + height, beside : beside + width]
+        new = block.size - int(block.sum())
+        if 0 < new <= left:
+            block[:] = True
+            left -= new
+            tries = 0
+    flat = hidden.reshape(-1)
+    if left:
+        flat[np.flatnonzero(~flat)[random_hidden(len(flat) - num_hidden + left, left, rng)]] = True
+    return flat
 
 
 def visible_and_hidden(hidden: Tensor, num_hidden: int) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class Objective(nn.Module, ABC):
         plain: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                (decayed if _decays(name, parameter) else plain).append(parameter)
+                (decayed if decays(name, parameter) else plain).append(parameter)
         return [
             ParameterGroup("decayed", tuple(decayed)),
             ParameterGroup("plain", tuple(plain), weight_decay_scale=0.0),
@@ -95,6 +95,7 @@ class Objective(nn.Module, ABC):
         return {}
 
 
-def _decays(name: str, parameter: nn.Parameter) -> bool:
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay is for this parameter: matrices, but for tokens and positions."""
     leaf = name.rpartition(".")[2]
     return parameter.ndim > 1 and not leaf.endswith("_token") and leaf != "pos_embed"

@@ -11,7 +11,7 @@ import yaml
 from ssl_vit_launch.local import find_local
 from ssl_vit_launch.submission import Submission, events_of, newest_submission
 from tests.command_line import losses, ssl_vit
-from tests.slurm.jobs import LENGTH, SETTINGS, fault_environment
+from tests.slurm.jobs import LENGTH, SETTINGS, check_same, fault_environment, run_unbroken
 from tests.slurm.processes import lives, wait_until
 from tests.synthetic import write_shards
 
@@ -24,9 +24,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     run = tmp_path_factory.mktemp("runs") / "unbroken"
-    words = (*SETTINGS, f"data.shards={shards}", f"schedule.length={LENGTH}")
-    done = ssl_vit("pretrain", "mae_vits16", "--smoke", "--run", run, *words)
-    assert done.returncode == 0, done.stderr
+    run_unbroken(run, shards)
     return run
 
 
@@ -54,14 +52,6 @@ def wait_for_update(run: Path, step: int) -> None:
 def wait_for_end(submission: Submission) -> str:
     wait_until("the job is over", lambda: find_local(submission).is_over)
     return find_local(submission).state
-
-
-def check_same(run: Path, unbroken: Path) -> None:
-    mine, theirs = losses(run), losses(unbroken)
-    assert [(step, digest) for step, _, digest in mine] == [
-        (step, digest) for step, _, digest in theirs
-    ]
-    assert [loss for _, loss, _ in mine] == pytest.approx([x for _, x, _ in theirs], abs=2e-5)
 
 
 def rank_of(run: Path, rank: int) -> int:

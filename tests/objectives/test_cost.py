@@ -11,12 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_vit.data.config import DataConfig
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.cost import Arithmetic, Precision
+from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
-from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
+from ssl_vit.objectives.config import DinoConfig, MaeConfig, num_hidden_patches
 from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.objectives.mae import MaeBatch
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.recipes import RECIPES, find_recipe
+from tests.objectives.test_dino import batch_of as dino_batch
 
 IMAGES = 4
 MAE = MaeConfig(decoder_width=64, decoder_depth=2, decoder_heads=4)
@@ -67,14 +69,16 @@ def kept_bytes(objective: Objective, batch: MaeBatch, precision: str) -> int:
 def build(variant: str) -> tuple[BackboneConfig, Objective]:
     backbone = BackboneConfig(**PLAIN | VARIANTS[variant])
     torch.manual_seed(0)
-    return backbone, build_objective(MAE, backbone, DataConfig())
+    return backbone, build_objective(MAE, VisionTransformer(backbone), DataConfig(), 1)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipes_parameters_are_counted_exactly(name: str):
     config = find_recipe(name)
     with torch.device("meta"):
-        objective = build_objective(config.objective, config.backbone, config.data)
+        objective = build_objective(
+            config.objective, VisionTransformer(config.backbone), config.data, total_steps=1
+        )
     cost = objective_cost(config.objective, config.backbone, Arithmetic("bfloat16", "cuda"))
     assert cost.trained == sum(p.numel() for p in objective.parameters() if p.requires_grad)
     assert cost.frozen == sum(p.numel() for p in objective.parameters() if not p.requires_grad)
@@ -107,3 +111,38 @@ def test_operations_are_those_torch_counts(variant: str):
         objective(batch_of(backbone), 0)
     cost = objective_cost(MAE, backbone, Arithmetic("float32", "cpu"))
     assert IMAGES * cost.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ibot_prototypes", [0, 256])
+@pytest.mark.parametrize("local_crops", [0, 3])
+def test_dinos_operations_and_kept_bytes_are_what_they_are_said_to_be(
+    precision: Precision, ibot_prototypes: int, local_crops: int
+):
+    backbone = BackboneConfig(**PLAIN | {"layer_scale": 1e-5})
+    config = DinoConfig(
+        prototypes=512,
+        bottleneck=64,
+        head_hidden=128,
+        local_crops=local_crops,
+        local_size=32,
+        # Always as many masked patches as there are on average.
+        mask_probability=1.0,
+        min_mask_ratio=0.5,
+        ibot_prototypes=ibot_prototypes,
+        ibot_bottleneck=32,
+    )
+    torch.manual_seed(0)
+    objective = build_objective(config, VisionTransformer(backbone), DataConfig(), total_steps=9)
+    batch = dino_batch(config, backbone)
+    images = len(batch.numbers)
+    cost = objective_cost(config, backbone, Arithmetic(precision, "cpu"))
+    # Three products for each of the student's, one for each of the teacher's.
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        objective(batch, 0).loss.backward()
+    assert 3 * images * cost.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    expected = images * cost.kept_bytes + (2 * cost.cast_weights if precision == "bfloat16" else 0)
+    assert kept_bytes(objective, batch, precision) == pytest.approx(expected, rel=0.1)

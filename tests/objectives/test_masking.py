@@ -10,6 +10,7 @@ import torch
 
 from ssl_vit.objectives.config import num_hidden_patches
 from ssl_vit.objectives.masking import (
+    block_hidden,
     patchify,
     put,
     random_hidden,
@@ -99,3 +100,24 @@ def test_patches_hold_their_pixels_row_by_row_with_channels_last() -> None:
 def test_unpatchify_undoes_patchify(grid: tuple[int, int]) -> None:
     images = torch.randn(2, 3, grid[0] * 4, grid[1] * 4)
     assert torch.equal(unpatchify(patchify(images, 4), 4, grid), images)
+
+
+@pytest.mark.parametrize("num_hidden", [0, 1, 3, 20, 63, 64])
+def test_block_masks_have_exactly_the_count_that_was_asked(num_hidden: int):
+    rng = np.random.Generator(np.random.Philox(1))
+    for _ in range(200):
+        assert block_hidden((8, 8), num_hidden, rng).sum() == num_hidden
+
+
+def test_block_masks_are_rectangles_for_the_most_part():
+    rng = np.random.Generator(np.random.Philox(1))
+
+    def neighbours(hidden: np.ndarray) -> float:
+        grid = hidden.reshape(14, 14)
+        return (grid[1:] & grid[:-1]).sum() + (grid[:, 1:] & grid[:, :-1]).sum()
+
+    blocks = np.mean([neighbours(block_hidden((14, 14), 60, rng)) for _ in range(200)])
+    singles = np.mean([neighbours(random_hidden(196, 60, rng)) for _ in range(200)])
+    assert blocks > 2 * singles
+    # Every patch is hidden now and then.
+    assert np.sum([block_hidden((14, 14), 60, rng) for _ in range(400)], axis=0).min() > 5

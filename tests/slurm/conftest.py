@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import ssl_vit
 from tests.slurm.cluster import SlurmCluster, SlurmUnavailable
-from tests.slurm.jobs import LENGTH, SETTINGS, TABLE
+from tests.slurm.jobs import TABLE, run_unbroken
 from tests.synthetic import write_shards
 
 
@@ -34,11 +33,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
-    """The run of all these tests, by hand and to its end."""
+    """See `run_unbroken`."""
     run = tmp_path_factory.mktemp("runs") / "unbroken"
-    words = (*SETTINGS, f"data.shards={shards}", f"schedule.length={LENGTH}")
-    done = ssl_vit("pretrain", "mae_vits16", "--smoke", "--run", run, *words)
-    assert done.returncode == 0, done.stderr
+    run_unbroken(run, shards)
     return run
 
 

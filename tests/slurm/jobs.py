@@ -13,7 +13,7 @@ import yaml
 
 from ssl_vit_launch.history import Event
 from ssl_vit_launch.submission import events_of, newest_submission
-from tests.command_line import ENVIRONMENT, PATIENCE, losses
+from tests.command_line import ENVIRONMENT, PATIENCE, losses, ssl_vit
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.processes import wait_until
 
@@ -44,6 +44,21 @@ def write_profile(folder: Path, faults: Mapping[str, object] | None = None, **ch
     file = folder / "my cluster.yaml"
     file.write_text(yaml.safe_dump(profile))
     return file
+
+
+def run_unbroken(run: Path, shards: Path) -> None:
+    """The run of all these tests, by hand and to its end."""
+    words = (*SETTINGS, f"data.shards={shards}", f"schedule.length={LENGTH}")
+    done = ssl_vit("pretrain", "mae_vits16", "--smoke", "--run", run, *words)
+    assert done.returncode == 0, done.stderr
+
+
+def check_same(run: Path, unbroken: Path) -> None:
+    """Every update once, with the losses and samples of the run that nothing disturbed."""
+    mine, theirs = losses(run), losses(unbroken)
+    assert [step for step, _, _ in mine] == list(range(1, LENGTH + 1))
+    assert [digest for _, _, digest in mine] == [digest for _, _, digest in theirs]
+    assert [loss for _, loss, _ in mine] == pytest.approx([loss for _, loss, _ in theirs], abs=2e-5)
 
 
 def fault_environment(faults: Mapping[str, object]) -> dict[str, str]:
@@ -101,13 +116,8 @@ class Job:
         return done.stdout
 
     def check_same(self, unbroken: Path) -> None:
-        """Every update once, with the losses and samples of the run that nothing disturbed."""
-        mine, theirs = losses(self.run), losses(unbroken)
-        assert [step for step, _, _ in mine] == list(range(1, LENGTH + 1))
-        assert [digest for _, _, digest in mine] == [digest for _, _, digest in theirs]
-        assert [loss for _, loss, _ in mine] == pytest.approx(
-            [loss for _, loss, _ in theirs], abs=2e-5
-        )
+        """See :func:`check_same`."""
+        check_same(self.run, unbroken)
 
     def suffer(self, fault: str, act: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Let something happen to it in the middle, and wait until it is complete all the same.

@@ -22,6 +22,7 @@ from ssl_vit.data.config import DataConfig
 from ssl_vit.data.slots import Loaded
 from ssl_vit.distributed import leave, read_processes, set_library_environment
 from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
 from ssl_vit.objectives.ema import EmaTeacher
@@ -79,7 +80,9 @@ class Distilled(Objective):
 
     def __init__(self) -> None:
         super().__init__()
-        self.student = build_objective(OBJECTIVE, BACKBONE, DataConfig())
+        self.student = build_objective(
+            OBJECTIVE, VisionTransformer(BACKBONE), DataConfig(), total_steps=1
+        )
         self.backbone = self.student.backbone
         self.teacher = EmaTeacher(copy.deepcopy(self.backbone))
         # Of a length that two ranks cannot share evenly.

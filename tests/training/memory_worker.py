@@ -94,12 +94,15 @@ def main(size: str, overrides: list[str]) -> dict[str, float]:
 
 def train(config: RunConfig, processes: Processes) -> None:
     """A few updates."""
+    from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
     from ssl_vit.objectives.mae import MaeBatch
     from ssl_vit.training.engine import Engine
 
     plan = plan_of(config, processes)
-    objective = build_objective(config.objective, config.backbone, config.data)
+    objective = build_objective(
+        config.objective, VisionTransformer(config.backbone), config.data, total_steps=1
+    )
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, seed=0)
     shape = (plan.micro_batch_size, 3, config.backbone.image_size, config.backbone.image_size)
     hidden = torch.rand(shape[0], config.backbone.num_patches).argsort(dim=1)

@@ -10,6 +10,7 @@ from torch import nn
 from ssl_vit.data.config import DataConfig
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.stem import ConvStem
+from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import MaeConfig
 from ssl_vit.objectives.objective import Objective
@@ -24,7 +25,7 @@ def build(**settings: Any) -> Objective:
         **{"width": 24, "depth": 2, "heads": 2, "patch_size": 4, "image_size": 16} | settings
     )
     torch.manual_seed(0)
-    return build_objective(MAE, backbone, DataConfig())
+    return build_objective(MAE, VisionTransformer(backbone), DataConfig(), total_steps=1)
 
 
 def kept_tensors(module: nn.Module, tokens: torch.Tensor) -> int:

@@ -1,0 +1,148 @@
+"""Colours, blur and solarisation on batches of images, on whichever device they are.
+
+What is done to an image is drawn in a data worker from the sample's own randomness (``draw``), as a
+row of numbers; the pixel work is the device's, for all images of a batch at once (``apply``).
+Against torchvision's transforms, colours are changed in one order for all images (brightness,
+contrast, saturation, hue) instead of one drawn for each.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# B images, S pixels a side, K pixels of a blur's kernel.
+
+_GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's and torchvision's
+_RADIUS = 4  # pixels of a blur's kernel on each side; a kernel of 9 as in Oquab et al.'s code
+_SOLARIZE_FROM = 0.5
+
+
+class Photometry(NamedTuple):
+    """What is drawn for one view; probabilities in [0, 1]."""
+
+    jitter: float
+    """Of changing colours."""
+    brightness: float
+    """Factors are drawn from 1 ± this; contrast and saturation alike."""
+    contrast: float
+    saturation: float
+    hue: float
+    """The hue is turned by up to ± this part of a full turn."""
+    grey: float
+    blur: float
+    """Of a Gaussian blur whose standard deviation is drawn from 0.1 to 2 pixels."""
+    solarize: float
+
+
+# One column each: three factors, turn of the hue, grey or not, deviation of the blur (0: none),
+# solarised or not.
+NUM_COLUMNS = 7
+
+
+def draw(asked: Photometry, rng: np.random.Generator) -> np.ndarray:
+    """(7,) float32: what to do with one view. Always takes as much of ``rng``."""
+    noise = rng.random(9)
+
+    def between(place: int, spread: float) -> float:
+        return 1 + spread * (2 * noise[place] - 1)
+
+    row = np.array([1, 1, 1, 0, 0, 0, 0], dtype=np.float32)
+    if noise[0] < asked.jitter:
+        row[0] = max(0.0, between(1, asked.brightness))
+        row[1] = max(0.0, between(2, asked.contrast))
+        row[2] = max(0.0, between(3, asked.saturation))
+        row[3] = asked.hue * (2 * noise[4] - 1)
+    row[4] = noise[5] < asked.grey
+    if noise[6] < asked.blur:
+        row[5] = 0.1 + 1.9 * noise[7]
+    row[6] = noise[8] < asked.solarize
+    return row
+
+
+@torch.no_grad()
+def apply(images: Tensor, rows: Tensor) -> Tensor:
+    """Do it.
+
+    Args:
+        images: (B, 3, S, S) uint8.
+        rows: (B, 7) float32 from :func:`draw`.
+
+    Returns:
+        (B, 3, S, S) float32 in [0, 1].
+
+    Source: the recipe is Grill et al. 2020 (BYOL), arXiv 2006.07733, appendix B, tables 6 and 7,
+        which Caron et al. 2021 and Oquab et al. 2023 take over.
+    """
+    x = images.to(torch.float32, memory_format=torch.contiguous_format) / 255
+    brightness, contrast, saturation, hue, grey, blur, solarize = (
+        column.view(-1, 1, 1, 1) for column in rows.unbind(dim=1)
+    )
+    x = (x * brightness).clamp(0, 1)
+    mean = _grey(x).mean(dim=(1, 2, 3), keepdim=True)
+    x = (mean + contrast * (x - mean)).clamp(0, 1)
+    flat = _grey(x)
+    x = (flat + saturation * (x - flat)).clamp(0, 1)
+    x = _turn_hue(x, hue)
+    x = torch.where(grey > 0, _grey(x), x)
+    x = _blur(x, blur.view(-1))
+    return torch.where((solarize > 0) & (x >= _SOLARIZE_FROM), 1 - x, x)
+
+
+def _grey(x: Tensor) -> Tensor:
+    """(B, 3, S, S) → (B, 1, S, S)."""
+    weights = x.new_tensor(_GREY).view(1, 3, 1, 1)
+    return (x * weights).sum(dim=1, keepdim=True)
+
+
+def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue of HSV colours by a part of a full turn; value and saturation stay.
+
+    Source: Smith 1978, "Color gamut transform pairs", as the one formula that needs no sectors.
+    """
+    value, _ = x.max(dim=1)
+    least, _ = x.min(dim=1)
+    chroma = value - least
+    red, green, blue = x.unbind(dim=1)
+    safe = chroma.clamp(min=1e-8)
+    hue = torch.where(
+        value == red,
+        ((green - blue) / safe) % 6,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    hue = hue + 6 * turn.squeeze(1)
+    planes = []
+    for offset in (5.0, 3.0, 1.0):
+        k = (offset + hue) % 6
+        planes.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(planes, dim=1)
+
+
+def _blur(x: Tensor, deviation: Tensor) -> Tensor:
+    """Blur each image by its own Gaussian; where the deviation is 0, leave it."""
+    chosen = deviation > 0
+    places = torch.arange(-_RADIUS, _RADIUS + 1, device=x.device, dtype=x.dtype)
+    kernel = (-0.5 * (places / deviation.clamp(min=0.1).unsqueeze(1)) ** 2).exp()
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    kernel = torch.where(chosen.unsqueeze(1), kernel, (places == 0).to(x.dtype))
+    batch, _, height, width = x.shape
+    # All images and channels as the channels of one image, each with a kernel of its own.
+    weights = kernel.repeat_interleave(3, dim=0).unsqueeze(1)
+    flat = F.pad(x.reshape(1, batch * 3, height, width), [_RADIUS] * 4, mode="reflect")
+    flat = F.conv2d(flat, weights.unsqueeze(2), groups=batch * 3)
+    flat = F.conv2d(flat, weights.unsqueeze(3), groups=batch * 3)
+    return flat.view_as(x)
+
+
+PAPER_BLUR = (1.0, 0.1, 0.5)
+"""Probability of a blur for the first global, the second global and each local view."""
+
+RELEASED_BLUR = (0.0, 0.9, 0.5)
+"""As Oquab et al.'s code has them, the wrong way round."""
+
+
+def least_side() -> int:
+    """Pixels a side below which a blur's kernel has no room to be reflected."""
+    return _RADIUS + 1

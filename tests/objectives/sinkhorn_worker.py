@@ -1,0 +1,32 @@
+"""One rank of a Sinkhorn over several: `python -m tests.objectives.sinkhorn_worker IN OUT`.
+
+IN holds logits, which rows count, and each rank's share of the rows; OUT gets this rank's targets.
+"""
+
+import os
+import sys
+
+import numpy as np
+import torch
+
+from ssl_vit.objectives.distillation import Center, sinkhorn
+
+
+def main(source: str, target: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = int(os.environ["RANK"])
+    given = np.load(source)
+    ends = np.cumsum(given["shares"])
+    mine = slice(ends[rank] - given["shares"][rank], ends[rank])
+    logits, counted = (torch.from_numpy(given[name][mine]) for name in ("logits", "counted"))
+    center = Center(logits.shape[1])
+    center(logits, 0.07, step=0, counted=counted)
+    center.follow()
+    np.savez(
+        f"{target}.{rank}", targets=sinkhorn(logits, 0.07, counted), center=center.center.numpy()
+    )
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
