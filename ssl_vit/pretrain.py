@@ -116,7 +116,7 @@ def start(prepared: Prepared, profile: bool = False) -> int:
     from ssl_vit.training.preemption import EXIT_SAVED, Preemption
 
     processes, folder = prepared.processes, prepared.folder
-    if is_complete(prepared):
+    if is_complete(folder, prepared.plan.total_steps):
         if processes.is_first:
             say_end(folder, complete=True)
             if profile:
@@ -301,12 +301,12 @@ def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "L
     return Log(metrics, ProgressLine(start_step, plan.total_steps, batch), folder.panels)
 
 
-def is_complete(prepared: Prepared) -> bool:
-    """Whether nothing is left to train: the last checkpoint and export are there."""
-    newest = newest_checkpoint(prepared.folder.checkpoints)
-    if newest is None or step_of(newest) < prepared.plan.total_steps:
+def is_complete(folder: RunFolder, total_steps: int) -> bool:
+    """Whether nothing is left to train: the last checkpoint and its export are there."""
+    newest = newest_checkpoint(folder.checkpoints)
+    if newest is None or step_of(newest) < total_steps:
         return False
-    return (prepared.folder.exports / newest.name / INFO_FILE).is_file()
+    return (folder.exports / newest.name / INFO_FILE).is_file()
 
 
 def _write_run_folder(prepared: Prepared, start_step: int) -> None:

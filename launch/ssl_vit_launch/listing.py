@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_vit.quantities import format_seconds
-from ssl_vit_launch.schedulers import find_runs
 from ssl_vit_launch.status import RunStatus, read_status
+from ssl_vit_launch.submission import find_runs
 
 HEADINGS = ("run", "state", "updates", "loss", "images/s", "ETA", "restarts", "evaluations")
 

@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -13,6 +13,7 @@ from ssl_vit_launch.local import find_local
 from ssl_vit_launch.slurm import JobState, end_jobs, find_job
 from ssl_vit_launch.submission import (
     Submission,
+    find_runs,
     history_of,
     last_submission,
     newest_submission,
@@ -97,29 +98,6 @@ def cancel_all(folder: Path) -> list[Submission]:
     if not found:
         raise UserError(f"no run in {folder} has a job", f"ssl-vit launch list {folder}")
     return found
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """Run folders in a folder, by name.
-
-    Raises:
-        UserError: There is none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}", "check the path")
-    runs = sorted(_below(folder))
-    if not runs:
-        raise UserError(f"no run in {folder}", "give the folder that your --run folders lie in")
-    return runs
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    if RunFolder(folder).config.is_file():
-        yield folder  # and what is in it is its own
-        return
-    for path in folder.iterdir():
-        if path.is_dir() and not path.name.startswith("."):
-            yield from _below(path)
 
 
 def cancel(run: Path) -> Submission:

@@ -2,6 +2,7 @@
 that can run.
 """
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,8 +36,6 @@ def take_snapshot(folder: Path) -> None:
 
 def find_packages() -> dict[str, Path]:
     """Where each of the four packages lies."""
-    import importlib.util
-
     found = {}
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)

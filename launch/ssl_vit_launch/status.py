@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from ssl_vit.export import INFO_FILE
+from ssl_vit.pretrain import is_complete
 from ssl_vit.quantities import format_seconds
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import complete_checkpoints, newest_checkpoint, step_of
@@ -100,7 +100,6 @@ def read_status(run: Path) -> RunStatus:
     total, submission = folder.total_steps(), newest_submission(run)
     events = events_of(run)
     newest = newest_checkpoint(folder.checkpoints)
-    last = folder.exports / f"step_{total:08d}" / INFO_FILE
     job = find(submission) if submission is not None else None
     is_waiting = job is None or job.is_over or job.state == "PENDING"
     return RunStatus(
@@ -111,10 +110,7 @@ def read_status(run: Path) -> RunStatus:
         progress=read_progress(folder.metrics),
         submission=submission,
         job=job,
-        is_complete=bool(total)
-        and newest is not None
-        and step_of(newest) == total
-        and last.is_file(),
+        is_complete=bool(total) and is_complete(folder, total),
         restarts=tuple(restarts(events)),
         ended=_end_of(events, submission) if is_waiting else "",
         checkpoint=0 if newest is None else step_of(newest),

@@ -6,6 +6,7 @@ up anew.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field
@@ -139,6 +140,29 @@ def last_submission(run: Path) -> Submission:
             f"{run} was never submitted", "check the path; ssl-vit launch list FOLDER  lists runs"
         )
     return found
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run folders in a folder, by name.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}", "check the path")
+    runs = sorted(_below(folder))
+    if not runs:
+        raise UserError(f"no run in {folder}", "give the folder that your --run folders lie in")
+    return runs
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    if RunFolder(folder).config.is_file():
+        yield folder  # and what is in it is its own
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.name.startswith("."):
+            yield from _below(path)
 
 
 def history_of(run: Path) -> History:

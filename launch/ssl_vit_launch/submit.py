@@ -79,7 +79,7 @@ def check(request: Request) -> Prepared:
         )
     refuse_active(request.run)
     prepared = _check_here(request)
-    if is_complete(prepared):
+    if is_complete(prepared.folder, prepared.plan.total_steps):
         raise UserError(
             f"{request.run} is complete: nothing is left to train",
             f"ssl-vit eval knn {shlex.quote(str(request.run))} …,  or another --run folder",

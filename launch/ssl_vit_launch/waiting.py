@@ -20,11 +20,8 @@ def wait(submissions: Sequence[Submission]) -> bool:
     pending = list(submissions)
     try:
         while pending:
-            states = {each.job: find(each) for each in pending}
             pending = [
-                each
-                for each in pending
-                if (state := states[each.job]) is not None and not state.is_over
+                each for each in pending if (state := find(each)) is not None and not state.is_over
             ]
             if pending and time.monotonic() - said > PLAIN_EVERY_SECONDS:
                 said = time.monotonic()

@@ -101,6 +101,8 @@ class Dino(Objective):
         self.teacher = EmaTeacher(copy.deepcopy(self.student))
         # Dropping paths is for those who learn.
         self.teacher.eval()
+        self.center: Center | None = None
+        self.patch_center: Center | None = None
         if config.centering == "average":
             self.center = Center(config.prototypes, config.center_momentum)
             if config.ibot_weight:
@@ -167,24 +169,25 @@ class Dino(Objective):
     ) -> tuple[Tensor, Tensor]:
         """What the teacher says: (2 B, C), and (R, C) of the masked patches."""
         told = self.teacher(views, None, None, asked)
-        temperature = self.teacher_temperature(step)
+        targets = self._sharpen(told.logits, self.center, step)
+        if asked is None:
+            return targets, told.patch_logits
         counted = batch.weights > 0
+        return targets, self._sharpen(told.patch_logits, self.patch_center, step, counted)
+
+    def _sharpen(
+        self, logits: Tensor, center: Center | None, step: int, counted: Tensor | None = None
+    ) -> Tensor:
+        """(R, C) logits of the teacher → targets; padding is not ``counted``."""
+        temperature = self.teacher_temperature(step)
         match self.config.centering:
             case "sinkhorn":
-                targets = sinkhorn(told.logits, temperature)
-                if asked is None:
-                    return targets, told.patch_logits
-                return targets, sinkhorn(told.patch_logits, temperature, counted)
+                return sinkhorn(logits, temperature, counted)
             case "average":
-                targets = self.center(told.logits, temperature, step)
-                if asked is None:
-                    return targets, told.patch_logits
-                return targets, self.patch_center(told.patch_logits, temperature, step, counted)
+                assert center is not None
+                return center(logits, temperature, step, counted)
             case "none":
-                targets = (told.logits.float() / temperature).softmax(dim=1)
-                if asked is None:
-                    return targets, told.patch_logits
-                return targets, (told.patch_logits.float() / temperature).softmax(dim=1)
+                return (logits.float() / temperature).softmax(dim=1)
         assert_never(self.config.centering)
 
     def teacher_temperature(self, step: int) -> float:
@@ -202,10 +205,9 @@ class Dino(Objective):
     def after_step(self, step: int) -> None:
         """Move the teacher, and the centers."""
         self.teacher.follow(self.student, self.teacher_momentum(step))
-        if self.config.centering == "average":
-            self.center.follow()
-            if self.config.ibot_weight:
-                self.patch_center.follow()
+        for center in (self.center, self.patch_center):
+            if center is not None:
+                center.follow()
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """By depth, as Oquab et al. train them: each block slower than the one above it, the stem

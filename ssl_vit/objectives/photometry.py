@@ -141,8 +141,3 @@ PAPER_BLUR = (1.0, 0.1, 0.5)
 
 RELEASED_BLUR = (0.0, 0.9, 0.5)
 """As Oquab et al.'s code has them, the wrong way round."""
-
-
-def least_side() -> int:
-    """Pixels a side below which a blur's kernel has no room to be reflected."""
-    return _RADIUS + 1
