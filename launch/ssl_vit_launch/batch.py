@@ -141,7 +141,7 @@ def look_lines(submission: Submission) -> list[str]:
 
 def teardown_lines(submission: Submission) -> list[str]:
     """Bash after srun: a crash puts the job back into the queue, a few times."""
-    asked = " ".join(map(str, (EXIT_SAVED, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)))
+    asked = " ".join(map(str, (EXIT_SAVED, 128 + signal.SIGUSR2)))
     return [
         "code=$?",
         "# Complete, or a mistake that another start would repeat:",
@@ -152,7 +152,8 @@ def teardown_lines(submission: Submission) -> list[str]:
         "# Ended by SLURM, who knows why:",
         'for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done',
         'echo "$said" | grep -q JobState=RUNNING || exit $code',
-        f"# {asked}: asked to stop by a signal. Anything else is a crash.",
+        f"# {asked}: asked to stop by a signal. Anything else is a crash; a SIGTERM that found",
+        "# nothing to save as well, since srun sends it when another process has failed.",
         f'if [[ " {asked} " != *" $code "* ]]; then',
         '  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code',
         '  echo "$code" >> "$logs/crashes_$index" || exit $code',

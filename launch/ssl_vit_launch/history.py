@@ -127,12 +127,14 @@ def why_ended(events: Sequence[Event]) -> str:
         return "it was complete"
     if "cancelled" in kinds:
         return "cancelled"
-    if (event := kinds.get("stopped")) is not None:
-        return f"asked to stop ({event.text}), saved at update {event.step:,}"
+    failure, stopped = first_failure(events), kinds.get("stopped")
+    # When one process has failed, srun asks the others to stop.
+    if stopped is not None and (failure is None or stopped.time <= failure.time):
+        return f"asked to stop ({stopped.text}), saved at update {stopped.step:,}"
     if (event := kinds.get("refused")) is not None:
         return f"refused: {event.text}"
-    if (event := first_failure(events)) is not None:
-        return f"crashed: rank {event.rank}: {event.text}"
+    if failure is not None:
+        return f"crashed: rank {failure.rank}: {failure.text}"
     if (event := kinds.get("crashed")) is not None:
         return f"crashed: {describe_code(event.code)}"
     return "ended without a word: a failed node, or a kill"

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
+EXIT_TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a first process that was told to end before the loop began."""
+
 
 @dataclass(frozen=True)
 class PretrainJob:
@@ -146,6 +149,7 @@ def run_process(
                 watch.start()
         _train(run, submission, job, processes)
     except UserError as error:
+        _ignore_signals()
         print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
         if error.may_pass:
             history.add("failed", job, rank, text=error.problem)
@@ -155,6 +159,7 @@ def run_process(
         submission.refusal.write_text(f"{error.problem}\n{error.remedy}\n")
         leave(2)
     except Exception as error:
+        _ignore_signals()
         traceback.print_exc()
         line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         history.add("failed", job, rank, text=line[:500])
@@ -213,6 +218,10 @@ def _note_signals(run: Path, job: str, cluster: ClusterConfig, is_first: bool) -
             if time.monotonic() - began > most_seconds:
                 name += ", the time limit"
             history_of(run).add("stopped", job, step=newest_step(run), text=name)
+            if number == signal.SIGTERM and frame is not None:
+                # Not the loop's, which has no frame to give: nothing is saved. srun sends the same
+                # when another rank has failed, and that must count as a crash.
+                leave(EXIT_TERMINATED)
             if callable(before):
                 try:
                     before(number, frame)  # submitit requeues and ends the process
@@ -224,6 +233,14 @@ def _note_signals(run: Path, job: str, cluster: ClusterConfig, is_first: bool) -
 
     for number in _SIGNALS:
         signal.signal(number, noting(signal.getsignal(number)))
+
+
+def _ignore_signals() -> None:
+    """A process that fails is not to be taken for one that was asked to stop: srun tells all to end
+    when one has failed.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def use_local_cache(cluster: ClusterConfig) -> None:

@@ -27,7 +27,7 @@ from ssl_vit.distributed import local_group
 from ssl_vit.training.preemption import EXIT_SAVED
 from ssl_vit_launch.batch import evaluation_logs
 from ssl_vit_launch.evaluations import ExportWatch, words_of
-from ssl_vit_launch.job import newest_step
+from ssl_vit_launch.job import EXIT_TERMINATED, newest_step
 from ssl_vit_launch.slurm import JobState
 from ssl_vit_launch.submission import Submission, history_of, last_submission
 
@@ -36,7 +36,7 @@ _LOOK_SECONDS = 0.1
 _GRACE_SECONDS = 5.0
 
 # How processes end that were asked to: having saved, or before they knew what to do with a signal.
-_ASKED = (EXIT_SAVED, -signal.SIGUSR2, -signal.SIGTERM)
+_ASKED = (EXIT_SAVED, EXIT_TERMINATED, -signal.SIGUSR2, -signal.SIGTERM)
 
 Ending = Literal["complete", "refused", "saved", "crashed"]
 

@@ -47,8 +47,9 @@ job=$SLURM_JOB_ID
 # Ended by SLURM, who knows why:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140 143: asked to stop by a signal. Anything else is a crash.
-if [[ " 75 140 143 " != *" $code "* ]]; then
+# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
+# nothing to save as well, since srun sends it when another process has failed.
+if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
@@ -103,8 +104,9 @@ job=$SLURM_JOB_ID
 # Ended by SLURM, who knows why:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140 143: asked to stop by a signal. Anything else is a crash.
-if [[ " 75 140 143 " != *" $code "* ]]; then
+# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
+# nothing to save as well, since srun sends it when another process has failed.
+if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
@@ -165,8 +167,9 @@ job=$SLURM_JOB_ID
 # Ended by SLURM, who knows why:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140 143: asked to stop by a signal. Anything else is a crash.
-if [[ " 75 140 143 " != *" $code "* ]]; then
+# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
+# nothing to save as well, since srun sends it when another process has failed.
+if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
@@ -221,8 +224,9 @@ job=$SLURM_JOB_ID
 # Ended by SLURM, who knows why:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140 143: asked to stop by a signal. Anything else is a crash.
-if [[ " 75 140 143 " != *" $code "* ]]; then
+# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
+# nothing to save as well, since srun sends it when another process has failed.
+if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
@@ -278,8 +282,9 @@ job=$SLURM_JOB_ID
 # Ended by SLURM, who knows why:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140 143: asked to stop by a signal. Anything else is a crash.
-if [[ " 75 140 143 " != *" $code "* ]]; then
+# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
+# nothing to save as well, since srun sends it when another process has failed.
+if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
@@ -344,8 +349,9 @@ job=$SLURM_JOB_ID
 # Ended by SLURM, who knows why:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140 143: asked to stop by a signal. Anything else is a crash.
-if [[ " 75 140 143 " != *" $code "* ]]; then
+# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
+# nothing to save as well, since srun sends it when another process has failed.
+if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
 fi
@@ -399,8 +405,9 @@ job=$SLURM_JOB_ID
 # Ended by SLURM, who knows why:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140 143: asked to stop by a signal. Anything else is a crash.
-if [[ " 75 140 143 " != *" $code "* ]]; then
+# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
+# nothing to save as well, since srun sends it when another process has failed.
+if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
 fi

@@ -109,7 +109,12 @@ def test_a_crash_that_cannot_be_counted_is_not_requeued(tmp_path: Path):
     assert end_of_job(tmp_path, 1) == (1, False)
 
 
-@pytest.mark.parametrize("code", [75, 140, 143])
+def test_an_early_sigterm_counts_as_srun_sends_it_for_another_ranks_failure(tmp_path: Path):
+    assert end_of_job(tmp_path, 143) == (143, True)
+    assert end_of_job(tmp_path, 143) == (143, False)
+
+
+@pytest.mark.parametrize("code", [75, 140])
 def test_a_run_that_was_asked_to_stop_is_requeued_and_is_no_crash(tmp_path: Path, code: int):
     for _ in range(5):
         assert end_of_job(tmp_path, code) == (code, True)

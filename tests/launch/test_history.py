@@ -52,6 +52,14 @@ def test_a_survivors_error_is_not_the_reason():
     assert why_ended([echo]) == "ended without a word: a failed node, or a kill"
 
 
+def test_a_stop_that_follows_a_failure_is_not_the_reason():
+    failed = Event("failed", "7", 1.0, rank=1, text="ValueError: no such thing")
+    stopped = Event("stopped", "7", 2.0, step=8, text="SIGTERM")
+    assert why_ended([failed, stopped]) == "crashed: rank 1: ValueError: no such thing"
+    later = Event("failed", "7", 3.0, rank=1, text="ValueError: no such thing")
+    assert why_ended([stopped, later]) == "asked to stop (SIGTERM), saved at update 8"
+
+
 def test_a_batch_scripts_notes_are_crashes(tmp_path: Path):
     notes = tmp_path / "all_crashes_0"
     notes.write_text("137 1700000000\nnonsense\n1 1700000100\n")

@@ -119,24 +119,35 @@ class Job:
         """See :func:`check_same`."""
         check_same(self.run, unbroken)
 
-    def suffer(self, fault: str, act: Callable[[], object], seconds: float = PATIENCE) -> None:
+    def suffer(
+        self,
+        fault: str,
+        act: Callable[[], object] | None,
+        seconds: float = PATIENCE,
+        after: int = 20,
+    ) -> None:
         """Let something happen to it in the middle, and wait until it is complete all the same.
 
         Args:
             fault: Its name in the table of docs/reliability.md.
-            act: Does it.
+            act: Does it; None where the scheduler will, which is timed from its warning.
             seconds: After which the run is taken for one that does not come back.
+            after: The update to wait for before.
         """
-        self.wait_for_update(20)
+        self.wait_for_update(after)
         starts = len(self.events("started"))
         began = time.time()
-        act()
+        if act is not None:
+            act()
         made = losses(self.run)[-1][0]
         wait_until(
             f"{self.run.name} starts again",
             lambda: len(self.events("started")) > starts,
             seconds,
         )
+        if act is None:
+            warned = self.events("stopped")[starts - 1]
+            began, made = warned.time, warned.step
         self.wait_for_end(seconds)
         step = self.events("started")[starts].step
         lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
