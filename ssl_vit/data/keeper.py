@@ -138,6 +138,7 @@ class Keeper:
             raise UserError(
                 f"the process that fetches and verifies shards ended with exit code {code}",
                 f"run the same command again{memory}",
+                may_pass=True,  # srun's signal may find it still starting
             )
         said = json.loads(line)
         if "problem" in said:

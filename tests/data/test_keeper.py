@@ -239,8 +239,10 @@ def test_a_keeper_that_was_killed_is_said(folder: Path):
     keeper = Keeper(shards.shards, shards.cache, training_needs(shards, 10**6))
     assert keeper._process is not None
     keeper._process.kill()
-    with pytest.raises(UserError, match="exit code -9"):
+    with pytest.raises(UserError, match="exit code -9") as caught:
         keeper.finish(10)
+    # A job is started again: srun ends it too, when a rank has failed.
+    assert caught.value.may_pass
     keeper.close()
 
 
