@@ -27,7 +27,7 @@ from ssl_vit.files import replacing
 from ssl_vit.machine import find_machine, plain_machine, require_compiler
 from ssl_vit.recipes import read_config
 from ssl_vit.run_config import RunConfig
-from ssl_vit.run_data import data_facts, machine_lanes, open_data, sizes_of
+from ssl_vit.run_data import data_facts, machine_lanes, open_data, open_labelled, sizes_of
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.plan import RunPlan, make_plan, with_micro_batch
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import torch
 
     from ssl_vit.data.loader import Batches
+    from ssl_vit.monitors.probes import Probe
     from ssl_vit.objectives.objective import Objective
     from ssl_vit.training.preemption import Preemption
     from ssl_vit.training.trainer import Exports, Log
@@ -52,6 +53,8 @@ class Prepared:
     folder: RunFolder
     shards: ShardSet | None
     """None where the samples are synthetic."""
+    labelled: ShardSet | None
+    """For online probes, where they are wanted."""
     order: Order
     cache: ShardCache
     processes: Processes
@@ -87,6 +90,7 @@ def prepare(
     folder = RunFolder(run)
     changed = folder.check(config)
     cache, shards = open_data(config)
+    labelled = open_labelled(config, cache)
     check_same_data(folder.environment, describe_data(shards))
     order = build_order(sizes_of(shards), config.data, config.seed)
     everyone = processes or read_processes()
@@ -103,7 +107,7 @@ def prepare(
     if shards:
         here = machine_lanes(config.data.lanes, everyone)
         check_room(shards.shards, order.shards_at(0, here), cache.num_bytes)
-    return Prepared(config, plan, folder, shards, order, cache, everyone, changed)
+    return Prepared(config, plan, folder, shards, labelled, order, cache, everyone, changed)
 
 
 def start(prepared: Prepared, profile: bool = False) -> int:
@@ -182,6 +186,7 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
         log,
         config.log,
         preemption,
+        _open_probe(prepared),
         profiler,
     )
     try:
@@ -271,6 +276,16 @@ def _open_batches(prepared: Prepared, start_step: int) -> "Batches":
     return LoadedBatches(loader, keeper, lambda batch: start_step + batch // plan.accumulation)
 
 
+def _open_probe(prepared: Prepared) -> "Probe | None":
+    from ssl_vit.monitors.probes import Probe
+
+    if prepared.labelled is None:
+        return None
+    config, processes = prepared.config, prepared.processes
+    size = config.backbone.image_size
+    return Probe(prepared.labelled, config.monitor, size, processes.rank, processes.world_size)
+
+
 def _open_exports(prepared: Prepared, objective: "Objective") -> "Exports":
     from ssl_vit.export import ExportInfo, RunExports
 
@@ -281,6 +296,9 @@ def _open_exports(prepared: Prepared, objective: "Objective") -> "Exports":
 
 
 def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "Log":
+    from ssl_vit.monitors.collapse import CollapseWatch
+    from ssl_vit.monitors.monitor import Monitor
+    from ssl_vit.training.alarms import AlarmFile
     from ssl_vit.training.measures import peak_flops
     from ssl_vit.training.metrics import MetricsLog
     from ssl_vit.training.progress import ProgressLine
@@ -298,7 +316,14 @@ def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "L
     )
     metrics.text("config", to_yaml(config))
     batch = config.data.global_batch_size
-    return Log(metrics, ProgressLine(start_step, plan.total_steps, batch), folder.panels)
+    monitor = Monitor(config.monitor, CollapseWatch(config.objective, plan.warmup_steps))
+    return Log(
+        metrics,
+        ProgressLine(start_step, plan.total_steps, batch),
+        monitor,
+        AlarmFile(folder.alarms, start_step),
+        folder.panels,
+    )
 
 
 def is_complete(folder: RunFolder, total_steps: int) -> bool:

@@ -1,12 +1,9 @@
 """Published recipes as functions; each docstring has the command, the source and the expected
 result.
-
-`smoke(config)` shrinks any of them to seconds on one core, for CI and for trying a command line.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import assert_never
 
 from ssl_vit.config import apply_overrides, merged, read_yaml, to_plain, validate
 from ssl_vit.data.config import DataConfig
@@ -14,6 +11,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.models.config import VIT_SIZES, BackboneConfig
 from ssl_vit.objectives.config import DinoConfig, MaeConfig
 from ssl_vit.run_config import RunConfig
+from ssl_vit.smoke import smoke
 from ssl_vit.training.config import (
     CheckpointConfig,
     EngineConfig,
@@ -94,6 +92,48 @@ def mae_small_data() -> RunConfig:
         schedule=ScheduleConfig(length=200.0, warmup=10.0),
         optimizer=OptimizerConfig(base_learning_rate=2e-3, betas=(0.9, 0.95)),
         engine=EngineConfig(micro_batch_size=128),
+        checkpoint=CheckpointConfig(every_steps=100),
+    )
+
+
+def dinov2_small_data() -> RunConfig:
+    """DINOv2 for a folder of a few thousand images.
+
+    `ssl-vit pretrain dinov2_small_data --run RUN data.shards=SHARDS`
+    """
+    return RunConfig(
+        recipe="dinov2_small_data",
+        backbone=BackboneConfig(
+            width=192,
+            depth=6,
+            heads=3,
+            patch_size=12,
+            image_size=96,
+            initialization="truncated_normal",
+        ),
+        objective=DinoConfig(
+            momentum=0.99,
+            prototypes=1024,
+            bottleneck=128,
+            head_hidden=512,
+            layer_decay=1.0,
+            stem_rate=1.0,
+            local_crops=4,
+            local_size=48,
+            min_local_area=0.1,
+        ),
+        data=DataConfig(global_batch_size=64, lanes=32),
+        schedule=ScheduleConfig(length=100.0, warmup=5.0),
+        optimizer=OptimizerConfig(
+            learning_rate_rule="absolute",
+            base_learning_rate=1e-3,
+            final_learning_rate=1e-6,
+            weight_decay=0.04,
+            final_weight_decay=0.2,
+            betas=(0.9, 0.999),
+            clip_norm=3.0,
+        ),
+        engine=EngineConfig(micro_batch_size=64),
         checkpoint=CheckpointConfig(every_steps=100),
     )
 
@@ -180,7 +220,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         *(mae_vits16, mae_vitb16, mae_vitl16, mae_vith14, mae_small_data),
-        *(dino_vits16, ibot_vits16, dinov2_vitl16, dinov2_vitl14_in22k, dinov2_vitg14),
+        *(dinov2_small_data, dino_vits16, ibot_vits16),
+        *(dinov2_vitl16, dinov2_vitl14_in22k, dinov2_vitg14),
     )
 }
 
@@ -221,48 +262,6 @@ def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunCon
             f"begin with that recipe instead of {recipe}",
         )
     return apply_overrides(smoke(config) if is_smoke else config, overrides)
-
-
-def smoke(config: RunConfig) -> RunConfig:
-    """The same recipe in seconds: 20 updates of 8 images through a network a thousand times
-    smaller.
-
-    Every switch of the objective stays as it is; only sizes, lengths and precision shrink.
-    """
-    match config.objective:
-        case MaeConfig():
-            objective = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
-        case DinoConfig():
-            objective = {
-                "prototypes": 64,
-                "bottleneck": 16,
-                "head_hidden": 32,
-                "ibot_prototypes": 32 if config.objective.ibot_prototypes else 0,
-                "ibot_bottleneck": 16,
-                "local_crops": min(2, config.objective.local_crops),
-                "local_size": 2 * config.backbone.patch_size,
-            }
-        case _:
-            assert_never(config.objective)
-    shrink = {
-        "backbone": {
-            "width": 48,
-            "depth": 2,
-            "heads": 3,
-            "image_size": 4 * config.backbone.patch_size,
-        },
-        "objective": objective,
-        "data": {"global_batch_size": 8, "lanes": 4, "shuffle_block": 64},
-        "schedule": {"unit": "steps", "length": 20.0, "warmup": 4.0},
-        # A rate at which twenty updates move the loss visibly.
-        "optimizer": {"learning_rate_rule": "absolute", "base_learning_rate": 1e-3},
-        "engine": {"precision": "float32", "micro_batch_size": 4, "workers": 1},
-        "checkpoint": {"every_steps": 5},
-        "export": {"every_steps": 20},
-        "log": {"norm_every_steps": 1, "panel_every_steps": 20},
-    }
-    twin = f"the smoke twin of {config.recipe}"
-    return validate(RunConfig, merged(to_plain(config), shrink), twin)
 
 
 def _mae(recipe: str, size: str, patch_size: int = 16) -> RunConfig:

@@ -7,6 +7,7 @@ from pydantic import Field
 from ssl_vit.config import Config
 from ssl_vit.data.config import DataConfig
 from ssl_vit.models.config import BackboneConfig
+from ssl_vit.monitors.config import MonitorConfig
 from ssl_vit.objectives.config import MaeConfig, ObjectiveConfig
 from ssl_vit.training.config import (
     CheckpointConfig,
@@ -41,10 +42,11 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     export: ExportConfig = ExportConfig()
     log: LogConfig = LogConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
 
 # Sections that move speed and paper trail, not results: a run may be resumed with other values.
-FREE_ON_RESUME = ("engine", "guard", "checkpoint", "export", "log")
+FREE_ON_RESUME = ("engine", "guard", "checkpoint", "export", "log", "monitor")
 # And these of the data: the place of the shards may move, since their content is compared by
 # fingerprint; the others decide whether to go on, not with what.
 FREE_OF_DATA = ("data.shards", "data.max_bad_fraction", "data.allow_shell_urls")

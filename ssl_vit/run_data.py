@@ -7,11 +7,13 @@ from pathlib import Path
 
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.config import SYNTHETIC_SAMPLES
+from ssl_vit.data.labels import check_labels
 from ssl_vit.data.order import lanes_of_rank
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
+from ssl_vit.monitors.config import FEWEST_PROBED
 from ssl_vit.quantities import parse_bytes
 from ssl_vit.run_config import RunConfig
 from ssl_vit.training.plan import DataFacts, SetPlan
@@ -30,6 +32,19 @@ def open_data(config: RunConfig) -> tuple[ShardCache, ShardSet | None]:
     shards = open_shards(config.data.sources, cache)
     check_distinct(shards)
     return cache, shards
+
+
+def open_labelled(config: RunConfig, cache: ShardCache) -> ShardSet | None:
+    """The shards of a run's online probes; None where it has none.
+
+    Raises:
+        UserError: They are not there, or have too few labels.
+    """
+    if not config.monitor.labelled:
+        return None
+    shards = open_shards(config.monitor.labelled, cache)
+    check_labels(shards, FEWEST_PROBED)
+    return shards
 
 
 def check_distinct(shards: ShardSet) -> None:

@@ -28,6 +28,7 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.bad_samples = self.root / "bad_samples.jsonl"
         self.nonfinite = self.root / "nonfinite.jsonl"
+        self.alarms = self.root / "alarms.jsonl"
         self.hangs = self.root / "hangs"
         self.tensorboard = self.root / "tensorboard"
         self.checkpoints = self.root / "checkpoints"

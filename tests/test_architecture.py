@@ -21,7 +21,7 @@ PACKAGES = {
     "eval": "ssl_vit_eval",
 }
 
-CONFIGS = ("data", "models", "objectives", "training")
+CONFIGS = ("data", "models", "monitors", "objectives", "training")
 
 # Module → what of ours it may import; the most exact row counts. The bare `ssl_vit` (its version)
 # is free to all.
@@ -51,6 +51,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.data.augment",
         "ssl_vit.objectives.*",
     },
+    # What looks at an objective from outside.
+    "ssl_vit.monitors.*": {
+        "ssl_vit.config",
+        "ssl_vit.data.augment",
+        "ssl_vit.data.dataset",
+        "ssl_vit.data.labels",
+        "ssl_vit.data.shards",
+        "ssl_vit.objectives.config",
+        "ssl_vit.objectives.objective",
+        "ssl_vit.monitors.*",
+    },
     # The one place where an objective meets what the run says of the data.
     "ssl_vit.objectives.build": {
         "ssl_vit.models.*",
@@ -69,6 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.data.bad_sample",
         "ssl_vit.data.config",
         "ssl_vit.data.order",
+        "ssl_vit.monitors.*",
         "ssl_vit.objectives.objective",
         "ssl_vit.training.*",
     },
@@ -90,10 +102,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ssl_vit.training.measures": {"ssl_vit.models.cost", "ssl_vit.training.devices"},
     # What a run is made of, and where it lives.
     "ssl_vit.run_config": {"ssl_vit.config", *(f"ssl_vit.{room}.config" for room in CONFIGS)},
+    "ssl_vit.smoke": {"ssl_vit.config", "ssl_vit.objectives.config", "ssl_vit.run_config"},
     "ssl_vit.recipes": {
         "ssl_vit.config",
         "ssl_vit.errors",
         "ssl_vit.run_config",
+        "ssl_vit.smoke",
         *(f"ssl_vit.{room}.config" for room in CONFIGS),
     },
     "ssl_vit.run_data": {
@@ -102,6 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.quantities",
         "ssl_vit.run_config",
         "ssl_vit.data.*",
+        "ssl_vit.monitors.config",
         "ssl_vit.training.plan",
     },
     "ssl_vit.run_folder": {

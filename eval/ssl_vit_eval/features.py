@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ssl_vit.data.augment import CenterCrop
 from ssl_vit.data.dataset import EvaluationBatches
 from ssl_vit.data.keeper import Keeper
+from ssl_vit.data.labels import labelled_numbers
 from ssl_vit.data.loader import Batches, LoadedBatches, LoaderSettings, build_loader
 from ssl_vit.data.needs import SequentialNeeds
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.progress import progress
-from ssl_vit_eval.inputs import labelled_numbers
 
 # B images, N labelled images of a set, D features, S pixels a side.
 

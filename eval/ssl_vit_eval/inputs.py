@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_vit.data.index_file import NO_LABEL
+from ssl_vit.data.labels import check_labels, labelled_numbers
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.distributed import cores_here
@@ -79,8 +79,8 @@ def check_inputs(
     if not (export / WEIGHTS_FILE).is_file():
         raise UserError(f"{export} has no {WEIGHTS_FILE}", "export again")
     train_shards, test_shards = open_shards(train), open_shards(test)
-    _check_labels(train_shards)
-    _check_labels(test_shards)
+    check_labels(train_shards, MIN_IMAGES)
+    check_labels(test_shards, MIN_IMAGES)
     _check_pair(train_shards, test_shards)
     evals = _evals_folder(export)
     try:
@@ -94,30 +94,6 @@ def check_inputs(
     return Inputs(
         export, info, train_shards, test_shards, evals, crop_ratio, batch_size, workers, device
     )
-
-
-def labelled_numbers(shards: ShardSet) -> np.ndarray:
-    """(N,) sample numbers that have a label, in index order."""
-    return np.flatnonzero(shards.labels != NO_LABEL)
-
-
-def _check_labels(shards: ShardSet) -> None:
-    labels = shards.labels[labelled_numbers(shards)]
-    if not len(labels) or not shards.classes:
-        raise UserError(
-            f"no image of {shards.source} has a label",
-            "pack a folder with one sub-folder a class:  ssl-vit shards pack IMAGES SHARDS",
-        )
-    if len(labels) < MIN_IMAGES:
-        raise UserError(
-            f"{shards.source} has {len(labels)} labelled images, an evaluation needs {MIN_IMAGES}",
-            "give a larger set",
-        )
-    if labels.min() < 0 or labels.max() >= len(shards.classes):
-        raise UserError(
-            f"{shards.source} has a label outside its {len(shards.classes)} classes",
-            f"pack the images again into {shards.source}",
-        )
 
 
 def _check_pair(train: ShardSet, test: ShardSet) -> None:

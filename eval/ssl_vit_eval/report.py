@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_vit.config import to_plain
+from ssl_vit.data.labels import labelled_numbers
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.files import replacing
-from ssl_vit_eval.inputs import Inputs, labelled_numbers
+from ssl_vit_eval.inputs import Inputs
 
 FORMAT = "ssl-vit-evaluation-1"
 PRETRAINED = "pre-trained"

@@ -33,3 +33,11 @@ class Attention(TimmAttention):
         else:
             mixed = F.scaled_dot_product_attention(queries, keys, values)
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+
+    def of_first(self, x: Tensor) -> Tensor:
+        """(B, K, D) → (B, heads, K): how much the first token attends to each."""
+        batch, count, width = x.shape
+        qkv = self.qkv(x).view(batch, count, 3, self.num_heads, width // self.num_heads)
+        queries, keys, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (queries[:, :, :1].float() * self.scale) @ keys.float().transpose(-2, -1)
+        return scores.softmax(dim=-1).squeeze(2)

@@ -118,16 +118,36 @@ class VisionTransformer(nn.Module):
         Args:
             tokens: (B, K, D) from :meth:`embed`, all N or any K of them.
         """
-        batch = tokens.shape[0]
-        prefix = [(self.cls_token + self._class_position()).expand(batch, -1, -1)]
-        if self.config.registers:
-            prefix.append(self.reg_token.expand(batch, -1, -1))
-        tokens = torch.cat([*(p.to(tokens.dtype) for p in prefix), tokens], dim=1)
+        tokens = self._with_prefix(tokens)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
         first_patch = 1 + self.config.registers
         return Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:])
+
+    def class_attention(self, images: Tensor) -> Tensor:
+        """Where the class token looks in the last block (Caron et al. 2021, figure 1).
+
+        Args:
+            images: As in :meth:`embed`.
+
+        Returns:
+            (B, heads, N); over the patches, class token and registers it sums to 1.
+        """
+        tokens = self._with_prefix(self.embed(images))
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return last.attn.of_first(last.norm1(tokens))[..., 1 + self.config.registers :]
+
+    def _with_prefix(self, tokens: Tensor) -> Tensor:
+        """Class token and registers before (B, K, D) patch tokens."""
+        batch = tokens.shape[0]
+        prefix = [(self.cls_token + self._class_position()).expand(batch, -1, -1)]
+        if self.config.registers:
+            prefix.append(self.reg_token.expand(batch, -1, -1))
+        return torch.cat([*(p.to(tokens.dtype) for p in prefix), tokens], dim=1)
 
     def forward(
         self, images: Tensor, hidden: Tensor | None = None, filler: Tensor | None = None

@@ -13,16 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vit.models.initialization import initialize_token
-from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.vit import VisionTransformer, blank_patches
 from ssl_vit.objectives.config import DinoConfig
 from ssl_vit.objectives.dino_views import NUM_GLOBALS, DinoBatch
 from ssl_vit.objectives.distillation import Center, koleo, patch_loss, sinkhorn, view_loss
 from ssl_vit.objectives.ema import EmaTeacher
 from ssl_vit.objectives.heads import ProjectionHead
-from ssl_vit.objectives.objective import Objective, ParameterGroup, StepOutput, decays
+from ssl_vit.objectives.objective import (
+    Objective,
+    Observed,
+    ParameterGroup,
+    StepOutput,
+    decays,
+)
 from ssl_vit.objectives.photometry import apply
+from ssl_vit.objectives.pictures import feature_panels, rows_of
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.schedules import cosine
+
+_SHOWN = 6  # images in a panel
 
 # B images, L local views, V = 2 + L views, N patches, R masked patches, D width, C prototypes.
 
@@ -157,7 +166,13 @@ class Dino(Objective):
         }
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         metrics = {name: value.detach() for name, value in losses.items()}
-        return StepOutput(loss, {**metrics, **_describe(targets)})
+        observed = Observed(
+            seen.cls[:num_images].detach(),
+            # Of the first view; a target's own is its most likely one.
+            targets[:num_images].argmax(dim=1),
+            config.prototypes,
+        )
+        return StepOutput(loss, {**metrics, **_describe(targets)}, observed)
 
     def _prepare(self, images: Tensor, rows: Tensor) -> Tensor:
         """Colours, blur, and the scale of pixels."""
@@ -241,6 +256,24 @@ class Dino(Objective):
         above = self.backbone.config.depth + 1 - self.backbone.layer_of(own)
         rate = self.config.layer_decay**above
         return rate * self.config.stem_rate if own.startswith("patch_embed.") else rate
+
+    @torch.no_grad()
+    def panels(self, batch: DinoBatch) -> dict[str, Tensor]:
+        """The views of up to 6 images as the student saw them (global ones, masked patches black,
+        then local ones), and what the teacher makes of the first view without its masks.
+        """
+        count, shown = len(batch.numbers), slice(0, _SHOWN)
+        views = self._prepare(batch.images, batch.photometry[: len(batch.images)])
+        seen = views
+        if self.config.ibot_weight:
+            seen = blank_patches(views, batch.hidden, self.backbone.config.patch_size)
+        columns = [view[shown] for view in self.pixel_scale.back(seen).split(count)]
+        if self.config.local_crops:
+            local = self._prepare(batch.local, batch.photometry[len(batch.images) :])
+            columns += [view[shown] for view in self.pixel_scale.back(local).split(count)]
+        first = views[:count][shown]
+        features = feature_panels(self.exported_backbone(), self.pixel_scale, first)
+        return {"views": rows_of(columns), **features}
 
     def exported_backbone(self) -> VisionTransformer:
         """The teacher's, which is the better one (Caron et al. 2021, figure 6)."""

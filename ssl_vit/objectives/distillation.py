@@ -1,7 +1,7 @@
 """What a student is told by its teacher: targets that cannot collapse, and the losses against them.
 
-Logits come in any precision; everything here is float32, because a temperature of 0.04 multiplies
-them by 25 before an exponential.
+Logits come in any precision; everything here is float32, products under autocast too, because a
+temperature of 0.04 multiplies them by 25 before an exponential.
 """
 
 import torch
@@ -22,6 +22,11 @@ def _largest_over_ranks(tensor: Tensor) -> Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return tensor
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """Products inside are as precise as what goes into them, also where training is in bfloat16."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 @torch.no_grad()
@@ -93,7 +98,8 @@ class Center(nn.Module):
             self._step = step
         logits = logits.float()
         weights = logits.new_ones(len(logits)) if counted is None else counted.float()
-        self._sum[:-1] += weights @ logits
+        with without_autocast(logits):
+            self._sum[:-1] += weights @ logits
         self._sum[-1] += weights.sum()
         return ((logits - self.center) / temperature).softmax(dim=1) * weights.unsqueeze(1)
 
@@ -138,8 +144,9 @@ def view_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
     """
     num_targets, num_views = len(targets), len(logits)
     log_shares = F.log_softmax(logits.float() / temperature, dim=-1)
-    # One product for all pairs: (T, V), summed over images and prototypes.
-    pairs = -torch.einsum("tbc,vbc->tv", targets, log_shares) / targets.shape[1]
+    with without_autocast(log_shares):
+        # One product for all pairs: (T, V), summed over images and prototypes.
+        pairs = -torch.einsum("tbc,vbc->tv", targets, log_shares) / targets.shape[1]
     same = torch.eye(num_targets, num_views, dtype=torch.bool, device=pairs.device)
     return pairs.masked_fill(same, 0.0).sum() / (num_targets * (num_views - 1))
 
@@ -171,7 +178,7 @@ def koleo(features: Tensor) -> Tensor:
         arXiv 2304.07193, section 4.
     """
     # In half precision a distance below 6e-5 is 0, and its logarithm infinite.
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         points = F.normalize(features.float(), dim=-1)
         with torch.no_grad():
             likeness = points @ points.T

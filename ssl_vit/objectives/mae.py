@@ -28,7 +28,8 @@ from ssl_vit.objectives.masking import (
     unpatchify,
     visible_and_hidden,
 )
-from ssl_vit.objectives.objective import Objective, StepOutput
+from ssl_vit.objectives.objective import Objective, Observed, StepOutput
+from ssl_vit.objectives.pictures import feature_panels, rows_of
 from ssl_vit.objectives.pixels import PixelScale
 
 # B images, N patches, K visible, M hidden, D encoder width, W decoder width, P pixels a side of a
@@ -152,9 +153,11 @@ class Mae(Objective):
         images = self.pixel_scale(batch.images)
         # The targets first: their temporaries are gone before activations pile up.
         targets = self._targets(images, batch.hidden)
-        predictions = self.reconstruct(images, batch.hidden)
-        loss = F.mse_loss(predictions.float(), targets.float())
-        return StepOutput(loss, {})
+        visible, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
+        features = self.encode_visible(images, batch.hidden, visible)
+        loss = F.mse_loss(self.decoder(features, visible, hidden).float(), targets.float())
+        # Not the class token: no loss asks anything of it.
+        return StepOutput(loss, {}, Observed(features.patches.detach().mean(dim=1)))
 
     @torch.no_grad()
     def _targets(self, images: Tensor, hidden: Tensor) -> Tensor:
@@ -185,8 +188,8 @@ class Mae(Objective):
 
     @torch.no_grad()
     def panels(self, batch: MaeBatch) -> dict[str, Tensor]:
-        """Rows of original | what the encoder saw | reconstruction, for up to 8 images, framed in
-        2 white pixels.
+        """Rows of original | what the encoder saw | reconstruction, and what the backbone makes of
+        whole images, for up to 8.
         """
         batch = MaeBatch(*(tensor[:8] for tensor in batch))
         images, size = self.pixel_scale(batch.images), self.backbone.config.patch_size
@@ -201,11 +204,9 @@ class Mae(Objective):
         filled = put(predicted, hidden, into=patches)
         rebuilt = unpatchify(filled, size, self.backbone.config.grid)
         seen = blank_patches(images, batch.hidden, size)
-        columns = [
-            F.pad(self.pixel_scale.back(x), (2, 2, 2, 2), value=255)
-            for x in (images, seen, rebuilt)
-        ]
-        return {"reconstruction": torch.cat(list(torch.cat(columns, dim=-1)), dim=-2)}
+        columns = [self.pixel_scale.back(x) for x in (images, seen, rebuilt)]
+        features = feature_panels(self.backbone, self.pixel_scale, images)
+        return {"reconstruction": rows_of(columns), **features}
 
 
 def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,18 @@ from torch import Tensor, nn
 from ssl_vit.models.block import Block
 from ssl_vit.models.stem import Stem
 from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.objectives.pixels import PixelScale
+
+
+class Observed(NamedTuple):
+    """What monitors look at; detached, and no part of the loss."""
+
+    features: Tensor
+    """(b, D) one vector an image, of what will be exported or what it follows."""
+    codes: Tensor | None = None
+    """(b,) int64, the codebook entry or prototype of each image, where there are any."""
+    num_codes: int = 0
+    """How many there are."""
 
 
 class StepOutput(NamedTuple):
@@ -22,6 +34,7 @@ class StepOutput(NamedTuple):
     """Detached float32 scalars, averaged over the micro-batch; they are averaged again over
     micro-batches and ranks.
     """
+    observed: Observed
 
 
 class Batch(Protocol):
@@ -56,6 +69,7 @@ class Objective(nn.Module, ABC):
     """Model, loss and the loss's own state, as one module that DeepSpeed wraps."""
 
     backbone: VisionTransformer
+    pixel_scale: PixelScale
 
     @abstractmethod
     def forward(self, batch: Any, step: int) -> StepOutput:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.data.order import hash_words
 from ssl_vit.distributed import Processes, complete_environment
-from ssl_vit.objectives.objective import Objective
+from ssl_vit.objectives.objective import Objective, Observed
 from ssl_vit.training.agreement import gather
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.deepspeed_config import deepspeed_config
@@ -114,6 +114,8 @@ class Engine:
         self.clock, self.norms = PhaseClock(self.device), NormMeter(base)
         self.last_batch: Any = None
         """This rank's latest micro-batch, on the device; for panels."""
+        self.observed: list[Observed] = []
+        """Of the latest update's micro-batches on this rank; for monitors."""
         self.loss_scale = LossScale(plan.precision == "float16")
         if self.loss_scale.enabled:  # ours, and only one
             owner, name = (
@@ -154,6 +156,7 @@ class Engine:
         if applied:
             with self.clock.phase("after_step"):
                 self.engine.module.after_step(step)
+        self.observed = seen.observed
         found = self._exchange(seen)
         loss = found.means.pop("loss")
         # A loss that is not finite says nothing of the scale.
@@ -193,6 +196,7 @@ class Engine:
         seen.bad += loaded.bad
         seen.numbers.append(loaded.batch.numbers)
         seen.outputs.append({"loss": output.loss.detach(), **output.metrics})
+        seen.observed.append(output.observed)
         with self.clock.phase("optimizer"):
             if self.zero_stage == 0 and self.engine.is_gradient_accumulation_boundary():
                 seen.grad_norm = self._settle_stage_0(loss_scale)
@@ -305,6 +309,7 @@ class _Seen:
     """What the micro-batches of an update were, on this rank."""
 
     outputs: list[dict[str, Tensor]] = field(default_factory=list)
+    observed: list[Observed] = field(default_factory=list)
     numbers: list[Tensor] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(0.0))

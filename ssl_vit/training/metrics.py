@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -54,23 +54,41 @@ class MetricsLog:
         self.plan, self.peak_flops = plan, peak_flops
         self._since: list[StepResult] = []
         self._blocked_seconds = 0.0
+        self._measures: dict[str, float] = {}
         cut_after(file, start_step)
         self.file = file.open("a")
         self.writer = SummaryWriter(str(tensorboard), purge_step=start_step + 1)
 
-    def record(self, step: int, result: StepResult, blocked_seconds: float) -> None:
+    def begin(self, measures: Mapping[str, float]) -> None:
+        """Measures before the first update; curves only, as `metrics.jsonl` has one line an
+        update.
+        """
+        for name, value in measures.items():
+            self.writer.add_scalar(name, value, 0)
+
+    def record(
+        self,
+        step: int,
+        result: StepResult,
+        blocked_seconds: float,
+        measures: Mapping[str, float],
+    ) -> None:
         """Log update ``step`` (counted from 0); it appears as ``step + 1`` updates made.
 
         Args:
             blocked_seconds: Time that training stood still for a checkpoint since the last call.
+            measures: Of monitors, where they looked; they stand in the next line.
         """
         made = step + 1
+        self._measures |= measures
         self._blocked_seconds += blocked_seconds
         self._since.append(result)
         if made % self.every_steps:
             return
         scalars = {**_learning(self._since), **self._speed(self._since)}
         self._since = []
+        scalars |= self._measures
+        self._measures = {}
         if self._blocked_seconds:
             scalars["save_blocked_seconds"] = self._blocked_seconds
             self._blocked_seconds = 0.0

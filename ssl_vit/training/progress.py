@@ -5,6 +5,7 @@ terminal.
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from rich.progress import (
     BarColumn,
@@ -34,6 +35,9 @@ class ProgressLine:
         self.recent: deque[StepResult] = deque(maxlen=_WINDOW)
         self.last_plain = 0.0
         self.num_bad = 0
+        self.alarms: Sequence[str] = ()
+        self.probed = ""
+        """The latest online probe."""
         self.bar: Progress | None = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -50,9 +54,9 @@ class ProgressLine:
             self.bar.start()
             self.task = self.bar.add_task("", total=total_steps, completed=start_step, text="")
 
-    def show(self, step: int, result: StepResult, num_bad: int) -> None:
-        """Tell of update ``step`` (from 0), and of the bad samples so far."""
-        self.num_bad = num_bad
+    def show(self, step: int, result: StepResult, num_bad: int, alarms: Sequence[str] = ()) -> None:
+        """Tell of update ``step`` (from 0), of the bad samples so far, and of alarms that last."""
+        self.num_bad, self.alarms = num_bad, alarms
         self.recent.append(result)
         if self.bar is not None:
             self.bar.update(self.task, completed=step + 1, text=self._text())
@@ -65,6 +69,13 @@ class ProgressLine:
             eta = "" if is_last else f"  ETA {format_seconds(left)}"
             line = f"step {step + 1}/{self.total_steps}  {self._text()}{eta}"
             print(line, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Lines of their own, above the bar where there is one."""
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -79,4 +90,8 @@ class ProgressLine:
         rate = len(self.recent) * self.global_batch_size / seconds
         wait = 100 * sum(result.seconds.data for result in self.recent) / seconds
         bad = f"  bad samples {self.num_bad:,}" if self.num_bad else ""
-        return f"loss {self.recent[-1].loss:.4f}  {rate:,.0f} images/s  data-wait {wait:.0f} %{bad}"
+        probed = f"  {self.probed}" if self.probed else ""
+        alarms = f"  ALARM: {', '.join(self.alarms)}" if self.alarms else ""
+        loss = self.recent[-1].loss
+        speed = f"{rate:,.0f} images/s  data-wait {wait:.0f} %"
+        return f"loss {loss:.4f}  {speed}{probed}{bad}{alarms}"

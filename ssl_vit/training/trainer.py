@@ -1,6 +1,6 @@
 """The one training loop. Every objective runs in it; it knows the contract and nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_vit.errors import UserError
-from ssl_vit.objectives.objective import Objective
+from ssl_vit.monitors.monitor import Monitor
+from ssl_vit.monitors.probes import Probe, summary
+from ssl_vit.objectives.objective import Objective, Observed
+from ssl_vit.training.agreement import gather
+from ssl_vit.training.alarms import AlarmFile, in_words
 from ssl_vit.training.bad_samples import BadSamples
 from ssl_vit.training.checkpoint import Checkpoints
 from ssl_vit.training.config import LogConfig
@@ -53,15 +57,36 @@ class Log:
 
     metrics: MetricsLog
     progress: ProgressLine
+    monitor: Monitor
+    alarms: AlarmFile
     panels: Path
     """Folder of the pictures as PNG, for those without TensorBoard."""
 
-    def record(self, step: int, result: StepResult, num_bad: int, blocked_seconds: float) -> None:
-        """Tell of update ``step``, counted from 0, of the bad samples so far, and of the time spent
-        saving.
+    def record(
+        self,
+        step: int,
+        result: StepResult,
+        observed: Sequence[Observed],
+        probed: Mapping[str, float],
+        num_bad: int,
+        blocked_seconds: float,
+    ) -> None:
+        """Tell of update ``step``, counted from 0, of what monitors make of its features, of probes
+        after it, of the bad samples so far, and of the time spent saving.
         """
-        self.metrics.record(step, result, blocked_seconds)
-        self.progress.show(step, result, num_bad)
+        measures, alarms = self.monitor.look(step, observed, result.metrics)
+        self.metrics.record(step, result, blocked_seconds, {**measures, **probed})
+        self.alarms.write(alarms)
+        if probed:
+            self.progress.probed = summary(probed)
+        self.progress.show(step, result, num_bad, self.monitor.watch.active)
+        for alarm in alarms:
+            self.progress.say(in_words(alarm))
+
+    def begin(self, probed: Mapping[str, float]) -> None:
+        """Tell of probes before the first update."""
+        self.metrics.begin(probed)
+        self.progress.say(f"before training: {summary(probed)}")
 
     def show(self, step: int, pictures: dict[str, Tensor]) -> None:
         """(3, H, W) uint8 pictures, to TensorBoard and as PNG."""
@@ -92,6 +117,7 @@ class Trainer:
     log: Log | None
     config: LogConfig
     preemption: Preemption
+    probe: Probe | None = None
     profile: StepProfile | None = None
 
     def run(self, start_step: int, total_steps: int) -> bool:
@@ -111,6 +137,7 @@ class Trainer:
         """
         if start_step >= total_steps:
             self._export(total_steps)  # it was deleted, or a kill came between the two
+        self._probe_first(start_step)
         for step in range(start_step, total_steps):
             result = self._train_step(step)
             self.hangs.beat()
@@ -118,14 +145,10 @@ class Trainer:
                 self.profile.step()
             self.nonfinite.record(step, result)
             self.bad_samples.record(step, result.bad)
-            if self.log is not None:
-                blocked = self.checkpoints.take_blocked_seconds()
-                self.log.record(step, result, self.bad_samples.count, blocked)
             is_last = step + 1 == total_steps
+            self._tell(step, result, is_last)
             if is_last:
                 self.batches.finish()
-            if (step + 1) % self.config.panel_every_steps == 0 or is_last:
-                self._show_panels(step, self.engine.last_batch)
             # One vote on all; a rank that came back may have counted other bad samples.
             too_bad = self.bad_samples.are_too_many(step + 1)
             stop, too_bad, *written = self.engine.any_rank(
@@ -167,6 +190,35 @@ class Trainer:
     def _export(self, step: int) -> None:
         with self.engine.gathered():
             self.exports.write(step)
+
+    def _probe_first(self, start_step: int) -> None:
+        """What is there before anything is learned."""
+        if self.probe is None or start_step:
+            return
+        probed = self._probe()
+        if self.log is not None:
+            self.log.begin(probed)
+
+    def _tell(self, step: int, result: StepResult, is_last: bool) -> None:
+        """Log the update, with what takes longer where it is time for that."""
+        made, probed = step + 1, {}
+        if self.probe is not None and (is_last or made % self.probe.every_steps == 0):
+            probed = self._probe()
+        if self.log is not None:
+            blocked = self.checkpoints.take_blocked_seconds()
+            bad = self.bad_samples.count
+            self.log.record(step, result, self.engine.observed, probed, bad, blocked)
+        if made % self.config.panel_every_steps == 0 or is_last:
+            self._show_panels(step, self.engine.last_batch)
+
+    def _probe(self) -> dict[str, float]:
+        """Accuracies on labelled images, the same on every rank; every rank calls it."""
+        assert self.probe is not None
+        self.objective.eval()
+        with self.engine.gathered(), self.engine.autocast():
+            mine = self.probe.encode(self.objective, self.engine.device)
+        self.objective.train()
+        return self.probe.accuracies(gather(mine, self.engine.processes))
 
     def _show_panels(self, step: int, batch: Any) -> None:
         self.objective.eval()

@@ -113,7 +113,7 @@ def test_mistakes_cost_two_lines_and_no_torch(run_folder, train, test, make_shar
         ((tmp_path / "nothing", train, test), "no export at"),
         ((run_folder, tmp_path / "nothing", test), "no shard folder at"),
         ((run_folder, train, unlabelled), "no image of .*unlabelled has a label"),
-        ((run_folder, few, test), "has 3 labelled images, an evaluation needs 10"),
+        ((run_folder, few, test), "has 3 labelled images, 10 are needed"),
         ((run_folder, train, others), "only in train: red; only in test: violet"),
         ((run_folder, train, train), "are the same images"),
     ]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_vit_eval import knn
-from ssl_vit_eval.knn import knn_accuracy
+from ssl_vit.monitors import knn
+from ssl_vit.monitors.knn import knn_accuracy
 
 KS = (1, 5, 20)
 

@@ -118,7 +118,7 @@ def repaint(batch: MaeBatch, where: Tensor) -> MaeBatch:
 def test_only_hidden_patches_enter_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     mae, batch = make_mae(), make_batch()
     fixed = torch.randn(3, HIDDEN, PATCH * PATCH * 3)
-    monkeypatch.setattr(mae, "reconstruct", lambda images, hidden: fixed)
+    monkeypatch.setattr(mae.decoder, "forward", lambda *_: fixed)
     loss = mae(batch, 0).loss
     assert mae(repaint(batch, ~batch.hidden), 0).loss == loss
     assert mae(repaint(batch, batch.hidden), 0).loss != loss

@@ -93,7 +93,7 @@ class Distilled(Objective):
         images = batch.images.float() / 255
         difference = self.backbone(images).cls - self.teacher(images).cls
         loss = mae.loss + 0.1 * difference.float().square().mean() * self.scales.mean()
-        return StepOutput(loss, mae.metrics)
+        return StepOutput(loss, mae.metrics, mae.observed)
 
     def after_step(self, step: int) -> None:
         self.teacher.follow(self.backbone, 0.9)

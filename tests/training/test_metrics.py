@@ -121,11 +121,13 @@ def test_nothing_is_lost_between_two_lines(tmp_path: Path):
     plan = plan_for(1, EngineConfig())
     log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0, 3, 8, plan, 1e12)
     for step, blocked in enumerate((0.0, 0.5, 0.25, 0.0, 0.0, 0.0)):
-        log.record(step, slow if step == 1 else result, blocked)
+        measures = {"monitor/rankme": 7.0} if step == 1 else {}
+        log.record(step, slow if step == 1 else result, blocked, measures)
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6]
     assert [line.get("save_blocked_seconds") for line in lines] == [0.75, None]
+    assert [line.get("monitor/rankme") for line in lines] == [7.0, None]
     # Nor are the norms that were measured between; speeds are those of all three updates.
     assert [line.get("weight_norm/decayed") for line in lines] == [2.0, None]
     assert [line["images_per_second"] for line in lines] == [4.0, 8.0]

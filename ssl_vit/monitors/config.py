@@ -1,0 +1,33 @@
+"""What can be said about monitoring."""
+
+from pydantic import Field
+
+from ssl_vit.config import Config
+
+# Of which a quarter can be a test set.
+FEWEST_PROBED = 20
+
+
+class MonitorConfig(Config):
+    """How a run looks at what it learns. Nothing of it reaches the objective: losses are the same
+    with and without.
+    """
+
+    every_steps: int = Field(default=10, ge=1)
+    """Updates between two looks at the features for collapse: their spread, RankMe, α-ReQ."""
+
+    buffer: int = Field(default=512, ge=16)
+    """Latest feature vectors looked at, of the first process, from as many updates as that takes;
+    RankMe can at most be this, and at most the backbone's width.
+    """
+
+    labelled: str = ""
+    """Shards with labels, a folder or URL: k-NN and a linear probe on them while the run goes on;
+    empty: none.
+    """
+
+    labelled_every_steps: int = Field(default=500, ge=1)
+    """Updates between two such probes."""
+
+    labelled_images: int = Field(default=2_000, ge=FEWEST_PROBED)
+    """At most so many labelled images, of all classes alike; a quarter of them is the test set."""

@@ -1,0 +1,168 @@
+"""k-NN and a linear probe on labelled images while a run goes on.
+
+A curve to watch, not a result to quote: few images, one k, and a least-squares classifier, so that
+it takes a moment. `ssl-vit eval` has the protocols.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_vit.data.augment import CenterCrop
+from ssl_vit.data.dataset import EvaluationBatches
+from ssl_vit.data.labels import labelled_numbers
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.monitors.config import MonitorConfig
+from ssl_vit.monitors.knn import TEMPERATURE, knn_accuracy
+from ssl_vit.objectives.objective import Objective
+
+# N labelled images, n of them on this rank, D features, C classes.
+
+CROP_RATIO = 0.875
+NEIGHBOURS = 20
+_BATCH = 64
+_TEST_SHARE = 4  # one of so many
+# Of the ridge, times the mean eigenvalue of the features' covariance.
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def choose_images(shards: ShardSet, most: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labelled images for train and test: of every class about as large a part, the same ones
+    whenever and wherever they are asked for.
+
+    Args:
+        shards: Checked by ``data.labels.check_labels``.
+        most: Images, train and test together.
+
+    Returns:
+        Sample numbers of train and of test, disjoint.
+    """
+    numbers = labelled_numbers(shards)
+    rng = np.random.Generator(np.random.Philox(seed))
+    # By place in its class first, so that any cut has all classes in their proportions.
+    order = rng.permutation(numbers)
+    labels = shards.labels[order]
+    place = np.zeros(len(order))
+    for label in np.unique(labels):
+        mine = labels == label
+        place[mine] = (np.arange(mine.sum()) + 0.5) / mine.sum()
+    chosen = order[np.argsort(place, kind="stable")][:most]
+    rng.shuffle(chosen)
+    num_test = max(1, len(chosen) // _TEST_SHARE)
+    return np.sort(chosen[num_test:]), np.sort(chosen[:num_test])
+
+
+class Probed(NamedTuple):
+    """Features of one rank's share of the labelled images."""
+
+    places: Tensor
+    """(n,) among the images of all ranks."""
+    features: Tensor
+    """(n, 2, D) float32 on the CPU: class token, and mean of the patches."""
+
+
+class Probe:
+    """This rank's share of labelled images, decoded once and kept as uint8.
+
+    Args:
+        shards: With labels.
+        config: How many images, and how often.
+        image_size: Pixels a side of the centre crop.
+        rank, world_size: Whose share.
+    """
+
+    def __init__(
+        self, shards: ShardSet, config: MonitorConfig, image_size: int, rank: int, world_size: int
+    ) -> None:
+        self.every_steps = config.labelled_every_steps
+        train, test = choose_images(shards, config.labelled_images)
+        numbers = np.concatenate([train, test])
+        self.num_train, self.num_classes = len(train), len(shards.classes)
+        self.labels = torch.from_numpy(shards.labels[numbers].astype(np.int64))
+        """(N,) of all ranks' images: train, then test."""
+        self.places = torch.arange(rank, len(numbers), world_size)
+        """(n,) where this rank's stand among them."""
+        maker = EvaluationBatches(shards, CenterCrop(image_size, CROP_RATIO))
+        mine = numbers[self.places.numpy()].tolist()
+        memory = torch.empty(maker.num_bytes(len(mine)), dtype=torch.uint8)
+        loaded = maker.make(mine, memory)
+        if loaded.failure is not None:
+            raise loaded.failure
+        self.images: Tensor = loaded.batch.images
+        """(n, 3, S, S) uint8."""
+
+    @torch.no_grad()
+    def encode(self, objective: Objective, device: torch.device) -> Probed:
+        """Features that an export would have now; the objective is in evaluation mode."""
+        backbone, found = objective.exported_backbone(), []
+        for some in self.images.split(_BATCH):
+            features = backbone(objective.pixel_scale(some.to(device)))
+            both = torch.stack([features.cls, features.patches.mean(dim=1)], dim=1)
+            found.append(both.float().cpu())
+        return Probed(self.places, torch.cat(found))
+
+    def accuracies(self, parts: Sequence[Probed]) -> dict[str, float]:
+        """`probe/PROTOCOL_KIND` → share in [0, 1] of test images that got their label.
+
+        Args:
+            parts: Of every rank.
+        """
+        features = torch.empty(len(self.labels), *parts[0].features.shape[1:])
+        for places, values in parts:
+            features[places] = values
+        cut, labels = self.num_train, self.labels
+        k = min(NEIGHBOURS, cut)
+        found: dict[str, float] = {}
+        for place, kind in enumerate(("cls", "mean")):
+            split = (features[:cut, place], labels[:cut], features[cut:, place], labels[cut:])
+            by_k = knn_accuracy(*split, [k], TEMPERATURE, self.num_classes)
+            found[f"probe/knn_{kind}"] = by_k[k]
+            found[f"probe/linear_{kind}"] = linear_accuracy(*split, self.num_classes)
+        return found
+
+
+def linear_accuracy(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, num_classes: int
+) -> float:
+    """Accuracy in [0, 1] of a ridge regression on one-hot labels; the ridge is chosen by leaving
+    out each train image once, in closed form (Hastie et al. 2009, equation 7.52).
+
+    Args:
+        train: (N, D) float.
+        train_labels: (N,) int64 in [0, num_classes).
+        test: (M, D) float.
+        test_labels: (M,) int64.
+    """
+    mean = train.double().mean(dim=0)
+    rows, others = train.double() - mean, test.double() - mean
+    targets = F.one_hot(train_labels, num_classes).double()
+    offset = targets.mean(dim=0)
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    values = values.clamp(min=0)
+    turned = rows @ vectors
+    projected = turned.T @ (targets - offset)
+    best, weights = -1.0, projected
+    for ridge in _RIDGES:
+        # tiny: features that are all the same have no covariance at all.
+        inverse = 1 / (values + ridge * values.mean() + torch.finfo(values.dtype).tiny)
+        fitted = turned @ (inverse.unsqueeze(1) * projected)
+        leverage = (turned.square() * inverse).sum(dim=1, keepdim=True) + 1 / len(rows)
+        without = (fitted - leverage * (targets - offset)) / (1 - leverage).clamp(min=1e-9)
+        right = float(((offset + without).argmax(dim=1) == train_labels).double().mean())
+        if right > best:
+            best, weights = right, vectors @ (inverse.unsqueeze(1) * projected)
+    scores = others @ weights + offset
+    return float((scores.argmax(dim=1) == test_labels).double().mean())
+
+
+def summary(measures: Mapping[str, float]) -> str:
+    """The better kind of feature of each protocol, in percent, for a progress line."""
+    best = {
+        protocol: max(value for name, value in measures.items() if f"/{protocol}_" in name)
+        for protocol in ("knn", "linear")
+    }
+    return f"k-NN {100 * best['knn']:.1f} %, linear {100 * best['linear']:.1f} % (online)"

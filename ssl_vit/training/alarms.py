@@ -1,0 +1,38 @@
+"""The first rank's alarms: said once, and kept in the run folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ssl_vit.monitors.collapse import Alarm
+from ssl_vit.training.metrics_file import cut_after
+
+
+class AlarmFile:
+    """`alarms.jsonl` of a run folder.
+
+    Args:
+        file: Created with the first alarm; those of updates that will be made again are cut off.
+        start_step: Updates already made.
+    """
+
+    def __init__(self, file: Path, start_step: int) -> None:
+        self.file = file
+        cut_after(file, start_step)
+
+    def write(self, alarms: Sequence[Alarm]) -> None:
+        """Append them."""
+        if alarms:
+            with self.file.open("a", encoding="utf-8") as opened:
+                opened.writelines(
+                    json.dumps(asdict(alarm), ensure_ascii=False) + "\n" for alarm in alarms
+                )
+
+
+def in_words(alarm: Alarm) -> str:
+    """For a person: what was seen, and what usually cures it."""
+    return (
+        f"ALARM at update {alarm.step:,}: {alarm.symptom}: {alarm.evidence}\n"
+        f"      what usually cures it: {alarm.remedy}"
+    )
