@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ssl_vit
-from ssl_vit.config import Config, differences, to_plain, validate
+from ssl_vit.config import Config, to_plain, validate
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing, share_like_folder
 from ssl_vit.models.config import BackboneConfig
@@ -177,34 +177,3 @@ def load_backbone(path: Path | str) -> "VisionTransformer":
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load {folder / WEIGHTS_FILE}: {reason}", "export again") from None
     return model.eval()
-
-
-def check_initial_backbone(path: Path | str, config: BackboneConfig) -> None:
-    """Refuse an export that a fresh backbone cannot start from; needs no torch.
-
-    Raises:
-        UserError: No export there, or one of another architecture (the image size may differ).
-    """
-    theirs = read_export_info(path).backbone.model_copy(update={"image_size": config.image_size})
-    if changed := differences(config, theirs):
-        field, (ours, other) = next(iter(changed.items()))
-        raise UserError(
-            f"init_backbone={path} has backbone.{field}={other}, this run {ours}",
-            f"set backbone.{field}={other}, or begin from another export",
-        )
-
-
-def load_initial_weights(model: "VisionTransformer", path: Path | str) -> None:
-    """Start a fresh backbone from an export, its positions resized to the new grid.
-
-    Raises:
-        UserError: No export there, or one of another architecture.
-    """
-    from ssl_vit.models.vit import load_timm_weights
-
-    try:
-        load_timm_weights(model, load_backbone(path).state_dict())
-    except ValueError as error:
-        raise UserError(
-            f"init_backbone={path}: {error}", "give the run the backbone config of that export"
-        ) from None

@@ -22,13 +22,14 @@ from ssl_vit.data.shards import ShardSet
 from ssl_vit.distributed import Processes, read_processes, set_library_environment
 from ssl_vit.environment import check_same_data, describe_data, record_start
 from ssl_vit.errors import UserError
-from ssl_vit.export import INFO_FILE, check_initial_backbone
+from ssl_vit.export import INFO_FILE
 from ssl_vit.files import replacing
 from ssl_vit.machine import find_machine, plain_machine, require_compiler
 from ssl_vit.recipes import read_config
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, machine_lanes, open_data, open_labelled, sizes_of
 from ssl_vit.run_folder import RunFolder
+from ssl_vit.start_from import check_beginning, find_checkpoint, load_exported, load_network
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.plan import RunPlan, make_plan, with_micro_batch
 
@@ -94,8 +95,8 @@ def prepare(
     check_same_data(folder.environment, describe_data(shards))
     order = build_order(sizes_of(shards), config.data, config.seed)
     everyone = processes or read_processes()
-    if config.init_backbone:
-        check_initial_backbone(config.init_backbone, config.backbone)
+    if config.resume_from:
+        check_beginning(config)
     facts = data_facts(shards)
     plan = make_plan(config, plain_machine(everyone), facts)
     if processes is None:
@@ -206,15 +207,18 @@ def _initial_objective(config: RunConfig, total_steps: int) -> "Objective":
     """The same on every rank."""
     import torch
 
-    from ssl_vit.export import load_initial_weights
     from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
 
     torch.manual_seed(config.seed)
     model = VisionTransformer(config.backbone)
-    if config.init_backbone:
-        load_initial_weights(model, config.init_backbone)
-    return build_objective(config.objective, model, config.data, total_steps)
+    checkpoint = find_checkpoint(config.resume_from) if config.resume_from else None
+    if config.resume_from and checkpoint is None:
+        load_exported(model, config.resume_from)
+    objective = build_objective(config.objective, model, config.data, total_steps)
+    if checkpoint is not None:
+        load_network(objective, checkpoint)
+    return objective
 
 
 def _agreed(prepared: Prepared) -> Prepared:

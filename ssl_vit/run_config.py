@@ -29,8 +29,11 @@ class RunConfig(Config):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of initialisation, sample order, crops and masks."""
 
-    init_backbone: str = ""
-    """An export (or run folder) whose weights the backbone starts from; empty: from scratch."""
+    resume_from: str = ""
+    """A run folder, or one of its `checkpoints/step_…`, whose network this run starts from: all
+    that was learned, teacher and heads too, positions resized to this run's crops. Or one of its
+    `exports/step_…`: the backbone alone. Empty: from scratch.
+    """
 
     backbone: BackboneConfig = BackboneConfig()
     objective: ObjectiveConfig = MaeConfig()

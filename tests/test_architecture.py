@@ -103,6 +103,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What a run is made of, and where it lives.
     "ssl_vit.run_config": {"ssl_vit.config", *(f"ssl_vit.{room}.config" for room in CONFIGS)},
     "ssl_vit.smoke": {"ssl_vit.config", "ssl_vit.objectives.config", "ssl_vit.run_config"},
+    "ssl_vit.start_from": {
+        "ssl_vit.config",
+        "ssl_vit.errors",
+        "ssl_vit.export",
+        "ssl_vit.models.vit",
+        "ssl_vit.objectives.objective",
+        "ssl_vit.run_config",
+        "ssl_vit.run_folder",
+        "ssl_vit.training.checkpoint",
+        "ssl_vit.training.pieces",
+        "ssl_vit.training.state_file",
+    },
     "ssl_vit.recipes": {
         "ssl_vit.config",
         "ssl_vit.errors",

@@ -120,7 +120,7 @@ def test_a_run_folder_of_another_recipe_or_setting_is_refused(shards: Path, tmp_
     assert folder.config.read_text() == before
 
 
-def test_an_initial_backbone_of_another_shape_is_refused(shards: Path, tmp_path: Path):
+def test_beginning_from_a_backbone_of_another_shape_is_refused(shards: Path, tmp_path: Path):
     from ssl_vit.export import ExportInfo, write_export
     from ssl_vit.recipes import find_recipe
 
@@ -128,7 +128,7 @@ def test_an_initial_backbone_of_another_shape_is_refused(shards: Path, tmp_path:
     write_export(tmp_path / "export", {}, info)
     wrong, fix = refused(
         *("pretrain", "mae_vitb16", "--run", tmp_path / "run", f"data.shards={shards}"),
-        *(f"init_backbone={tmp_path / 'export'}", "data.lanes=16"),
+        *(f"resume_from={tmp_path / 'export'}", "data.lanes=16"),
     )
     assert "backbone.width=1024, this run 768" in wrong
     assert "set backbone.width=1024" in fix

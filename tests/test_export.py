@@ -8,10 +8,11 @@ import torch
 import ssl_vit
 from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.errors import UserError
-from ssl_vit.export import ExportInfo, find_export, load_initial_weights, write_export
+from ssl_vit.export import ExportInfo, find_export, write_export
 from ssl_vit.models.config import VIT_SIZES, BackboneConfig
 from ssl_vit.models.torchvision_ops import define_missing_ops
 from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.start_from import load_exported
 
 SMALL = BackboneConfig(width=32, depth=2, heads=2, patch_size=8, image_size=32, position="sincos")
 
@@ -74,7 +75,7 @@ def test_timm_loads_an_export_strictly_and_sees_the_same(tmp_path: Path):
 def test_a_run_may_start_from_an_export_of_another_resolution(tmp_path: Path):
     model = export(tmp_path, SMALL)
     larger = VisionTransformer(SMALL.model_copy(update={"image_size": 48}))
-    load_initial_weights(larger, tmp_path)
+    load_exported(larger, str(tmp_path))
     torch.testing.assert_close(larger.blocks[1].mlp.fc1.weight, model.blocks[1].mlp.fc1.weight)
     assert larger.pos_embed.shape == (1, 1 + 36, 32)
 
@@ -83,7 +84,7 @@ def test_an_export_of_another_architecture_is_refused(tmp_path: Path):
     export(tmp_path, SMALL)
     deeper = VisionTransformer(SMALL.model_copy(update={"depth": 3}))
     with pytest.raises(UserError, match="another model"):
-        load_initial_weights(deeper, tmp_path)
+        load_exported(deeper, str(tmp_path))
 
 
 def test_a_folder_without_an_export_is_refused(tmp_path: Path):

@@ -206,7 +206,7 @@ def load_timm_weights(model: VisionTransformer, state: Mapping[str, Tensor]) -> 
         if not name.startswith(("head.", "fc_norm.", "attn_pool."))
     }
     if "pos_embed" in weights:
-        weights["pos_embed"] = _fit_positions(model, weights["pos_embed"])
+        weights["pos_embed"] = fit_positions(model, weights["pos_embed"])
     own = model.state_dict()
     wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
     left_over = [name for name in weights if name not in own]
@@ -218,7 +218,10 @@ def load_timm_weights(model: VisionTransformer, state: Mapping[str, Tensor]) -> 
     model.load_state_dict(weights)
 
 
-def _fit_positions(model: VisionTransformer, positions: Tensor) -> Tensor:
+def fit_positions(model: VisionTransformer, positions: Tensor) -> Tensor:
+    """(1, rows, D) position embeddings of a square grid, resized to the model's; as they are where
+    they are of no square grid or of another width.
+    """
     prefix = 0 if model.config.registers else 1
     patches = positions[:, prefix:]
     side = round(patches.shape[1] ** 0.5)

@@ -8,7 +8,7 @@ Any number of processes at any ZeRO stage goes on from it. Where a run starts fr
 wins:
 
 1. the newest whole checkpoint in its own run folder;
-2. `init_backbone`: the weights of an export, everything else fresh;
+2. `resume_from`: the network of another run, or the backbone of an export (start_from.py);
 3. scratch.
 """
 

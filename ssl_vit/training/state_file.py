@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,19 @@ class StateReader:
                     raise KeyError(
                         f"{piece.key} has {piece.data.numel() - found:,} elements that it lacks"
                     )
+
+    def read(self, key: str) -> Tensor:
+        """The whole of a tensor, flattened.
+
+        Raises:
+            KeyError: It was not stored, or not all of it.
+        """
+        parts = sorted(self._stored.get(key, []))
+        if not parts:
+            raise KeyError(key)
+        if any(before.end != after.start for before, after in pairwise(parts)) or parts[0].start:
+            raise KeyError(f"a part of {key}")
+        return torch.cat([part.file.get_tensor(part.name) for part in parts])
 
     @staticmethod
     def _read_part(piece: Piece, stored: _Stored) -> int:
