@@ -13,7 +13,7 @@ from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.masking import patchify
-from ssl_vit.objectives.objective import Objective, StepOutput
+from ssl_vit.objectives.objective import Objective, Observed, StepOutput
 from ssl_vit.objectives.pixels import PixelScale
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
@@ -24,6 +24,7 @@ def test_the_ten_line_objective_trains():
     names: dict[str, Any] = {
         "Objective": Objective,
         "StepOutput": StepOutput,
+        "Observed": Observed,
         "VisionTransformer": VisionTransformer,
         "PixelScale": PixelScale,
         "DenoiseConfig": SimpleNamespace,

@@ -14,6 +14,7 @@ from statistics import fmean
 from ssl_vit.pretrain import is_complete
 from ssl_vit.quantities import format_seconds
 from ssl_vit.run_folder import RunFolder
+from ssl_vit.training.alarms import Alarm, read_alarms
 from ssl_vit.training.checkpoint import complete_checkpoints, newest_checkpoint, step_of
 from ssl_vit_launch.batch import evaluation_logs
 from ssl_vit_launch.history import Event, Restart, first_failure, restarts, why_ended
@@ -59,6 +60,8 @@ class RunStatus:
     exports: int
     num_nodes: int
     """Machines of the last start; 0 before it."""
+    alarms: tuple[Alarm, ...]
+    """Of the run so far."""
 
     @property
     def asked_nodes(self) -> int:
@@ -116,6 +119,7 @@ def read_status(run: Path) -> RunStatus:
         checkpoint=0 if newest is None else step_of(newest),
         exports=len(complete_checkpoints(folder.exports)),
         num_nodes=next((e.nodes for e in reversed(events) if e.kind == "started"), 0),
+        alarms=tuple(read_alarms(folder.alarms)),
     )
 
 
@@ -166,6 +170,8 @@ def describe(status: RunStatus) -> list[str]:
         "saved": _describe_saved(status),
         "restarts": _describe_restarts(status.restarts),
     }
+    if status.alarms:
+        rows["alarms"] = f"\n{'':10}".join(_describe_alarms(status.alarms))
     if status.ended:
         rows["ended"] = status.ended
     if status.submission is not None and status.submission.then:
@@ -216,6 +222,15 @@ def _describe_progress(status: RunStatus) -> str:
         text += f", {status.progress.images_per_second:,.0f} images/s, ETA {format_seconds(left)}"
         text += f", last update {format_seconds(ago)} ago"
     return text
+
+
+def _describe_alarms(found: Sequence[Alarm]) -> list[str]:
+    """The newest, with what usually cures it, and how many there were."""
+    last = found[-1]
+    return [
+        f"{len(found)}, the last at update {last.step:,}: {last.symptom}: {last.evidence}",
+        f"what usually cures it: {last.remedy}",
+    ]
 
 
 def _describe_restarts(found: Sequence[Restart]) -> str:

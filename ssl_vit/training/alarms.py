@@ -1,5 +1,6 @@
 """The first rank's alarms: said once, and kept in the run folder."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,6 +29,15 @@ class AlarmFile:
                 opened.writelines(
                     json.dumps(asdict(alarm), ensure_ascii=False) + "\n" for alarm in alarms
                 )
+
+
+def read_alarms(file: Path) -> list[Alarm]:
+    """Those of a run, oldest first; a line that a kill cut short is left out."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError):
+            found.append(Alarm(**json.loads(line)))
+    return found
 
 
 def in_words(alarm: Alarm) -> str:
