@@ -6,7 +6,7 @@ PYTHON ?= python3
 TORCH ?= torch
 BIN := .venv/bin
 
-.PHONY: help demo test check format golden bench clean
+.PHONY: help demo test check format golden bench quality clean
 help:
 	@echo "make demo    folder of images -> shards -> MAE -> k-NN and linear probe (about 10 minutes)"
 	@echo "make test    all tests"
@@ -14,6 +14,7 @@ help:
 	@echo "make format  let ruff rewrite the files"
 	@echo "make golden  rewrite tests/golden (say why in the commit)"
 	@echo "make bench   the benchmarks of docs/benchmarks.md"
+	@echo "make quality how good the recipes become on this machine: 40 minutes a run"
 
 .venv/.created:
 	@$(PYTHON) .ci/make_venv.py .venv
@@ -51,6 +52,9 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/data_loading.py
 	$(BIN)/python benchmarks/engine.py
+
+quality: .venv/.bench
+	$(BIN)/python benchmarks/quality.py
 
 clean:
 	rm -rf .venv demo dist

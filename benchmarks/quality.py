@@ -1,0 +1,242 @@
+"""How good do the objectives become on a small machine? k-NN and linear probe along a run.
+
+    python benchmarks/quality.py [--data elpv fashion-mnist] [--recipes NAME …] [--minutes 40]
+        [--set RECIPE:path=value …] [--seeds 0 …] [--work quality] [--fashion FOLDER] [--smoke]
+
+For each data set (2,624 solar cells; 6,000 images of Fashion-MNIST, 1,000 to be measured on) and
+each recipe: measure the rate, pre-train for the minutes by `ssl-vit pretrain`, evaluate ten exports
+by the protocols of `ssl-vit eval`, and set them beside raw pixels, the untrained network and
+EfficientNet-Lite0's ImageNet features. Ends with a table a data set, and with what is required of a
+run and whether it was found. The same command goes on where it was stopped.
+
+Needs the extra `bench`: pip install -e ".[bench]".
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quality_runs import POINTS, Task, count_alarms, read_course, read_length, train
+from quality_sets import DataSet, find_sets
+from quality_table import Outcome, Point, Score, table, verdicts
+from timing import describe_machine
+
+from ssl_vit.config import to_yaml
+from ssl_vit.distributed import compute_beside_workers
+from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
+from ssl_vit.run_config import RunConfig
+from ssl_vit.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from quality_scores import Images, ScoreBook
+
+_SETS = ("elpv", "fashion-mnist")
+_RECIPES = ("mae_small_data", "dinov2_small_data")
+_PIXELS, _RANDOM = "raw pixels", "random initialisation"
+_IMAGENET = "EfficientNet-Lite0, ImageNet"
+_LEGEND = (
+    "Minutes are of training alone, loss is the mean since the export before. Whole images; k-NN: "
+    "the best k on the test images, for every row alike."
+)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What the runs are compared with, each evaluated once."""
+
+    rows: list[tuple[str, Score]]
+    untrained: dict[str, Score]
+    """By recipe."""
+
+
+def main() -> int:
+    """The exit code: 0 when everything is measured, 2 for a mistake, 130 when stopped."""
+    try:
+        _measure(_read_arguments())
+    except UserError as error:
+        print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    tasks = _read_tasks(arguments)
+    work = arguments.work.absolute()
+    sets = find_sets(arguments.data, arguments.fashion, work)
+    compute_beside_workers()
+    said = describe_machine(_device())
+    print(said)
+    machine = said.splitlines()[0].removeprefix("machine").strip()
+    hours = len(sets) * len(tasks) * arguments.minutes / 60
+    print(
+        f"plan      data sets: {len(sets)}, runs on each: {len(tasks)}, minutes each: "
+        f"{arguments.minutes:g}; {hours:.1f} hours in all, and {POINTS} evaluations a run"
+    )
+    reports = [_measure_set(data, work / name, tasks, machine) for name, data in sets.items()]
+    report = "\n\n".join(reports)
+    print(f"\n{report}")
+    (work / "report.md").write_text(report + "\n")
+    print(f"\nthe same in {work / 'report.md'}; all numbers in {work}/SET/RUN/result.json")
+
+
+def _measure_set(data: DataSet, folder: Path, tasks: list[Task], machine: str) -> str:
+    """Everything on one data set; its table and verdicts."""
+    from quality_scores import Images, ScoreBook
+
+    print(f"\n== {data.title}", flush=True)
+    train_shards, test_shards = data.pack(folder)
+    images = Images.open(train_shards, test_shards)
+    configs = {task.recipe: task.read_config() for task in tasks}
+    baselines = _find_baselines(images, ScoreBook(folder / "baselines.json"), configs)
+    several = len({task.seed for task in tasks}) > 1
+    outcomes, begun = [], []
+    for task in tasks:
+        print(f"\n== {data.title}: {task.folder_name}", flush=True)
+        home = folder / task.folder_name
+        home.mkdir(exist_ok=True)
+        run = train(task, home, train_shards, machine)
+        outcome = Outcome(
+            f"{task.recipe}, seed {task.seed}" if several else task.recipe,
+            tuple(_find_points(run, images, ScoreBook(home / "scores.json"))),
+            baselines.untrained[task.recipe],
+            count_alarms(run),
+        )
+        length = read_length(home)
+        _write_result(home / "result.json", task, outcome, length)
+        outcomes.append(outcome)
+        begun.append(
+            f"{outcome.name}: {length['updates']:,} updates in {outcome.points[-1].minutes:.1f} "
+            f"minutes, begun {length['date']} on {length['machine']}."
+        )
+    sizes = f"{images.train.num_samples:,} images, {images.test.num_samples:,} to be measured on"
+    lines = [f"**{data.title}** ({sizes})", ""]
+    lines += table(baselines.rows, outcomes)
+    judged = verdicts(data.title, data.requirement, outcomes, images.test.num_samples)
+    lines += ["", _LEGEND, "", *(f"* {line}" for line in (*begun, *judged))]
+    return "\n".join(lines)
+
+
+def _find_baselines(
+    images: "Images", book: "ScoreBook", configs: dict[str, RunConfig]
+) -> Baselines:
+    """Of all recipes; recipes with the same network and input share theirs.
+
+    Args:
+        configs: By recipe.
+    """
+    from quality_scores import has_imagenet
+
+    sizes = {config.backbone.image_size for config in configs.values()}
+    rows = []
+    for size in sorted(sizes):
+        name = _PIXELS if len(sizes) == 1 else f"{_PIXELS}, cut for {size} pixels"
+        find = partial(images.of_pixels, size)
+        rows.append((name, book.of(f"{_PIXELS} {size}", name, find)))
+    untrained: dict[str, Score] = {}
+    sharers: dict[str, list[str]] = {}
+    for recipe, config in configs.items():
+        network = f"{to_yaml(config.backbone)}{config.data.pixel_mean}{config.data.pixel_std}"
+        key = f"{_RANDOM} {hashlib.sha256(network.encode()).hexdigest()[:12]}"
+        find = partial(images.of_untrained, config)
+        untrained[recipe] = book.of(key, f"{_RANDOM} of {recipe}", find)
+        sharers.setdefault(key, []).append(recipe)
+    for recipes in sharers.values():
+        name = _RANDOM if len(sharers) == 1 else f"{_RANDOM} of {', '.join(recipes)}"
+        rows.append((name, untrained[recipes[0]]))
+    if has_imagenet():
+        rows.append((_IMAGENET, book.of(_IMAGENET, _IMAGENET, images.of_imagenet)))
+    else:
+        print(f'{_IMAGENET}: left out; pip install -e ".[bench]" brings it')
+    return Baselines(rows, untrained)
+
+
+def _find_points(run: RunFolder, images: "Images", book: "ScoreBook") -> Iterator[Point]:
+    for number, facts in enumerate(read_course(run), start=1):
+        export = run.exports / f"step_{facts['step']:08d}"
+        what = f"export {number} of {POINTS}, update {facts['step']:,}"
+        score = book.of(export.name, what, partial(images.of_export, export))
+        yield Point(**facts, score=score)
+
+
+def _write_result(file: Path, task: Task, outcome: Outcome, length: dict[str, Any]) -> None:
+    found = {**asdict(task), **length, **asdict(outcome)}
+    with replacing(file) as unfinished:
+        unfinished.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _read_tasks(arguments: argparse.Namespace) -> list[Task]:
+    """A task for every recipe and seed.
+
+    Raises:
+        UserError: A setting for no recipe of this call, or one that does not validate.
+    """
+    recipes = list(dict.fromkeys(arguments.recipes))
+    words: dict[str, list[str]] = {recipe: [] for recipe in recipes}
+    for setting in arguments.set:
+        recipe, colon, word = setting.partition(":")
+        if not colon or recipe not in words:
+            raise UserError(
+                f"--set {setting} is for none of the recipes of this call",
+                f"write RECIPE:path=value with RECIPE one of {', '.join(words)}",
+            )
+        words[recipe].append(word)
+    tasks = [
+        Task(recipe, tuple(words[recipe]), arguments.smoke, seed, arguments.minutes)
+        for recipe in recipes
+        for seed in dict.fromkeys(arguments.seeds)
+    ]
+    for task in tasks:
+        task.read_config()
+    return tasks
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", choices=_SETS, default=_SETS, help="data sets")
+    parser.add_argument("--recipes", nargs="+", default=_RECIPES, help="see `ssl-vit recipes`")
+    parser.add_argument("--minutes", type=_minutes, default=40.0, help="of training, each run")
+    parser.add_argument(
+        "--set",
+        metavar="RECIPE:path=value",
+        action="append",
+        default=[],
+        help="a setting of one recipe; several times.\n"
+        "schedule.warmup counts as a share of schedule.length",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a run for each")
+    parser.add_argument(
+        "--work", type=Path, default=Path("quality"), help="all that is made lands here"
+    )
+    parser.add_argument("--fashion", type=Path, help="folder of Fashion-MNIST's four files")
+    parser.add_argument("--smoke", action="store_true", help="shrink the recipes, to try this out")
+    return parser.parse_args()
+
+
+def _minutes(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no length of time")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

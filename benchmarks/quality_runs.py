@@ -1,0 +1,265 @@
+"""The pre-training runs of `quality.py`: how many updates fit the time, the command, its points.
+
+A run's length is fixed once, from the rate of a throw-away run, and then stands in `length.json`,
+so that a second call goes on with the same schedule.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ssl_vit.errors import UserError
+from ssl_vit.files import replacing
+from ssl_vit.recipes import find_recipe, read_config
+from ssl_vit.run_config import RunConfig
+from ssl_vit.run_folder import RunFolder
+from ssl_vit.training.metrics_file import read_metrics
+
+POINTS = 10
+"""Exports of a run that are evaluated."""
+
+# What the benchmark itself decides.
+_RESERVED = ("seed", "schedule.unit", "data.source", "data.shards", "data.weights")
+_RESERVED += ("export.every_steps", "checkpoint.every_steps", "log.every_steps")
+_EXIT_SAVED = 75
+_WARM_SECONDS, _WARM_UPDATES = 5.0, 4
+_RATE_SECONDS, _RATE_UPDATES = 25.0, 4
+_PATIENCE_SECONDS = 600.0  # for a rate; then what there is must do
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recipe to be trained for some minutes."""
+
+    recipe: str
+    words: tuple[str, ...]
+    """Settings as path=value."""
+    is_smoke: bool
+    seed: int
+    minutes: float
+
+    @property
+    def folder_name(self) -> str:
+        """Another one for everything that makes another run."""
+        parts = [self.recipe, *(["smoke"] if self.is_smoke else []), f"{self.minutes:g}min"]
+        parts.append(f"seed{self.seed}")
+        if self.words:
+            parts.append(hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:6])
+        return "_".join(parts)
+
+    def read_config(self) -> RunConfig:
+        """Of the run, but for its length and data.
+
+        Raises:
+            UserError: An unknown recipe; a setting that does not validate, or is not the user's.
+        """
+        for word in self.words:
+            path = word.partition("=")[0]
+            if path in _RESERVED:
+                raise UserError(
+                    f"--set {self.recipe}:{word} would be overruled: the benchmark sets {path}",
+                    f"leave it out; it sets {', '.join(_RESERVED)}",
+                )
+        find_recipe(self.recipe)  # by name: a file's words would not be in the folder's name
+        return read_config(self.recipe, self.words, self.is_smoke)
+
+    def command(self, run: Path, shards: Path, updates: int, every_steps: int) -> list[str]:
+        """The words after `ssl-vit`; the warm-up keeps its share of the run."""
+        schedule = self.read_config().schedule
+        warmup = updates * schedule.warmup / schedule.length
+        return [
+            *("pretrain", self.recipe, "--run", str(run)),
+            *(["--smoke"] if self.is_smoke else []),
+            *self.words,
+            *(f"data.shards={shards}", f"seed={self.seed}", "schedule.unit=steps"),
+            *(f"schedule.length={updates}", f"schedule.warmup={warmup:g}"),
+            *(f"export.every_steps={every_steps}", f"checkpoint.every_steps={every_steps}"),
+            "log.every_steps=1",
+        ]
+
+
+@contextlib.contextmanager
+def started(words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A running `ssl-vit …`; it is asked to stop, and waited for, when the block is left early."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    command = subprocess.Popen([sys.executable, "-m", "ssl_vit", *words])
+    try:
+        yield command
+    finally:
+        if command.poll() is None:
+            command.terminate()
+            command.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_command(*words: str) -> None:
+    """Show and run `ssl-vit …`.
+
+    Raises:
+        UserError: It failed; its own words stand above.
+        KeyboardInterrupt: It was stopped, and has saved.
+    """
+    print(f"$ ssl-vit {' '.join(words)}", flush=True)
+    with started(words) as command:
+        code = command.wait()
+    if code == _EXIT_SAVED:
+        raise KeyboardInterrupt
+    if code:
+        raise UserError(
+            f"`ssl-vit {words[0]}` ended with exit code {code}",
+            "its own words are above; the same benchmark again goes on from here",
+        )
+
+
+def train(task: Task, folder: Path, shards: Path, machine: str) -> RunFolder:
+    """Pre-train, or go on; the finished run folder.
+
+    Args:
+        folder: Holds `length.json` (the updates that fit the time) and `run`.
+        machine: Where the run begins, if it does now.
+    """
+    length, run = folder / "length.json", folder / "run"
+    if not length.is_file():
+        rate = measure_rate(task, folder / "rate", shards)
+        updates = count_updates(rate, task.minutes)
+        began = {"date": time.strftime("%Y-%m-%d"), "machine": machine}
+        found = {"updates": updates, "updates_per_second": rate, **began}
+        with replacing(length) as unfinished:
+            unfinished.write_text(json.dumps(found, indent=1) + "\n")
+        minutes = updates / rate / 60
+        print(f"\n{rate:.2f} updates/s: {updates:,} updates take about {minutes:.1f} minutes")
+    updates = read_length(folder)["updates"]
+    run_command(*task.command(run, shards, updates, updates // POINTS))
+    return RunFolder(run)
+
+
+def read_length(folder: Path) -> dict[str, Any]:
+    """Of a run that began: updates, updates_per_second, date, machine."""
+    return json.loads((folder / "length.json").read_text())
+
+
+def measure_rate(task: Task, run: Path, shards: Path) -> float:
+    """Updates a second of a run that is thrown away.
+
+    Raises:
+        UserError: It failed, or is too slow to be measured.
+    """
+    shutil.rmtree(run, ignore_errors=True)
+    endless = 1_000_000
+    words = task.command(run, shards, endless, endless)
+    print("the rate, from half a minute of a run that is thrown away (its ETA means nothing)")
+    print(f"$ ssl-vit {' '.join(words)}", flush=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    metrics = RunFolder(run).metrics
+    stamps: list[float] = []
+    began = time.monotonic()
+    with started(words) as command:
+        while command.poll() is None and time.monotonic() - began < _PATIENCE_SECONDS:
+            time.sleep(0.5)
+            stamps = without_warmup(_read_stamps(metrics))
+            if len(stamps) > _RATE_UPDATES and stamps[-1] - stamps[0] > _RATE_SECONDS:
+                break
+        failed = command.poll()
+    shutil.rmtree(run, ignore_errors=True)
+    if failed is not None:
+        raise UserError(
+            f"`ssl-vit pretrain {task.recipe}` ended with exit code {failed}",
+            "its own words are above",
+        )
+    if len(stamps) < 2:
+        raise UserError(
+            f"{task.recipe} made too few updates in {_PATIENCE_SECONDS / 60:g} minutes",
+            "give it less work, for example  "
+            f"--set {task.recipe}:data.global_batch_size=64,  or take a smaller recipe",
+        )
+    return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+
+
+def without_warmup(stamps: Sequence[float]) -> list[float]:
+    """Leave out the first updates, which a full queue of batches makes too fast.
+
+    Args:
+        stamps: Seconds at which updates were done, ascending.
+    """
+    return [
+        stamp
+        for made, stamp in enumerate(stamps, start=1)
+        if made >= _WARM_UPDATES and stamp - stamps[0] >= _WARM_SECONDS
+    ]
+
+
+def _read_stamps(metrics: Path) -> list[float]:
+    """When each update was done; a line that is being written is left out."""
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
+    return [json.loads(line)["time"] for line in lines if line.endswith("\n")]
+
+
+def count_updates(rate: float, minutes: float) -> int:
+    """Updates that take so long, a multiple of the points.
+
+    Args:
+        rate: Updates a second.
+    """
+    return POINTS * max(1, math.floor(rate * minutes * 60 / POINTS))
+
+
+def training_minutes(lines: Sequence[dict[str, Any]], starts: Sequence[int], batch: int) -> list:
+    """Minutes of training until each line of `metrics.jsonl`, pauses between starts left out.
+
+    Args:
+        lines: At least one.
+        starts: Updates that had been made when a process began.
+        batch: Images an update.
+    """
+    own = [batch / line["images_per_second"] for line in lines]
+    seconds = own[:1]
+    for (before, line), alone in zip(pairwise(lines), own[1:], strict=True):
+        is_resumed = any(before["step"] <= start < line["step"] for start in starts)
+        seconds.append(seconds[-1] + (alone if is_resumed else line["time"] - before["time"]))
+    return [each / 60 for each in seconds]
+
+
+def read_course(run: RunFolder) -> list[dict[str, Any]]:
+    """What the log says at every point: step, minutes, images, loss, rankme."""
+    lines = read_metrics(run.metrics)
+    starts = [each["start_step"] for each in json.loads(run.environment.read_text())["starts"]]
+    batch = run.read_config().data.global_batch_size
+    minutes = training_minutes(lines, starts, batch)
+    every = len(lines) // POINTS
+    course = []
+    for end in range(every, len(lines) + 1, every):
+        # An update that was not finite has no loss.
+        losses = [line["loss"] for line in lines[end - every : end] if line["loss"] is not None]
+        ranks = [line["rankme"] for line in lines[:end] if line.get("rankme") is not None]
+        course.append(
+            {
+                "step": lines[end - 1]["step"],
+                "minutes": minutes[end - 1],
+                "images": lines[end - 1]["step"] * batch,
+                "loss": fmean(losses) if losses else math.nan,
+                "rankme": ranks[-1] if ranks else None,
+            }
+        )
+    return course
+
+
+def count_alarms(run: RunFolder) -> int:
+    """Lines of the run's `alarms.jsonl`; 0 where there is none."""
+    file = run.root / "alarms.jsonl"
+    return len(file.read_text().splitlines()) if file.is_file() else 0

