@@ -13,7 +13,7 @@ class MonitorConfig(Config):
     with and without.
     """
 
-    every_steps: int = Field(default=10, ge=1)
+    every_steps: int = Field(default=20, ge=1)
     """Updates between two looks at the features for collapse: their spread, RankMe, α-ReQ."""
 
     buffer: int = Field(default=512, ge=16)

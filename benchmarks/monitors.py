@@ -1,0 +1,113 @@
+"""What monitors cost: one look at features, beside the update of the recipe that it watches.
+
+    python benchmarks/monitors.py [--turns 20]
+
+Both on this machine's processor, where a look is always made; the update as well, for the recipes
+of small machines. Larger backbones have the look alone: divide it by `monitor.every_steps` of
+your own updates.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ssl_vit.models.config import VIT_SIZES
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.monitors.collapse import CollapseWatch
+from ssl_vit.monitors.config import MonitorConfig
+from ssl_vit.monitors.monitor import Monitor
+from ssl_vit.objectives.build import build_objective, build_views
+from ssl_vit.objectives.objective import Observed
+from ssl_vit.recipes import find_recipe
+
+RECIPES = ("mae_small_data", "dinov2_small_data")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--turns", type=int, default=20)
+    turns = parser.parse_args().turns
+    every = MonitorConfig().every_steps
+    print(f"seconds, median of {turns} (spread: 10th to 90th percentile); a look every {every}")
+    for size, facts in VIT_SIZES.items():
+        look = look_of(facts["width"])
+        print(f"a look at {size}'s features ({facts['width']} wide): {summary(look, turns)}")
+    for name in RECIPES:
+        step = step_of(name)
+        look = look_of(find_recipe(name).backbone.width)
+        seconds, watched = timed(step, turns), timed(look, turns)
+        share = statistics.median(watched) / every / statistics.median(seconds)
+        print(
+            f"{name}: an update {words(seconds)}, a look {words(watched)}: {share:.2%} of the time"
+        )
+
+
+def look_of(width: int) -> Callable[[], object]:
+    """One look at a full ring."""
+    config = MonitorConfig(every_steps=1)
+    monitor = Monitor(config, CollapseWatch(find_recipe(RECIPES[0]).objective, 0))
+    features = torch.randn(config.buffer, width)
+    observed = [Observed(features, torch.arange(config.buffer), config.buffer)]
+    return lambda: monitor.look(0, observed, {})
+
+
+def step_of(name: str) -> Callable[[], object]:
+    """Forward and backward pass of a recipe's micro-batch, in bfloat16."""
+    config = find_recipe(name)
+    model = VisionTransformer(config.backbone)
+    objective = build_objective(config.objective, model, config.data, 100)
+    batch = synthetic_batch(name)
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = objective(batch, 0)
+        output.loss.backward()
+        objective.zero_grad()
+
+    return step
+
+
+def synthetic_batch(name: str) -> object:
+    """An update's images of noise, with masks and colours as a data worker draws them."""
+    import numpy as np
+
+    config = find_recipe(name)
+    views, count = build_views(config.objective, config.backbone), config.data.global_batch_size
+    rng = np.random.default_rng(0)
+    draws = [views.draw(256, 256, rng) for _ in range(count)]
+    crops: list[Tensor] = [
+        torch.randint(0, 256, (number, count, 3, size, size), dtype=torch.uint8)
+        for number, size in views.crop_sizes
+    ]
+    return views.collate(crops, draws, list(range(count)))
+
+
+def timed(act: Callable[[], object], turns: int) -> list[float]:
+    """Seconds of each turn, after one that does not count."""
+    act()
+    found = []
+    for _ in range(turns):
+        began = time.perf_counter()
+        act()
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def summary(act: Callable[[], object], turns: int) -> str:
+    """Timed, in words."""
+    return words(timed(act, turns))
+
+
+def words(seconds: list[float]) -> str:
+    """Median and spread."""
+    low, *_, high = statistics.quantiles(seconds, n=10)
+    return f"{statistics.median(seconds):.4f} ({low:.4f}–{high:.4f})"
+
+
+if __name__ == "__main__":
+    main()
