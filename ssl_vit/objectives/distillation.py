@@ -1,7 +1,7 @@
 """What a student is told by its teacher: targets that cannot collapse, and the losses against them.
 
 Logits come in any precision; everything here is float32, because a temperature of 0.04 multiplies
-them by 25 before an exponential.
+them by 25 before an exponential. Matrix products say so themselves: autocast would round them.
 """
 
 import torch
@@ -93,7 +93,8 @@ class Center(nn.Module):
             self._step = step
         logits = logits.float()
         weights = logits.new_ones(len(logits)) if counted is None else counted.float()
-        self._sum[:-1] += weights @ logits
+        with torch.autocast(logits.device.type, enabled=False):
+            self._sum[:-1] += weights @ logits
         self._sum[-1] += weights.sum()
         return ((logits - self.center) / temperature).softmax(dim=1) * weights.unsqueeze(1)
 
@@ -139,7 +140,8 @@ def view_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
     num_targets, num_views = len(targets), len(logits)
     log_shares = F.log_softmax(logits.float() / temperature, dim=-1)
     # One product for all pairs: (T, V), summed over images and prototypes.
-    pairs = -torch.einsum("tbc,vbc->tv", targets, log_shares) / targets.shape[1]
+    with torch.autocast(logits.device.type, enabled=False):
+        pairs = -torch.einsum("tbc,vbc->tv", targets, log_shares) / targets.shape[1]
     same = torch.eye(num_targets, num_views, dtype=torch.bool, device=pairs.device)
     return pairs.masked_fill(same, 0.0).sum() / (num_targets * (num_views - 1))
 
