@@ -37,7 +37,7 @@ _SAME_LOSS = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
 def main() -> None:
-    """Print the machine and both comparisons."""
+    """Print the machine and the comparisons."""
     arguments = _read_arguments()
     device = find_machine(arguments.device, Processes()).device
     set_library_environment(device)
@@ -221,7 +221,7 @@ def _synchronize(device: Literal["cpu", "cuda"]) -> Callable[[], None]:
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="small sizes, under a minute on two cores"
+        "--quick", action="store_true", help="small sizes, about a minute on two cores"
     )
     parser.add_argument("--part", choices=_PARTS, default="all")
     parser.add_argument("--width", type=positive, help="features a token")
