@@ -1,4 +1,4 @@
-"""The four training steps that `train_step.py` compares, each as a function without arguments.
+"""The MAE training steps that `train_step.py` compares, each as a function without arguments.
 
 All take the same images, sizes, precision and fused AdamW. Import only after
 `ssl_vit.distributed.set_library_environment`.
@@ -115,19 +115,19 @@ def our_step(
         processes: With these, in torch's DistributedDataParallel.
     """
     device = torch.device(config.engine.device)
-    objective = _build(config).to(device)
+    objective = build(config).to(device)
     model = objective if processes is None else DistributedDataParallel(objective)
     optimizer = build_optimizer(objective.parameter_groups(), config.optimizer, fused=True)
 
     def step() -> Tensor:
-        with _precision(config):
+        with autocast(config):
             loss = model(to_device(batch, device), 0).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
 
-    return TrainingStep(step, _num_trained(objective))
+    return TrainingStep(step, num_trained(objective))
 
 
 def transformers_step(config: RunConfig, batch: MaeBatch) -> TrainingStep:
@@ -172,14 +172,14 @@ def transformers_step(config: RunConfig, batch: MaeBatch) -> TrainingStep:
     images = pixel_scale(batch.images.to(device))
 
     def step() -> Tensor:
-        with _precision(config):
+        with autocast(config):
             loss = model(pixel_values=images).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
 
-    return TrainingStep(step, _num_trained(model))
+    return TrainingStep(step, num_trained(model))
 
 
 def engine_step(
@@ -195,7 +195,7 @@ def engine_step(
     """
     machine = Machine(processes.world_size, torch.get_num_threads(), _device(config))
     facts = DataFacts(1000 * config.data.global_batch_size, "benchmark")
-    objective = _build(config)
+    objective = build(config)
     running = Engine(
         objective,
         config.optimizer,
@@ -211,10 +211,10 @@ def engine_step(
         # Norms as often as a run measures them.
         return running.train_step(batches, number, (number + 1) % _NORMS_EVERY == 0).loss
 
-    return TrainingStep(step, _num_trained(objective))
+    return TrainingStep(step, num_trained(objective))
 
 
-def _build(config: RunConfig) -> Objective:
+def build(config: RunConfig) -> Objective:
     torch.manual_seed(config.seed)
     return build_objective(
         config.objective, VisionTransformer(config.backbone), config.data, total_steps=1
@@ -226,10 +226,10 @@ def _device(config: RunConfig) -> Literal["cpu", "cuda"]:
     return config.engine.device
 
 
-def _precision(config: RunConfig) -> torch.autocast:
+def autocast(config: RunConfig) -> torch.autocast:
     half = config.engine.precision == "bfloat16"
     return torch.autocast(_device(config), dtype=torch.bfloat16, enabled=half)
 
 
-def _num_trained(model: nn.Module) -> int:
+def num_trained(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

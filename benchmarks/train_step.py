@@ -1,5 +1,5 @@
-"""How fast is one MAE training step: against transformers' ViTMAE, and the engine against a plain
-loop.
+"""How fast is one training step: MAE against transformers' ViTMAE, DINOv2 against one of lightly's
+parts, and the engine against a plain loop.
 
     python benchmarks/train_step.py [--quick] [--width 768 --depth 12 --batch 64 …]
 """
@@ -7,7 +7,9 @@ loop.
 import argparse
 import math
 import os
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from timing import (
@@ -24,17 +26,18 @@ from ssl_vit.distributed import Processes, cores_here, set_library_environment
 from ssl_vit.machine import find_machine
 
 if TYPE_CHECKING:
+    from dino_steps import DinoSizes
     from mae_steps import Precision, Sizes, TrainingStep
 
-    from ssl_vit.run_config import RunConfig
 
 _PRECISIONS: tuple["Precision", ...] = ("float32", "bfloat16")
-_WARM_UP = 2  # steps of each side before it is timed
+_PARTS = ("transformers", "lightly", "engine", "all")
+_WARM_UP = 4  # steps of each side before it is timed; until then the heap still grows
 _SAME_LOSS = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
 def main() -> None:
-    """Print the machine and both comparisons."""
+    """Print the machine and the comparisons."""
     arguments = _read_arguments()
     device = find_machine(arguments.device, Processes()).device
     set_library_environment(device)
@@ -55,12 +58,24 @@ def main() -> None:
         arguments.decoder_depth,
         arguments.batch,
     )
-    print(f"sizes     {sizes}", flush=True)
+    if arguments.part != "lightly":
+        print(f"sizes     {sizes}", flush=True)
     precisions = [arguments.precision] if arguments.precision else list(_PRECISIONS)
-    if arguments.part in ("transformers", "both"):
+    if arguments.part in ("transformers", "all"):
         for precision in precisions:
             compare_with_transformers(sizes, precision, device, arguments.pairs)
-    if arguments.part in ("engine", "both"):
+    if arguments.part in ("lightly", "all"):
+        from dino_steps import DinoSizes
+
+        dino_sizes = DinoSizes(
+            *(arguments.width, arguments.depth, arguments.image_size, arguments.patch),
+            *(arguments.local_crops, arguments.prototypes, arguments.dino_batch),
+        )
+        print(f"sizes     {dino_sizes}", flush=True)
+        for precision in precisions:
+            compare_with_lightly(dino_sizes, precision, device, arguments.pairs)
+        print_pieces(dino_sizes, precisions[-1], device)
+    if arguments.part in ("engine", "all"):
         compare_engine_with_loop(sizes, precisions, device, arguments.pairs)
 
 
@@ -89,6 +104,60 @@ def compare_with_transformers(
     )
 
 
+def compare_with_lightly(
+    sizes: "DinoSizes", precision: "Precision", device: Literal["cpu", "cuda"], pairs: int
+) -> None:
+    """Our DINOv2 objective and the step of lightly's benchmark, each in a plain loop."""
+    import torch
+    from dino_steps import dino_config, draw_dino_batch, lightly_dino_step, our_dino_step
+
+    from ssl_vit.training.engine import to_device
+
+    config = dino_config(sizes, precision, device)
+    batch = to_device(draw_dino_batch(config), torch.device(device))
+    ours, theirs = our_dino_step(config, batch), lightly_dino_step(config, batch)
+    _check_same_loss(precision, ours, theirs)
+    measured, times = _measure(ours, theirs, pairs, device)
+    _print(
+        f"DINOv2    {precision:8}  ours {{}}, lightly {{}}: ours is {{}} as fast   "
+        "(target ≥ 1.10× in bfloat16)",
+        measured,
+        times,
+    )
+
+
+def print_pieces(
+    sizes: "DinoSizes", precision: "Precision", device: Literal["cpu", "cuda"]
+) -> None:
+    """What a DINOv2 step is made of, in processor time where that is where the work is."""
+    from dino_steps import (
+        dino_config,
+        draw_dino_batch,
+        lightly_dino_step,
+        measure_pieces,
+        our_dino_step,
+    )
+
+    synchronize = _synchronize(device)
+
+    def now() -> float:
+        synchronize()
+        return time.perf_counter() if device == "cuda" else time.process_time()
+
+    average, sinkhorn = (
+        dino_config(sizes, precision, device, centering) for centering in ("average", "sinkhorn")
+    )
+    batch = draw_dino_batch(average)
+    for title, make in (
+        ("ours", partial(our_dino_step, average, batch)),
+        ("ours, Sinkhorn", partial(our_dino_step, sinkhorn, batch)),
+        ("lightly", partial(lightly_dino_step, average, batch)),
+    ):
+        step, pieces = measure_pieces(make, now, _WARM_UP)
+        shares = ", ".join(f"{name} {spent / step:.1%}" for name, spent in pieces.items())
+        print(f"pieces    {precision:8}  {title}: {1000 * step:,.0f} ms, {shares}", flush=True)
+
+
 def compare_engine_with_loop(
     sizes: "Sizes", precisions: list["Precision"], device: Literal["cpu", "cuda"], pairs: int
 ) -> None:
@@ -103,7 +172,7 @@ def compare_engine_with_loop(
         batch = draw_batch(config)
         plain = our_step(config, batch)
         engine = engine_step(config, batch, config.engine, Processes())
-        _check_same_loss(config, plain, engine)
+        _check_same_loss(precision, plain, engine)
         measured, times = _measure(plain, engine, pairs, device)
         _print(
             f"engine    {precision:8}  plain loop {{}}, engine {{}}: the engine takes {{}} the time"
@@ -136,11 +205,11 @@ def _print(line: str, measured: Pairs, times: int) -> None:
     print(line.format(*steps, measured.describe()), flush=True)
 
 
-def _check_same_loss(config: "RunConfig", plain: "TrainingStep", engine: "TrainingStep") -> None:
+def _check_same_loss(precision: "Precision", first: "TrainingStep", second: "TrainingStep") -> None:
     """Compare losses of the first step: a faster loop that computes something else is none."""
-    losses = float(plain.step()), float(engine.step())
-    if not math.isclose(*losses, rel_tol=_SAME_LOSS[config.engine.precision]):
-        raise RuntimeError(f"the loop's first loss is {losses[0]}, the engine's {losses[1]}")
+    losses = float(first.step()), float(second.step())
+    if not math.isclose(*losses, rel_tol=_SAME_LOSS[precision]):
+        raise RuntimeError(f"the first losses of the two sides are {losses[0]} and {losses[1]}")
 
 
 def _synchronize(device: Literal["cpu", "cuda"]) -> Callable[[], None]:
@@ -151,8 +220,10 @@ def _synchronize(device: Literal["cpu", "cuda"]) -> Callable[[], None]:
 
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, under 30 s on two cores")
-    parser.add_argument("--part", choices=("transformers", "engine", "both"), default="both")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, about a minute on two cores"
+    )
+    parser.add_argument("--part", choices=_PARTS, default="all")
     parser.add_argument("--width", type=positive, help="features a token")
     parser.add_argument("--depth", type=positive, help="blocks")
     parser.add_argument("--image-size", type=positive, default=224, help="pixels a side")
@@ -160,6 +231,9 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--decoder-width", type=positive, help="features a token in the decoder")
     parser.add_argument("--decoder-depth", type=positive, help="blocks of the decoder")
     parser.add_argument("--batch", type=positive, help="images a step")
+    parser.add_argument("--local-crops", type=positive, default=8, help="of DINOv2")
+    parser.add_argument("--prototypes", type=positive, help="of DINOv2's head")
+    parser.add_argument("--dino-batch", type=positive, help="images a step of DINOv2")
     parser.add_argument("--precision", choices=_PRECISIONS, help="only this one")
     parser.add_argument("--pairs", type=positive, help="turns of each side")
     parser.add_argument("--threads", type=positive, help="of torch; default: all cores")
@@ -172,6 +246,8 @@ def _read_arguments() -> argparse.Namespace:
         "decoder_width": 512,
         "decoder_depth": 8,
         "batch": 16,
+        "prototypes": 8192,
+        "dino_batch": 4,
         "pairs": 9,
     }
     quick = {
@@ -180,6 +256,8 @@ def _read_arguments() -> argparse.Namespace:
         "decoder_width": 128,
         "decoder_depth": 2,
         "batch": 16,
+        "prototypes": 1024,
+        "dino_batch": 2,
         "pairs": 7,
     }
     return with_defaults(arguments, quick if arguments.quick else full)

@@ -37,12 +37,12 @@ _SHOWN = 6  # images in a panel
 
 
 class Seen(NamedTuple):
-    """What a network says of a batch of views of one size."""
+    """What a network says of the views of a batch."""
 
     cls: Tensor
-    """(views, D) class tokens."""
+    """(2 B, D) class tokens of the global views."""
     logits: Tensor
-    """(views, C) of the class tokens."""
+    """(2 B, C) of the class tokens, or (V B, C) where local views were shown too."""
     patch_logits: Tensor
     """(R, C) of the patches that were asked for; empty where none were."""
 
@@ -67,21 +67,29 @@ class Network(nn.Module):
         hidden: Tensor | None = None,
         filler: Tensor | None = None,
         asked: Tensor | None = None,
+        local: Tensor | None = None,
     ) -> Seen:
         """Look at views.
 
         Args:
-            images: (views, 3, H, W) normalised.
-            hidden: (views, N) bool, patches that are replaced by ``filler``; None: none.
+            images: (2 B, 3, S, S) normalised, the global views.
+            hidden: (2 B, N) bool, patches that are replaced by ``filler``; None: none.
             filler: (D,).
-            asked: (R,) int64 places among all views' patches; None: none.
+            asked: (R,) int64 places among all global views' patches; None: none.
+            local: (L B, 3, s, s) normalised; None: none.
         """
         features = self.backbone(images, hidden, filler)
-        patch_logits = features.cls.new_empty(0, 0)
-        if asked is not None:
-            rows = features.patches.flatten(0, 1)[asked]
-            patch_logits = (self.head if self.patch_head is None else self.patch_head)(rows)
-        return Seen(features.cls, self.head(features.cls), patch_logits)
+        classes = features.cls
+        if local is not None:
+            classes = torch.cat([classes, self.backbone(local).cls])
+        if asked is None:
+            return Seen(features.cls, self.head(classes), classes.new_empty(0, 0))
+        patches = features.patches.flatten(0, 1)[asked]
+        if self.patch_head is not None:
+            return Seen(features.cls, self.head(classes), self.patch_head(patches))
+        # Once for all rows: normalising and casting prototypes costs the same for however many.
+        logits = self.head(torch.cat([classes, patches]))
+        return Seen(features.cls, *logits.split([len(classes), len(patches)]))
 
 
 class Dino(Objective):
@@ -138,18 +146,17 @@ class Dino(Objective):
         targets, patch_targets = self._targets(views, batch, asked, step)
         filler = self.mask_token if config.ibot_weight else None
         hidden = batch.hidden if config.ibot_weight else None
-        seen = self.student(views, hidden, filler, asked)
-        logits = [seen.logits]
+        local = None
         if config.local_crops:
             with torch.no_grad():
                 local = self._prepare(batch.local, batch.photometry[len(batch.images) :])
-            logits.append(self.student(local).logits)
+        seen = self.student(views, hidden, filler, asked, local)
         temperature, num_images = config.student_temperature, len(batch.numbers)
         losses: dict[str, Tensor] = {}
         if config.dino_weight:
             losses["dino_loss"] = view_loss(
                 targets.unflatten(0, (NUM_GLOBALS, num_images)),
-                torch.cat(logits).unflatten(0, (-1, num_images)),
+                seen.logits.unflatten(0, (-1, num_images)),
                 temperature,
             )
         if config.ibot_weight:

@@ -155,6 +155,26 @@ def test_the_patch_loss_is_ibots_with_each_image_counting_alike():
     assert patch_loss(targets, logits, weights, 0.1).item() == pytest.approx(expected.item())
 
 
+def test_autocast_rounds_neither_the_losses_nor_the_center():
+    # Logits that bfloat16 holds exactly: what differs then was rounded after them.
+    logits = random(4, 3, 64, seed=1).bfloat16()
+    told = random(6, 64).bfloat16()
+    expected, center = [], Center(64)
+    for enabled in (False, True):
+        leaf = logits.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            targets = center(told, TEMPERATURE, step=0)
+            loss = view_loss(targets.unflatten(0, (2, 3)), leaf, 0.1)
+            loss = loss + patch_loss(targets, leaf.flatten(0, 1)[:6], torch.ones(6) / 6, 0.1)
+        assert loss.dtype == torch.float32
+        loss.backward()
+        assert leaf.grad is not None
+        expected.append((loss.detach(), leaf.grad, center._sum.clone()))
+        center._sum.zero_()
+    for without, with_it in zip(*expected, strict=True):
+        torch.testing.assert_close(with_it, without, rtol=0, atol=0)
+
+
 def test_koleo_is_the_mean_logarithm_of_the_nearest_distance():
     features = random(6, 4)
     points = features.double().numpy()
