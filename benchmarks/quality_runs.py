@@ -246,7 +246,9 @@ def read_course(run: RunFolder) -> list[dict[str, Any]]:
     for end in range(every, len(lines) + 1, every):
         # An update that was not finite has no loss.
         losses = [line["loss"] for line in lines[end - every : end] if line["loss"] is not None]
-        ranks = [line["monitor/rankme"] for line in lines[:end] if line.get("monitor/rankme") is not None]
+        ranks = [
+            line["monitor/rankme"] for line in lines[:end] if line.get("monitor/rankme") is not None
+        ]
         course.append(
             {
                 "step": lines[end - 1]["step"],

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from ssl_vit.models.attention import Attention
 from ssl_vit.models.config import swiglu_hidden
+from ssl_vit.models.drop_path import add_branch
 from ssl_vit.models.torchvision_ops import define_missing_ops
 
 define_missing_ops()
-from timm.layers import DropPath, LayerScale, Mlp, SwiGLUPacked  # noqa: E402
+from timm.layers import LayerScale, Mlp, SwiGLUPacked  # noqa: E402
 
 layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -24,7 +25,8 @@ class Block(nn.Module):
         mlp_ratio: Hidden width over D; SwiGLU gets two thirds of it, to cost the same.
         feed_forward: GELU MLP or SwiGLU.
         layer_scale: Initial LayerScale, 0 for none.
-        drop_path: Rate of stochastic depth.
+        drop_path: Rate of stochastic depth in [0, 1), in training only; each of the two branches
+            draws samples of its own.
 
     Source: Dosovitskiy et al. 2020, arXiv 2010.11929, equations 2 and 3; Shazeer 2020, arXiv
         2002.05202 (SwiGLU).
@@ -40,19 +42,25 @@ class Block(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        self.drop_path = drop_path
         self.norm1 = layer_norm(width)
         self.attn = Attention(width, heads)
         self.ls1 = LayerScale(width, init_values=layer_scale) if layer_scale else nn.Identity()
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = layer_norm(width)
         self.mlp = _feed_forward(width, mlp_ratio, feed_forward)
         self.ls2 = LayerScale(width, init_values=layer_scale) if layer_scale else nn.Identity()
-        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, K, D) → (B, K, D)."""
-        tokens = tokens + self.drop_path1(self.ls1(self.attn(self.norm1(tokens))))
-        return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
+        rate = self.drop_path if self.training else 0.0
+        tokens = add_branch(tokens, self._attend, rate)
+        return add_branch(tokens, self._feed_forward, rate)
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        return self.ls1(self.attn(self.norm1(tokens)))
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        return self.ls2(self.mlp(self.norm2(tokens)))
 
 
 def _feed_forward(width: int, ratio: float, kind: Literal["mlp", "swiglu"]) -> nn.Module:

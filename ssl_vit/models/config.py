@@ -97,7 +97,10 @@ class BackboneConfig(Config):
     """Initial LayerScale (Touvron et al. 2021); 0 leaves it out."""
 
     drop_path: float = Field(default=0.0, ge=0, lt=1)
-    """Stochastic depth: the rate of every block (uniform)."""
+    """Stochastic depth: the share of samples that skip a branch in training, the same in every
+    block. Skipped samples are not computed, and of every batch there are exactly so many, rounded,
+    never all (Oquab et al. 2023, section 5).
+    """
 
     initialization: Literal["xavier_uniform", "truncated_normal"] = "xavier_uniform"
     """Linear layers: Xavier uniform (He et al. 2021, A.1) or a normal of 0.02 (ViT, BEiT,

@@ -4,7 +4,7 @@ What is counted as memory is what autograd keeps between the forward and the bac
 tests compare it with what autograd says it keeps.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Literal, assert_never
 
@@ -133,6 +133,23 @@ def blocks_cost(
     )
 
 
+def with_drop_path(blocks: Cost, rate: float) -> Cost:
+    """The same blocks when each branch is computed for all but ``rate`` of the images, as in
+    training. Counts are whole (`models/drop_path.py`): of few images a forward pass more or fewer
+    are computed, of one always that one.
+    """
+    share = 1 - rate
+    return replace(
+        blocks,
+        flops=share * blocks.flops,
+        # A norm keeps the samples that were picked out for its branch; of all samples nothing is
+        # kept, since adding a branch to them needs none for its gradient.
+        kept_bytes=share * blocks.kept_bytes,
+        recomputed_bytes=share * blocks.recomputed_bytes,
+        working_bytes=share * blocks.working_bytes,
+    )
+
+
 def stem_cost(config: BackboneConfig, arithmetic: Arithmetic) -> Cost:
     """From pixels to the tokens of all patches."""
     size, patches = config.image_size, config.num_patches
@@ -157,25 +174,26 @@ def stem_cost(config: BackboneConfig, arithmetic: Arithmetic) -> Cost:
 
 
 def backbone_cost(config: BackboneConfig, patches: int, arithmetic: Arithmetic) -> Cost:
-    """The whole backbone, its blocks over ``patches`` of an image's patches (MAE: the visible
-    ones).
+    """The whole backbone in training, its blocks over ``patches`` of an image's patches (MAE: the
+    visible ones).
     """
     tokens = 1 + config.registers + patches
     rows = config.num_patches + (0 if config.registers else 1)
     extra = 1 + config.registers + (rows if config.position == "learned" else 0)
+    blocks = blocks_cost(
+        config.depth,
+        config.width,
+        config.heads,
+        tokens,
+        arithmetic,
+        config.mlp_ratio,
+        config.feed_forward,
+        config.layer_scale,
+    )
     return (
         stem_cost(config, arithmetic)
         + Cost(trained=extra * config.width)
-        + blocks_cost(
-            config.depth,
-            config.width,
-            config.heads,
-            tokens,
-            arithmetic,
-            config.mlp_ratio,
-            config.feed_forward,
-            config.layer_scale,
-        )
+        + with_drop_path(blocks, config.drop_path)
         + norm(config.width, tokens)
     )
 

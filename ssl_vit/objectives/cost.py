@@ -53,6 +53,10 @@ def _dino(objective: DinoConfig, backbone: BackboneConfig, arithmetic: Arithmeti
     num_views = 2 + objective.local_crops
     one_global = backbone_cost(backbone, backbone.num_patches, arithmetic)
     one_local = backbone_cost(local, local.num_patches, arithmetic)
+    # Dropping paths is for those who learn.
+    whole = backbone_cost(
+        backbone.model_copy(update={"drop_path": 0.0}), backbone.num_patches, arithmetic
+    )
     # As many patches as are masked on average.
     share = (objective.min_mask_ratio + objective.max_mask_ratio) / 2 * objective.mask_probability
     masked = 2 * share * backbone.num_patches if objective.ibot_weight else 0.0
@@ -66,7 +70,7 @@ def _dino(objective: DinoConfig, backbone: BackboneConfig, arithmetic: Arithmeti
     trained = one_global.trained + heads.trained + (patches.trained if own_head else 0)
     student = _times(2, one_global) + _times(objective.local_crops, one_local) + heads + patches
     # A forward pass alone is a third of what `flops` stands for.
-    teacher = (2 * one_global.flops + asked.flops + patches.flops) / 3
+    teacher = (2 * whole.flops + asked.flops + patches.flops) / 3
     pixels = 2 * backbone.image_size**2 + objective.local_crops * objective.local_size**2
     targets = (2 * sizes[0] + masked * patch_sizes[0]) * FLOAT32
     return replace(

@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "registers": {"registers": 4, "position": "learned"},
     "swiglu": {"feed_forward": "swiglu", "layer_scale": 1e-5},
     "learned": {"position": "learned"},
+    "drop_path": {"drop_path": 0.5, "layer_scale": 1e-5},
 }
 
 
@@ -115,11 +116,12 @@ def test_operations_are_those_torch_counts(variant: str):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("ibot_prototypes", [0, 256])
-@pytest.mark.parametrize("local_crops", [0, 3])
+# A third of 2 × 3 global and 3 × 3 local views are whole numbers.
+@pytest.mark.parametrize(("local_crops", "drop_path"), [(0, 0.0), (3, 0.0), (3, 1 / 3)])
 def test_dinos_operations_and_kept_bytes_are_what_they_are_said_to_be(
-    precision: Precision, ibot_prototypes: int, local_crops: int
+    precision: Precision, ibot_prototypes: int, local_crops: int, drop_path: float
 ):
-    backbone = BackboneConfig(**PLAIN | {"layer_scale": 1e-5})
+    backbone = BackboneConfig(**PLAIN | {"layer_scale": 1e-5, "drop_path": drop_path})
     config = DinoConfig(
         prototypes=512,
         bottleneck=64,

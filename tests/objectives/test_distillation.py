@@ -52,22 +52,6 @@ def test_sinkhorn_is_the_papers():
     np.testing.assert_allclose(targets.sum(dim=1).numpy(), 1.0, atol=1e-6)
 
 
-def test_nothing_is_rounded_under_autocast():
-    targets = random(2, 3, 50).softmax(dim=2)
-    logits, rows = random(4, 3, 50, seed=1), random(6, 50, seed=2)
-    plain, mixed = Center(50), Center(50)
-    expected = view_loss(targets, logits, TEMPERATURE)
-    plain(rows, TEMPERATURE, step=0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert view_loss(targets, logits, TEMPERATURE).item() == expected.item()
-        mixed(rows, TEMPERATURE, step=0)
-        near = koleo(rows)
-    assert near.item() == koleo(rows).item()
-    plain.follow()
-    mixed.follow()
-    assert torch.equal(plain.center, mixed.center)
-
-
 def test_sinkhorn_uses_all_prototypes_alike_where_a_softmax_would_take_one():
     logits = random(64, 8) * 0.1
     logits[:, 3] += 1  # every row prefers it

@@ -37,7 +37,14 @@ from ssl_vit.training.config import (
 from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan
 
 STEPS, BATCH, SEED = 6, 8, 3
-BACKBONE = BackboneConfig(width=24, depth=2, heads=2, patch_size=4, image_size=16)
+BACKBONE = BackboneConfig(
+    width=24,
+    depth=2,
+    heads=2,
+    patch_size=4,
+    image_size=16,
+    drop_path=float(os.environ.get("DROP_PATH", "0")),
+)
 OBJECTIVE = MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)
 OPTIMIZER = OptimizerConfig(
     learning_rate_rule="absolute",

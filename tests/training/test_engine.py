@@ -141,6 +141,18 @@ def test_a_lever_moves_no_loss_at_any_zero_stage(
         assert_same(found, expected)
 
 
+def test_the_same_samples_skip_their_branches_at_any_zero_stage_and_with_checkpointing(
+    expected: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(ENVIRONMENT, "DROP_PATH", "0.5")
+    legs = [f"{stage}:0:{worker.STEPS}:-:-" for stage in STAGES]
+    legs += [f"{leg}:activation_checkpointing=true" for leg in legs]
+    first, *others = run_legs(tmp_path / "results.json", 2, *legs)
+    for found in others:
+        assert_same(found, first)
+    assert first["losses"] != pytest.approx(expected["losses"], abs=1e-3)
+
+
 def test_elastic_levers_may_change_on_the_way(expected: Result, tmp_path: Path):
     a, b = tmp_path / "a", tmp_path / "b"
     out = tmp_path / "results.json"

@@ -48,6 +48,27 @@ def test_a_checkpointed_block_keeps_its_input_only_and_gives_the_same_gradients(
             assert torch.equal(own.grad, other.grad)  # type: ignore[arg-type] - both have one
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_checkpointed_block_leaves_out_the_same_samples_when_computed_again(compile: bool):
+    plain, light = build(drop_path=0.4), build(drop_path=0.4)
+    pull_levers(light, EngineConfig(activation_checkpointing=True, compile=compile), "cpu")
+    found, drawn = [], torch.randn(10, 5, 24)
+    for objective in (plain, light):
+        torch.manual_seed(1)
+        result = tokens = drawn.clone().requires_grad_()
+        for block in objective.blocks()[:2]:
+            result = block(result)
+        result.square().mean().backward()
+        parameters = [p for block in objective.blocks()[:2] for p in block.parameters()]
+        # The number after it: as much randomness was used.
+        found.append([result, tokens.grad, torch.rand(1), *(p.grad for p in parameters)])
+    for ours, theirs in zip(*reversed(found), strict=True):
+        if compile:
+            torch.testing.assert_close(ours, theirs)
+        else:
+            assert torch.equal(ours, theirs)
+
+
 def test_every_block_is_compiled_and_only_for_training(monkeypatch: pytest.MonkeyPatch):
     calls = []
 

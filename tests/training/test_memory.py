@@ -27,6 +27,7 @@ COST = Cost(trained=1000, frozen=500, kept_bytes=40.0, checkpointed_bytes=4.0, r
         ("middle", ("engine.zero_stage=2", "engine.micro_batch_size=24")),
         ("middle", ("engine.zero_stage=3",)),
         ("middle", ("engine.activation_checkpointing=true",)),
+        ("middle", ("backbone.drop_path=0.5",)),
     ],
 )
 def test_the_plans_figure_is_within_15_percent_of_what_a_process_takes(
