@@ -7,6 +7,7 @@ and all passes of a micro-batch are one forward.
 """
 
 import copy
+import math
 from typing import NamedTuple, assert_never
 
 import torch
@@ -290,12 +291,13 @@ class Dino(Objective):
 
 
 def _describe(targets: Tensor) -> dict[str, Tensor]:
-    """How sure the teacher is, and how evenly it uses its prototypes: both near 0 is one kind of
-    collapse, both near log C the other (Caron et al. 2021, section 5.3).
+    """How sure the teacher is of an image (0 to log C), and how far from alike it uses its
+    prototypes (0 to log C, of the batch's mean): sure of the same one for all is one kind of
+    collapse, sure of none the other (Caron et al. 2021, section 5.3).
     """
     entropy = -torch.special.xlogy(targets, targets).sum(dim=1).mean()
     mean = targets.mean(dim=0)
     return {
         "teacher_entropy": entropy,
-        "prototype_entropy": -torch.special.xlogy(mean, mean).sum(),
+        "kl_to_uniform": math.log(targets.shape[1]) + torch.special.xlogy(mean, mean).sum(),
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import DinoConfig
-from ssl_vit.objectives.dino import Dino
+from ssl_vit.objectives.dino import Dino, _describe
 from ssl_vit.objectives.dino_views import DinoBatch, DinoViews
 from ssl_vit.objectives.distillation import koleo, patch_loss, sinkhorn, view_loss
 from ssl_vit.objectives.pixels import PixelScale
@@ -203,3 +203,14 @@ def test_without_local_views_there_are_the_two_global_ones():
     batch = batch_of(config)
     assert len(batch.local) == 0
     assert math.isfinite(make(config)(batch, step=0).loss.item())
+
+
+def test_collapses_are_told_apart_by_entropy_and_divergence():
+    def of(targets: Tensor) -> tuple[float, float]:
+        found = _describe(targets)
+        return found["teacher_entropy"].item(), found["kl_to_uniform"].item()
+
+    most = math.log(8)
+    assert of(torch.eye(8)) == pytest.approx((0, 0), abs=1e-6)  # sure, and of another each time
+    assert of(torch.eye(8)[[3] * 8]) == pytest.approx((0, most))  # sure of the same
+    assert of(torch.full((8, 8), 1 / 8)) == pytest.approx((most, 0), abs=1e-6)  # sure of none
