@@ -105,6 +105,7 @@ def record_run(recipe: str, shards: str, run: str, *more: str) -> set[tuple[str,
     recorder.install()
     # A data worker is a process of its own, and what it reads would be lost.
     words = [f"data.shards={shards}", "engine.workers=0", "engine.device=cpu"]
+    words += [f"monitor.labelled={shards}"]
     words += ["schedule.length=3", "schedule.warmup=1", *more]
     assert start(prepare(recipe, Path(run), words, is_smoke=True)) == 0
     return recorder.reads

@@ -47,15 +47,14 @@ def test_without_centering_a_run_collapses_and_says_so_within_200_updates(tmp_pa
     assert f"the last at update {read_alarms(run / 'alarms.jsonl')[-1].step}" in status.stdout
 
 
-def test_the_same_run_with_centering_raises_none(tmp_path: Path):
+def test_a_run_with_the_recipes_own_settings_raises_none(tmp_path: Path):
     shards = write_shards(tmp_path, per_class=16)
     run = tmp_path / "run"
     done = ssl_vit(
         *("pretrain", "dinov2_small_data", "--smoke", "--run", run, f"data.shards={shards}"),
-        *("objective.momentum=0.9", "schedule.length=300"),
-        *("objective.prototypes=64", "optimizer.base_learning_rate=3e-3"),
+        "schedule.length=260",  # the grace of the start is over after 200
     )
     assert done.returncode == 0, done.stderr
-    assert not (run / "alarms.jsonl").exists(), (run / "alarms.jsonl").read_text()
+    assert read_alarms(run / "alarms.jsonl") == []
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert all("monitor/rankme" in line for line in lines[9::10])
+    assert all("monitor/rankme" in line for line in lines[19::20])
