@@ -113,7 +113,7 @@ def record_run(recipe: str, shards: str, run: str, *more: str) -> set[tuple[str,
 
 @pytest.mark.parametrize("recipe", REPRESENTATIVES.values())
 def test_every_setting_has_a_reader(recipe: str, tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, per_class=8)
+    shards = write_shards(tmp_path, per_class=12)
     config = find_recipe(recipe)
     reads: set[tuple[str, str]] = set()
     for place, more in enumerate(VARIANTS[type(config.objective)]):
