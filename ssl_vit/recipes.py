@@ -108,6 +108,7 @@ def dinov2_small_data() -> RunConfig:
     it became vaguer with every update and the run learned nothing. Images without a fixed "up" gain
     from `objective.vertical_flip=0.5`.
     Source: our own runs, docs/benchmarks.md, "A small DINOv2".
+    Expected on ELPV's 1,960 solar cells after 65 epochs: k-NN about 77 %, 71 % untrained.
     """
     return RunConfig(
         recipe="dinov2_small_data",

@@ -267,7 +267,7 @@ class Dino(Objective):
 
     @torch.no_grad()
     def panels(self, batch: DinoBatch) -> dict[str, Tensor]:
-        """The views of up to 6 images as the student saw them (global ones, masked patches black,
+        """The views of up to 6 images as the student saw them (global ones, masked patches grey,
         then local ones), and what the teacher makes of the first view without its masks.
         """
         count, shown = len(batch.numbers), slice(0, _SHOWN)
