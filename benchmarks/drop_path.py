@@ -114,24 +114,13 @@ def _step(stack: "nn.Sequential", tokens: "Tensor") -> "Step":
 
 
 def _kept_bytes(stack: "nn.Sequential", tokens: "Tensor") -> int:
-    """Of all tensors that autograd keeps, parameters apart."""
+    """Of a forward pass of training."""
     import torch
 
-    parameters = {p.untyped_storage().data_ptr() for p in stack.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    from tests.kept_bytes import kept_bytes
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast(tokens.device.type, torch.bfloat16),
-    ):
-        stack(tokens)
-    return sum(storage.nbytes() for storage in kept.values())
+    with torch.autocast(tokens.device.type, torch.bfloat16):
+        return kept_bytes(stack, lambda: stack(tokens))
 
 
 def _read_arguments() -> argparse.Namespace:

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
+from ssl_vit.data.order import SampleRef
+from ssl_vit.data.synthetic import SyntheticBatches
 from ssl_vit.models.config import VIT_SIZES
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.monitors.collapse import CollapseWatch
@@ -61,7 +62,9 @@ def step_of(name: str) -> Callable[[], object]:
     config = find_recipe(name)
     model = VisionTransformer(config.backbone)
     objective = build_objective(config.objective, model, config.data, 100)
-    batch = synthetic_batch(name)
+    images = [SampleRef(number, 0) for number in range(config.data.global_batch_size)]
+    views = build_views(config.objective, config.backbone)
+    batch = next(SyntheticBatches(views, iter([images]), config.seed)).batch
 
     def step() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -70,21 +73,6 @@ def step_of(name: str) -> Callable[[], object]:
         objective.zero_grad()
 
     return step
-
-
-def synthetic_batch(name: str) -> object:
-    """An update's images of noise, with masks and colours as a data worker draws them."""
-    import numpy as np
-
-    config = find_recipe(name)
-    views, count = build_views(config.objective, config.backbone), config.data.global_batch_size
-    rng = np.random.default_rng(0)
-    draws = [views.draw(256, 256, rng) for _ in range(count)]
-    crops: list[Tensor] = [
-        torch.randint(0, 256, (number, count, 3, size, size), dtype=torch.uint8)
-        for number, size in views.crop_sizes
-    ]
-    return views.collate(crops, draws, list(range(count)))
 
 
 def timed(act: Callable[[], object], turns: int) -> list[float]:

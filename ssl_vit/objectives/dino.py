@@ -141,16 +141,11 @@ class Dino(Objective):
     def forward(self, batch: DinoBatch, step: int) -> StepOutput:
         """The weighted sum of the losses, in float32."""
         config = self.config
-        with torch.no_grad():
-            views = self._prepare(batch.images, batch.photometry[: len(batch.images)])
+        views, local = self._views(batch)
         asked = batch.masked if config.ibot_weight else None
         targets, patch_targets = self._targets(views, batch, asked, step)
         filler = self.mask_token if config.ibot_weight else None
         hidden = batch.hidden if config.ibot_weight else None
-        local = None
-        if config.local_crops:
-            with torch.no_grad():
-                local = self._prepare(batch.local, batch.photometry[len(batch.images) :])
         seen = self.student(views, hidden, filler, asked, local)
         temperature, num_images = config.student_temperature, len(batch.numbers)
         losses: dict[str, Tensor] = {}
@@ -181,6 +176,15 @@ class Dino(Objective):
             config.prototypes,
         )
         return StepOutput(loss, {**metrics, **_describe(targets)}, observed)
+
+    @torch.no_grad()
+    def _views(self, batch: DinoBatch) -> tuple[Tensor, Tensor | None]:
+        """The global views as networks read them, and the local ones where there are any."""
+        count = len(batch.images)
+        views = self._prepare(batch.images, batch.photometry[:count])
+        if not self.config.local_crops:
+            return views, None
+        return views, self._prepare(batch.local, batch.photometry[count:])
 
     def _prepare(self, images: Tensor, rows: Tensor) -> Tensor:
         """Colours, blur, and the scale of pixels."""
@@ -271,13 +275,12 @@ class Dino(Objective):
         then local ones), and what the teacher makes of the first view without its masks.
         """
         count, shown = len(batch.numbers), slice(0, _SHOWN)
-        views = self._prepare(batch.images, batch.photometry[: len(batch.images)])
+        views, local = self._views(batch)
         seen = views
         if self.config.ibot_weight:
             seen = blank_patches(views, batch.hidden, self.backbone.config.patch_size)
         columns = [view[shown] for view in self.pixel_scale.back(seen).split(count)]
-        if self.config.local_crops:
-            local = self._prepare(batch.local, batch.photometry[len(batch.images) :])
+        if local is not None:
             columns += [view[shown] for view in self.pixel_scale.back(local).split(count)]
         first = views[:count][shown]
         features = feature_panels(self.exported_backbone(), self.pixel_scale, first)

@@ -39,10 +39,8 @@ def feature_panels(
     # Each head against its own most looked at patch: few patches take most of it.
     looks = looks / looks.amax(dim=2, keepdim=True).clamp(min=torch.finfo(looks.dtype).tiny)
     return {
-        "patch_features": rows_of([pixels, _enlarge(colours, grid, size)]),
-        "attention": rows_of(
-            [pixels, *(_enlarge(_grey(head), grid, size) for head in looks.unbind(1))]
-        ),
+        "patch_features": rows_of([pixels, _picture(colours, grid)]),
+        "attention": rows_of([pixels, *(_picture(_grey(head), grid) for head in looks.unbind(1))]),
     }
 
 
@@ -84,8 +82,7 @@ def _grey(values: Tensor) -> Tensor:
     return values.unsqueeze(-1).expand(-1, -1, 3)
 
 
-def _enlarge(colours: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """(B, N, 3) in [0, 1] → (B, 3, S, S) uint8."""
+def _picture(colours: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, N, 3) in [0, 1] → (B, 3, down, across) uint8, a pixel a patch."""
     picture = colours.unflatten(1, grid).permute(0, 3, 1, 2)
-    picture = picture.repeat_interleave(size, 2).repeat_interleave(size, 3)
     return (picture * 255).round().to(torch.uint8)

@@ -18,6 +18,7 @@ from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.objectives.mae import MaeBatch
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.recipes import RECIPES, find_recipe
+from tests.kept_bytes import kept_bytes
 from tests.objectives.test_dino import batch_of as dino_batch
 
 IMAGES = 4
@@ -48,23 +49,10 @@ def batch_of(backbone: BackboneConfig) -> MaeBatch:
     return MaeBatch(images, order < count, torch.arange(IMAGES))
 
 
-def kept_bytes(objective: Objective, batch: MaeBatch, precision: str) -> int:
-    """Of all tensors that autograd keeps for the backward pass, parameters apart."""
-    parameters = {p.untyped_storage().data_ptr() for p in objective.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
-    ):
-        objective(batch, 0)
-    return sum(storage.nbytes() for storage in kept.values())
+def kept_by(objective: Objective, batch: MaeBatch, precision: str) -> int:
+    """What one forward pass of training keeps."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        return kept_bytes(objective, lambda: objective(batch, 0))
 
 
 def build(variant: str) -> tuple[BackboneConfig, Objective]:
@@ -96,7 +84,7 @@ def test_the_bytes_kept_for_the_backward_pass_are_those_autograd_keeps(
     expected = IMAGES * cost.kept_bytes
     if precision == "bfloat16":
         expected += 2 * cost.cast_weights
-    found = kept_bytes(objective, batch_of(backbone), precision)
+    found = kept_by(objective, batch_of(backbone), precision)
     assert found == pytest.approx(expected, rel=0.04)
 
 
@@ -147,4 +135,4 @@ def test_dinos_operations_and_kept_bytes_are_what_they_are_said_to_be(
         objective(batch, 0).loss.backward()
     assert 3 * images * cost.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
     expected = images * cost.kept_bytes + (2 * cost.cast_weights if precision == "bfloat16" else 0)
-    assert kept_bytes(objective, batch, precision) == pytest.approx(expected, rel=0.1)
+    assert kept_by(objective, batch, precision) == pytest.approx(expected, rel=0.1)
