@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from ssl_vit.export import find_export
 from ssl_vit.models.cost import backbone_parameters
+from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import describe_set
 from ssl_vit.run_folder import RunFolder
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def announce(prepared: "Prepared", start_step: int) -> None:
-    """What will be trained, and how."""
+    """What will be trained, and how; before this start's plan takes the place of the last one's."""
     plan, config = prepared.plan, prepared.config
     # Not of the module: at ZeRO-3 its parameters are elsewhere.
     size = backbone_parameters(config.backbone) / 1e6
@@ -27,6 +29,8 @@ def announce(prepared: "Prepared", start_step: int) -> None:
     ]
     if start_step:
         lines.append(f"resuming at update {start_step:,} from {prepared.folder.checkpoints}")
+        before = prepared.folder.grouping()
+        lines += regrouped(config, before, (plan.micro_batch_size, plan.world_size))
     if len(plan.sets) > 1:
         lines += [describe_set(each) for each in plan.sets]
     if config.data.global_batch_size > plan.samples_per_epoch:
@@ -41,6 +45,30 @@ def announce(prepared: "Prepared", start_step: int) -> None:
         lines.append("note: one process shards nothing; engine.zero_stage=0 is a few % faster")
     lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def regrouped(config: RunConfig, before: tuple[int, int], now: tuple[int, int]) -> list[str]:
+    """A note where a run goes on in groups of images whose size is part of its result.
+
+    Args:
+        before, now: (images a micro-batch, processes).
+    """
+    moved = []
+    objective = config.objective
+    if isinstance(objective, DinoConfig):
+        if objective.koleo_weight and now[0] != before[0]:
+            moved.append("KoLeo (within a micro-batch)")
+        if objective.centering == "sinkhorn" and now[0] * now[1] != before[0] * before[1]:
+            moved.append("Sinkhorn-Knopp (over one micro-batch of all processes)")
+    if config.backbone.drop_path and now != before:
+        moved.append("drop path (by process and micro-batch)")
+    if not all(before) or not moved:
+        return []
+    was, this = (f"{count} × {micro}" for micro, count in (before, now))
+    return [
+        f"note: processes × images a micro-batch were {was} and are {this}, so these go on in "
+        f"other groups, and losses differ from those of an unbroken run: {', '.join(moved)}"
+    ]
 
 
 def say_end(folder: RunFolder, complete: bool) -> None:

@@ -29,7 +29,7 @@ from ssl_vit.recipes import read_config
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, machine_lanes, open_data, open_labelled, sizes_of
 from ssl_vit.run_folder import RunFolder
-from ssl_vit.start_from import check_beginning, find_checkpoint, load_exported, load_network
+from ssl_vit.start_from import check_beginning, has_begun, initial_objective
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.plan import RunPlan, make_plan, with_micro_batch
 
@@ -95,7 +95,7 @@ def prepare(
     check_same_data(folder.environment, describe_data(shards))
     order = build_order(sizes_of(shards), config.data, config.seed)
     everyone = processes or read_processes()
-    if config.resume_from:
+    if config.resume_from and not has_begun(folder):
         check_beginning(config)
     facts = data_facts(shards)
     plan = make_plan(config, plain_machine(everyone), facts)
@@ -156,15 +156,15 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     torch.set_num_threads(prepared.plan.threads)
     start_process_group(prepared.plan.device, processes)
     plan = (prepared := _agreed(prepared)).plan
-    objective = _initial_objective(config, plan.total_steps)
+    objective = initial_objective(config, folder, processes, plan.total_steps)
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
     checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
     start_step = checkpoints.restore()
     exports = _open_exports(prepared, objective)
     log = None
     if processes.is_first:
-        _write_run_folder(prepared, start_step)
         announce(prepared, start_step)
+        _write_run_folder(prepared, start_step)
         log = _open_log(prepared, start_step, engine.device)
     batches = _open_batches(prepared, start_step)
     bad = BadSamples(folder.bad_samples, start_step, config.data, processes.is_first)
@@ -201,24 +201,6 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
             log.close()
     engine.close()
     return complete
-
-
-def _initial_objective(config: RunConfig, total_steps: int) -> "Objective":
-    """The same on every rank."""
-    import torch
-
-    from ssl_vit.models.vit import VisionTransformer
-    from ssl_vit.objectives.build import build_objective
-
-    torch.manual_seed(config.seed)
-    model = VisionTransformer(config.backbone)
-    checkpoint = find_checkpoint(config.resume_from) if config.resume_from else None
-    if config.resume_from and checkpoint is None:
-        load_exported(model, config.resume_from)
-    objective = build_objective(config.objective, model, config.data, total_steps)
-    if checkpoint is not None:
-        load_network(objective, checkpoint)
-    return objective
 
 
 def _agreed(prepared: Prepared) -> Prepared:
@@ -305,6 +287,7 @@ def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "L
     from ssl_vit.training.alarms import AlarmFile
     from ssl_vit.training.measures import peak_flops
     from ssl_vit.training.metrics import MetricsLog
+    from ssl_vit.training.metrics_file import each_line
     from ssl_vit.training.progress import ProgressLine
     from ssl_vit.training.trainer import Log
 
@@ -320,11 +303,12 @@ def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "L
     )
     metrics.text("config", to_yaml(config))
     batch = config.data.global_batch_size
-    monitor = Monitor(config.monitor, CollapseWatch(config.objective, plan.warmup_steps))
+    watch = CollapseWatch(config.objective, plan.warmup_steps)
+    watch.recall(each_line(folder.metrics))
     return Log(
         metrics,
         ProgressLine(start_step, plan.total_steps, batch),
-        monitor,
+        Monitor(config.monitor, watch),
         AlarmFile(folder.alarms, start_step),
         folder.panels,
     )

@@ -149,7 +149,9 @@ def dino_vits16() -> RunConfig:
 
     Source: Caron et al. 2021, section 3.2 "Implementation details" and appendix C (AdamW 5e-4 ×
         batch/256, decay 0.04 → 0.4, batch 1024, momentum 0.996 → 1, 2 × 224 and 10 × 96 pixels with
-        a scale of 0.25; 800 epochs in table 2).
+        a scale of 0.25; 800 epochs in table 2). Otherwise than in the released code the norm of all
+        gradients together is clipped (there each parameter's) and drop path is the same in every
+        block (there it grows from 0).
     Expected on ImageNet-1k: k-NN 74.5, linear 77.0 after 800 epochs; 69.3 and 74.0 after 100 (the
         authors' release).
     """
@@ -160,7 +162,8 @@ def ibot_vits16() -> RunConfig:
     """iBOT, ViT-S/16. `ssl-vit pretrain ibot_vits16 --run RUN data.shards=SHARDS`
 
     Source: Zhou et al. 2021, section 4.1 and appendix C: DINO's, with a shared head of 8192
-        prototypes and half of the global views masked by 10 to 50 %, block-wise.
+        prototypes and half of the global views masked by 10 to 50 %, block-wise. Clipping and drop
+        path differ from the released code's as in `dino_vits16`.
     Expected on ImageNet-1k after 800 epochs: k-NN 75.2, linear 77.9 (the authors' release).
     """
     return _dino("ibot_vits16", prototypes=8192)
@@ -170,7 +173,8 @@ def dinov2_vitl16() -> RunConfig:
     """DINOv2's short run, ViT-L/16. `ssl-vit pretrain dinov2_vitl16 --run RUN data.shards=SHARDS`
 
     Source: Oquab et al. 2023, table 16 and the released configuration for ImageNet-1k: 100 "epochs"
-        of 1,250 updates of 2,048, shared heads, a moving average as centering.
+        of 1,250 updates of 2,048, shared heads, a moving average as centering. Otherwise than there
+        the norm of all gradients together is clipped (there backbone and heads apart).
     Expected on ImageNet-1k: k-NN 81.6, linear 82.9 (the authors' release).
     """
     return _dinov2("dinov2_vitl16", DinoConfig(centering="average"), batch=2048, updates=125_000)
@@ -180,7 +184,8 @@ def dinov2_vitl14_in22k() -> RunConfig:
     """DINOv2, ViT-L/14. `ssl-vit pretrain dinov2_vitl14_in22k --run RUN data.shards=SHARDS`
 
     Source: Oquab et al. 2023, table 16 and the released configuration for ImageNet-22k: 500
-        "epochs" of 1,250 updates of 3,072, a head for each loss, Sinkhorn-Knopp.
+        "epochs" of 1,250 updates of 3,072, a head for each loss, Sinkhorn-Knopp; clipping as in
+        `dinov2_vitl16`.
     Expected, trained on ImageNet-22k: k-NN 82.0, linear 84.5 on ImageNet-1k (the authors' release).
     """
     return _dinov2("dinov2_vitl14_in22k", _LARGE_HEADS, batch=3072, updates=625_000, patch_size=14)
@@ -190,7 +195,8 @@ def dinov2_vitg14() -> RunConfig:
     """DINOv2, ViT-g/14. `ssl-vit pretrain dinov2_vitg14 --run RUN data.shards=SHARDS`
 
     Source: Oquab et al. 2023, tables 16 and 17, with the released configuration for ImageNet-22k.
-        The published model of this size saw LVD-142M, which is not public.
+        The published model of this size saw LVD-142M, which is not public. Clipping as in
+        `dinov2_vitl16`.
     Expected: no published figure on ImageNet-22k.
     """
     return _dinov2(

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ssl_vit.config import differences, read_yaml, to_yaml, validate
 from ssl_vit.errors import UserError
@@ -53,18 +53,23 @@ class RunFolder:
 
     def found_micro_batch(self) -> tuple[str, int]:
         """What this folder's run found its micro-batch for, and that; ("", 0) where it did not."""
-        try:
-            plan = json.loads(self.plan.read_text())
-            return plan["micro_batch_found_for"], plan["micro_batch_size"]
-        except (OSError, ValueError, KeyError):
-            return "", 0
+        plan = self._read_plan()
+        return plan.get("micro_batch_found_for", ""), plan.get("micro_batch_size", 0)
+
+    def grouping(self) -> tuple[int, int]:
+        """(images a micro-batch, processes) of this folder's newest start; zeros before one."""
+        plan = self._read_plan()
+        return plan.get("micro_batch_size", 0), plan.get("world_size", 0)
 
     def total_steps(self) -> int:
         """Updates of the whole run; 0 before its first start."""
+        return self._read_plan().get("total_steps", 0)
+
+    def _read_plan(self) -> dict[str, Any]:
         try:
-            return int(json.loads(self.plan.read_text())["total_steps"])
-        except (OSError, ValueError, KeyError):
-            return 0
+            return json.loads(self.plan.read_text())
+        except (OSError, ValueError):
+            return {}
 
     def check(self, config: RunConfig) -> dict[str, str]:
         """Refuse a folder that belongs to something else; return what a resumed run changes.

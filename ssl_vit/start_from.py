@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_vit.config import differences
+from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
 from ssl_vit.export import find_export, load_backbone, read_export_info
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_folder import RunFolder
-from ssl_vit.training.checkpoint import MANIFEST, newest_checkpoint, read_manifest
+from ssl_vit.training.checkpoint import (
+    MANIFEST,
+    complete_checkpoints,
+    damage,
+    newest_checkpoint,
+    read_manifest,
+)
 
 if TYPE_CHECKING:
     from ssl_vit.models.vit import VisionTransformer
@@ -64,6 +71,40 @@ def check_beginning(config: RunConfig) -> None:
         )
 
 
+def initial_objective(
+    config: RunConfig, folder: RunFolder, processes: Processes, total_steps: int
+) -> "Objective":
+    """A run's objective before its own checkpoint: fresh, or as `resume_from` says; the same on
+    every rank, and all of them call it.
+
+    Args:
+        folder: Of the run; once it has checkpoints, the other network is not needed any more.
+
+    Raises:
+        UserError: That network does not fit, or is damaged.
+    """
+    import torch
+
+    from ssl_vit.models.vit import VisionTransformer
+    from ssl_vit.objectives.build import build_objective
+
+    torch.manual_seed(config.seed)
+    model = VisionTransformer(config.backbone)
+    given = "" if has_begun(folder) else config.resume_from
+    checkpoint = find_checkpoint(given) if given else None
+    if given and checkpoint is None:
+        load_exported(model, given)
+    objective = build_objective(config.objective, model, config.data, total_steps)
+    if checkpoint is not None:
+        load_network(objective, checkpoint, processes)
+    return objective
+
+
+def has_begun(folder: RunFolder) -> bool:
+    """Whether the run goes on from a checkpoint of its own."""
+    return bool(complete_checkpoints(folder.checkpoints))
+
+
 def load_exported(model: "VisionTransformer", path: str) -> None:
     """Start a fresh backbone from an export, its positions resized to the new grid.
 
@@ -80,25 +121,29 @@ def load_exported(model: "VisionTransformer", path: str) -> None:
         ) from None
 
 
-def load_network(objective: "Objective", checkpoint: Path) -> None:
-    """Start a fresh objective from a checkpoint of the same kind, positions resized.
+def load_network(objective: "Objective", checkpoint: Path, processes: Processes) -> None:
+    """Start a fresh objective from a checkpoint of the same kind, positions resized; every rank
+    calls it, and reads a part of the files to see whether they are whole.
 
     Args:
         objective: Whole, on the CPU, before an engine has it.
         checkpoint: Of any ZeRO stage and number of processes.
 
     Raises:
-        UserError: It cannot be read, or a tensor has another size; names it.
+        UserError: It is damaged or cannot be read, or a tensor has another size; names it.
     """
     import torch
 
     from ssl_vit.models.vit import fit_positions
+    from ssl_vit.training.agreement import gather
     from ssl_vit.training.pieces import BUFFER, WEIGHT
     from ssl_vit.training.state_file import StateReader
 
+    for problem in gather(damage(checkpoint, processes), processes):
+        if problem is not None:
+            raise UserError(f"resume_from: {problem}", "give another checkpoint, or an export")
     manifest = read_manifest(checkpoint)
-    if isinstance(manifest, str):
-        raise UserError(manifest, "give another checkpoint")
+    assert not isinstance(manifest, str)
     state = objective.state_dict(keep_vars=True)
     try:
         reader = StateReader([checkpoint / name for name in manifest["files"]])

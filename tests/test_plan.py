@@ -182,7 +182,7 @@ def test_workers_prefetch_and_pinning_follow_from_the_machine() -> None:
 def test_prefetch_is_two_updates_in_bounded_memory(
     micro: int, accumulation: int, workers: int, prefetch: int
 ) -> None:
-    assert choose_prefetch(micro, accumulation, workers, image_size=224) == prefetch
+    assert choose_prefetch(micro, accumulation, workers, pixels=224**2) == prefetch
 
 
 def test_the_plan_says_what_becomes_of_every_set() -> None:
@@ -196,3 +196,19 @@ def test_the_plan_says_what_becomes_of_every_set() -> None:
     ]
     weighted = plan(*words, "data.shards=[A,B]", "data.weights=[3,1]", data=data).sets
     assert [(s.share, s.times_seen) for s in weighted] == [(0.75, 3.072), (0.25, 0.512)]
+
+
+def test_all_views_count_in_what_is_prefetched() -> None:
+    # 7 workers, 2 × 224² + 8 × 96² pixels an image: 234 MB a slot, and two slots are in use.
+    machine = Machine(8, 8, "cuda")
+    assert make_plan(find_recipe("dinov2_vitl16"), machine, IMAGENET).prefetch == 2
+    globals_alone = apply_overrides(find_recipe("dinov2_vitl16"), ["objective.local_crops=0"])
+    assert make_plan(globals_alone, machine, IMAGENET).prefetch == 3
+
+
+def test_koleo_of_a_single_image_is_refused() -> None:
+    config = apply_overrides(find_recipe("dinov2_small_data"), ["engine.micro_batch_size=1"])
+    with pytest.raises(UserError, match=r"objective\.koleo_weight compares"):
+        make_plan(config, Machine(1, 2, "cpu"), IMAGENET)
+    without = apply_overrides(config, ["objective.koleo_weight=0"])
+    assert make_plan(without, Machine(1, 2, "cpu"), IMAGENET).micro_batch_size == 1

@@ -1,5 +1,6 @@
 """A run that starts from another one's network: teacher and heads too, on larger crops too."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from ssl_vit.config import apply_overrides
+from ssl_vit.distributed import read_processes
 from ssl_vit.errors import UserError
 from ssl_vit.models.position import resize_positions
 from ssl_vit.models.vit import VisionTransformer
@@ -57,7 +59,7 @@ def stored(run: Path) -> StateReader:
 def loaded(run: Path, *words: str) -> Objective:
     objective, checkpoint = fresh(config_of(*words)), find_checkpoint(run)
     assert checkpoint is not None
-    load_network(objective, checkpoint)
+    load_network(objective, checkpoint, read_processes())
     return objective
 
 
@@ -125,3 +127,34 @@ def test_another_backbone_is_refused(trained: Path):
 def test_nothing_there_is_said(tmp_path: Path):
     with pytest.raises(UserError, match="neither a checkpoint nor an export"):
         check_beginning(config_of(f"resume_from={tmp_path}"))
+
+
+def copied(trained: Path, to: Path) -> Path:
+    shutil.copytree(trained / "checkpoints" / "step_00000003", to / "checkpoints/step_00000003")
+    shutil.copy(trained / "config.yaml", to)
+    return to
+
+
+def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path):
+    source = copied(trained, tmp_path / "source")
+    file = next((source / "checkpoints/step_00000003").glob("rank_*.safetensors"))
+    pixels = bytearray(file.read_bytes())
+    pixels[-1] ^= 1
+    file.write_bytes(pixels)
+    with pytest.raises(UserError, match="its sha256 differs"):
+        loaded(source)
+    file.write_bytes(pixels[:-8])
+    with pytest.raises(UserError, match="is damaged"):
+        loaded(source / "checkpoints/step_00000003")
+
+
+def test_once_begun_a_run_needs_the_other_no_more(trained: Path, shards: Path, tmp_path: Path):
+    source = copied(trained, tmp_path / "source")
+    words = ("pretrain", RECIPE, "--smoke", *SHORT, f"data.shards={shards}")
+    words += (f"resume_from={source}", "--run", tmp_path / "run")
+    done = ssl_vit(*words)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(source)
+    shutil.rmtree(tmp_path / "run" / "exports")  # so that there is something to do again
+    again = ssl_vit(*words)
+    assert again.returncode == 0, again.stderr

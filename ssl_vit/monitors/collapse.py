@@ -6,9 +6,9 @@ once, or is sharp and the same for all images, is one at once.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig
 
@@ -58,6 +58,18 @@ class CollapseWatch:
     def active(self) -> list[Symptom]:
         """Those of which an alarm was raised and that are still there."""
         return [symptom for symptom, count in self._streaks.items() if count >= _PATIENCE]
+
+    def recall(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Take up what was seen before a restart, so that a fall is measured from the run's own
+        height and an alarm that lasts is not raised anew.
+
+        Args:
+            lines: Of `metrics.jsonl`, the oldest first; what was not finite is None there.
+        """
+        for line in lines:
+            if line.get("monitor/spread") is not None:
+                measures = {name: each for name, each in line.items() if isinstance(each, float)}
+                self.judge(line["step"], measures)
 
     def judge(self, step: int, measures: Mapping[str, float]) -> list[Alarm]:
         """New alarms.

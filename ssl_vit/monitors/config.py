@@ -30,4 +30,6 @@ class MonitorConfig(Config):
     """Updates between two such probes."""
 
     labelled_images: int = Field(default=2_000, ge=FEWEST_PROBED)
-    """At most so many labelled images, of all classes alike; a quarter of them is the test set."""
+    """At most so many labelled images, the same share of every class; a quarter of them is the test
+    set.
+    """

@@ -84,4 +84,8 @@ class Monitor:
         }
         if self._codes.seen:
             measures["monitor/code_usage"] = usage(self._codes.rows, self._num_codes)
-        return measures, self.watch.judge(step + 1, {**metrics, **measures})
+        judged = {**metrics, **measures}
+        if self._features.seen < self.config.buffer:
+            # After a restart too: of few rows it is small, and the run's peak is remembered.
+            del judged["monitor/rankme"]
+        return measures, self.watch.judge(step + 1, judged)

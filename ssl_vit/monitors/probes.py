@@ -84,8 +84,10 @@ class Probe:
         self.num_train, self.num_classes = len(train), len(shards.classes)
         self.labels = torch.from_numpy(shards.labels[numbers].astype(np.int64))
         """(N,) of all ranks' images: train, then test."""
-        self.places = torch.arange(rank, len(numbers), world_size)
-        """(n,) where this rank's stand among them."""
+        # As many on every rank, a few of them twice: at ZeRO-3 all ranks make the same passes.
+        share = -(-len(numbers) // world_size)
+        self.places = (torch.arange(share) * world_size + rank) % len(numbers)
+        """(n,) where this rank's stand among them; n is the same on all ranks."""
         maker = EvaluationBatches(shards, CenterCrop(image_size, CROP_RATIO))
         mine = numbers[self.places.numpy()].tolist()
         memory = torch.empty(maker.num_bytes(len(mine)), dtype=torch.uint8)
@@ -106,7 +108,8 @@ class Probe:
         return Probed(self.places, torch.cat(found))
 
     def accuracies(self, parts: Sequence[Probed]) -> dict[str, float]:
-        """`probe/PROTOCOL_KIND` → share in [0, 1] of test images that got their label.
+        """`probe/PROTOCOL_KIND` → share in [0, 1] of test images that got their label; empty where
+        features are not finite.
 
         Args:
             parts: Of every rank.
@@ -114,6 +117,8 @@ class Probe:
         features = torch.empty(len(self.labels), *parts[0].features.shape[1:])
         for places, values in parts:
             features[places] = values
+        if not torch.isfinite(features).all():
+            return {}  # float16 overflows now and then; the guards have words for what lasts
         cut, labels = self.num_train, self.labels
         k = min(NEIGHBOURS, cut)
         found: dict[str, float] = {}

@@ -26,6 +26,17 @@ def objective_cost(
     assert_never(objective)
 
 
+def view_pixels(objective: ObjectiveConfig, backbone: BackboneConfig) -> int:
+    """Places in all views of an image together, each of three colours."""
+    match objective:
+        case MaeConfig():
+            return backbone.image_size**2
+        case DinoConfig():
+            local = objective.local_crops * objective.local_size**2
+            return 2 * backbone.image_size**2 + local
+    assert_never(objective)
+
+
 def _mae(objective: MaeConfig, backbone: BackboneConfig, arithmetic: Arithmetic) -> Cost:
     patches, width = backbone.num_patches, objective.decoder_width
     hidden = num_hidden_patches(patches, objective.mask_ratio)
@@ -71,7 +82,6 @@ def _dino(objective: DinoConfig, backbone: BackboneConfig, arithmetic: Arithmeti
     student = _times(2, one_global) + _times(objective.local_crops, one_local) + heads + patches
     # A forward pass alone is a third of what `flops` stands for.
     teacher = (2 * whole.flops + asked.flops + patches.flops) / 3
-    pixels = 2 * backbone.image_size**2 + objective.local_crops * objective.local_size**2
     targets = (2 * sizes[0] + masked * patch_sizes[0]) * FLOAT32
     return replace(
         student,
@@ -80,7 +90,7 @@ def _dino(objective: DinoConfig, backbone: BackboneConfig, arithmetic: Arithmeti
         flops=student.flops + teacher,
         # The same weights in every pass; autocast keeps no copy of those that are not trained.
         cast_weights=one_global.cast_weights + heads.cast_weights + own_weights,
-        held_bytes=3 * pixels * FLOAT32 + targets,
+        held_bytes=3 * view_pixels(objective, backbone) * FLOAT32 + targets,
     )
 
 

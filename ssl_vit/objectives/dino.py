@@ -262,10 +262,13 @@ class Dino(Objective):
         ]
 
     def _rate_of(self, name: str) -> float:
+        lowest = self.backbone.config.depth + 1
+        if name == "mask_token":  # stands beside the class token, and learns as fast
+            return self.config.layer_decay**lowest
         own = name.removeprefix("student.backbone.")
         if own == name:
             return 1.0
-        above = self.backbone.config.depth + 1 - self.backbone.layer_of(own)
+        above = lowest - self.backbone.layer_of(own)
         rate = self.config.layer_decay**above
         return rate * self.config.stem_rate if own.startswith("patch_embed.") else rate
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_vit.objectives.autocast import without_autocast
+
 # R rows (images or patches), C prototypes, D width, B images, V views.
 
 
@@ -22,11 +24,6 @@ def _largest_over_ranks(tensor: Tensor) -> Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return tensor
-
-
-def without_autocast(tensor: Tensor) -> torch.autocast:
-    """Products inside are as precise as what goes into them, also where training is in bfloat16."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_vit.objectives.autocast import without_autocast
+
 # B images, S pixels a side, K pixels of a blur's kernel.
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's and torchvision's
@@ -64,7 +66,8 @@ def draw(asked: Photometry, rng: np.random.Generator) -> np.ndarray:
 
 @torch.no_grad()
 def apply(images: Tensor, rows: Tensor) -> Tensor:
-    """Do it.
+    """Change colours, blur and solarise each image as its row says, in float32 whatever training
+    is in.
 
     Args:
         images: (B, 3, S, S) uint8.
@@ -131,8 +134,9 @@ def _blur(x: Tensor, deviation: Tensor) -> Tensor:
     # All images and channels as the channels of one image, each with a kernel of its own.
     weights = kernel.repeat_interleave(3, dim=0).unsqueeze(1)
     flat = F.pad(x.reshape(1, batch * 3, height, width), [_RADIUS] * 4, mode="reflect")
-    flat = F.conv2d(flat, weights.unsqueeze(2), groups=batch * 3)
-    flat = F.conv2d(flat, weights.unsqueeze(3), groups=batch * 3)
+    with without_autocast(flat):
+        flat = F.conv2d(flat, weights.unsqueeze(2), groups=batch * 3)
+        flat = F.conv2d(flat, weights.unsqueeze(3), groups=batch * 3)
     return flat.view_as(x)
 
 

@@ -54,10 +54,12 @@ def principal_colours(patches: Tensor) -> Tensor:
     Returns:
         (B, N, 3).
     """
-    rows = patches.flatten(0, 1).float()
+    # In double, which autocast leaves alone; a feature that float16 could not hold is left out, as
+    # a picture must not end a run.
+    rows = patches.flatten(0, 1).double().nan_to_num(0.0, 0.0, 0.0)
     rows = rows - rows.mean(dim=0)
-    _, vectors = torch.linalg.eigh((rows.T @ rows).double())
-    found = rows @ vectors[:, -3:].flip(1).to(rows.dtype)
+    _, vectors = torch.linalg.eigh(rows.T @ rows)
+    found = (rows @ vectors[:, -3:].flip(1)).float()
     # A direction has no sign of its own; this one is the same from one panel to the next, mostly.
     found = found * found.pow(3).sum(dim=0).sign()
     low, high = torch.quantile(found, torch.tensor([0.02, 0.98], device=found.device), dim=0)

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
 from ssl_vit.files import hash_file
 from ssl_vit.training.config import CheckpointConfig
@@ -136,7 +137,7 @@ class Checkpoints:
         """
         damaged: list[Path] = []
         for checkpoint in reversed(complete_checkpoints(self.folder)):
-            problem = self._damage(checkpoint)
+            problem = damage(checkpoint, self.engine.processes)
             if problem is not None:
                 _say(problem)
             if self.engine.any_rank(problem is not None)[0]:
@@ -193,20 +194,6 @@ class Checkpoints:
                 shutil.rmtree(old)
         for partial in self.folder.glob(".partial_*"):
             shutil.rmtree(partial)
-
-    def _damage(self, checkpoint: Path) -> str | None:
-        """What is wrong with this rank's share of the files, which together are all."""
-        manifest = read_manifest(checkpoint)
-        if isinstance(manifest, str):
-            return manifest
-        processes = self.engine.processes
-        names = sorted(manifest["files"])[processes.rank :: processes.world_size]
-        for name in names:
-            if (problem := _wrong_size(checkpoint, name, manifest["files"][name])) is not None:
-                return problem
-            if hash_file(checkpoint / name) != manifest["files"][name]["sha256"]:
-                return f"checkpoint file {checkpoint / name} is damaged: its sha256 differs"
-        return None
 
     def _load(self, checkpoint: Path) -> int:
         manifest = read_manifest(checkpoint)
@@ -278,6 +265,20 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | str:
     if manifest.get("format") != FORMAT:
         return f"checkpoint {checkpoint} is of another version of ssl-vit"
     return manifest
+
+
+def damage(checkpoint: Path, processes: Processes) -> str | None:
+    """What is wrong with this rank's share of a checkpoint's files; the ranks' together are all."""
+    manifest = read_manifest(checkpoint)
+    if isinstance(manifest, str):
+        return manifest
+    names = sorted(manifest["files"])[processes.rank :: processes.world_size]
+    for name in names:
+        if (problem := _wrong_size(checkpoint, name, manifest["files"][name])) is not None:
+            return problem
+        if hash_file(checkpoint / name) != manifest["files"][name]["sha256"]:
+            return f"checkpoint file {checkpoint / name} is damaged: its sha256 differs"
+    return None
 
 
 def _wrong_size(checkpoint: Path, name: str, facts: dict[str, Any]) -> str | None:

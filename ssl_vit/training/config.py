@@ -64,7 +64,9 @@ class OptimizerConfig(Config):
 
 
 class EngineConfig(Config):
-    """How fast and where, never what: no field here may move the losses beyond rounding."""
+    """How fast and where, never what: no field here may move the losses beyond rounding, but for
+    what `micro_batch_size` says of itself.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA where there is one."""
@@ -91,6 +93,10 @@ class EngineConfig(Config):
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 64
     """Images a forward pass and process; a process's whole share where that is smaller. `auto`: the
     largest that fits into 80 % of its memory, by `ssl-vit plan`'s figures, found once for a run.
+    It is part of the result where images are compared with each other or dropped: KoLeo looks for
+    neighbours in the micro-batch of one process, Sinkhorn-Knopp uses prototypes alike over a
+    micro-batch of all processes, and drop path leaves out a whole number of its images. With
+    `objective.centering=average` and neither KoLeo nor drop path, it is speed alone.
     """
 
     activation_checkpointing: bool = False

@@ -1,6 +1,7 @@
 """Reading and mending `metrics.jsonl`. Apart from the writer so that it needs no torch."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,14 @@ def count_until(file: Path, step: int) -> int:
     return sum(_step_of(line) <= step for line in _lines(file)) if file.is_file() else 0
 
 
+def each_line(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` one after the other: all of a long run's are gigabytes."""
+    return (json.loads(line) for line in _lines(file))
+
+
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in _lines(file)]
+    return list(each_line(file))
 
 
 def _lines(file: Path) -> list[str]:

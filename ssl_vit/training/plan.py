@@ -14,7 +14,8 @@ from ssl_vit.data.config import SLOTS_IN_USE
 from ssl_vit.data.order import lanes_of_rank
 from ssl_vit.errors import UserError
 from ssl_vit.models.cost import Arithmetic, Cost, Precision
-from ssl_vit.objectives.cost import objective_cost
+from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.objectives.cost import objective_cost, view_pixels
 from ssl_vit.schedules import cosine, warmup_cosine
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.memory import USABLE, largest_micro_batch, memory_of
@@ -110,7 +111,8 @@ def make_plan(
             if it was for the same.
 
     Raises:
-        UserError: Batch, lanes, processes and micro-batch do not divide.
+        UserError: Batch, lanes, processes and micro-batch do not divide, or not as the objective
+            needs it.
     """
     batch, lanes = config.data.global_batch_size, config.data.lanes
     lanes_of_rank(lanes, 0, machine.world_size)
@@ -126,14 +128,12 @@ def make_plan(
         found = earlier[1] if earlier[0] == same else 0
         wanted = found or find_micro_batch(config, machine, cost, arithmetic)
     micro, accumulation = split_batch(batch, machine.world_size, wanted, lanes)
+    _refuse_lone_images(config, micro)
     samples_per_epoch = data.num_samples // lanes * lanes
     unit = config.schedule.unit
     total_steps = max(1, _steps(config.schedule.length, unit, samples_per_epoch, batch))
     warmup_steps = _steps(config.schedule.warmup, unit, samples_per_epoch, batch)
     workers = choose_workers(config.engine.workers, machine.cores)
-    prefetch = config.engine.prefetch
-    if prefetch == "auto":
-        prefetch = choose_prefetch(micro, accumulation, workers, config.backbone.image_size)
     return RunPlan(
         world_size=machine.world_size,
         device=machine.device,
@@ -142,7 +142,7 @@ def make_plan(
         micro_batch_found_for=same,
         accumulation=accumulation,
         workers=workers,
-        prefetch=prefetch,
+        prefetch=_prefetch(config, micro, accumulation, workers),
         pin_memory=machine.device == "cuda",
         threads=machine.cores,
         num_samples=data.num_samples,
@@ -216,10 +216,7 @@ def choose_arithmetic(engine: EngineConfig, machine: Machine) -> Arithmetic:
 def with_micro_batch(plan: RunPlan, micro_batch_size: int, config: "RunConfig") -> RunPlan:
     """The same plan with a smaller micro-batch, a divisor of a process's share."""
     accumulation = plan.micro_batch_size * plan.accumulation // micro_batch_size
-    prefetch = config.engine.prefetch
-    if prefetch == "auto":
-        size = config.backbone.image_size
-        prefetch = choose_prefetch(micro_batch_size, accumulation, plan.workers, size)
+    prefetch = _prefetch(config, micro_batch_size, accumulation, plan.workers)
     changes = {"accumulation": accumulation, "prefetch": prefetch}
     return plan.model_copy(update={"micro_batch_size": micro_batch_size, **changes})
 
@@ -243,7 +240,23 @@ def choose_workers(said: int | Literal["auto"], cores: int) -> int:
     return min(max(cores - 1, 1), 16) if said == "auto" else said
 
 
-def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, image_size: int) -> int:
+def _prefetch(config: "RunConfig", micro: int, accumulation: int, workers: int) -> int:
+    if config.engine.prefetch != "auto":
+        return config.engine.prefetch
+    views = view_pixels(config.objective, config.backbone)
+    return choose_prefetch(micro, accumulation, workers, views)
+
+
+def _refuse_lone_images(config: "RunConfig", micro: int) -> None:
+    objective = config.objective
+    if micro == 1 and isinstance(objective, DinoConfig) and objective.koleo_weight:
+        raise UserError(
+            "objective.koleo_weight compares the images of a micro-batch, and it has only one",
+            "set engine.micro_batch_size=2 or more, or objective.koleo_weight=0",
+        )
+
+
+def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, pixels: int) -> int:
     """Micro-batches a data worker prepares ahead: two updates in all, in bounded memory where one
     fits.
 
@@ -251,11 +264,11 @@ def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, imag
         micro_batch_size: Images.
         accumulation: Micro-batches an update.
         workers: Data workers.
-        image_size: Pixels a side.
+        pixels: Of all views of an image.
     """
     workers = max(workers, 1)
     wanted = -(-2 * accumulation // workers) + 1
-    fits = _MOST_PREFETCHED // (workers * micro_batch_size * 3 * image_size**2) - SLOTS_IN_USE
+    fits = _MOST_PREFETCHED // (workers * micro_batch_size * 3 * pixels) - SLOTS_IN_USE
     return max(1, min(max(wanted, 2), fits, 8))
 
 

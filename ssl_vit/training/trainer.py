@@ -196,7 +196,7 @@ class Trainer:
         if self.probe is None or start_step:
             return
         probed = self._probe()
-        if self.log is not None:
+        if self.log is not None and probed:
             self.log.begin(probed)
 
     def _tell(self, step: int, result: StepResult, is_last: bool) -> None:

@@ -72,6 +72,20 @@ def test_a_fall_from_what_was_is_an_alarm_before_the_warm_up_is_over():
     assert symptoms(watch(warmup_steps=5000), *falls) == ["one direction"]
 
 
+def test_a_restart_remembers_the_height_it_falls_from_and_the_alarms_that_last():
+    before = [{"step": 1000 + 10 * place, **healthy(rankme=90.0)} for place in range(3)]
+    between: dict[str, Any] = {"step": 1025, "loss": 1.0, "skipped": None, "samples": [1, 2]}
+    broken = dict.fromkeys(healthy(), None)
+    fallen = healthy(rankme=15.0)
+    resumed = watch(MaeConfig())
+    resumed.recall([*before, between, {"step": 1030, **broken}])
+    assert symptoms(resumed, *[fallen] * 3, first=1040) == ["few dimensions"]
+    again = watch(MaeConfig())
+    again.recall([*before, *({"step": 1040 + 10 * place, **fallen} for place in range(3))])
+    assert again.active == ["few dimensions"]
+    assert symptoms(again, *[fallen] * 3, first=1070) == []
+
+
 def test_losing_dimensions_is_an_alarm():
     fine = [healthy(rankme=value) for value in (20.0, 60.0, 90.0)]
     fallen = [healthy(rankme=15.0)] * 3
@@ -126,3 +140,15 @@ def test_a_monitor_looks_every_few_updates_at_features_of_many():
 def test_features_that_are_not_finite_are_somebody_elses():
     monitor = Monitor(MonitorConfig(every_steps=1), watch())
     assert monitor.look(0, [Observed(torch.full((4, 8), float("nan")))], {}) == ({}, [])
+
+
+def test_few_rows_are_no_few_dimensions():
+    monitor = Monitor(MonitorConfig(every_steps=1, buffer=64), watch(MaeConfig()))
+    monitor.watch.recall([{"step": 1000, **healthy(rankme=60.0)}])
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1001, 1009):  # as after a restart: 4, 8, … rows
+        seen = [Observed(torch.randn(4, 128, generator=generator))]
+        measures, alarms = monitor.look(step, seen, {})
+        assert measures["monitor/rankme"] < 40
+        assert alarms == []
+        assert monitor.watch.active == []

@@ -39,11 +39,15 @@ def test_images_are_chosen_from_all_classes_alike_and_always_the_same(opened: Sh
     assert (np.bincount(opened.labels[both]) == 6).all()
 
 
-def test_all_ranks_together_have_every_image_once(opened: ShardSet):
-    config = MonitorConfig(labelled_images=30)
+@pytest.mark.parametrize("count", [30, 31])
+def test_all_ranks_together_have_every_image_and_each_has_as_many(opened: ShardSet, count: int):
+    config = MonitorConfig(labelled_images=count)
     alone = Probe(opened, config, 32, 0, 1)
     parts = [Probe(opened, config, 32, rank, 3) for rank in range(3)]
-    assert sorted(torch.cat([part.places for part in parts]).tolist()) == list(range(30))
+    everyone = torch.cat([part.places for part in parts])
+    assert everyone.unique().tolist() == list(range(count))
+    # At ZeRO-3 a rank that made one more pass would wait for the others for ever.
+    assert {len(part.images) for part in parts} == {-(-count // 3)}
     for part in parts:
         assert torch.equal(part.images, alone.images[part.places])
         assert torch.equal(part.labels, alone.labels)
@@ -65,6 +69,11 @@ def test_accuracies_are_1_where_features_say_the_class_and_chance_where_they_do_
     assert found["probe/knn_cls"] == found["probe/linear_cls"] == 1
     assert found["probe/knn_mean"] < 0.9
     assert found["probe/linear_mean"] < 0.9
+
+
+def test_features_that_are_not_finite_have_no_accuracy(opened: ShardSet):
+    probe = Probe(opened, MonitorConfig(labelled_images=40), 32, 0, 1)
+    assert probe.accuracies([Probed(probe.places, torch.full((40, 2, 4), torch.nan))]) == {}
 
 
 def test_the_ridge_is_chosen_by_leaving_one_out():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_vit.errors import UserError
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import DinoConfig
@@ -15,6 +16,7 @@ from ssl_vit.objectives.dino import Dino, _describe
 from ssl_vit.objectives.dino_views import DinoBatch, DinoViews
 from ssl_vit.objectives.distillation import koleo, patch_loss, sinkhorn, view_loss
 from ssl_vit.objectives.pixels import PixelScale
+from ssl_vit.recipes import read_config
 from tests.pictures import draw_and_render
 
 SIZE, PATCH, SIDE = 32, 8, 4
@@ -99,6 +101,13 @@ def test_the_loss_is_its_parts_put_together(prototypes: int):
     assert output.loss.item() == pytest.approx(total.item(), rel=1e-5)
 
 
+def test_each_head_has_its_own_prototypes_and_bottleneck():
+    student = make(dino_config(ibot_prototypes=12, ibot_bottleneck=6)).student
+    assert student.head.prototypes.weight.shape == (24, 8)
+    assert student.patch_head is not None
+    assert student.patch_head.prototypes.weight.shape == (12, 6)
+
+
 def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher():
     config = dino_config(ibot_prototypes=12)
     objective = make(config, backbone_config(registers=1, layer_scale=1e-5))
@@ -109,6 +118,7 @@ def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher():
         else:
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.any(), name
     trained = {id(p) for group in objective.parameter_groups() for p in group.parameters}
     assert trained == {id(p) for p in objective.parameters() if p.requires_grad}
 
@@ -160,6 +170,19 @@ def test_deeper_layers_learn_faster_and_prototypes_later():
     assert rates[own + "blocks.0.mlp.fc1.weight"].weight_decay_scale == 1
     assert rates[own + "blocks.0.mlp.fc1.bias"].weight_decay_scale == 0
     assert rates["mask_token"].weight_decay_scale == 0
+    assert rates["mask_token"].learning_rate_scale == 0.125
+
+
+@pytest.mark.parametrize(("released", "first", "second"), [(False, 1.0, 0.1), (True, 0.0, 0.9)])
+def test_each_view_is_blurred_and_solarised_as_often_as_the_paper_or_its_code_has_it(
+    released: bool, first: float, second: float
+):
+    views = DinoViews(dino_config(released_blur=released), backbone_config())
+    rng = np.random.Generator(np.random.Philox(3))
+    drawn = np.stack([views.draw(48, 40, rng).photometry for _ in range(800)])
+    blurred, solarised = (drawn[..., 5] > 0).mean(axis=0), drawn[..., 6].mean(axis=0)
+    np.testing.assert_allclose(blurred, [first, second, 0.5, 0.5], atol=0.05)
+    np.testing.assert_allclose(solarised, [0.0, 0.2, 0.0, 0.0], atol=0.04)
 
 
 def test_views_are_collated_view_by_view_and_masks_weigh_each_view_alike():
@@ -214,3 +237,19 @@ def test_collapses_are_told_apart_by_entropy_and_divergence():
     assert of(torch.eye(8)) == pytest.approx((0, 0), abs=1e-6)  # sure, and of another each time
     assert of(torch.eye(8)[[3] * 8]) == pytest.approx((0, most))  # sure of the same
     assert of(torch.full((8, 8), 1 / 8)) == pytest.approx((most, 0), abs=1e-6)  # sure of none
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("backbone.patch_size=14", "set objective.local_size=84 or 98"),
+        ("objective.local_size=5", "set objective.local_size=16"),
+        ("objective.mask_probability=0", "objective.ibot_weight=0"),
+        ("objective.max_mask_ratio=0.001", "objective.ibot_weight=0"),
+    ],
+)
+def test_views_and_masks_that_cannot_be_are_refused_before_anything_begins(word: str, said: str):
+    more = ["objective.min_mask_ratio=0"] if "max_mask" in word else []
+    with pytest.raises(UserError) as refused:
+        read_config("dinov2_vitl16", [word, *more], is_smoke=False)
+    assert said in f"{refused.value.problem} {refused.value.remedy}"

@@ -87,6 +87,8 @@ def test_dinov2_equals_the_plain_loop_at_every_stage_and_number_of_processes(
     # KoLeo looks at one process's images, and dropped paths follow the rank.
     words = (f"data.shards={shards}", "objective.koleo_weight=0", "backbone.drop_path=0")
     words += (f"schedule.length={STEPS}", "schedule.warmup=1", f"objective.centering={centering}")
+    # Two updates with the prototypes frozen, and a teacher that moves far enough to be compared.
+    words += ("objective.freeze_prototypes=0.4", "objective.momentum=0.9")
     expected = plain_loop(words)
     begin = ("pretrain", RECIPE, "--smoke", "--run")
     # A moving average is over whole updates; Sinkhorn-Knopp sees a micro-batch of all ranks.

@@ -57,6 +57,14 @@ def test_images_of_a_batch_do_not_touch_each_other():
         torch.testing.assert_close(together[place], alone[0], atol=1e-6, rtol=0)
 
 
+def test_autocast_rounds_no_colours():
+    generator = np.random.Generator(np.random.Philox(7))
+    each = torch.from_numpy(np.stack([draw(ALL, generator) for _ in range(4)]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = apply(images(), each)
+    torch.testing.assert_close(made, apply(images(), each), rtol=0, atol=0)
+
+
 def test_what_is_drawn_has_the_probabilities_and_ranges_that_were_asked():
     rng = np.random.Generator(np.random.Philox(3))
     drawn = np.stack([draw(ALL, rng) for _ in range(4000)])

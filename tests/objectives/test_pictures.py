@@ -89,3 +89,13 @@ def test_the_views_are_shown_as_the_student_saw_them():
     place = int(batch.hidden[0].nonzero()[0])
     top, left = (FRAME + 8 * (place // 4)), (FRAME + 8 * (place % 4))
     assert picture[:, top : top + 8, left : left + 8].float().std() < 1
+
+
+def test_features_that_overflow_make_a_picture_too():
+    patches = torch.randn(2, 40, 24)
+    patches[0, 3, 5] = torch.inf
+    patches[1, 2, 7] = torch.nan
+    with torch.autocast("cpu", dtype=torch.float16):  # whose largest number is 65,504
+        colours = principal_colours(100 * patches)
+    assert torch.isfinite(colours).all()
+    assert len(colours.unique()) > 100
