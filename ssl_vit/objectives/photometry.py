@@ -79,19 +79,20 @@ def apply(images: Tensor, rows: Tensor) -> Tensor:
     Source: the recipe is Grill et al. 2020 (BYOL), arXiv 2006.07733, appendix B, tables 6 and 7,
         which Caron et al. 2021 and Oquab et al. 2023 take over.
     """
-    x = images.to(torch.float32, memory_format=torch.contiguous_format) / 255
+    x = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     brightness, contrast, saturation, hue, grey, blur, solarize = (
         column.view(-1, 1, 1, 1) for column in rows.unbind(dim=1)
     )
-    x = (x * brightness).clamp(0, 1)
+    x.mul_(brightness).clamp_(0, 1)
     mean = _grey(x).mean(dim=(1, 2, 3), keepdim=True)
-    x = (mean + contrast * (x - mean)).clamp(0, 1)
+    x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
     flat = _grey(x)
-    x = (flat + saturation * (x - flat)).clamp(0, 1)
+    x.sub_(flat).mul_(saturation).add_(flat).clamp_(0, 1)
     x = _turn_hue(x, hue)
     x = torch.where(grey > 0, _grey(x), x)
     x = _blur(x, blur.view(-1))
-    return torch.where((solarize > 0) & (x >= _SOLARIZE_FROM), 1 - x, x)
+    # No value reaches 2.
+    return torch.where(x >= torch.where(solarize > 0, _SOLARIZE_FROM, 2.0), 1 - x, x)
 
 
 def _grey(x: Tensor) -> Tensor:
@@ -105,22 +106,24 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
 
     Source: Smith 1978, "Color gamut transform pairs", as the one formula that needs no sectors.
     """
-    value, _ = x.max(dim=1)
-    least, _ = x.min(dim=1)
-    chroma = value - least
+    value = x.amax(dim=1)
+    chroma = value - x.amin(dim=1)
     red, green, blue = x.unbind(dim=1)
-    safe = chroma.clamp(min=1e-8)
     hue = torch.where(
         value == red,
-        ((green - blue) / safe) % 6,
-        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+        green - blue,
+        torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
     )
-    hue = hue + 6 * turn.squeeze(1)
-    planes = []
-    for offset in (5.0, 3.0, 1.0):
-        k = (offset + hue) % 6
-        planes.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(planes, dim=1)
+    # In full turns, any number of them: only what is left of whole ones counts below.
+    hue = hue.div_(chroma.clamp(min=1e-8).mul_(6)).add_(turn.squeeze(1))
+    turned = torch.empty_like(x)
+    for plane, centre in enumerate((3 / 6, 1 / 6, -1 / 6)):
+        # The share of the chroma that this colour lacks: 1 around the hue opposite to it, where the
+        # distance is at most a sixth of a turn, and 0 from a third on.
+        apart = hue + centre
+        apart.sub_(apart.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
+        torch.addcmul(value, chroma, apart, value=-1, out=turned[:, plane])
+    return turned
 
 
 def _blur(x: Tensor, deviation: Tensor) -> Tensor:
