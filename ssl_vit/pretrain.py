@@ -287,7 +287,7 @@ def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "L
     from ssl_vit.training.alarms import AlarmFile
     from ssl_vit.training.measures import peak_flops
     from ssl_vit.training.metrics import MetricsLog
-    from ssl_vit.training.metrics_file import each_line
+    from ssl_vit.training.metrics_file import lines_with
     from ssl_vit.training.progress import ProgressLine
     from ssl_vit.training.trainer import Log
 
@@ -304,7 +304,7 @@ def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "L
     metrics.text("config", to_yaml(config))
     batch = config.data.global_batch_size
     watch = CollapseWatch(config.objective, plan.warmup_steps)
-    watch.recall(each_line(folder.metrics))
+    watch.recall(lines_with(folder.metrics, "monitor/spread"))
     return Log(
         metrics,
         ProgressLine(start_step, plan.total_steps, batch),

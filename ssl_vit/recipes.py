@@ -109,7 +109,7 @@ def dinov2_small_data() -> RunConfig:
     from `objective.vertical_flip=0.5`.
     Source: our own runs, docs/benchmarks.md, "Quality" and "A small DINOv2".
     Expected on ELPV's 1,960 solar cells after 148 epochs (40 minutes of two cores): k-NN about
-        80 %, 71 % untrained, 73 % raw pixels, 81 % ImageNet features (docs/benchmarks.md).
+        80 %, 71 % untrained, 73 % raw pixels, 81 % ImageNet features.
     """
     return RunConfig(
         recipe="dinov2_small_data",

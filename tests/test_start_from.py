@@ -138,12 +138,12 @@ def copied(trained: Path, to: Path) -> Path:
 def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path):
     source = copied(trained, tmp_path / "source")
     file = next((source / "checkpoints/step_00000003").glob("rank_*.safetensors"))
-    pixels = bytearray(file.read_bytes())
-    pixels[-1] ^= 1
-    file.write_bytes(pixels)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
     with pytest.raises(UserError, match="its sha256 differs"):
         loaded(source)
-    file.write_bytes(pixels[:-8])
+    file.write_bytes(content[:-8])
     with pytest.raises(UserError, match="is damaged"):
         loaded(source / "checkpoints/step_00000003")
 

@@ -24,14 +24,16 @@ def count_until(file: Path, step: int) -> int:
     return sum(_step_of(line) <= step for line in _lines(file)) if file.is_file() else 0
 
 
-def each_line(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` one after the other: all of a long run's are gigabytes."""
-    return (json.loads(line) for line in _lines(file))
-
-
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`."""
-    return list(each_line(file))
+    return [json.loads(line) for line in _lines(file)]
+
+
+def lines_with(file: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Those that say something of ``name``, one after the other; the others are not parsed, since
+    all of a long run's are gigabytes as objects.
+    """
+    return (json.loads(line) for line in _lines(file) if f'"{name}":' in line)
 
 
 def _lines(file: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ssl_vit.training.metrics_file import count_until, cut_after, read_metrics
+from ssl_vit.training.metrics_file import count_until, cut_after, lines_with, read_metrics
 
 
 def test_lines_of_updates_that_will_be_made_again_and_half_lines_are_cut(tmp_path: Path):
@@ -10,6 +10,12 @@ def test_lines_of_updates_that_will_be_made_again_and_half_lines_are_cut(tmp_pat
     file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     cut_after(file, 2)
     assert read_metrics(file) == [{"step": 1}, {"step": 2}]
+
+
+def test_lines_that_say_something_of_a_name_are_found(tmp_path: Path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 2.0}\n{"step": 2}\n{"step": 3, "loss": null}\n')
+    assert list(lines_with(file, "loss")) == [{"step": 1, "loss": 2.0}, {"step": 3, "loss": None}]
 
 
 def test_a_missing_file_is_an_empty_one(tmp_path: Path):
