@@ -111,6 +111,7 @@ def _measure_set(data: DataSet, folder: Path, tasks: list[Task], machine: str) -
             tuple(_find_points(run, images, ScoreBook(home / "scores.json"))),
             baselines.untrained[task.recipe],
             count_alarms(run),
+            configs[task.recipe].objective.name == "dino",
         )
         length = read_length(home)
         _write_result(home / "result.json", task, outcome, length)

@@ -3,7 +3,7 @@
 Pure: numbers in, lines out. Accuracies are shares in [0, 1] here and percent in what is printed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
@@ -44,6 +44,8 @@ class Outcome:
     """The same network at random initialisation."""
     num_alarms: int
     """Lines of the run's `alarms.jsonl`."""
+    widens: bool
+    """Whether RankMe must rise: a teacher's features begin narrow, those of MAE need not."""
 
 
 class Requirement(NamedTuple):
@@ -104,11 +106,17 @@ def verdicts(
             "be chance"
         )
         if requirement.rises:
-            first, end = thirds(outcome.points)
+            first, end = thirds(100 * point.score.knn for point in outcome.points)
             yield (
-                f"{title}: {outcome.name} k-NN rises from {100 * first:.1f} (mean of the first "
-                f"third of the exports) to {100 * end:.1f} (last third; required: rises): "
+                f"{title}: {outcome.name} k-NN rises from {first:.1f} (mean of the first "
+                f"third of the exports) to {end:.1f} (last third; required: rises): "
                 f"{_met(end > first)}"
+            )
+        if outcome.widens:
+            first, end = thirds(point.rankme or 0.0 for point in outcome.points)
+            yield (
+                f"{title}: {outcome.name} RankMe rises from {first:.1f} to {end:.1f} (thirds "
+                f"again; required: rises): {_met(end > first)}"
             )
         alarms = outcome.num_alarms or "none"
         yield (
@@ -117,11 +125,11 @@ def verdicts(
         )
 
 
-def thirds(points: Sequence[Point]) -> tuple[float, float]:
-    """Mean k-NN of the first and of the last third of a run's exports; single ones are noisy."""
-    count = max(1, len(points) // 3)
-    first, last = (fmean(each.score.knn for each in p) for p in (points[:count], points[-count:]))
-    return first, last
+def thirds(values: Iterable[float]) -> tuple[float, float]:
+    """Mean of the first and of the last third of what exports gave; single ones are noisy."""
+    values = list(values)
+    count = max(1, len(values) // 3)
+    return fmean(values[:count]), fmean(values[-count:])
 
 
 def _noise(first: float, second: float, num_test: int) -> float:

@@ -4,6 +4,7 @@ import gzip
 import struct
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from quality_sets import draw_subset, find_fashion, lay_out_fashion  # noqa: E40
 from quality_table import Outcome, Point, Requirement, Score, table, verdicts  # noqa: E402
 
 
-def outcome(*knn: float, untrained: float = 0.6, alarms: int = 0) -> Outcome:
+def outcome(
+    *knn: float, untrained: float = 0.6, alarms: int = 0, ranks: tuple[float, ...] = ()
+) -> Outcome:
     points = tuple(
-        Point(10 * n, 4.0 * n, 1280 * n, 0.5, None, Score(share, 0.7))
-        for n, share in enumerate(knn, start=1)
+        Point(10 * n, 4.0 * n, 1280 * n, 0.5, rank, Score(share, 0.7))
+        for n, (share, rank) in enumerate(zip_longest(knn, ranks), start=1)
     )
-    return Outcome("mae", points, Score(untrained, 0.72), alarms)
+    return Outcome("mae", points, Score(untrained, 0.72), alarms, widens=bool(ranks))
 
 
 def test_a_subset_has_every_class_in_its_share():
@@ -138,6 +141,14 @@ def test_rising_compares_the_thirds_of_a_run():
     assert "rises from 63.0" in up
     assert up.endswith(": met")
     assert down.endswith("NOT MET")
+
+
+@pytest.mark.parametrize(("ranks", "ending"), [((90, 80, 95), ": met"), ((90, 95, 80), "NOT MET")])
+def test_what_a_teacher_sees_must_widen(ranks, ending):
+    wide = outcome(0.6, 0.7, 0.65, ranks=ranks)
+    _, rank, _ = verdicts("Fashion", Requirement(5.0, False), [wide], 1000)
+    assert rank.startswith(f"Fashion: mae RankMe rises from 90.0 to {ranks[2]}.0")
+    assert rank.endswith(ending)
 
 
 def test_an_alarm_is_counted_and_not_met():
