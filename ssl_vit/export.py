@@ -128,9 +128,14 @@ def find_export(path: Path | str) -> Path:
     complete = sorted(path.glob(f"exports/step_*/{INFO_FILE}"))
     if complete:
         return complete[-1].parent
+    remedy = "give a run folder that has one, or one of its exports/step_… folders"
+    if (path / "config.yaml").is_file():
+        remedy = (
+            "a run writes one at its end and every export.every_steps updates; start it again "
+            "with export.every_steps=100 to have one soon"
+        )
     raise UserError(
-        f"no export at {path} (looked for {INFO_FILE} there and in exports/step_*/)",
-        "give a run folder that has finished, or one of its exports/step_… folders",
+        f"no export at {path} (looked for {INFO_FILE} there and in exports/step_*/)", remedy
     )
 
 

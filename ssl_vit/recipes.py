@@ -15,6 +15,7 @@ from ssl_vit.smoke import smoke
 from ssl_vit.training.config import (
     CheckpointConfig,
     EngineConfig,
+    ExportConfig,
     OptimizerConfig,
     ScheduleConfig,
 )
@@ -94,6 +95,7 @@ def mae_small_data() -> RunConfig:
         optimizer=OptimizerConfig(base_learning_rate=2e-3, betas=(0.9, 0.95)),
         engine=EngineConfig(micro_batch_size=128),
         checkpoint=CheckpointConfig(every_steps=100),
+        export=ExportConfig(every_steps=500),
     )
 
 
@@ -143,6 +145,7 @@ def dinov2_small_data() -> RunConfig:
         ),
         engine=EngineConfig(micro_batch_size=64),
         checkpoint=CheckpointConfig(every_steps=100),
+        export=ExportConfig(every_steps=500),
     )
 
 

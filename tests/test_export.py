@@ -88,8 +88,16 @@ def test_an_export_of_another_architecture_is_refused(tmp_path: Path):
 
 
 def test_a_folder_without_an_export_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="no export"):
+    with pytest.raises(UserError, match="no export") as caught:
         find_export(tmp_path)
+    assert "give a run folder" in caught.value.remedy
+
+
+def test_a_run_that_has_written_none_yet_is_told_how_to(tmp_path: Path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match="no export") as caught:
+        find_export(tmp_path)
+    assert "export.every_steps=100" in caught.value.remedy
 
 
 def test_a_cut_off_file_is_refused(tmp_path: Path):
