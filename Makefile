@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # What pip is asked for first; a build without CUDA: TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch
+# Files of tests that run at a time; each takes the threads of two cores, but many wait for Slurm.
+TEST_PROCESSES ?= 2
 BIN := .venv/bin
 
 .PHONY: help demo test check format golden bench quality clean
@@ -33,7 +35,7 @@ demo: .venv/.demo
 	$(BIN)/ssl-vit demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
