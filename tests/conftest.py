@@ -9,9 +9,22 @@ import sys
 
 import pytest
 
+from tests.slurm import table
+
 
 @pytest.fixture(autouse=True, scope="session")
 def two_threads() -> None:
     """More threads than cores make tests slow and change nothing; tests without torch load none."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(2)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What faults cost, where the tests on Slurm ran."""
+    lines = [
+        f"{fault:60} {updates:3} {seconds:6.1f}"
+        for fault, updates, seconds in table.rows(terminalreporter.getreports(""))
+    ]
+    if lines:
+        terminalreporter.section("reliability: updates made again, seconds until training went on")
+        terminalreporter.write("\n".join(lines) + "\n")

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import SlurmCluster, SlurmUnavailable
-from tests.slurm.jobs import TABLE, run_unbroken
+from tests.slurm.jobs import run_unbroken
+from tests.slurm.table import ROW, TABLE
 from tests.synthetic import write_shards
-
-_ROW = "row of docs/reliability.md"
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +27,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     found.stop()
 
 
+@pytest.fixture
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For a cluster of one test; `tmp_path` bears the test's name, too long for sockets."""
+    return tmp_path_factory.mktemp("slurm")
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("data"))
@@ -43,18 +48,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def rows_in_report(record_property: Callable[[str, object], None]) -> Iterator[None]:
-    """What a test adds to the table goes with its report: pytest may run it in another process."""
+    """What a test adds to the table goes with its report."""
     before = len(TABLE)
     yield
     for row in TABLE[before:]:
-        record_property(_ROW, row)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of docs/reliability.md."""
-    ends = [report for report in terminalreporter.getreports("") if report.when == "teardown"]
-    rows = [row for end in ends for name, row in end.user_properties if name == _ROW]
-    if rows:
-        terminalreporter.section("reliability: updates made again, seconds until training went on")
-        for fault, updates, seconds in rows:
-            terminalreporter.write_line(f"{fault:60} {updates:3} {seconds:6.1f}")
+        record_property(ROW, row)

@@ -16,11 +16,10 @@ from ssl_vit_launch.submission import events_of, newest_submission
 from tests.command_line import ENVIRONMENT, PATIENCE, losses, ssl_vit
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.processes import wait_until
+from tests.slurm.table import TABLE
 
 HERE = Path(__file__).parent
 LENGTH = 60
-# Fault, updates made again, seconds until training went on: printed at the end of the session.
-TABLE: list[tuple[str, int, float]] = []
 SETTINGS = ("schedule.warmup=4", "checkpoint.every_steps=8", "export.every_steps=1000")
 
 

@@ -123,8 +123,10 @@ def test_a_name_and_paths_with_spaces(cluster: SlurmCluster, tmp_path: Path):
     assert "commit" not in environment["starts"][0]
 
 
-def test_a_cluster_without_accounting(shards: Path, unbroken: Path, tmp_path: Path):
-    with SlurmCluster(tmp_path / "cluster", accounting=False) as cluster:
+def test_a_cluster_without_accounting(
+    shards: Path, unbroken: Path, tmp_path: Path, own_folder: Path
+):
+    with SlurmCluster(own_folder, accounting=False) as cluster:
         job = Job(cluster, tmp_path / "run")
         job.submit(write_profile(tmp_path, {"pause": 0.1}), shards)
         job.suffer("USR2 without accounting", lambda: cluster.run("scancel", "-s", "USR2", job.id))
@@ -140,8 +142,8 @@ def test_a_cluster_without_accounting(shards: Path, unbroken: Path, tmp_path: Pa
         assert "keeps no accounting (sacct)" in said
 
 
-def test_job_ids_that_come_again(shards: Path, unbroken: Path, tmp_path: Path):
-    with SlurmCluster(tmp_path / "cluster") as cluster:
+def test_job_ids_that_come_again(shards: Path, unbroken: Path, tmp_path: Path, own_folder: Path):
+    with SlurmCluster(own_folder) as cluster:
         first = Job(cluster, tmp_path / "first")
         first.submit(write_profile(tmp_path, {"pause": 0.1}), shards)
         first.wait_for_update(2)

@@ -52,9 +52,9 @@ def test_after_a_wipe_ids_begin_at_1_and_jobs_run(cluster: SlurmCluster):
 
 
 def test_a_stopped_cluster_leaves_no_process_and_its_neighbour_alone(
-    cluster: SlurmCluster, tmp_path: Path
+    cluster: SlurmCluster, own_folder: Path
 ):
-    with SlurmCluster(tmp_path / "other", accounting=False) as other:
+    with SlurmCluster(own_folder, accounting=False) as other:
         job = submit(other, "srun -N1 sleep 60")
         wait_until("the job has a task", lambda: other.tasks(job))
     marks = (other.name, str(other.folder))
