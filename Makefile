@@ -35,7 +35,7 @@ demo: .venv/.demo
 	$(BIN)/ssl-vit demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest tests -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -n $(TEST_PROCESSES)
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -6,10 +6,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.pop("OMP_NUM_THREADS", None)
 
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.slurm import table
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+
+    from tests.scheduling import WholeFiles
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,6 +23,14 @@ def two_threads() -> None:
     """More threads than cores make tests slow and change nothing; tests without torch load none."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(2)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "WholeFiles":
+    """See there."""
+    from tests.scheduling import WholeFiles
+
+    return WholeFiles(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
