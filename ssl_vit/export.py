@@ -14,7 +14,7 @@ from ssl_vit.config import Config, to_plain, validate
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing, share_like_folder
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.run_config import RunConfig
+from ssl_vit.run_config import CONFIG_FILE, RunConfig
 
 if TYPE_CHECKING:
     from ssl_vit.models.vit import VisionTransformer
@@ -129,7 +129,7 @@ def find_export(path: Path | str) -> Path:
     if complete:
         return complete[-1].parent
     remedy = "give a run folder that has one, or one of its exports/step_… folders"
-    if (path / "config.yaml").is_file():
+    if (path / CONFIG_FILE).is_file():
         remedy = (
             "a run writes one at its end and every export.every_steps updates; start it again "
             "with export.every_steps=100 to have one soon"

@@ -10,7 +10,7 @@ from ssl_vit.data.config import DataConfig
 from ssl_vit.errors import UserError
 from ssl_vit.models.config import VIT_SIZES, BackboneConfig
 from ssl_vit.objectives.config import DinoConfig, MaeConfig
-from ssl_vit.run_config import RunConfig
+from ssl_vit.run_config import CONFIG_FILE, RunConfig
 from ssl_vit.smoke import smoke
 from ssl_vit.training.config import (
     CheckpointConfig,
@@ -240,8 +240,8 @@ def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunCon
         UserError: A word or value that does not validate; another recipe's name as an override.
     """
     file = Path(recipe)
-    if (file / "config.yaml").is_file():
-        file = file / "config.yaml"
+    if (file / CONFIG_FILE).is_file():
+        file = file / CONFIG_FILE
     if file.suffix in (".yaml", ".yml"):
         values = read_yaml(file)
         if (base := values.get("recipe")) in RECIPES:

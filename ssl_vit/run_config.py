@@ -19,6 +19,8 @@ from ssl_vit.training.config import (
     ScheduleConfig,
 )
 
+CONFIG_FILE = "config.yaml"  # where a run folder keeps its own
+
 
 class RunConfig(Config):
     """One pre-training run. The same RunConfig, data and code give the same losses."""

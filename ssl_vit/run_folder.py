@@ -12,7 +12,7 @@ from typing import IO, Any
 from ssl_vit.config import differences, read_yaml, to_yaml, validate
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
-from ssl_vit.run_config import RunConfig, may_change_on_resume
+from ssl_vit.run_config import CONFIG_FILE, RunConfig, may_change_on_resume
 
 _LOCK = ".lock"
 
@@ -22,7 +22,7 @@ class RunFolder:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
-        self.config = self.root / "config.yaml"
+        self.config = self.root / CONFIG_FILE
         self.plan = self.root / "plan.json"
         self.environment = self.root / "environment.json"
         self.metrics = self.root / "metrics.jsonl"

@@ -27,7 +27,7 @@ def two_threads() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "WholeFiles":
-    """See there."""
+    """How `pytest -n` shares the tests out."""
     from tests.scheduling import WholeFiles
 
     return WholeFiles(config, log)

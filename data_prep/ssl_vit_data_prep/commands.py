@@ -129,14 +129,7 @@ def pack(
         decode,
     )
     made = pack_images(images, shards, options, workers or cores_here(), overwrite)
-    echo_packed(made, shards)
-    if not decode:
-        looked_at = sum(each.statistics.num_images for each in made.sets if each.statistics)
-        if looked_at < made.num_images:
-            typer.echo(
-                f"note     {made.num_images - looked_at:,} images were not decoded, only looked "
-                "through; --decode, or  ssl-vit shards check,  finds damage inside them"
-            )
+    echo_packed(made, shards, decode)
 
 
 @app.command()

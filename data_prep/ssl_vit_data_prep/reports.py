@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 _CLASSES = 5  # listed, the largest first
 
 
-def echo_packed(made: "PackSummary", shards: Path) -> None:
-    """What a pack made, where, and what to do next."""
+def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
+    """What a pack made, where, what to do next, and what it has not looked at: only some images,
+    for their statistics, were decoded unless all were (``decoded``).
+    """
     resumed = f", {count_shards(made.num_resumed)} of them before" if made.num_resumed else ""
     for each in made.sets:
         print(
@@ -35,6 +37,12 @@ def echo_packed(made: "PackSummary", shards: Path) -> None:
     print(f"look     {shards / first.name / 'contact_sheet.png'}")
     word = shlex.quote(f"data.shards={shards / first.name}")
     print(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
+    looked_at = sum(each.statistics.num_images for each in made.sets if each.statistics)
+    if not decoded and looked_at < made.num_images:
+        print(
+            f"note     {made.num_images - looked_at:,} images were not decoded, only looked "
+            "through; --decode, or  ssl-vit shards check,  finds damage inside them"
+        )
 
 
 def count_shards(count: int) -> str:

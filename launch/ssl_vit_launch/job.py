@@ -267,7 +267,7 @@ def _train(run: Path, submission: Submission, job: str, processes: Processes) ->
 
     cluster = submission.cluster
     use_local_cache(cluster)
-    prepared = prepare(str(run / "config.yaml"), run, [], is_smoke=False)
+    prepared = prepare(str(RunFolder(run).config), run, [], is_smoke=False)
     if cluster.gpus_per_node and prepared.config.engine.device == "auto":
         # `auto` would take the CPU here and wait for ever for ranks on GPUs.
         find_machine("cuda", processes)
