@@ -43,6 +43,7 @@ def announce(prepared: "Prepared", start_step: int) -> None:
     shards_nothing = plan.world_size == 1 and config.engine.zero_stage in (1, 2)
     if plan.device == "cuda" and shards_nothing and not config.engine.offload_optimizer:
         lines.append("note: one process shards nothing; engine.zero_stage=0 is a few % faster")
+    lines += prepared.notes
     lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
     print("\n".join(lines), file=sys.stderr, flush=True)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ssl_vit
 from ssl_vit.config import Config, to_plain, validate
+from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing, share_like_folder
 from ssl_vit.models.config import BackboneConfig
@@ -36,6 +37,11 @@ class ExportInfo(Config):
     """Per-channel mean the network expects subtracted from pixels in [0, 1]."""
     pixel_std: tuple[float, float, float]
     """Per-channel standard deviation to divide by."""
+    value_range: tuple[float, float] | None = None
+    """Stored values that were black and white in images of more than 8 bits; None: there were none.
+    """
+    no_data: float | None = None
+    """Stored value of pixels that were not measured, which were black; None: there was none."""
     recipe: str
     """The recipe it was trained with."""
     step: int
@@ -45,13 +51,21 @@ class ExportInfo(Config):
     ssl_vit_version: str
     """Version that wrote it."""
 
+    @property
+    def values(self) -> ValueRange | None:
+        """How values of more than 8 bits are shown."""
+        return self.value_range and ValueRange(*self.value_range, self.no_data)
+
     @classmethod
     def of_run(cls, config: RunConfig, data_fingerprint: str) -> "ExportInfo":
         """The description of a run's exports, still at step 0."""
+        values = config.data.values
         return cls(
             backbone=config.backbone,
             pixel_mean=config.data.pixel_mean,
             pixel_std=config.data.pixel_std,
+            value_range=values and (values.low, values.high),
+            no_data=values and values.no_data,
             recipe=config.recipe,
             step=0,
             data_fingerprint=data_fingerprint,

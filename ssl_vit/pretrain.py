@@ -29,6 +29,7 @@ from ssl_vit.recipes import read_config
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, machine_lanes, open_data, open_labelled, sizes_of
 from ssl_vit.run_folder import RunFolder
+from ssl_vit.run_values import settle_values
 from ssl_vit.start_from import check_beginning, has_begun, initial_objective
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.plan import RunPlan, make_plan, with_micro_batch
@@ -61,6 +62,8 @@ class Prepared:
     processes: Processes
     changed: dict[str, str]
     """Settings a resumed run changes: path → "old → new"."""
+    notes: tuple[str, ...] = ()
+    """What must be said of the data."""
 
 
 def prepare(
@@ -89,8 +92,10 @@ def prepare(
             "data.shards is not given", "add  data.shards=FOLDER  (made by `ssl-vit shards pack`)"
         )
     folder = RunFolder(run)
-    changed = folder.check(config)
+    folder.check_ours()
     cache, shards = open_data(config)
+    config, notes = settle_values(config, shards, folder)
+    changed = folder.check(config)
     labelled = open_labelled(config, cache)
     check_same_data(folder.environment, describe_data(shards))
     order = build_order(sizes_of(shards), config.data, config.seed)
@@ -108,7 +113,7 @@ def prepare(
     if shards:
         here = machine_lanes(config.data.lanes, everyone)
         check_room(shards.shards, order.shards_at(0, here), cache.num_bytes)
-    return Prepared(config, plan, folder, shards, labelled, order, cache, everyone, changed)
+    return Prepared(config, plan, folder, shards, labelled, order, cache, everyone, changed, notes)
 
 
 def start(prepared: Prepared, profile: bool = False) -> int:
@@ -257,7 +262,7 @@ def _open_batches(prepared: Prepared, start_step: int) -> "Batches":
     settings = LoaderSettings(
         plan.workers, plan.prefetch, plan.pin_memory, outlive_signals_in_worker
     )
-    maker = TrainingBatches(prepared.shards, views, config.seed)
+    maker = TrainingBatches(prepared.shards, views, config.seed, config.data.values)
     loader = build_loader(maker, sampler, plan.micro_batch_size, settings)
     return LoadedBatches(loader, keeper, lambda batch: start_step + batch // plan.accumulation)
 
@@ -268,8 +273,14 @@ def _open_probe(prepared: Prepared) -> "Probe | None":
     if prepared.labelled is None:
         return None
     config, processes = prepared.config, prepared.processes
-    size = config.backbone.image_size
-    return Probe(prepared.labelled, config.monitor, size, processes.rank, processes.world_size)
+    return Probe(
+        prepared.labelled,
+        config.monitor,
+        config.backbone.image_size,
+        processes.rank,
+        processes.world_size,
+        config.data.values,
+    )
 
 
 def _open_exports(prepared: Prepared, objective: "Objective") -> "Exports":

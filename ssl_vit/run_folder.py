@@ -46,7 +46,7 @@ class RunFolder:
         """
         if not self.config.is_file():
             raise UserError(
-                f"{self.root} is no run folder (it has no config.yaml)",
+                f"{self.root} is not a run folder (it has no config.yaml)",
                 "check the path; ssl-vit launch list FOLDER  lists the runs in a folder",
             )
         return validate(RunConfig, read_yaml(self.config), str(self.config))
@@ -81,14 +81,8 @@ class RunFolder:
         Raises:
             UserError: The folder holds files of something else, or a run of another config.
         """
-        self._check_writable()
-        if not self.root.is_dir() or all(path.name == _LOCK for path in self.root.iterdir()):
+        if not self.check_ours():
             return {}
-        if not self.config.is_file():
-            raise UserError(
-                f"{self.root} exists and is no run folder (it has no config.yaml)",
-                "choose another --run folder, or empty this one",
-            )
         changed = differences(self.read_config(), config)
         fixed = [path for path in changed if not may_change_on_resume(path)]
         if fixed:
@@ -99,6 +93,22 @@ class RunFolder:
                 "use another --run folder, or repeat the command that began this one",
             )
         return {path: f"{was} → {now}" for path, (was, now) in changed.items()}
+
+    def check_ours(self) -> bool:
+        """Refuse a folder that holds something else than a run; whether it holds one.
+
+        Raises:
+            UserError: It does, or it cannot be written to.
+        """
+        self._check_writable()
+        if not self.root.is_dir() or all(path.name == _LOCK for path in self.root.iterdir()):
+            return False
+        if not self.config.is_file():
+            raise UserError(
+                f"{self.root} exists and is not a run folder (it has no config.yaml)",
+                "choose another --run folder, or empty this one",
+            )
+        return True
 
     def lock(self) -> None:
         """Take the folder for this process until it ends.

@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.data.dataset",
         "ssl_vit.data.labels",
         "ssl_vit.data.shards",
+        "ssl_vit.data.values",
         "ssl_vit.objectives.config",
         "ssl_vit.objectives.objective",
         "ssl_vit.monitors.*",
@@ -135,6 +136,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.monitors.config",
         "ssl_vit.training.plan",
     },
+    "ssl_vit.run_values": {
+        "ssl_vit.export",
+        "ssl_vit.run_config",
+        "ssl_vit.run_folder",
+        "ssl_vit.start_from",
+        "ssl_vit.data.shards",
+        "ssl_vit.data.values",
+    },
     "ssl_vit.run_folder": {
         "ssl_vit.config",
         "ssl_vit.errors",
@@ -146,6 +155,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.errors",
         "ssl_vit.files",
         "ssl_vit.run_config",
+        "ssl_vit.data.values",
         "ssl_vit.models.*",
         "ssl_vit.objectives.objective",
     },
@@ -196,7 +206,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "webdataset": ("ssl_vit_data_prep.*",),
     "fsspec": ("ssl_vit.data.fetch",),
     "aiohttp": ("ssl_vit.data.fetch",),
-    "simplejpeg": ("ssl_vit.data.*", "ssl_vit_data_prep.inspection"),
+    "simplejpeg": ("ssl_vit.data.jpeg", "ssl_vit.data.decode"),
+    "imagecodecs": ("ssl_vit.data.jpeg", "ssl_vit.data.png"),
+    "tifffile": ("ssl_vit.data.tiff",),
     "typer": ("ssl_vit.cli", "*.commands"),
 }
 

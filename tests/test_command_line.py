@@ -99,7 +99,7 @@ def test_a_folder_of_something_else_is_never_written_to(shards: Path, tmp_path: 
     wrong, _ = refused(
         "pretrain", "mae_vits16", "--smoke", "--run", tmp_path, f"data.shards={shards}"
     )
-    assert "is no run folder" in wrong
+    assert "is not a run folder" in wrong
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

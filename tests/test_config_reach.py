@@ -29,10 +29,13 @@ NO_READERS = tuple(str(ROOT / "ssl_vit" / name) for name in ("config.py", "recip
 REPRESENTATIVES = {type(find_recipe(name).objective): name for name in reversed(RECIPES)}
 # Runs that together read every setting of an objective: words besides the recipe's own.
 VARIANTS: dict[type[Config], tuple[tuple[str, ...], ...]] = {
-    MaeConfig: ((),),
+    MaeConfig: (("data.value_range=[0,4095]", "data.no_data=65535"),),
     DinoConfig: (
         ("objective.centering=average", "objective.ibot_weight=1", "objective.koleo_weight=0.1"),
-        ("objective.ibot_weight=1", "objective.ibot_prototypes=32"),
+        (
+            *("objective.ibot_weight=1", "objective.ibot_prototypes=32"),
+            *("data.value_range=[0,4095]", "data.no_data=65535"),
+        ),
     ),
 }
 

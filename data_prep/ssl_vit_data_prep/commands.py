@@ -5,14 +5,18 @@ Imports nothing slow at the top.
 
 import shlex
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssl_vit.errors import UserError
 from ssl_vit.quantities import format_bytes, parse_bytes
-from ssl_vit_data_prep.reports import count_shards, echo_packed, echo_refused
+from ssl_vit_data_prep.reports import count_shards, echo_packed, echo_refused, echo_sampled
+
+if TYPE_CHECKING:
+    from ssl_vit.data.values import ValueRange
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +24,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make shards of a folder of images; check, index, reshard and preview shards.",
 )
+
+
+class Page(StrEnum):
+    """Which page of a file that holds several."""
+
+    first = "first"
+    middle = "middle"
+    each = "each"
 
 
 class ClassSource(StrEnum):
@@ -52,6 +64,24 @@ ShellOption = Annotated[
     bool, typer.Option("--allow-shell-urls", help="Run the commands of pipe: URLs.")
 ]
 SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
+
+RangeOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--value-range",
+        metavar="LOW HIGH",
+        help="Stored values that are black and white in images of more than 8 bits; measured on a "
+        "sample unless given.",
+    ),
+]
+NoDataOption = Annotated[
+    float | None,
+    typer.Option(
+        "--no-data",
+        help="Stored value of pixels that were not measured, in images of more than 8 bits; taken "
+        "from the files or found unless given.",
+    ),
+]
 
 _FAULTS = 20  # listed; more are only counted
 
@@ -101,6 +131,11 @@ def pack(
         bool,
         typer.Option("--decode", help="Decode every image, and refuse the damaged (slower)."),
     ] = False,
+    value_range: RangeOption = None,
+    no_data: NoDataOption = None,
+    page: Annotated[
+        Page, typer.Option("--page", help="What to take of a file with several pages.")
+    ] = Page.first,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pack a folder of images into WebDataset tars with an index; a killed pack goes on."""
@@ -127,6 +162,9 @@ def pack(
         Reencoding(short_side, quality),
         max_pixels,
         decode,
+        _read_range(value_range),
+        no_data,
+        page.value,
     )
     made = pack_images(images, shards, options, workers or cores_here(), overwrite)
     echo_packed(made, shards, decode)
@@ -179,28 +217,36 @@ def index(
         typer.Option("--out", help="Folder of the index; by default that of the shards."),
     ] = None,
     endings: Annotated[
-        str, typer.Option("--endings", help="Of the images in the tars, by commas.")
-    ] = "jpg,jpeg,png,webp,bmp,tif,tiff",
+        str,
+        typer.Option(
+            "--endings", help="Of the images in the tars, by commas; all we read if none."
+        ),
+    ] = "",
     label_field: Annotated[
         str, typer.Option("--label-field", help="Field of a sample's .json that is its label.")
     ] = "",
     classes: Annotated[
         Path | None, typer.Option("--classes", help="File with the name of a class a line.")
     ] = None,
+    value_range: RangeOption = None,
+    no_data: NoDataOption = None,
     workers: WorkersOption = 0,
     allow_shell_urls: ShellOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Make the index of shards that others wrote; every tar is read once, no image is decoded."""
+    """Make the index of shards that others wrote; reads each tar once, decodes a few images."""
+    from ssl_vit.data.formats import ENDINGS
     from ssl_vit.distributed import cores_here
     from ssl_vit_data_prep.index import IndexOptions, index_shards
 
     names = _read_lines(classes) if classes else ()
     options = IndexOptions(
-        tuple(ending.strip(" .").lower() for ending in endings.split(",") if ending.strip(" .")),
+        tuple(e.strip(" .").lower() for e in endings.split(",") if e.strip(" .")) or ENDINGS,
         label_field,
         names,
         allow_shell_urls,
+        _read_range(value_range),
+        no_data,
     )
     made = index_shards(sources, out, options, workers or cores_here(), overwrite)
     kinds = ", ".join(f"{ending} {count:,}" for ending, count in made.endings.items())
@@ -216,6 +262,7 @@ def index(
         )
     labelled = f"{made.num_labelled:,} images of {len(made.index.classes):,} classes"
     typer.echo(f"labels   {labelled if made.num_labelled else 'none'}")
+    echo_sampled(made)
     echo_refused(made.refused, made.folder)
     word = shlex.quote(f"data.shards={made.folder}")
     typer.echo(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
@@ -264,9 +311,11 @@ def preview(
     from ssl_vit.data.mixture import build_order
     from ssl_vit.recipes import read_config
     from ssl_vit.run_data import open_data, sizes_of
+    from ssl_vit.run_values import settle_values
 
     config = read_config(recipe, [*(overrides or []), f"data.shards={shards}"], is_smoke=False)
     _, opened = open_data(config)
+    config, notes = settle_values(config, opened, None)
     if opened is None:
         raise UserError("made-up samples have no pictures", "leave data.source=synthetic out")
     order = build_order(sizes_of(opened), config.data, config.seed)
@@ -290,8 +339,24 @@ def preview(
             str(error), f"ssl-vit shards check {shards}  lists damaged images"
         ) from None
     typer.echo(f"wrote    {out}: the first {len(refs)} samples of {config.recipe}")
+    for note in notes:
+        typer.echo(f"note     {note}")
     for ref in refs:
         typer.echo(f"  {opened.key(ref.number)}")
+
+
+def _read_range(given: tuple[float, float] | None) -> "ValueRange | None":
+    from ssl_vit.data.values import ValueRange
+
+    if given is None:
+        return None
+    low, high = given
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise UserError(
+            f"--value-range {low:g} {high:g} is empty",
+            "give the value that is black, then the one that is white",
+        )
+    return ValueRange(low, high)
 
 
 def _read_lines(path: Path) -> tuple[str, ...]:

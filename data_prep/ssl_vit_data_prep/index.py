@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_vit.data.decode import facts_of
 from ssl_vit.data.fetch import ATTEMPTS, FIRST_ATTEMPTS, fetch_file, try_often
+from ssl_vit.data.formats import ENDINGS
 from ssl_vit.data.index_file import (
     INDEX_FILE,
     NO_LABEL,
@@ -24,11 +26,13 @@ from ssl_vit.data.index_file import (
     write_index,
 )
 from ssl_vit.data.urls import check_allowed, expand, is_local, local_path
+from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
+from ssl_vit_data_prep.image_counts import ImageCounts, add_counts
 from ssl_vit_data_prep.parts import Parts, WrittenShard, unfinished_command
 from ssl_vit_data_prep.plan import digest
 from ssl_vit_data_prep.refusals import Kind, Refusal, count_kinds, write_refused
-from ssl_vit_data_prep.scan import IMAGE_ENDINGS
+from ssl_vit_data_prep.survey import SAMPLED_IMAGES, Look, Survey, check_readable, look_at, survey
 from ssl_vit_data_prep.tar_images import HashingReader, TarFile, TarSample, walk_samples
 from ssl_vit_data_prep.workers import count_done, run_tasks
 
@@ -40,13 +44,17 @@ _MOST_CLASSES = 10_000_000
 class IndexOptions:
     """Which files of a sample count."""
 
-    endings: tuple[str, ...] = IMAGE_ENDINGS
+    endings: tuple[str, ...] = ENDINGS
     """Of images: `jpg` takes `a.jpg` and `a.left.jpg`, `left.jpg` the second alone."""
     label_field: str = ""
     """Of a sample's `.json`, that holds its label; empty: labels are in `.cls`."""
     classes: tuple[str, ...] = ()
     """Names of the classes, by number; empty: taken from the labels."""
     allow_shell_urls: bool = False
+    values: ValueRange | None = None
+    """How values of more than 8 bits are shown; None: measured on a sample."""
+    no_data: float | None = None
+    """Value of pixels that were not measured; None: what the files say, or what stands out."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class IndexTask:
     """Of its part."""
     options: IndexOptions
     parts: Parts
+    num_sampled: int
+    """Images that are decoded, at most."""
     attempts: int = ATTEMPTS
 
 
@@ -75,6 +85,10 @@ class IndexSummary:
     num_several: int
     """Samples with more than one image."""
     num_labelled: int
+    survey: Survey
+    """What the sampled images say of all."""
+    counts: ImageCounts
+    """Of the sampled images."""
     refused: dict[Kind, int]
 
 
@@ -106,7 +120,14 @@ def index_shards(
     try:
         with parts.open():
             tasks = [
-                IndexTask(url, _entry(url, folder), f"{number:08d}", options, parts)
+                IndexTask(
+                    url,
+                    _entry(url, folder),
+                    f"{number:08d}",
+                    options,
+                    parts,
+                    _num_sampled(number, len(urls)),
+                )
                 for number, url in enumerate(urls)
             ]
             if not is_local(urls[0]):
@@ -117,7 +138,11 @@ def index_shards(
             filled = [result for result in results if len(result.records)]
             _check_found(filled, urls, options, parts)
             classes, filled = number_labels(filled, options.classes)
-            index = Index(tuple(result.shard for result in filled), classes, None)
+            looks = [look for result in filled for look in result.looks]
+            check_readable(looks, sources[0])
+            surveyed = survey(looks, options.values, options.no_data)
+            shards = tuple(result.shard for result in filled)
+            index = Index(shards, classes, None, surveyed.values)
             write_refused(folder, refused)
             write_index(folder, index, [result.records for result in filled])
             parts.remove()
@@ -126,7 +151,7 @@ def index_shards(
             f"cannot write the index into {folder}: {error.strerror or error}",
             "give --out a folder that can be written",
         ) from None
-    return _summarize(folder, index, filled, refused)
+    return _summarize(folder, index, filled, refused, surveyed)
 
 
 def index_shard(task: IndexTask) -> WrittenShard:
@@ -247,7 +272,11 @@ def number_labels(
 
 
 def _summarize(
-    folder: Path, index: Index, results: Sequence[WrittenShard], refused: Sequence[Refusal]
+    folder: Path,
+    index: Index,
+    results: Sequence[WrittenShard],
+    refused: Sequence[Refusal],
+    surveyed: Survey,
 ) -> IndexSummary:
     endings: Counter[str] = Counter()
     for result in results:
@@ -259,6 +288,8 @@ def _summarize(
         {ending: count for ending, count in endings.most_common() if ending},
         endings[""],
         sum(int((result.records["label"] != NO_LABEL).sum()) for result in results),
+        surveyed,
+        add_counts(result.counts for result in results),
         count_kinds(refused),
     )
 
@@ -292,7 +323,35 @@ def _read_shard(task: IndexTask, reader: HashingReader) -> WrittenShard:
     sha256 = reader.finish()
     records = np.array(rows, dtype=SAMPLE_RECORD)
     shard = describe_shard(task.entry, reader.num_bytes, sha256, records)
-    return WrittenShard(shard, records, refused, labels=list(labels), endings=dict(endings))
+    counts, looks = _sample(reader, records, task.num_sampled)
+    return WrittenShard(
+        shard,
+        records,
+        refused,
+        labels=list(labels),
+        endings=dict(endings),
+        counts=counts,
+        looks=looks,
+    )
+
+
+def _num_sampled(number: int, num_shards: int) -> int:
+    """Images to decode of a shard, so that they are spread over all shards."""
+    return SAMPLED_IMAGES * (number + 1) // num_shards - SAMPLED_IMAGES * number // num_shards
+
+
+def _sample(
+    reader: HashingReader, records: np.ndarray, count: int
+) -> tuple[ImageCounts, list[Look]]:
+    """Some images of a shard, evenly spread."""
+    counts, looks = ImageCounts(), []
+    places = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))
+    for record in records[places]:
+        data = reader.at(int(record["offset"]), int(record["length"]))
+        looks.append(look_at(data))
+        if not looks[-1].problem:
+            counts = counts.add(facts_of(data))
+    return counts, looks
 
 
 def _wanted(sample: TarSample, endings: Sequence[str]) -> Iterator[TarFile]:

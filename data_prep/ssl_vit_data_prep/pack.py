@@ -8,17 +8,21 @@ moves.
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 
 from ssl_vit.data.index_file import NO_LABEL, Index, Statistics, write_index
 from ssl_vit.data.order import permutation
+from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
+from ssl_vit.progress import progress
 from ssl_vit_data_prep.contact_sheet import SHEET_FILE, write_contact_sheet
-from ssl_vit_data_prep.inspection import read_image_file
+from ssl_vit_data_prep.image_counts import ImageCounts, add_counts
+from ssl_vit_data_prep.inspection import read_file, read_image_file
 from ssl_vit_data_prep.manifest import read_manifest, split_by_manifest
 from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import (
@@ -31,10 +35,25 @@ from ssl_vit_data_prep.plan import (
     plan_shards,
 )
 from ssl_vit_data_prep.reencode import reencode
-from ssl_vit_data_prep.refusals import REFUSED_FILE, Kind, Refusal, count_kinds, write_refused
+from ssl_vit_data_prep.refusals import (
+    REFUSED_FILE,
+    Kind,
+    Refusal,
+    RefusedError,
+    count_kinds,
+    write_refused,
+)
 from ssl_vit_data_prep.scan import ImageFile, find_images
 from ssl_vit_data_prep.shard_writer import PackOptions, ShardTask, write_shard
 from ssl_vit_data_prep.statistics import add_all
+from ssl_vit_data_prep.survey import (
+    SAMPLED_IMAGES,
+    Look,
+    Survey,
+    check_readable,
+    look_at,
+    survey,
+)
 from ssl_vit_data_prep.target import (
     check_no_set,
     check_space,
@@ -60,6 +79,7 @@ class PackedSet:
     class_counts: dict[str, int]
     """Images of every class, in class order; empty where there are no classes."""
     statistics: Statistics | None
+    counts: ImageCounts
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,9 @@ class PackSummary:
     """What a pack made."""
 
     sets: tuple[PackedSet, ...]
+    survey: Survey
+    """What the sampled images say of all."""
+    page: Literal["first", "middle", "each"]
     refused: dict[Kind, int]
     num_resumed: int
     """Shards that a killed pack had left."""
@@ -107,11 +130,13 @@ def pack_images(
     check_target(folder, overwrite)
     scan = find_images(images)
     files, classes, refused = _choose_classes(scan.files, images, options)
-    parts = Parts(folder, "pack", digest(files, (options, classes)))
+    surveyed = survey_files(images, files, options, workers)
+    values = surveyed.values
+    parts = Parts(folder, "pack", digest(files, (options, classes, values)))
     if not parts.is_unfinished():
         check_no_set(folder, overwrite)
         parts.check_none_finished(overwrite)
-    ratio = _size_ratio(images, files, options)
+    ratio = _size_ratio(images, files, options, values)
     before = options.shard_bytes / ratio
     plan = plan_shards(files, classes, before, options.shuffle_seed, options.val_fraction)
     try:
@@ -119,7 +144,7 @@ def pack_images(
             num_resumed = parts.count()
             check_space(folder, int(plan.num_bytes * ratio))
             remove_partials(folder) if goes_on else remove_set(folder)
-            tasks = _make_tasks(images, folder, plan, options, parts)
+            tasks = _make_tasks(images, folder, plan, options, parts, values)
             results = run_tasks(write_shard, tasks, len(files), workers, "packing")
             refused += [refusal for result in results for refusal in result.refused]
             refused += scan.refused
@@ -129,7 +154,7 @@ def pack_images(
                     f"none of the {len(files)} files in {images} is an image that can be read",
                     f"see why in {folder / REFUSED_FILE}",
                 )
-            sets = _finish(folder, plan, tasks, results)
+            sets = _finish(folder, plan, tasks, results, values)
             parts.remove()
     except OSError as error:
         raise UserError(
@@ -137,24 +162,60 @@ def pack_images(
             "give a folder that can be written and has room; the same command goes on there",
         ) from None
     seconds = time.perf_counter() - start
-    return PackSummary(sets, count_kinds(refused), num_resumed, seconds)
+    return PackSummary(sets, surveyed, options.page, count_kinds(refused), num_resumed, seconds)
+
+
+def survey_files(
+    images: Path, files: Sequence[ImageFile], options: PackOptions, workers: int
+) -> Survey:
+    """Look at a sample of all files, whichever set they belong to.
+
+    Raises:
+        UserError: Most of them cannot be read.
+    """
+
+    def look(place: int) -> Look:
+        try:
+            return look_at(read_file(images / files[place].path))
+        except RefusedError as error:
+            return Look(error.reason)
+        finally:
+            advance(1)
+
+    places = permutation(len(files), options.shuffle_seed)[:SAMPLED_IMAGES].tolist()
+    # Threads: decoders leave Python to others, and a process would take longer to start.
+    with (
+        progress("sampling", len(places), "images") as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        looks = list(pool.map(look, places))
+    check_readable(looks, images)
+    return survey(looks, options.values, options.no_data)
 
 
 def _finish(
-    folder: Path, plan: PackPlan, tasks: Sequence[ShardTask], results: Sequence[WrittenShard]
+    folder: Path,
+    plan: PackPlan,
+    tasks: Sequence[ShardTask],
+    results: Sequence[WrittenShard],
+    values: ValueRange | None,
 ) -> tuple[PackedSet, ...]:
     """Every set's index."""
     by_set: dict[str, list[WrittenShard]] = {name: [] for name in plan.sets}
     for task, result in zip(tasks, results, strict=True):
         by_set[task.set_name].append(result)
     return tuple(
-        finish_set(name, folder / name, plan.classes, its_results)
+        finish_set(name, folder / name, plan.classes, its_results, values)
         for name, its_results in by_set.items()
     )
 
 
 def finish_set(
-    name: str, folder: Path, classes: Sequence[str], results: Sequence[WrittenShard]
+    name: str,
+    folder: Path,
+    classes: Sequence[str],
+    results: Sequence[WrittenShard],
+    values: ValueRange | None,
 ) -> PackedSet:
     """Write the contact sheet and, last, the index of a set whose shards are all there.
 
@@ -163,17 +224,19 @@ def finish_set(
         folder: Of its shards.
         classes: Names of the classes.
         results: Of its shards, in order.
+        values: How values of more than 8 bits are shown.
     """
     filled = [result for result in results if len(result.records)]
     folder.mkdir(parents=True, exist_ok=True)
     if pictures := [picture for result in filled for picture in result.sheet]:
-        write_contact_sheet(folder / SHEET_FILE, pictures)
+        title = f"more than 8 bits: {values.describe()}" if values else ""
+        write_contact_sheet(folder / SHEET_FILE, pictures, title)
     statistics = add_all(result.sums for result in filled).statistics()
     shards = tuple(result.shard for result in filled)
     labels = np.concatenate([result.records["label"] for result in filled] or [np.zeros(0, int)])
     counts = np.bincount(labels[labels != NO_LABEL], minlength=len(classes))
     if filled:
-        index = Index(shards, tuple(classes), statistics)
+        index = Index(shards, tuple(classes), statistics, values)
         write_index(folder, index, [result.records for result in filled])
     return PackedSet(
         name,
@@ -182,6 +245,7 @@ def finish_set(
         num_bytes=sum(shard.num_bytes for shard in shards),
         class_counts={label: int(counts[number]) for number, label in enumerate(classes)},
         statistics=statistics,
+        counts=add_counts(result.counts for result in filled),
     )
 
 
@@ -207,15 +271,17 @@ def _choose_classes(
     assert_never(options.classes)
 
 
-def _size_ratio(images: Path, files: Sequence[ImageFile], options: PackOptions) -> float:
+def _size_ratio(
+    images: Path, files: Sequence[ImageFile], options: PackOptions, values: ValueRange | None
+) -> float:
     """Size of a packed image over that of its file, tried on a few: shards are planned by it."""
     if not options.reencoding.short_side:
         return 1.0
     before = after = 0
     for place in permutation(len(files), options.shuffle_seed)[:_TRIED]:
         try:
-            data = read_image_file(images / files[place].path, options.max_pixels)
-            after += len(reencode(data, "", options.reencoding)[0])
+            data, _ = read_image_file(images / files[place].path, options.max_pixels, values=values)
+            after += len(reencode(data, "", options.reencoding, values)[0])
             before += len(data)
         except ValueError:
             continue  # refused when it is packed
@@ -223,7 +289,12 @@ def _size_ratio(images: Path, files: Sequence[ImageFile], options: PackOptions) 
 
 
 def _make_tasks(
-    images: Path, folder: Path, plan: PackPlan, options: PackOptions, parts: Parts
+    images: Path,
+    folder: Path,
+    plan: PackPlan,
+    options: PackOptions,
+    parts: Parts,
+    values: ValueRange | None,
 ) -> list[ShardTask]:
     return [
         ShardTask(
@@ -234,6 +305,7 @@ def _make_tasks(
             options,
             parts,
             set_name,
+            values,
         )
         for set_name, shards in plan.sets.items()
         for number, samples in enumerate(shards)

@@ -10,7 +10,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,10 @@ import numpy as np
 from ssl_vit.data.index_file import UNFINISHED_FOLDER, Shard
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
+from ssl_vit_data_prep.image_counts import ImageCounts
 from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.statistics import PixelSums
+from ssl_vit_data_prep.survey import Look
 
 _PLAN, _LOCK = "plan", "lock"
 
@@ -39,6 +41,10 @@ class WrittenShard:
     """What the records' labels mean, where classes are numbered only when all shards are read."""
     endings: dict[str, int] = field(default_factory=dict)
     """How many images have which ending, where others wrote the shard."""
+    counts: ImageCounts = field(default_factory=ImageCounts)
+    """What its images are like; where others wrote the shard, those that were sampled."""
+    looks: list[Look] = field(default_factory=list)
+    """At its sampled images, where others wrote the shard."""
 
 
 class Parts:
@@ -122,6 +128,8 @@ class Parts:
             "captions": [caption for caption, _ in part.sheet],
             "labels": part.labels,
             "endings": part.endings,
+            "counts": part.counts.to_plain(),
+            "looks": [asdict(replace(look, values=None)) for look in part.looks],
         }
         pictures = [picture for _, picture in part.sheet]
         with replacing(self.folder / f"{name}.npz") as partial, partial.open("wb") as file:
@@ -131,6 +139,8 @@ class Parts:
                 records=part.records,
                 sums=part.sums.as_array(),
                 sheet=np.stack(pictures) if pictures else np.zeros(0, np.uint8),
+                allow_pickle=False,
+                **{f"values_{place}": look.values for place, look in enumerate(part.looks)},
             )
 
     def load(self, name: str) -> WrittenShard | None:
@@ -146,6 +156,11 @@ class Parts:
                     list(zip(described["captions"], file["sheet"], strict=True)),
                     described["labels"],
                     described["endings"],
+                    ImageCounts.of_plain(described["counts"]),
+                    [
+                        Look(**{**look, "values": file[f"values_{place}"]})
+                        for place, look in enumerate(described["looks"])
+                    ],
                 )
         except (OSError, ValueError, KeyError):
             return None

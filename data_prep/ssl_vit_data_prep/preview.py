@@ -51,7 +51,9 @@ def write_preview(
     rows, rng = [], SampleRandomness(config.seed)
     for ref in refs:
         try:
-            rows.append(_make_row(Picture(shards.read(ref.number)), views, rng.of(ref)))
+            rows.append(
+                _make_row(Picture(shards.read(ref.number), config.data.values), views, rng.of(ref))
+            )
         except UserError:
             raise
         except ValueError as error:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ssl_vit.data.decode import Picture, largest_shrink
+from ssl_vit.data.values import ValueRange
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,20 @@ class Reencoding:
     """Of the JPEG, 1 to 100."""
 
 
-def reencode(data: bytes, ending: str, how: Reencoding) -> tuple[bytes, str]:
+def reencode(
+    data: bytes, ending: str, how: Reencoding, values: ValueRange | None = None
+) -> tuple[bytes, str]:
     """(bytes, ending) of an image, scaled down where its shorter side is longer than asked.
+
+    Args:
+        values: How values of more than 8 bits become the 8 of the JPEG.
 
     Raises:
         ValueError: It cannot be decoded.
     """
     if not how.short_side:
         return data, ending
-    picture = Picture(data)
+    picture = Picture(data, values)
     shorter = min(picture.height, picture.width)
     if shorter <= how.short_side:
         return data, ending

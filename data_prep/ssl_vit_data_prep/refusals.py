@@ -20,6 +20,7 @@ Kind = Literal[
     "unreadable",
     "empty",
     "no image",
+    "no value range",
     "truncated",
     "damaged",
     "too many pixels",

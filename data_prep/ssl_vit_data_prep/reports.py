@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_vit.quantities import format_bytes
+from ssl_vit_data_prep.image_counts import add_counts
 
 if TYPE_CHECKING:
     from ssl_vit.data.index_file import Statistics
+    from ssl_vit_data_prep.index import IndexSummary
     from ssl_vit_data_prep.pack import PackSummary
     from ssl_vit_data_prep.refusals import Kind
+    from ssl_vit_data_prep.survey import Survey
 
 _CLASSES = 5  # listed, the largest first
 
@@ -28,8 +31,13 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
         print(f"classes  {_describe_classes(each.class_counts)}")
         if each.statistics:
             print(f"pixels   {_describe_statistics(each.statistics)}")
+        if each.num_images:
+            print(f"images   {each.counts.describe()}")
         if not each.num_images:
             print(f"note     {each.name} is empty: take a larger --val-fraction")
+    echo_range(made.survey)
+    for note in add_counts(each.counts for each in made.sets).notes(made.page):
+        print(f"note     {note}")
     echo_refused(made.refused, shards)
     rate = made.num_images / made.seconds
     print(f"time     {made.seconds:.1f} s ({rate:,.0f} images/s){resumed}")
@@ -43,6 +51,27 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
             f"note     {made.num_images - looked_at:,} images were not decoded, only looked "
             "through; --decode, or  ssl-vit shards check,  finds damage inside them"
         )
+
+
+def echo_sampled(made: "IndexSummary") -> None:
+    """What the sampled images of an index are like."""
+    print(f"images   {made.counts.describe()} (of {made.survey.num_images:,} sampled)")
+    echo_range(made.survey)
+    for note in made.counts.notes(None):
+        print(f"note     of the sampled images: {note}")
+    if unreadable := made.survey.num_images - made.counts.counts["images"]:
+        print(f"WARNING  {unreadable:,} sampled images cannot be read: ssl-vit shards check")
+
+
+def echo_range(surveyed: "Survey") -> None:
+    """The value range of a set, and what is odd about it."""
+    if surveyed.values:
+        print(f"range    more than 8 bits: {surveyed.values.describe()}")
+        if surveyed.values.no_data is not None:
+            print(f"note     pixels of the value {surveyed.values.no_data:g} hold no data: black")
+    for note in surveyed.notes:
+        is_warning = note.startswith("warning: ")
+        print(f"{'WARNING ' if is_warning else 'note    '} {note.removeprefix('warning: ')}")
 
 
 def count_shards(count: int) -> str:

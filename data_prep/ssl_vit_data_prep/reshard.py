@@ -136,7 +136,9 @@ def reshard(
             ]
             results = run_tasks(write_shard, tasks, len(samples), workers, "writing", "samples")
             statistics = read_index(shards.parts[0].folder).statistics
-            index = Index(tuple(result.shard for result in results), shards.classes, statistics)
+            index = Index(
+                tuple(result.shard for result in results), shards.classes, statistics, shards.values
+            )
             write_index(folder, index, [result.records for result in results])
             parts.remove()
     except OSError as error:

@@ -3,14 +3,14 @@
 import errno
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssl_vit.data.formats import ENDINGS, name_of_ending
 from ssl_vit.errors import UserError
 from ssl_vit_data_prep.refusals import Refusal
-
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,19 @@ def find_images(images: Path) -> Scan:
             refused.append(found)
     if not files:
         raise UserError(
-            f"no images in {images} or its sub-folders",
-            f"give a folder with files ending in {', '.join(IMAGE_ENDINGS)}",
+            f"no images in {images} or its sub-folders{_most_frequent(refused)}",
+            f"give a folder with files ending in {', '.join(ENDINGS)}",
         )
     return Scan(sorted(files, key=lambda file: file.path), refused)
+
+
+def _most_frequent(refused: list[Refusal]) -> str:
+    """What there is instead of images: ", but 12 files end in .dcm (DICOM)"."""
+    reasons = Counter(each.reason for each in refused if each.kind == "no image ending")
+    if not reasons:
+        return ""
+    reason, count = reasons.most_common(1)[0]
+    return f"; of {count:,} files there: {reason}"
 
 
 def ending_of(path: str) -> str:
@@ -108,6 +117,8 @@ def _look_at(entry: os.DirEntry[str], path: str) -> ImageFile | Refusal:
         return Refusal(path, "unreadable", str(error.strerror))
     if not stat.S_ISREG(state.st_mode):
         return Refusal(path, "special file", "a pipe, socket or device")
-    if (ending := ending_of(entry.name)) not in IMAGE_ENDINGS:
-        return Refusal(path, "no image ending", f"it ends in .{ending}" if ending else "no ending")
+    if (ending := ending_of(entry.name)) not in ENDINGS:
+        name = f" ({name_of_ending(ending)})" if name_of_ending(ending) else ""
+        reason = f"it ends in .{ending}{name}" if ending else "no ending"
+        return Refusal(path, "no image ending", reason)
     return ImageFile(path, state.st_size, state.st_mtime_ns)

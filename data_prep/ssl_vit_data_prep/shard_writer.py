@@ -1,7 +1,7 @@
 """One shard of a pack: what a worker process does with its share of the images."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,8 +9,12 @@ import numpy as np
 
 from ssl_vit.data.decode import MAX_PIXELS, Picture
 from ssl_vit.data.index_file import NO_LABEL, SAMPLE_RECORD, describe_shard
+from ssl_vit.data.pages import split_page
+from ssl_vit.data.raster import ImageFacts
+from ssl_vit.data.values import ValueRange
 from ssl_vit.files import replacing
 from ssl_vit_data_prep.contact_sheet import thumbnail
+from ssl_vit_data_prep.image_counts import ImageCounts
 from ssl_vit_data_prep.inspection import read_image_file
 from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import PlannedSample
@@ -42,6 +46,12 @@ class PackOptions:
     """Height × width beyond which an image is refused."""
     decodes: bool = False
     """Decode every image, and refuse the damaged."""
+    values: ValueRange | None = None
+    """How values of more than 8 bits are shown; None: measured on a sample."""
+    no_data: float | None = None
+    """Value of pixels that were not measured; None: what the files say, or what stands out."""
+    page: Literal["first", "middle", "each"] = "first"
+    """Which page of a file that holds several is packed."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class ShardTask:
     options: PackOptions
     parts: Parts
     set_name: str
+    values: ValueRange | None
+    """How values of more than 8 bits are shown; None where none were seen."""
 
     @property
     def name(self) -> str:
@@ -74,19 +86,17 @@ def write_shard(task: ShardTask) -> WrittenShard:
     task.target.parent.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[int, int, int, int]] = []
     refused: list[Refusal] = []
-    sums = PixelSums()
+    sums, counts = PixelSums(), ImageCounts()
     sheet: list[tuple[str, np.ndarray]] = []
     with replacing(task.target) as partial, partial.open("wb", buffering=0) as file:
         tar = HashedTar(file)
         for place, sample in enumerate(task.samples):
             try:
-                data = read_image_file(
-                    f"{task.images}/{sample.path}", task.options.max_pixels, task.options.decodes
-                )
-                data, ending = _reencode(data, sample, task.options)
+                images, facts = _read_images(sample, task)
                 if sample.is_measured or sample.is_shown:
-                    sums, sheet = _measure(data, sample, task.classes, sums, sheet)
-                rows.append(_add_sample(tar, sample, ending, data))
+                    sums, sheet = _measure(images[0][1], sample, task, sums, sheet)
+                rows += [_add_sample(tar, each, ending, data) for each, data, ending in images]
+                counts = counts.add(facts)
             except RefusedError as error:
                 refused.append(Refusal(sample.path, error.kind, error.reason))
             if place % _COUNTED == 0:
@@ -96,7 +106,7 @@ def write_shard(task: ShardTask) -> WrittenShard:
         task.target.unlink()
     records = np.array(rows, dtype=SAMPLE_RECORD)
     shard = describe_shard(task.target.name, tar.num_bytes, sha256, records)
-    result = WrittenShard(shard, records, refused, sums, sheet)
+    result = WrittenShard(shard, records, refused, sums, sheet, counts=counts)
     task.parts.save(task.name, result)
     return result
 
@@ -114,30 +124,55 @@ def _add_sample(
     return offset, len(data), offset - start, sample.label
 
 
-def _reencode(data: bytes, sample: PlannedSample, options: PackOptions) -> tuple[bytes, str]:
+def _read_images(
+    sample: PlannedSample, task: ShardTask
+) -> tuple[list[tuple[PlannedSample, bytes, str]], ImageFacts]:
+    """(sample, bytes, ending) of every image that a file gives, and what its header says."""
+    options = task.options
+    data, facts = read_image_file(
+        f"{task.images}/{sample.path}", options.max_pixels, options.decodes, task.values
+    )
     try:
-        return reencode(data, sample.ending, options.reencoding)
+        images = [
+            (each, *reencode(page, ending, options.reencoding, task.values))
+            for each, page, ending in _pages(data, sample, facts.num_pages, options)
+        ]
     except ValueError as error:
         raise RefusedError("damaged", str(error)) from None
+    return images, facts
+
+
+def _pages(
+    data: bytes, sample: PlannedSample, num_pages: int, options: PackOptions
+) -> Iterator[tuple[PlannedSample, bytes, str]]:
+    """The pages that are packed; a file with one, or whose first one counts, as it is."""
+    if num_pages == 1 or options.page == "first":
+        yield sample, data, sample.ending
+    elif options.page == "middle":
+        yield sample, *split_page(data, num_pages // 2)
+    else:
+        digits = len(str(num_pages))
+        for number in range(num_pages):
+            key = f"{sample.key}_page_{number + 1:0{digits}d}"
+            yield replace(sample, key=key), *split_page(data, number)
 
 
 def _measure(
     data: bytes,
     sample: PlannedSample,
-    classes: Sequence[str],
+    task: ShardTask,
     sums: PixelSums,
     sheet: list[tuple[str, np.ndarray]],
 ) -> tuple[PixelSums, list[tuple[str, np.ndarray]]]:
     """The statistics and the sheet with one more image."""
     try:
-        picture = Picture(data)
-        pixels = pixels_to_measure(picture)
+        pixels = pixels_to_measure(Picture(data, task.values))
     except ValueError as error:
         raise RefusedError("damaged", str(error)) from None
     if sample.is_measured:
         sums = sums.add(pixels)
     if sample.is_shown:
-        caption = sample.key if sample.label == NO_LABEL else classes[sample.label]
+        caption = sample.key if sample.label == NO_LABEL else task.classes[sample.label]
         sheet = [*sheet, (caption, thumbnail(pixels))]
     return sums, sheet
 

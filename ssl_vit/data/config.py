@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ssl_vit.config import Config
+from ssl_vit.data.values import ValueRange
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -60,6 +61,16 @@ class DataConfig(Config):
     of lanes times this many at a time.
     """
 
+    value_range: Literal["auto"] | tuple[float, float] = "auto"
+    """Stored values that become black and white in images of more than 8 bits. `auto`: those of
+    `resume_from`, else of the index; a run keeps what that was.
+    """
+
+    no_data: Literal["auto"] | float = "auto"
+    """Stored value of pixels that were not measured, in images of more than 8 bits; they become
+    black. `auto`: as `value_range`.
+    """
+
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     """Per-channel mean subtracted from pixels in [0, 1]."""
 
@@ -67,10 +78,28 @@ class DataConfig(Config):
     """Per-channel standard deviation pixels are divided by."""
 
     @property
+    def values(self) -> ValueRange | None:
+        """How values of more than 8 bits are shown; None where nothing says so."""
+        if self.value_range == "auto":
+            return None
+        low, high = self.value_range
+        return ValueRange(low, high, None if self.no_data == "auto" else self.no_data)
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The sets of `shards` as a list."""
         listed = (self.shards,) if isinstance(self.shards, str) else self.shards
         return tuple(source for source in listed if source)
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> "DataConfig":
+        if self.value_range != "auto" and not self.value_range[0] < self.value_range[1]:
+            low, high = self.value_range
+            raise ValueError(
+                f"data.value_range=[{low:g},{high:g}] is empty; give the value that is black, then "
+                "the one that is white"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_fit(self) -> "DataConfig":

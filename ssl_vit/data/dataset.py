@@ -18,6 +18,7 @@ from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.slots import Loaded
+from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 
 # V crops of one size, B images, S pixels a side.
@@ -123,10 +124,18 @@ class BatchMaker(Protocol):
 class TrainingBatches:
     """Samples as an objective sees them, each addressed by (number, epoch), so that its randomness
     is its own.
+
+    Args:
+        shards: The samples.
+        views: Of the objective.
+        seed: Of the run.
+        values: How values of more than 8 bits are shown; None: such an image is a bad sample.
     """
 
-    def __init__(self, shards: ShardSet, views: Views, seed: int) -> None:
-        self.shards, self.views, self.seed = shards, views, seed
+    def __init__(
+        self, shards: ShardSet, views: Views, seed: int, values: ValueRange | None = None
+    ) -> None:
+        self.shards, self.views, self.seed, self.values = shards, views, seed, values
         self.rng = SampleRandomness(seed)
 
     def num_bytes(self, num_images: int) -> int:
@@ -159,7 +168,7 @@ class TrainingBatches:
         for number in itself_then_neighbours(self.shards, ref.number):
             data = self.shards.read(number)
             try:
-                picture = Picture(data)
+                picture = Picture(data, self.values)
                 draw = self.views.draw(picture.height, picture.width, self.rng.of(ref))
                 render(picture, draw.crops, into)
                 return number, draw, problem
@@ -179,10 +188,18 @@ class CenterBatch(NamedTuple):
 
 
 class EvaluationBatches:
-    """The centre of each image, by sample number."""
+    """The centre of each image, by sample number.
 
-    def __init__(self, shards: ShardSet, crop: CenterCrop) -> None:
-        self.shards, self.crop = shards, crop
+    Args:
+        shards: The samples.
+        crop: The centre.
+        values: How values of more than 8 bits are shown; None: such an image is refused.
+    """
+
+    def __init__(
+        self, shards: ShardSet, crop: CenterCrop, values: ValueRange | None = None
+    ) -> None:
+        self.shards, self.crop, self.values = shards, crop, values
 
     def num_bytes(self, num_images: int) -> int:
         """See :class:`BatchMaker`."""
@@ -201,7 +218,7 @@ class EvaluationBatches:
     def _make_one(self, number: int, into: Sequence[Tensor]) -> None:
         data = self.shards.read(number)
         try:
-            picture = Picture(data)
+            picture = Picture(data, self.values)
             render(picture, [self.crop(picture.height, picture.width)], into)
         except ValueError as error:
             raise UserError(

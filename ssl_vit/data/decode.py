@@ -1,8 +1,10 @@
-"""Image bytes to upright RGB pixels: libjpeg-turbo for JPEG, Pillow for the rest.
+"""Image bytes to upright RGB pixels: libjpeg-turbo for JPEG, tifffile and libpng for what has more
+than 8 bits, Pillow for the rest.
 
 A JPEG can be decoded at a half, a quarter or an eighth of its size for less work; whoever wants
 small crops of a large photograph asks for that. An EXIF orientation is applied, so a camera held
-sideways makes no sideways image.
+sideways makes no sideways image. Transparent images are composited on white. Values of more than 8
+bits are shown by the range of their set.
 """
 
 import io
@@ -13,11 +15,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from ssl_vit.data import jpeg
-
-# What is read from anyone's files. Pillow knows forty formats, and not all are fit to be taken from
-# strangers: EPS is decoded by an outside program.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+from ssl_vit.data import jpeg, png, tiff
+from ssl_vit.data.formats import is_heic, name_of_content, registered
+from ssl_vit.data.raster import ImageFacts, Raster
+from ssl_vit.data.values import ValueRange
 
 MAX_PIXELS = 178_956_970
 """Height × width beyond which an image is taken for a decompression bomb; Pillow's own limit."""
@@ -26,8 +27,7 @@ SHRINKS = (1, 2, 4, 8)
 """By how much a JPEG's sides can be divided while it is decoded."""
 
 _ORIENTATION = 0x0112
-# Where an EXIF block may begin; it comes first by its standard.
-_EXIF_WITHIN = 4096
+_WHITE = (255, 255, 255, 255)
 
 
 class Picture:
@@ -35,9 +35,10 @@ class Picture:
 
     Args:
         data: The whole file.
+        values: How values of more than 8 bits are shown; None: such an image is refused.
 
     Raises:
-        ValueError: The bytes are no image that we read, or one of more than ``MAX_PIXELS``.
+        ValueError: The bytes are not an image that we read, or one of more than ``MAX_PIXELS``.
     """
 
     height: int
@@ -45,18 +46,18 @@ class Picture:
     width: int
     """Pixels, upright."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, data: bytes, values: ValueRange | None = None) -> None:
+        self._data, self._values = data, values
         self._orientation = 1
         self._is_jpeg = data[:3] == jpeg.MAGIC and self._read_jpeg_header()
         if not self._is_jpeg:
-            self.height, self.width = self._by_pillow.shape[:2]
+            self.height, self.width = self._whole.shape[:2]
 
     @classmethod
     def of_pixels(cls, pixels: np.ndarray) -> "Picture":
         """A picture that is decoded already, from (H, W, 3) uint8."""
         picture = cls.__new__(cls)
-        picture._is_jpeg, picture._by_pillow = False, pixels
+        picture._is_jpeg, picture._whole = False, pixels
         picture.height, picture.width = pixels.shape[:2]
         return picture
 
@@ -69,7 +70,7 @@ class Picture:
 
         Returns:
             (H, W, 3) uint8 RGB, upright; a shrunk side is rounded up. Grey is repeated,
-            transparency is dropped, 16 bits are scaled to 8.
+            transparency composited on white, more than 8 bits shown by the value range.
 
         Raises:
             ValueError: The image is damaged.
@@ -87,14 +88,14 @@ class Picture:
                 if jpeg.is_damage(error):
                     raise ValueError(f"not a readable image: {error}") from None
                 # Rare kinds are Pillow's to read, or to refuse.
-        return self._by_pillow
+        return self._whole
 
     @cached_property
-    def _by_pillow(self) -> np.ndarray:
-        return _decode_by_pillow(self._data)
+    def _whole(self) -> np.ndarray:
+        return _decode_whole(self._data, self._values)
 
     def _read_jpeg_header(self) -> bool:
-        """Set size and orientation; false where the header is none that libjpeg-turbo takes."""
+        """Set size and orientation; false where libjpeg-turbo does not take the header."""
         try:
             rows, columns, colours, _ = simplejpeg.decode_jpeg_header(self._data)
         except ValueError:
@@ -103,19 +104,69 @@ class Picture:
         if colours in ("CMYK", "YCCK"):
             return False  # Pillow knows that Adobe stores them inverted
         _check_size(height, width)
-        if self._data.find(b"Exif\0\0", 0, _EXIF_WITHIN) >= 0:
+        if jpeg.has_exif(self._data):
             self._orientation = _read_orientation(self._data)
         self.height, self.width = (height, width) if self._orientation < 5 else (width, height)
         return True
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, values: ValueRange | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB pixels of an image file, upright.
 
     Raises:
-        ValueError: The bytes are no image that can be decoded whole.
+        ValueError: The bytes are not an image that can be decoded whole.
     """
-    return Picture(data).pixels()
+    return Picture(data, values).pixels()
+
+
+def facts_of(data: bytes) -> ImageFacts:
+    """What an image's header says of it.
+
+    Raises:
+        ValueError: The bytes are not an image that we read; says what they are.
+    """
+    if data[:8] == png.MAGIC:
+        facts = png.facts_of(data)
+    elif tiff.is_tiff(data):
+        facts = tiff.facts_of(data)
+    elif jpeg.is_deep(data):
+        facts = jpeg.facts_of_deep(data)
+    elif data[:3] == jpeg.MAGIC and (found := jpeg.facts_of(data)):
+        facts = found
+    else:
+        with open_by_pillow(data) as image:
+            facts = ImageFacts(
+                image.format or "",
+                image.height,
+                image.width,
+                {"L": "grey", "LA": "grey", "P": "palette", "RGBA": "RGB"}.get(
+                    image.mode, image.mode
+                ),
+                "1-bit" if image.mode == "1" else "8-bit",
+                is_transparent=image.has_transparency_data,
+                num_pages=getattr(image, "n_frames", 1),
+            )
+    _check_size(facts.height, facts.width)
+    return facts
+
+
+def read_raster(data: bytes) -> Raster | None:
+    """The stored values of an image that Pillow would round or misread; None for all others.
+
+    Raises:
+        ValueError: It is damaged, or not grey or RGB; says what it is.
+    """
+    if png.is_deep(data):
+        facts = png.facts_of(data)
+        _check_size(facts.height, facts.width)
+        return png.read_deep(data, _read_orientation(data))
+    if tiff.is_tiff(data):
+        return tiff.read_unusual(data, _check_size)
+    if jpeg.is_deep(data):
+        facts = jpeg.facts_of_deep(data)
+        _check_size(facts.height, facts.width)
+        return jpeg.read_deep(data, _read_orientation(data))
+    return None
 
 
 def largest_shrink(side: int, least: float) -> int:
@@ -148,14 +199,15 @@ def open_by_pillow(data: bytes) -> Image.Image:
     """The image with its header read, of a format and size that we take.
 
     Raises:
-        ValueError: It is none; the message says why.
+        ValueError: It is not; the message says what it is.
     """
+    formats = registered(is_heic(data))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata, from every data worker
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=formats)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"its content is none of {', '.join(FORMATS)}") from None
+        raise ValueError(f"its content is {name_of_content(data)}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:
@@ -166,18 +218,31 @@ def open_by_pillow(data: bytes) -> Image.Image:
     return image
 
 
-def _decode_by_pillow(data: bytes) -> np.ndarray:
+def _decode_whole(data: bytes, values: ValueRange | None) -> np.ndarray:
+    """(H, W, 3) uint8, upright."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with open_by_pillow(data) as image:
-                image.load()
-                return np.array(to_rgb(_upright(image)))
+        if raster := read_raster(data):
+            return turn_upright(raster.to_rgb(values), raster.orientation)
+        try:
+            return _decode_by_pillow(data)
+        except Exception:
+            # Pillow refuses long texts and large color profiles, which have no part in the pixels.
+            if data[:8] != png.MAGIC or len(plain := png.without_metadata(data)) == len(data):
+                raise
+            return _decode_by_pillow(plain)
     except MemoryError:
         raise
     except Exception as error:
         # As above: a damaged TIFF was seen to raise TypeError, OverflowError and struct.error.
         raise ValueError(f"not a readable image: {error}") from None
+
+
+def _decode_by_pillow(data: bytes) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_by_pillow(data) as image:
+            image.load()
+            return np.array(_to_rgb(_upright(image)))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -187,19 +252,13 @@ def _upright(image: Image.Image) -> Image.Image:
         return image  # a broken EXIF block must not cost the image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """In mode RGB, with 16 bits and floating point scaled to 8 bits instead of cut."""
-    if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion to RGB would cut everything above 255 off. Mode "I"
-        # holds 16 bits too where a file was PNG, and full 32 where it was TIFF.
-        grey = np.asarray(image, dtype=np.float64).clip(0, 65535) / 257.0
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        # Floating point has no agreed range: its own is stretched to the whole of 8 bits.
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = grey.min(), grey.max()
-        grey = (grey - low) * (255.0 / (high - low) if high > low else 0.0)
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """In mode RGB, on white where it is transparent."""
+    if image.mode.startswith("I") or image.mode == "F":
+        raise ValueError(f"a {image.format} of mode {image.mode}, whose range is not known")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
     return image.convert("RGB")
 
 
@@ -208,7 +267,7 @@ def _read_orientation(data: bytes) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
                 orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:
         # A broken EXIF block must not cost the image; Pillow's parser trips over it in many ways.

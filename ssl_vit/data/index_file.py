@@ -9,13 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssl_vit.data.urls import name_of, scheme_of
+from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 
@@ -68,6 +69,8 @@ class Index:
     classes: tuple[str, ...]
     statistics: Statistics | None
     """None where the images were never decoded."""
+    values: ValueRange | None = None
+    """How values of more than 8 bits are shown; None where no image has them."""
 
     @property
     def num_samples(self) -> int:
@@ -119,6 +122,7 @@ def write_index(folder: Path, index: Index, records: Sequence[np.ndarray]) -> No
             "std": list(statistics.std),
             "num_images": statistics.num_images,
         },
+        "values": index.values and asdict(index.values),
         "shardlist": [
             {
                 "url": shard.url,
@@ -199,6 +203,7 @@ def parse_index(content: bytes, source: str) -> Index:
             and Statistics(
                 tuple(statistics["mean"]), tuple(statistics["std"]), statistics["num_images"]
             ),
+            _values(values.get("values")),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
@@ -207,6 +212,18 @@ def parse_index(content: bytes, source: str) -> Index:
     if not index.num_samples:
         raise UserError(f"{source} lists no samples", "pack a folder that has images")
     return index
+
+
+def _values(entry: dict[str, Any] | None) -> ValueRange | None:
+    if entry is None:
+        return None  # of 8-bit images, or from before there were ranges
+    no_data = entry["no_data"]
+    return ValueRange(
+        float(entry["low"]),
+        float(entry["high"]),
+        None if no_data is None else float(no_data),
+        int(entry["num_images"]),
+    )
 
 
 def _shard(entry: dict[str, Any], source: str) -> Shard:

@@ -8,13 +8,17 @@ first, so all that was decoded was sound. The rows are those of a whole decode, 
 
 from collections.abc import Iterator
 
+import imagecodecs
 import numpy as np
 import simplejpeg
+
+from ssl_vit.data.raster import ImageFacts, Raster, check_decoded_bytes
 
 MAGIC = b"\xff\xd8\xff"
 END_OF_IMAGE = b"\xff\xd9"
 _SEQUENTIAL = (0xC0, 0xC1)  # frames of one pass; progressive ones go over the image many times
-_START_OF_SCAN = 0xDA
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN, _APP1 = 0xDA, 0xE1
 _STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 _MCU = 16  # rows of a whole row of blocks with the usual subsampling
 _UNREAD = "extraneous bytes before marker 0xd9"
@@ -39,6 +43,68 @@ def segments(data: bytes) -> Iterator[tuple[int, int]]:
             if marker == _START_OF_SCAN:
                 return
             place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+
+
+def has_exif(data: bytes) -> bool:
+    """Whether a segment before the pixels holds EXIF; it need not be the first."""
+    return any(
+        marker == _APP1 and data[place + 2 : place + 8] == b"Exif\0\0"
+        for marker, place in segments(data)
+    )
+
+
+def facts_of(data: bytes) -> ImageFacts | None:
+    """What the header says; None where libjpeg-turbo does not take it, which Pillow may."""
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    channels = {"Gray": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}.get(colors, "RGB")
+    return ImageFacts("JPEG", int(height), int(width), channels, "8-bit")
+
+
+def is_deep(data: bytes) -> bool:
+    """Whether it is a JPEG of more than 8 bits, as medical archives have them."""
+    return data[:3] == MAGIC and (frame := _frame(data)) is not None and frame[0] > 8
+
+
+def facts_of_deep(data: bytes) -> ImageFacts:
+    """What the header of a JPEG of more than 8 bits says."""
+    frame = _frame(data)
+    assert frame is not None
+    bits, height, width, components = frame
+    channels = {1: "grey", 3: "RGB"}.get(components, f"{components} channels")
+    return ImageFacts("JPEG", height, width, channels, f"{bits}-bit", is_deep=True)
+
+
+def read_deep(data: bytes, orientation: int) -> Raster:
+    """Decode a JPEG of more than 8 bits.
+
+    Args:
+        orientation: EXIF's.
+
+    Raises:
+        ValueError: It is damaged, or neither grey nor RGB.
+    """
+    facts = facts_of_deep(data)
+    check_decoded_bytes(facts.height * facts.width * 2 * 3)
+    try:
+        values = imagecodecs.jpeg_decode(data)
+    except Exception as error:  # libjpeg's own kind
+        raise ValueError(f"a JPEG of {facts.depth} that cannot be decoded: {error}") from None
+    if values.ndim == 3 and values.shape[2] != 3:
+        raise ValueError(f"a JPEG of {values.shape[2]} channels, {facts.depth}")
+    return Raster(values, facts.depth, orientation=orientation)
+
+
+def _frame(data: bytes) -> tuple[int, int, int, int] | None:
+    """(bits, height, width, components) of the frame header; None where there is none."""
+    for marker, place in segments(data):
+        if marker in _FRAMES and place + 8 <= len(data):
+            height = int.from_bytes(data[place + 3 : place + 5], "big")
+            width = int.from_bytes(data[place + 5 : place + 7], "big")
+            return data[place + 2], height, width, data[place + 7]
+    return None
 
 
 def decode(data: bytes, size: tuple[int, int], shrink: int, rows: int) -> np.ndarray:

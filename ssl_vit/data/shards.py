@@ -16,6 +16,7 @@ import numpy as np
 
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.index_file import SAMPLE_RECORD, SAMPLES_FILE, Shard, fingerprint
+from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.files import readable
 
@@ -35,6 +36,8 @@ class Part:
     """In that file."""
     places: tuple[tuple[int, int], ...]
     """For each shard: its first record in that file, and how many it has."""
+    values: ValueRange | None = None
+    """How values of more than 8 bits are shown, by its index."""
 
     @property
     def num_samples(self) -> int:
@@ -96,6 +99,24 @@ class ShardSet:
     def _records(self) -> list[np.ndarray]:
         """For each part (num_records,) of ``SAMPLE_RECORD``, memory-mapped."""
         return [_map_records(part) for part in self.parts]
+
+    @property
+    def values(self) -> ValueRange | None:
+        """How values of more than 8 bits are shown, by the index; None where none has them.
+
+        Raises:
+            UserError: Its indexes differ in that.
+        """
+        found = {part.values: part.source for part in self.parts if part.values}
+        if len(found) > 1:
+            (first, one), (second, other) = list(found.items())[:2]
+            low, high = min(first.low, second.low), max(first.high, second.high)
+            raise UserError(
+                f"{one} and {other} have different value ranges, {first} and {second}",
+                f"make both indexes with --value-range {low:g} {high:g}; in training, "
+                f"data.value_range=[{low:g},{high:g}]",
+            )
+        return next(iter(found), None)
 
     def check_records(self) -> None:
         """Look at the records now, so that no data worker is the first to find them damaged.

@@ -64,7 +64,8 @@ def _open(source: str, cache: ShardCache) -> tuple[Part, list[Shard], tuple[str,
     chosen = _choose(index, names, base, source)
     shards = [_located(index.shards[place], base, folder, source, cache) for place in chosen]
     places = tuple((int(firsts[place]), index.shards[place].num_samples) for place in chosen)
-    return Part(source, folder, index.num_samples, places), shards, index.classes
+    part = Part(source, folder, index.num_samples, places, index.values)
+    return part, shards, index.classes
 
 
 def _split(source: str) -> tuple[str, list[str]]:

@@ -16,6 +16,7 @@ from ssl_vit.data.augment import CenterCrop
 from ssl_vit.data.dataset import EvaluationBatches
 from ssl_vit.data.labels import labelled_numbers
 from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.values import ValueRange
 from ssl_vit.monitors.config import MonitorConfig
 from ssl_vit.monitors.knn import TEMPERATURE, knn_accuracy
 from ssl_vit.objectives.objective import Objective
@@ -73,10 +74,17 @@ class Probe:
         config: How many images, and how often.
         image_size: Pixels a side of the centre crop.
         rank, world_size: Whose share.
+        values: How values of more than 8 bits are shown.
     """
 
     def __init__(
-        self, shards: ShardSet, config: MonitorConfig, image_size: int, rank: int, world_size: int
+        self,
+        shards: ShardSet,
+        config: MonitorConfig,
+        image_size: int,
+        rank: int,
+        world_size: int,
+        values: ValueRange | None = None,
     ) -> None:
         self.every_steps = config.labelled_every_steps
         train, test = choose_images(shards, config.labelled_images)
@@ -88,7 +96,7 @@ class Probe:
         share = -(-len(numbers) // world_size)
         self.places = (torch.arange(share) * world_size + rank) % len(numbers)
         """(n,) where this rank's stand among them; n is the same on all ranks."""
-        maker = EvaluationBatches(shards, CenterCrop(image_size, CROP_RATIO))
+        maker = EvaluationBatches(shards, CenterCrop(image_size, CROP_RATIO), values)
         mine = numbers[self.places.numpy()].tolist()
         memory = torch.empty(maker.num_bytes(len(mine)), dtype=torch.uint8)
         loaded = maker.make(mine, memory)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ssl_vit.data.decode import decode_image
 from ssl_vit.data.sources import open_shards
+from ssl_vit.data.values import ValueRange
 from ssl_vit_data_prep.check import check_shards
 from ssl_vit_data_prep.inspection import inspect
 from ssl_vit_data_prep.pack import pack_images
@@ -157,9 +158,10 @@ def test_every_file_is_packed_or_refused_with_its_reason(
 @pytest.mark.parametrize("name", good_files())
 def test_a_good_image_passes_every_inspection(name: str):
     data = good_files()[name]
-    inspect(data)
-    inspect(data, decodes=True)
-    assert decode_image(data).shape in ((36, 52, 3), (52, 36, 3))
+    values = ValueRange(0, 65535)
+    inspect(data, values=values)
+    inspect(data, decodes=True, values=values)
+    assert decode_image(data, values).shape in ((36, 52, 3), (52, 36, 3))
 
 
 @pytest.mark.parametrize(

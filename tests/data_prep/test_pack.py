@@ -211,7 +211,7 @@ def test_what_cannot_be_packed_is_said_before_anything_is_written(images: Path, 
     for source, target, problem in [
         (tmp_path / "missing", tmp_path / "s", "does not exist"),
         (tmp_path / "file", tmp_path / "s", "not a folder"),
-        (tmp_path / "empty", tmp_path / "s", "jpg, jpeg, png, webp, bmp, tif, tiff"),
+        (tmp_path / "empty", tmp_path / "s", "jpg, jpeg, jpe, jfif, png"),
         (images, tmp_path / "file", "is a file"),
         (images, other, "other files, such as shard-000000.tar"),
         (images, images / "shards", "inside the image folder"),
@@ -227,7 +227,7 @@ def test_a_folder_of_only_broken_images_is_refused(tmp_path: Path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/x.jpg").write_text("no image")
     for _ in range(2):  # and what the first try left does not stand in the way of the second
-        with pytest.raises(UserError, match=r"none of the 1 files .*refused\.jsonl"):
+        with pytest.raises(UserError, match=r"1 of 1 sampled .* cannot be read.* is text"):
             pack(tmp_path / "images", tmp_path / "shards")
 
 

@@ -1,0 +1,215 @@
+"""A look at a sample of a set's images before they are packed or indexed: can they be read, and
+which stored values are black and white?
+
+The range is measured once for the whole set, over all its splits: between two percentiles of the
+sampled values, so that a few hot pixels do not darken everything else.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ssl_vit.data.decode import Picture, facts_of, read_raster
+from ssl_vit.data.values import PERCENTILES, ValueRange, format_value, is_no_data
+from ssl_vit.errors import UserError
+from ssl_vit_data_prep.statistics import pixels_to_measure
+
+SAMPLED_IMAGES = 256
+"""Images that are looked at, at most."""
+_VALUES = 4096  # of each of them
+_LEAST_USED = 0.1  # share of a range below which a set hardly uses it
+_CLIPPED = 0.05  # share of values outside of a given range worth a word
+_LEAST_ABSENT = 1e-3  # share of the values that "no data" takes at least
+_FAR = 2.0  # spans of all other values
+_FEWEST_VALUES = 16  # different ones, apart from that of "no data"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One sampled image."""
+
+    problem: str = ""
+    """Why it cannot be read; empty where it can."""
+    depth: str = ""
+    """Of a stored value, such as "16-bit"."""
+    is_deep: bool = False
+    """More than 8 bits."""
+    values: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """(N,) float64: some of its finite stored values."""
+    no_data: float | None = None
+    """What the file says is no data."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a sample says of its set."""
+
+    num_images: int
+    """That were looked at."""
+    values: ValueRange | None
+    """For values of more than 8 bits; None where no sampled image has them."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the range."""
+
+
+def look_at(data: bytes) -> Look:
+    """Decode one image and keep some of its values."""
+    try:
+        facts = facts_of(data)
+        raster = read_raster(data) if facts.is_deep else None
+        if raster is None:
+            pixels = pixels_to_measure(Picture(data))
+            return Look(depth=facts.depth, values=_some(pixels.reshape(-1)))
+        return Look("", facts.depth, True, _some(raster.measured()), raster.no_data)
+    except ValueError as error:
+        return Look(str(error))
+
+
+def check_readable(looks: Sequence[Look], place: object) -> None:
+    """Refuse a set most of whose sampled images cannot be read, before hours are spent on it.
+
+    Args:
+        place: Where they come from, for the message.
+
+    Raises:
+        UserError: Most cannot; gives the most frequent reason.
+    """
+    problems = Counter(look.problem for look in looks if look.problem)
+    count = problems.total()
+    if count * 2 <= len(looks):
+        return
+    reason, times = problems.most_common(1)[0]
+    raise UserError(
+        f"{count:,} of {len(looks):,} sampled files in {place} cannot be read, {times:,} of them: "
+        f"{reason}",
+        "convert them to JPEG, PNG or TIFF (grey or RGB), or leave them out",
+    )
+
+
+def survey(looks: Sequence[Look], given: ValueRange | None, no_data: float | None) -> Survey:
+    """The value range of a set.
+
+    Args:
+        looks: At its sampled images.
+        given: A range that was said.
+        no_data: A value without data that was said.
+    """
+    deep = [look for look in looks if look.is_deep and len(look.values)]
+    notes = _notes_on_levels(looks)
+    if not deep:
+        if given or no_data is not None:
+            notes.append(
+                f"--value-range and --no-data have no effect on the {len(looks):,} sampled images: "
+                "none has more than 8 bits"
+            )
+        return Survey(len(looks), given, tuple(notes))
+    # As many values of each, so that a large image counts no more than a small one.
+    values = np.concatenate([look.values for look in deep])
+    absent = _no_data_of(deep, no_data)
+    measured = values if absent is None else values[~is_no_data(values, absent)]
+    low, high = (float(value) for value in np.percentile(measured, PERCENTILES))
+    if given:
+        values_range = ValueRange(given.low, given.high, absent)
+        notes += _notes_on_given(measured, given, (low, high))
+    else:
+        values_range = _rounded(low, high, measured, absent, len(deep))
+        notes += _notes_on_mixture(deep, absent)
+    return Survey(len(looks), values_range, tuple(notes))
+
+
+def _some(values: np.ndarray) -> np.ndarray:
+    if len(values) > _VALUES:
+        # Random places: a stride could fall on the same columns of every row.
+        places = np.random.Generator(np.random.Philox(0)).integers(0, len(values), _VALUES)
+        values = values[places]
+    return values.astype(np.float64)
+
+
+def _no_data_of(deep: Sequence[Look], said: float | None) -> float | None:
+    if said is not None:
+        return said
+    of_files = Counter(look.no_data for look in deep if look.no_data is not None)
+    if of_files:
+        return of_files.most_common(1)[0][0]
+    # Kind by kind: what stands out among reflectances does not among 16-bit counts.
+    for depth in sorted({look.depth for look in deep}):
+        values = np.concatenate([look.values for look in deep if look.depth == depth])
+        if (found := find_no_data(values)) is not None:
+            return found
+    return None
+
+
+def find_no_data(values: np.ndarray) -> float | None:
+    """A value that can only mean "no data": frequent, at one end, and far away from all others, such
+    as −9,999 among reflectances of 0 to 1.
+
+    Args:
+        values: (N,) finite.
+    """
+    for extreme in (float(values.min()), float(values.max())):
+        others = values[values != extreme]
+        if len(others) > (1 - _LEAST_ABSENT) * len(values) or len(others) == 0:
+            continue
+        distance = float(np.abs(others - extreme).min())
+        if distance > _FAR * np.ptp(others) and len(np.unique(others)) >= _FEWEST_VALUES:
+            return extreme
+    return None
+
+
+def _rounded(
+    low: float, high: float, values: np.ndarray, no_data: float | None, num_images: int
+) -> ValueRange:
+    if (values == np.round(values)).all():
+        low, high = float(np.floor(low)), float(np.ceil(high))
+    else:
+        low, high = float(f"{low:.6g}"), float(f"{high:.6g}")
+    if high <= low:
+        high = low + 1.0  # all values are the same
+    return ValueRange(low, high, no_data, num_images)
+
+
+def _notes_on_levels(looks: Sequence[Look]) -> list[str]:
+    """Where 8-bit images are nearly black, or nearly of one grey."""
+    plain = [look.values for look in looks if not look.is_deep and len(look.values)]
+    if not plain:
+        return []
+    low, high = np.percentile(np.concatenate(plain), PERCENTILES)
+    if high - low >= _LEAST_USED * 255:
+        return []
+    return [
+        f"warning: the sampled 8-bit images use the levels {low:.0f} … {high:.0f} of 0 … 255 only; "
+        "stretch them before they are packed, or pack the originals of more than 8 bits"
+    ]
+
+
+def _notes_on_given(values: np.ndarray, given: ValueRange, found: tuple[float, float]) -> list[str]:
+    low, high = max(found[0], given.low), min(found[1], given.high)
+    outside = float(np.mean((values < given.low) | (values > given.high)))
+    span = f"{format_value(found[0])} … {format_value(found[1])}"
+    notes = []
+    if high - low < _LEAST_USED * (given.high - given.low):
+        notes.append(
+            f"warning: the sampled values, {span}, use less than a tenth of --value-range "
+            f"{given.low:g} {given.high:g}"
+        )
+    if outside > _CLIPPED:
+        notes.append(
+            f"warning: {outside:.0%} of the sampled values lie outside of --value-range "
+            f"{given.low:g} {given.high:g} and become black or white; they are {span}"
+        )
+    return notes
+
+
+def _notes_on_mixture(deep: Sequence[Look], no_data: float | None) -> list[str]:
+    depths = sorted({look.depth for look in deep})
+    if len(depths) == 1:
+        return []
+    spans = []
+    for depth in depths:
+        values = np.concatenate([look.values for look in deep if look.depth == depth])
+        values = values if no_data is None else values[~is_no_data(values, no_data)]
+        low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+        spans.append(f"{depth} images have {format_value(low)} … {format_value(high)}")
+    return [f"warning: one range serves different kinds of values: {', '.join(spans)}"]

@@ -1,0 +1,92 @@
+"""Stored values of images that Pillow would round to 8 bits or misread: what their readers return,
+and how it becomes pixels.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ssl_vit.data.values import ValueRange
+
+MAX_DECODED_BYTES = 2**29
+"""Stored values of one image beyond which it is refused: every data worker would need as much."""
+
+
+class ImageFacts(NamedTuple):
+    """What an image file's header says."""
+
+    format: str
+    height: int
+    """Pixels, as stored."""
+    width: int
+    channels: str
+    """For a person: "grey", "RGB", "palette", "CMYK", …"""
+    depth: str
+    """Of a stored value, for a person: "8-bit", "16-bit signed", "32-bit float", …"""
+    is_deep: bool = False
+    """More than 8 bits: a value range says how it is shown."""
+    is_transparent: bool = False
+    """Has an opacity channel or a transparent color; composited on white."""
+    num_left_out: int = 0
+    """Channels beyond RGB and opacity."""
+    num_pages: int = 1
+    """Images in the file; the first is read."""
+
+
+class Raster(NamedTuple):
+    """One decoded image, upright or not as stored, before its values become 8 bits."""
+
+    values: np.ndarray
+    """(H, W) grey or (H, W, 3) RGB, of any real type."""
+    depth: str
+    """As in :class:`ImageFacts`."""
+    opacity: np.ndarray | None = None
+    """(H, W) float32 in [0, 1]."""
+    is_premultiplied: bool = False
+    """Whether the values were multiplied by the opacity."""
+    orientation: int = 1
+    """EXIF's, 1 to 8."""
+    no_data: float | None = None
+    """The value of pixels that were not measured, if the file says so."""
+
+    def measured(self) -> np.ndarray:
+        """(N,) finite values that carry data."""
+        flat = self.values.reshape(-1)
+        if flat.dtype.kind == "f":
+            flat = flat[np.isfinite(flat)]
+        return flat if self.no_data is None else flat[flat != flat.dtype.type(self.no_data)]
+
+    def to_rgb(self, values: ValueRange | None) -> np.ndarray:
+        """(H, W, 3) uint8, composited on white, not yet turned.
+
+        Raises:
+            ValueError: More than 8 bits, and no range.
+        """
+        if self.values.dtype == np.uint8:
+            pixels = self.values
+        elif values is None:
+            raise ValueError(
+                f"{self.depth} values, and no value range that says which are black and white: "
+                "make the index again, or set one"
+            )
+        else:
+            pixels = values.to_bytes(self.values, self.no_data)
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+        if self.opacity is not None:
+            opacity = self.opacity[:, :, None]
+            shown = pixels if self.is_premultiplied else pixels * opacity
+            pixels = (shown + 255.0 * (1.0 - opacity)).round().clip(0, 255).astype(np.uint8)
+        return np.ascontiguousarray(pixels)
+
+
+def check_decoded_bytes(num_bytes: int) -> None:
+    """Refuse an image whose values would fill a worker's memory.
+
+    Raises:
+        ValueError: More than ``MAX_DECODED_BYTES``.
+    """
+    if num_bytes > MAX_DECODED_BYTES:
+        raise ValueError(
+            f"decodes to {num_bytes / 1e6:,.0f} MB, more than {MAX_DECODED_BYTES / 1e6:,.0f}"
+        )

@@ -1,0 +1,239 @@
+"""TIFF: everything that Pillow does not read, or reads wrong, by tifffile.
+
+Pillow keeps plain 8-bit files. It drops the lower bytes of 16-bit color, mixes up planes, and does
+not invert min-is-white beyond 8 bits, all in silence. What is not grey or RGB is refused by what it
+is.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tifffile
+
+from ssl_vit.data.raster import ImageFacts, Raster, check_decoded_bytes
+
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_GDAL_NODATA, _ORIENTATION = 42113, 274
+_ASSOCIATED = 1  # TIFF 6.0, section 18: color was multiplied by the opacity
+_KINDS = {"u": "", "i": " signed", "f": " float", "c": " complex"}
+
+
+class _Layout(NamedTuple):
+    """How the samples of a page are to be read."""
+
+    color: str
+    """"grey" or "RGB"."""
+    depth: str
+    opacity: int | None
+    """Which sample is the opacity."""
+    is_premultiplied: bool
+    num_left_out: int
+    plain: bool
+    """Whether Pillow reads it right."""
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether it begins as one."""
+    return data[:4] in _MAGIC
+
+
+def facts_of(data: bytes) -> ImageFacts:
+    """What the header of the first page says, and how many pages there are.
+
+    Raises:
+        ValueError: Not grey or RGB, or no readable header; says what it is.
+    """
+    with _open(data) as file:
+        page = file.pages.first
+        layout = _layout(page)
+        return ImageFacts(
+            "TIFF",
+            page.imagelength,
+            page.imagewidth,
+            layout.color,
+            layout.depth,
+            is_deep=page.dtype != np.uint8 and page.dtype != bool,
+            is_transparent=layout.opacity is not None,
+            num_left_out=layout.num_left_out,
+            num_pages=_count_pages(file),
+        )
+
+
+def read_unusual(data: bytes, check_size: Callable[[int, int], None]) -> Raster | None:
+    """Decode the first page, if Pillow does not read it right; None for a plain one.
+
+    Args:
+        check_size: Given height and width, raises a ValueError where they are too large.
+
+    Raises:
+        ValueError: Damaged, too large, or not grey or RGB; says what it is.
+    """
+    with _open(data) as file:
+        page: Any = file.pages.first
+        layout = _layout(page)
+        if layout.plain:
+            return None
+        check_size(page.imagelength, page.imagewidth)
+        values = _page_values(file, 0)
+        opacity = None
+        if layout.opacity is not None:
+            opacity = _share(values[:, :, layout.opacity])
+        if values.ndim == 3:
+            values = values[:, :, :3] if layout.color == "RGB" else values[:, :, 0]
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            values = _inverted(values, page.bitspersample)
+        if page.dtype == bool:
+            values = values.astype(np.uint8) * 255
+        orientation = page.tags.get(_ORIENTATION)
+        return Raster(
+            values,
+            layout.depth,
+            opacity,
+            layout.is_premultiplied,
+            orientation.value if orientation and orientation.value in range(1, 9) else 1,
+            _no_data(page),
+        )
+
+
+def split_page(data: bytes, number: int) -> bytes:
+    """One page as a TIFF of its own, with the same values.
+
+    Raises:
+        ValueError: See :func:`read_unusual`; or a page in a color that would not survive.
+    """
+    with _open(data) as file:
+        page: Any = file.pages.first
+        _layout(page)
+        kinds = tifffile.PHOTOMETRIC
+        if page.photometric not in (kinds.MINISBLACK, kinds.MINISWHITE, kinds.RGB):
+            raise ValueError(
+                f"a TIFF of several pages in {page.photometric.name}, which are not taken apart"
+            )
+        values = _page_values(file, number)
+        tags = []
+        if (no_data := page.tags.get(_GDAL_NODATA)) is not None:
+            tags.append((_GDAL_NODATA, "s", 0, str(no_data.value), True))
+        stream = io.BytesIO()
+        tifffile.imwrite(
+            stream,
+            values,
+            photometric=page.photometric,
+            extrasamples=page.extrasamples or None,
+            planarconfig="contig" if values.ndim == 3 else None,
+            compression="zlib",
+            extratags=tags,
+            metadata=None,
+        )
+    return stream.getvalue()
+
+
+@contextlib.contextmanager
+def _open(data: bytes) -> Iterator[tifffile.TiffFile]:
+    """The file; whatever goes wrong in the block is a ValueError."""
+    # It warns of every odd tag, from every data worker.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            yield file
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # parsers raise whatever a broken file makes them trip over
+        raise ValueError(f"damaged TIFF: {error or type(error).__name__}") from None
+
+
+def _layout(page: Any) -> _Layout:
+    bits, kinds = page.bitspersample, tifffile.PHOTOMETRIC
+    if page.dtype is None or isinstance(bits, tuple):
+        raise ValueError(f"a TIFF of samples with {bits} bits")
+    depth = f"{bits}-bit{_KINDS.get(page.dtype.kind, '')}"
+    bands = page.samplesperpixel
+    if page.imagedepth > 1:
+        raise ValueError(f"a TIFF volume of {page.imagedepth} slices, {depth}")
+    if page.dtype.kind not in "buif":
+        raise ValueError(f"a TIFF of complex numbers, {depth}")
+    is_small = page.dtype == np.uint8 or page.dtype == bool
+    is_grey = page.photometric in (kinds.MINISBLACK, kinds.MINISWHITE)
+    if not is_grey and page.photometric != kinds.RGB:
+        if is_small:
+            name = "palette" if page.photometric == kinds.PALETTE else page.photometric.name
+            return _Layout(name, depth, None, False, 0, plain=True)
+        raise ValueError(f"a TIFF in {page.photometric.name}, {depth}")
+    num_colors = 1 if is_grey else 3
+    extra = [int(kind) for kind in page.extrasamples]
+    opacity = next((num_colors + n for n, kind in enumerate(extra) if kind in (1, 2)), None)
+    known = num_colors + (opacity is not None)
+    if bands < num_colors or (is_grey and bands > known):
+        raise ValueError(f"a TIFF of {bands} bands, {depth}, that are neither grey nor RGB")
+    return _Layout(
+        "grey" if is_grey else "RGB",
+        depth,
+        opacity,
+        opacity is not None and extra[opacity - num_colors] == _ASSOCIATED,
+        bands - known,
+        # 8 bits in chunky order; more than one opacity or unknown channel is not for Pillow.
+        plain=is_small and bands <= num_colors + 1 and (bands == 1 or page.planarconfig == 1),
+    )
+
+
+def _count_pages(file: tifffile.TiffFile) -> int:
+    """Pages of the first one's kind; thumbnails and smaller copies are not counted."""
+    if len(file.pages) == 1:
+        # ImageJ writes a large stack as one page and more pixels behind it.
+        said = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
+        return said if isinstance(said, int) and said > 0 else 1
+    return max(1, len(_same_pages(file)))
+
+
+def _same_pages(file: tifffile.TiffFile) -> list[Any]:
+    first: Any = file.pages.first
+    pages: list[Any] = list(file.pages)
+    return [page for page in pages if not page.is_reduced and page.shape == first.shape]
+
+
+def _page_values(file: tifffile.TiffFile, number: int) -> np.ndarray:
+    """(H, W) or (H, W, S) stored values of a page of the first one's kind."""
+    first: Any = file.pages.first
+    check_decoded_bytes(int(np.prod(first.shape)) * first.dtype.itemsize)
+    if number and len(file.pages) == 1:
+        stack = file.series[0].asarray(maxworkers=1)
+        return stack.reshape(-1, *first.shape)[number]
+    page = first
+    if number:
+        page = _same_pages(file)[number]
+    size = file.filehandle.size
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
+        if offset + length > size:
+            raise ValueError("truncated TIFF: its pixels lie behind the end of the file")
+    values = page.asarray(maxworkers=1)
+    if values.shape != page.shape:
+        raise ValueError("damaged TIFF: its data do not fill it")
+    return np.moveaxis(values, 0, 2) if page.axes.startswith("S") else values
+
+
+def _inverted(values: np.ndarray, bits: int) -> np.ndarray:
+    """Min-is-white values with their sense turned around."""
+    if values.dtype.kind == "u":
+        return values.dtype.type(2**bits - 1) - values
+    if values.dtype == bool:
+        return ~values
+    raise ValueError(f"a min-is-white TIFF of {values.dtype} values, which have no white")
+
+
+def _share(opacity: np.ndarray) -> np.ndarray:
+    """(H, W) float32 in [0, 1]."""
+    if opacity.dtype.kind == "f":
+        return np.nan_to_num(opacity).clip(0, 1).astype(np.float32)
+    return (opacity / np.iinfo(opacity.dtype).max).clip(0, 1).astype(np.float32)
+
+
+def _no_data(page: Any) -> float | None:
+    tag = page.tags.get(_GDAL_NODATA)
+    try:
+        value = float(tag.value) if tag else None
+    except (TypeError, ValueError):
+        return None
+    return value if value is not None and np.isfinite(value) else None

@@ -1,0 +1,92 @@
+"""Which stored values are black and white, for images of more than 8 bits.
+
+A file of 12-bit microscopy, CT numbers or reflectances says nothing of the range that its values
+use. One range for a whole set, kept in its index, makes a value the same grey in every image of it.
+Images of 8 bits have no range: their pixels stay as they are. No torch here.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+PERCENTILES = (0.1, 99.9)
+"""Of a set's sampled values, that become black and white unless a range is given."""
+
+# Values converted at a time: a copy in float64 of a whole image could be eight times its size.
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """Stored values → 8 bits, linearly and clipped."""
+
+    low: float
+    """Becomes 0."""
+    high: float
+    """Becomes 255; above ``low``."""
+    no_data: float | None = None
+    """The value of pixels that were not measured, which become 0; None: there is none."""
+    num_images: int = field(default=0, compare=False)
+    """Images that it was measured on; 0: it was given."""
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"the value range {self.low:g} to {self.high:g} is empty")
+
+    def to_bytes(self, values: np.ndarray, no_data: float | None = None) -> np.ndarray:
+        """8-bit pixels.
+
+        Args:
+            values: Of any shape and any real type. NaN becomes 0, infinities are clipped.
+            no_data: A further value without data, said by the file itself.
+
+        Returns:
+            uint8 of the same shape.
+        """
+        if values.dtype in (np.uint16, np.int16):
+            # All values that there can be, once, instead of every pixel.
+            first = np.iinfo(values.dtype).min
+            table = self._convert(np.arange(first, first + 2**16), no_data)
+            return table[values.astype(np.int32) - first]
+        result = np.empty(values.size, dtype=np.uint8)
+        flat = values.reshape(-1)
+        for start in range(0, flat.size, _BLOCK):
+            result[start : start + _BLOCK] = self._convert(flat[start : start + _BLOCK], no_data)
+        return result.reshape(values.shape)
+
+    def _convert(self, values: np.ndarray, no_data: float | None) -> np.ndarray:
+        exact = values.astype(np.float64)
+        scaled = (exact - self.low) * (255.0 / (self.high - self.low))
+        missing = ~(np.isfinite(exact) | np.isinf(exact))
+        for absent in (self.no_data, no_data):
+            if absent is not None:
+                missing |= is_no_data(values, absent)
+        scaled[missing] = 0.0
+        return scaled.clip(0, 255).round().astype(np.uint8)
+
+    def describe(self) -> str:
+        """For a person: which values are black and white, and who says so."""
+        low, high = PERCENTILES
+        how = "as given"
+        if self.num_images:
+            how = f"{low:g} and {high:g} percentile of {self.num_images:,} sampled images"
+        return f"values {self} become 0 … 255 ({how})"
+
+    def __str__(self) -> str:
+        without = "" if self.no_data is None else f", no data at {format_value(self.no_data)}"
+        return f"{format_value(self.low)} … {format_value(self.high)}{without}"
+
+
+def is_no_data(values: np.ndarray, no_data: float) -> np.ndarray:
+    """Boolean of the same shape: which values are the one that means "no data"."""
+    if values.dtype.kind == "f":
+        # A float32 file holds the nearest float32 of what its metadata says in decimal.
+        return values == values.dtype.type(no_data)
+    return values == no_data
+
+
+def format_value(value: float) -> str:
+    """A stored value for a person: "4,095", "0.0213", "-3.4e+38"."""
+    if value == int(value) and abs(value) < 1e9:
+        return f"{int(value):,}"
+    return f"{value:.4g}"

@@ -1,0 +1,66 @@
+"""Which stored values are black and white in a run on images of more than 8 bits.
+
+A network that learned under one range sees other images under another, so the range is settled
+once, written into the run's config and its exports, and never taken from later data.
+"""
+
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.values import ValueRange
+from ssl_vit.export import read_export_info
+from ssl_vit.run_config import RunConfig
+from ssl_vit.run_folder import RunFolder
+from ssl_vit.start_from import find_checkpoint
+
+
+def settle_values(
+    config: RunConfig, shards: ShardSet | None, folder: RunFolder | None
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """The config with its value range filled in, and what must be said about it.
+
+    What was said counts first, then what the run began with, then `resume_from`, then the index.
+
+    Args:
+        shards: Of the run; None where its samples are made up.
+        folder: Of the run; None where there is none.
+
+    Raises:
+        UserError: Nothing says which range, and the indexes of the data differ.
+    """
+    values, origin = _found_before(config, folder)
+    if values is None:
+        values, origin = (shards.values if shards else None), "the index"
+    if values is None:
+        return config, ()
+    no_data = values.no_data if config.data.no_data == "auto" else config.data.no_data
+    changes = {"value_range": (values.low, values.high)}
+    data = config.data.model_copy(
+        update=changes | ({} if no_data is None else {"no_data": no_data})
+    )
+    settled = config.model_copy(update={"data": data})
+    return settled, tuple(_notes(settled, shards, origin))
+
+
+def _found_before(config: RunConfig, folder: RunFolder | None) -> tuple[ValueRange | None, str]:
+    """A range that was settled before these shards were opened, and by what."""
+    if said := config.data.values:
+        return said, "data.value_range"
+    if folder and folder.config.is_file() and (values := folder.read_config().data.values):
+        return values, "this run's config"
+    if not config.resume_from:
+        return None, ""
+    checkpoint = find_checkpoint(config.resume_from)
+    if checkpoint is None:
+        return read_export_info(config.resume_from).values, "resume_from"
+    return RunFolder(checkpoint.parent.parent).read_config().data.values, "resume_from"
+
+
+def _notes(config: RunConfig, shards: ShardSet | None, origin: str) -> list[str]:
+    values = config.data.values
+    lines = [f"images of more than 8 bits: values {values} become 0 … 255 (from {origin})"]
+    for part in shards.parts if shards else ():
+        if part.values is not None and part.values != values:
+            lines.append(
+                f"warning: the index of {part.source} has another value range, {part.values}; "
+                f"that of {origin} is used"
+            )
+    return lines
