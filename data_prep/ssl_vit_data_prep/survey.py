@@ -142,7 +142,7 @@ def _no_data_of(deep: Sequence[Look], said: float | None) -> float | None:
 
 
 def find_no_data(values: np.ndarray) -> float | None:
-    """A value that can only mean "no data": frequent, at one end, and far away from all others, such
+    """A value that can only mean "no data": frequent, at one end, and far from all others, such
     as −9,999 among reflectances of 0 to 1.
 
     Args:
