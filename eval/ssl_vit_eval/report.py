@@ -75,7 +75,7 @@ def publish(inputs: Inputs, evaluation: Evaluation) -> Path:
     )
     with replacing(path) as partial:
         partial.write_text(_NUMBERS.sub(_on_one_line, text) + "\n", encoding="utf-8")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     info = inputs.info
     title = f"{evaluation.protocol} · {info.recipe} · step {info.step:,}"
     print_table(console, row_table(title, evaluation.rows))
