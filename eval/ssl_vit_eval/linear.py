@@ -326,9 +326,10 @@ def evaluate(comparison: Comparison, device: torch.device, settings: LinearSetti
 def _notes(train_labels: Tensor, settings: LinearSettings) -> list[str]:
     """How rate and kind were chosen, and on how few images where that is so."""
     held_out = split_held_out(train_labels, HELD_OUT_SHARE, settings.seed)[1]
+    images = "1 image" if len(held_out) == 1 else f"{len(held_out):,} images"
     notes = [
         "* counts: kind of feature and learning rate (at a batch of 256) were chosen on a tenth "
-        f"held out of train ({len(held_out):,} images); the test set was read once."
+        f"held out of train ({images}); the test set was read once."
     ]
     counts = train_labels.bincount()
     if alone := int((counts == 1).sum()):
