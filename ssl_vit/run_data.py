@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.config import SYNTHETIC_SAMPLES
-from ssl_vit.data.labels import check_labels
+from ssl_vit.data.labels import check_labels, check_probed
 from ssl_vit.data.order import lanes_of_rank
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
@@ -38,12 +38,13 @@ def open_labelled(config: RunConfig, cache: ShardCache) -> ShardSet | None:
     """The shards of a run's online probes; None where it has none.
 
     Raises:
-        UserError: They are not there, or have too few labels.
+        UserError: They are not there, or have too few labels, classes or images of a class.
     """
     if not config.monitor.labelled:
         return None
     shards = open_shards(config.monitor.labelled, cache)
     check_labels(shards, FEWEST_PROBED)
+    check_probed(shards, config.monitor.labelled_images)
     return shards
 
 

@@ -3,17 +3,19 @@
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.decode import decode_image
 from ssl_vit.data.index_file import NO_LABEL, Shard, records_digest
+from ssl_vit.data.pixel_digest import digest_pixels
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.urls import is_local
 from ssl_vit.errors import UserError
+from ssl_vit_data_prep.duplicates import Duplicates, empty_digests, find_duplicates
 from ssl_vit_data_prep.tar_images import HashingReader, TarFile, walk_samples
 from ssl_vit_data_prep.workers import count_done, run_tasks
 
@@ -28,6 +30,18 @@ class CheckTask:
     classes: tuple[str, ...]
     cache: ShardCache
     decode: bool
+    digest: bool = False
+    """Whether to digest what is decoded."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardReport:
+    """What reading one shard again has found."""
+
+    faults: list["Fault"]
+    digests: np.ndarray | None
+    """(num_samples, 16) uint8 digests of the pixels, zeros where an image has none; None where
+    they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +83,27 @@ def check_shards(
         UserError: The set cannot be opened: no index, or a shard is missing or of another size.
     """
     shards = open_shards(source, cache)
-    tasks = [
+    found = run_tasks(check_shard, _tasks(shards, decode), shards.num_samples, workers, "checking")
+    return shards, [fault for report in found for fault in report.faults]
+
+
+def check_with_duplicates(
+    source: str, workers: int, cache: ShardCache | None = None
+) -> tuple[ShardSet, list[Fault], Duplicates]:
+    """Read every shard again as :func:`check_shards` does, decode all, and compare the pixels."""
+    shards = open_shards(source, cache)
+    tasks = [replace(task, digest=True) for task in _tasks(shards, decode=True)]
+    found = run_tasks(check_shard, tasks, shards.num_samples, workers, "checking")
+    digests = [report.digests for report in found if report.digests is not None]
+    faults = [fault for report in found for fault in report.faults]
+    return shards, faults, find_duplicates(np.concatenate(digests), shards.labels)
+
+
+def _tasks(shards: ShardSet, decode: bool) -> list[CheckTask]:
+    return [
         CheckTask(shard, np.array(shards.records_of(number)), shards.classes, shards.cache, decode)
         for number, shard in enumerate(shards.shards)
     ]
-    found = run_tasks(check_shard, tasks, shards.num_samples, workers, "checking")
-    return shards, [fault for faults in found for fault in faults]
 
 
 def list_others(shards: ShardSet) -> list[str]:
@@ -86,8 +115,13 @@ def list_others(shards: ShardSet) -> list[str]:
     )
 
 
-def check_shard(task: CheckTask) -> list[Fault]:
+def check_shard(task: CheckTask) -> ShardReport:
     """Compare one tar with its index: hash, places, labels; if asked, decode its images too."""
+    digests = empty_digests(len(task.records)) if task.digest else None
+    return ShardReport(_find_faults(task, digests), digests)
+
+
+def _find_faults(task: CheckTask, digests: np.ndarray | None) -> list[Fault]:
     shard = task.shard
     faults: list[Fault] = []
     found: dict[int, FoundFile] = {}
@@ -101,7 +135,7 @@ def check_shard(task: CheckTask) -> list[Fault]:
                 faults.append(Fault(shard.name, "", f"the tar cannot be read: {error}"))
             if reader.finish() != shard.sha256:
                 faults.insert(0, Fault(shard.name, "", _other_bytes(task)))
-            faults += compare_all(task, found, file.fileno())
+            faults += compare_all(task, found, file.fileno(), digests)
     except UserError as error:
         return [Fault(shard.name, "", error.problem)]
     except OSError as error:
@@ -123,22 +157,27 @@ def find_files(reader: HashingReader) -> Iterator[FoundFile]:
 
 
 def compare_all(
-    task: CheckTask, found: Mapping[int, FoundFile], descriptor: int
+    task: CheckTask,
+    found: Mapping[int, FoundFile],
+    descriptor: int,
+    digests: np.ndarray | None = None,
 ) -> Iterator[Fault]:
     """What differs between the files of a tar and its records; it may have more than those.
 
     Args:
         found: Offset of its first byte → file.
         descriptor: Of the open tar.
+        digests: (num_samples, 16) uint8, to be filled for the images that are decoded.
     """
     name = task.shard.name
     missing = [record for record in task.records if int(record["offset"]) not in found]
-    for record in task.records:
+    for place, record in enumerate(task.records):
         if (image := found.get(int(record["offset"]))) is None:
             continue
         problem = compare(image, record, task.classes)
         if not problem and task.decode:
-            problem = decode_problem(os.pread(descriptor, image.file.length, image.file.offset))
+            data = os.pread(descriptor, image.file.length, image.file.offset)
+            problem = decode_problem(data, None if digests is None else digests[place])
         if problem:
             yield Fault(name, image.key, problem)
         count_done()
@@ -160,12 +199,18 @@ def _other_bytes(task: CheckTask) -> str:
     return "its copy in the cache was damaged, and is removed now: check again"
 
 
-def decode_problem(data: bytes) -> str:
-    """Why an image cannot be decoded; empty if it can."""
+def decode_problem(data: bytes, digest: np.ndarray | None = None) -> str:
+    """Why an image cannot be decoded; empty if it can.
+
+    Args:
+        digest: (16,) uint8, filled with the digest of its pixels.
+    """
     try:
-        decode_image(data)
+        pixels = decode_image(data)
     except ValueError as error:
         return f"cannot be decoded: {error}"
+    if digest is not None:
+        digest[:] = np.frombuffer(digest_pixels(pixels), np.uint8)
     return ""
 
 

@@ -176,6 +176,9 @@ def check(
     quick: Annotated[
         bool, typer.Option("--quick", help="Compare hashes and index; decode no image.")
     ] = False,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Count images with the same pixels; list some.")
+    ] = False,
     workers: WorkersOption = 0,
     allow_shell_urls: ShellOption = False,
 ) -> None:
@@ -185,22 +188,34 @@ def check(
     """
     from ssl_vit.data.cache import ShardCache
     from ssl_vit.distributed import cores_here
-    from ssl_vit_data_prep.check import check_shards, list_others
+    from ssl_vit_data_prep.check import check_shards, check_with_duplicates, list_others
+    from ssl_vit_data_prep.duplicates import describe_duplicates
 
-    cache = ShardCache(allow_shell_urls=allow_shell_urls)
-    opened, faults = check_shards(shards, not quick, workers or cores_here(), cache)
+    if quick and duplicates:
+        raise UserError(
+            "--duplicates compares decoded images, and --quick decodes none",
+            "leave one of the two out",
+        )
+    cache, workers = ShardCache(allow_shell_urls=allow_shell_urls), workers or cores_here()
+    repeated = None
+    if duplicates:
+        opened, faults, repeated = check_with_duplicates(shards, workers, cache)
+    else:
+        opened, faults = check_shards(shards, not quick, workers, cache)
     if others := list_others(opened):
         typer.echo(
             f"note: {len(others):,} tars beside them are not in the index, {others[0]} first"
         )
     if not faults:
         typer.echo(f"OK: {opened.num_samples:,} images in {count_shards(len(opened.shards))}")
-        return
     for fault in faults[:_FAULTS]:
         typer.echo(str(fault))
     if len(faults) > _FAULTS:
         typer.echo(f"… and {len(faults) - _FAULTS:,} more")
-    raise typer.Exit(1)
+    for line in describe_duplicates(repeated, opened) if repeated else ():
+        typer.echo(line)
+    if faults:
+        raise typer.Exit(1)
 
 
 @app.command()

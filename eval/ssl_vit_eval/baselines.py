@@ -14,7 +14,9 @@ from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit_eval.features import BackboneEncoder, Encoder, extract
 from ssl_vit_eval.inputs import Inputs
-from ssl_vit_eval.report import PIXELS, PRETRAINED, RANDOM
+from ssl_vit_eval.metrics import Scores, score
+from ssl_vit_eval.overlap import Overlap, find_overlap
+from ssl_vit_eval.results import PIXELS, PRETRAINED, RANDOM
 
 RANDOM_SEED = 0
 PIXEL_SIDE = 32
@@ -42,12 +44,19 @@ class Comparison:
     test_labels: Tensor
     """(M,) int64."""
     num_classes: int
+    overlap: Overlap | None = None
+    """Test images that are also in train; None where they were not looked for."""
 
     @property
-    def majority(self) -> float:
-        """Test accuracy in [0, 1] of always answering the most frequent class of train."""
-        most_frequent = self.train_labels.bincount(minlength=self.num_classes).argmax()
-        return (self.test_labels == most_frequent).double().mean().item()
+    def majority(self) -> Scores:
+        """On test, of always answering the most frequent class of train."""
+        most_frequent = int(self.train_labels.bincount(minlength=self.num_classes).argmax())
+        return self.score(torch.full_like(self.test_labels, most_frequent))
+
+    def score(self, predictions: Tensor) -> Scores:
+        """How (M,) int64 class numbers compare with the test labels."""
+        labels = self.test_labels.cpu().numpy()
+        return score(labels, predictions.cpu().numpy(), self.num_classes)
 
 
 def collect(inputs: Inputs, device: torch.device) -> Comparison:
@@ -64,16 +73,24 @@ def collect(inputs: Inputs, device: torch.device) -> Comparison:
     encoders[PIXELS] = raw_pixels
     crop = CenterCrop(info.backbone.image_size, inputs.crop_ratio)
     batch_size = inputs.batch_size or BATCH_SIZES[device.type]
+    classes = inputs.classes
     train, test = (
-        extract(encoders, shards, crop, batch_size, inputs.workers, device)
-        for shards in (inputs.train, inputs.test)
+        extract(encoders, shards, crop, batch_size, inputs.workers, device, images.numbers)
+        for shards, images in ((inputs.train, classes.train), (inputs.test, classes.test))
     )
     rows = {
         name: {kind: Split(values, test.by_encoder[name][kind]) for kind, values in kinds.items()}
         for name, kinds in train.by_encoder.items()
     }
     rows[PIXELS] = {kind: remove_mean(split) for kind, split in rows[PIXELS].items()}
-    return Comparison(rows, train.labels, test.labels, inputs.num_classes)
+    train_labels, test_labels = classes.train.labels, classes.test.labels
+    return Comparison(
+        rows,
+        torch.from_numpy(train_labels),
+        torch.from_numpy(test_labels),
+        inputs.num_classes,
+        find_overlap(train.digests, train_labels, test.digests, test_labels),
+    )
 
 
 def random_backbone(config: BackboneConfig) -> VisionTransformer:

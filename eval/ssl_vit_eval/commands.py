@@ -29,7 +29,22 @@ BatchOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Processes that decode; one a core but one unless given.")
 ]
+KnownOption = Annotated[
+    bool,
+    typer.Option(
+        "--known-classes-only",
+        help="Leave out test images of classes that train lacks; they are refused otherwise.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")]
+
+
+def _check_ks(text: str | None) -> str | None:
+    """Refuse a bad --k where the command line is read, so that `launch submit --then` does too."""
+    from ssl_vit_eval.inputs import parse_ks
+
+    parse_ks(text)
+    return text
 
 
 @app.command()
@@ -37,15 +52,26 @@ def knn(
     run: RunArgument,
     train: TrainOption,
     test: TestOption,
+    k: Annotated[
+        str | None,
+        typer.Option(
+            "--k",
+            callback=_check_ks,
+            help="Numbers of neighbors by commas; 10,20,100,200 unless given. The best counts.",
+        ),
+    ] = None,
+    known_classes_only: KnownOption = False,
     crop_ratio: CropOption = 0.875,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Weighted k-nearest neighbours on frozen features (DINO's protocol)."""
-    from ssl_vit_eval.inputs import check_inputs
+    from ssl_vit_eval.inputs import LabelOptions, check_inputs, parse_ks
 
-    inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device)
+    ks = parse_ks(k)
+    options = LabelOptions(known_classes_only, max(ks, default=0))
+    inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device, options)
     compute_beside_workers()
 
     from ssl_vit_eval.baselines import choose_device, collect
@@ -53,7 +79,7 @@ def knn(
     from ssl_vit_eval.report import publish
 
     place = choose_device(device)
-    publish(inputs, evaluate(collect(inputs, place), place))
+    publish(inputs, evaluate(collect(inputs, place), place, ks))
 
 
 @app.command()
@@ -61,6 +87,7 @@ def linear(
     run: RunArgument,
     train: TrainOption,
     test: TestOption,
+    known_classes_only: KnownOption = False,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train features.")] = 100,
     crop_ratio: CropOption = 0.875,
     batch_size: BatchOption = None,
@@ -68,9 +95,10 @@ def linear(
     device: DeviceOption = "auto",
 ) -> None:
     """A linear classifier on frozen features; its learning rate is chosen on a tenth of train."""
-    from ssl_vit_eval.inputs import check_inputs
+    from ssl_vit_eval.inputs import LabelOptions, check_inputs
 
-    inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device)
+    options = LabelOptions(known_classes_only, holds_out=True)
+    inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device, options)
     compute_beside_workers()
 
     from ssl_vit_eval.baselines import choose_device, collect

@@ -17,12 +17,17 @@ from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.labels import labelled_numbers
 from ssl_vit.data.loader import Batches, LoadedBatches, LoaderSettings, build_loader
 from ssl_vit.data.needs import SequentialNeeds
+from ssl_vit.data.pixel_digest import DIGEST_BYTES
 from ssl_vit.data.shards import ShardSet
+from ssl_vit.errors import UserError
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.progress import progress
 
 # B images, N labelled images of a set, D features, S pixels a side.
+
+# Beyond it, float32 has no sum of squares over a million images.
+_LARGEST = 1e15
 
 # (B, 3, S, S) uint8 on the device → kind of feature → (B, D) float32.
 Encoder = Callable[[Tensor], dict[str, Tensor]]
@@ -30,12 +35,14 @@ Encoder = Callable[[Tensor], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """Features of every labelled image of a set, in index order, on the CPU."""
+    """Features of labelled images of a set, in index order, on the CPU."""
 
     by_encoder: dict[str, dict[str, Tensor]]
     """Encoder → kind of feature → (N, D) float32."""
     labels: Tensor
-    """(N,) int64 class numbers."""
+    """(N,) int64 class numbers, as the set has them."""
+    digests: np.ndarray
+    """(N, 16) uint8 digests of the crops, see ``data.pixel_digest``."""
 
 
 class BackboneEncoder(nn.Module):
@@ -69,19 +76,25 @@ def extract(
     batch_size: int,
     workers: int,
     device: torch.device,
+    numbers: np.ndarray | None = None,
 ) -> LabelledFeatures:
-    """Run every labelled image of a set once through all encoders.
+    """Run labelled images of a set once through all encoders.
 
     Args:
         encoders: By name; their parameters are on ``device``.
         crop: Gives every encoder the same pixels.
         batch_size: Images a forward pass; does not change the result.
         workers: Processes that decode; 0 decodes in this one.
+        numbers: (N,) sample numbers, ascending; None: all that have a label.
 
     Raises:
-        UserError: An image cannot be decoded, or a shard is damaged or cannot be had; names it.
+        UserError: An image cannot be decoded, or a shard is damaged or cannot be had; or features
+            are not finite; names it.
     """
-    numbers = labelled_numbers(shards)
+    if numbers is None:
+        numbers = labelled_numbers(shards)
+    digests = np.empty((len(numbers), DIGEST_BYTES), np.uint8)
+    unusable = {name: np.zeros(len(numbers), bool) for name in encoders}
     found: dict[str, dict[str, Tensor]] = {name: {} for name in encoders}
     done = 0
     # TF32 convolutions would round a patch embedding to 10 bits on recent GPUs.
@@ -92,20 +105,43 @@ def extract(
         with torch.no_grad(), exact, progress(title, len(numbers), "images") as advance:
             for loaded in batches:
                 pixels = loaded.batch.images.to(device, non_blocking=True)
+                here = slice(done, done + len(pixels))
+                digests[here] = loaded.batch.digests
                 for name, encode in encoders.items():
                     for kind, values in encode(pixels).items():
                         if kind not in found[name]:
                             # One allocation: joining batches at the end would need the set twice.
                             found[name][kind] = torch.empty(len(numbers), values.shape[1])
-                        found[name][kind][done : done + len(values)] = values
+                        found[name][kind][here] = values
+                        unusable[name][here] |= ~is_usable(found[name][kind][here])
                 done += len(pixels)
                 advance(len(pixels))
         batches.finish()
     finally:
         batches.close()
     assert done == len(numbers)
+    _refuse_unusable(unusable, shards, numbers)
     labels = torch.from_numpy(shards.labels[numbers].astype(np.int64))
-    return LabelledFeatures(found, labels)
+    return LabelledFeatures(found, labels, digests)
+
+
+def is_usable(features: Tensor) -> np.ndarray:
+    """(B,) bool: which of (B, D) float32 features have numbers that can be computed with."""
+    return (features.abs().amax(dim=1) < _LARGEST).numpy()  # false for NaN
+
+
+def _refuse_unusable(
+    unusable: Mapping[str, np.ndarray], shards: ShardSet, numbers: np.ndarray
+) -> None:
+    for name, places in unusable.items():
+        if places.any():
+            first = shards.key(int(numbers[places.argmax()]))
+            raise UserError(
+                f"the {name} features of {places.sum():,} of {len(places):,} images of "
+                f"{shards.source} are not finite or too large to compute with, {first} first",
+                "evaluate an earlier export of the run; its alarms.jsonl and nonfinite.jsonl say "
+                "when training went wrong",
+            )
 
 
 def _open_batches(

@@ -6,17 +6,30 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_vit.data.labels import check_labels, labelled_numbers
+from ssl_vit.data.labels import check_labels
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.distributed import cores_here
 from ssl_vit.errors import UserError
 from ssl_vit.export import WEIGHTS_FILE, ExportInfo, find_export, read_export_info
 from ssl_vit.run_folder import RunFolder
+from ssl_vit_eval.classes import MatchedClasses, match_classes
 
 # The smallest k of the k-NN protocol, and the least of which a tenth can be held out.
 MIN_IMAGES = 10
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What an evaluation asks of the labels."""
+
+    known_only: bool = False
+    """Leave out test images of classes without train images, which are refused otherwise."""
+    largest_k: int = 0
+    """Neighbors that were asked for by number; 0 for none."""
+    holds_out: bool = False
+    """Whether a part of train is held out to choose by."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,8 @@ class Inputs:
     info: ExportInfo
     train: ShardSet
     test: ShardSet
+    classes: MatchedClasses
+    """Which images take part, and of which class."""
     evals: Path
     """Folder the result is written to."""
     crop_ratio: float
@@ -41,8 +56,8 @@ class Inputs:
 
     @property
     def num_classes(self) -> int:
-        """C, the classes the two sets share."""
-        return len(self.train.classes)
+        """C, the classes that train has images of."""
+        return len(self.classes.names)
 
 
 def check_inputs(
@@ -53,6 +68,7 @@ def check_inputs(
     batch_size: int | None,
     workers: int | None,
     device: str,
+    options: LabelOptions = LabelOptions(),
 ) -> Inputs:
     """Open everything an evaluation reads.
 
@@ -62,11 +78,12 @@ def check_inputs(
         crop_ratio: Side of the centre crop over the image's shorter side.
         batch_size: None for the device's own.
         workers: None for one a core but one, at least 1, at most 8.
+        options: What is asked of the labels.
 
     Raises:
         UserError: A crop ratio outside (0, 1]; no export; shards missing, unlabelled, too few, of
-            other classes, or the same set twice; a device of no known name; a place for results
-            that cannot be written.
+            other classes, or the same set twice; a k beyond the train images; nothing to hold out;
+            a device of no known name; a place for results that cannot be written.
     """
     if not _DEVICE.fullmatch(device):
         raise UserError(f"--device {device} is unknown", "use auto, cpu, cuda or cuda:NUMBER")
@@ -79,9 +96,9 @@ def check_inputs(
     if not (export / WEIGHTS_FILE).is_file():
         raise UserError(f"{export} has no {WEIGHTS_FILE}", "export again")
     train_shards, test_shards = open_shards(train), open_shards(test)
-    check_labels(train_shards, MIN_IMAGES)
+    check_labels(train_shards, min(MIN_IMAGES, options.largest_k or MIN_IMAGES))
     check_labels(test_shards, MIN_IMAGES)
-    _check_pair(train_shards, test_shards)
+    classes = _match(train_shards, test_shards, options)
     evals = _evals_folder(export)
     try:
         evals.mkdir(parents=True, exist_ok=True)
@@ -91,37 +108,57 @@ def check_inputs(
         ) from None
     if workers is None:
         workers = max(1, min(8, cores_here() - 1))
-    return Inputs(
-        export, info, train_shards, test_shards, evals, crop_ratio, batch_size, workers, device
-    )
+    sets = (train_shards, test_shards, classes)
+    return Inputs(export, info, *sets, evals, crop_ratio, batch_size, workers, device)
 
 
-def _check_pair(train: ShardSet, test: ShardSet) -> None:
-    if train.classes != test.classes:
+def parse_ks(text: str | None) -> tuple[int, ...]:
+    """Numbers of neighbors, ascending, from `5,20`; none from None.
+
+    Raises:
+        UserError: It is not a list of whole numbers from 1 on.
+    """
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,12}", word) and int(word) >= 1 for word in words):
         raise UserError(
-            f"--train and --test differ in their classes: {_difference(train, test)}",
-            "pack both from folders with the same sub-folders",
+            f"--k {text} is not a list of whole numbers of at least 1",
+            "separate them by commas:  --k 5,20",
         )
-    if len(np.unique(train.labels[labelled_numbers(train)])) < 2:
-        raise UserError(
-            f"all labelled images of {train.source} are of one class", "give a set with two or more"
-        )
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _match(train: ShardSet, test: ShardSet, options: LabelOptions) -> MatchedClasses:
     if train.fingerprint == test.fingerprint:
         raise UserError(
             f"--train {train.source} and --test {test.source} are the same images",
             "give a test set of its own: accuracy on seen images says nothing",
         )
-
-
-def _difference(train: ShardSet, test: ShardSet) -> str:
-    only_train = [name for name in train.classes if name not in test.classes]
-    only_test = [name for name in test.classes if name not in train.classes]
-    parts = [
-        f"only in {side}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-        for side, names in (("train", only_train), ("test", only_test))
-        if names
-    ]
-    return "; ".join(parts) or "the same names in another order"
+    classes = match_classes(train, test, options.known_only)
+    if len(classes.names) < 2:
+        raise UserError(
+            f"all labelled images of {train.source} are of one class", "give a set with two or more"
+        )
+    num_train, num_test = len(classes.train.labels), len(classes.test.labels)
+    if num_test < MIN_IMAGES:
+        raise UserError(
+            f"{num_test} images of {test.source} are of classes that train has, {MIN_IMAGES} are "
+            "needed",
+            "give a larger set",
+        )
+    if options.largest_k > num_train:
+        raise UserError(
+            f"--k {options.largest_k}: {train.source} has {num_train:,} labelled images",
+            f"give at most {num_train}",
+        )
+    if options.holds_out and np.bincount(classes.train.labels).max() < 2:
+        raise UserError(
+            f"no class of {train.source} has two labelled images: none can be held out to choose "
+            "the learning rate",
+            "give a set with two or more images of a class; or use  ssl-vit eval knn … --k 1",
+        )
+    return classes
 
 
 def _evals_folder(export: Path) -> Path:

@@ -3,41 +3,45 @@
 Source: Caron et al. 2021, arXiv 2104.14294, appendix F.1.
 """
 
+from collections.abc import Sequence
+
 import torch
 
-from ssl_vit.monitors.knn import TEMPERATURE, knn_accuracy
+from ssl_vit.monitors.knn import TEMPERATURE, knn_predictions
 from ssl_vit_eval.baselines import Comparison, Split
-from ssl_vit_eval.report import Evaluation, KindResult, RowResult
+from ssl_vit_eval.metrics import summarize
+from ssl_vit_eval.results import Evaluation, KindResult, RowResult
 
 NEIGHBOURS = (10, 20, 100, 200)
 
 
-def evaluate(comparison: Comparison, device: torch.device) -> Evaluation:
-    """The best k of every kind of feature of every row; all k are in the details."""
+def evaluate(comparison: Comparison, device: torch.device, ks: Sequence[int] = ()) -> Evaluation:
+    """The best k of every kind of feature of every row; all k are in the details.
+
+    Args:
+        ks: Numbers of neighbors, each in [1, N]; none: those of ``NEIGHBOURS`` that are.
+    """
     train_labels = comparison.train_labels.to(device)
-    test_labels = comparison.test_labels.to(device)
-    ks = [k for k in NEIGHBOURS if k <= len(train_labels)]
+    tried = list(ks) or [k for k in NEIGHBOURS if k <= len(train_labels)]
 
     def of_kind(kind: str, split: Split) -> KindResult:
-        accuracy = knn_accuracy(
-            split.train.to(device),
-            train_labels,
-            split.test.to(device),
-            test_labels,
-            ks,
-            TEMPERATURE,
-            comparison.num_classes,
-        )
-        best = max(accuracy, key=lambda k: accuracy[k])
-        by_k = {str(k): value for k, value in accuracy.items()}
-        return KindResult(kind, f"k={best}", accuracy[best], details={"accuracy_by_k": by_k})
+        features = (split.train.to(device), train_labels, split.test.to(device))
+        found = knn_predictions(*features, tried, TEMPERATURE, comparison.num_classes)
+        scores = {k: comparison.score(predictions) for k, predictions in found.items()}
+        best = max(scores, key=lambda k: scores[k].accuracy)
+        details = {
+            "accuracy_by_k": {str(k): each.accuracy for k, each in scores.items()},
+            "by_k": {str(k): summarize(each) for k, each in scores.items()},
+        }
+        accuracy = scores[best].accuracy
+        return KindResult(kind, f"k={best}", accuracy, details=details, scores=scores[best])
 
     rows = tuple(
         RowResult(name, tuple(of_kind(kind, split) for kind, split in kinds.items()))
         for name, kinds in comparison.rows.items()
     )
     settings = {
-        "k": ks,
+        "k": tried,
         "temperature": TEMPERATURE,
         "similarity": "cosine",
         "chosen_on": "test, for every row alike",
@@ -45,6 +49,8 @@ def evaluate(comparison: Comparison, device: torch.device) -> Evaluation:
     notes = [
         "* counts: the best k and kind of feature on the test set itself, for every row alike."
     ]
-    if dropped := [str(k) for k in NEIGHBOURS if k not in ks]:
+    dropped = [str(k) for k in NEIGHBOURS if k > len(train_labels)]
+    if dropped and not ks:
         notes.append(f"k={', '.join(dropped)} left out: train has {len(train_labels)} images.")
-    return Evaluation("knn", settings, rows, comparison.majority, tuple(notes))
+    said = (comparison.majority, tuple(notes), comparison.overlap)
+    return Evaluation("knn", settings, rows, *said)

@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_vit.errors import UserError
 from ssl_vit.progress import progress
 from ssl_vit_eval.baselines import Comparison, Split
-from ssl_vit_eval.report import Evaluation, KindResult, RowResult
+from ssl_vit_eval.held_out import HeldOutScore, choose, split_held_out
+from ssl_vit_eval.metrics import score
+from ssl_vit_eval.results import Evaluation, KindResult, RowResult
 
 # N images, B of a batch, D features, C classes, G learning rates.
 
@@ -35,6 +38,7 @@ INIT_STD = 0.01
 # Multiply-adds of one update below which a second thread waits longer than it works: with another
 # program on the machine, two threads were seen ten times slower than one.
 _WORTH_THREADS = 2**27
+_ROWS = 1024  # images whose logits are held at once
 
 
 @dataclass(frozen=True)
@@ -56,36 +60,6 @@ class LinearHeads(NamedTuple):
     """(D, G, C)."""
     bias: Tensor
     """(G, C)."""
-
-
-class HeldOutScore(NamedTuple):
-    """One learning rate on the held-out part."""
-
-    base_rate: float
-    """Before scaling by batch/256."""
-    accuracy: float
-    """In [0, 1]."""
-    loss: float
-    """Mean cross-entropy, nats."""
-
-
-def split_held_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Set a share of every class aside.
-
-    Args:
-        labels: (N,) int64.
-        share: In (0, 1); a class of two or more images gives at least one and keeps at least one.
-
-    Returns:
-        Sorted int64 places of the part to fit on, and of the held-out part; no place is in both.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero()[:, 0]
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
 
 def standardise(train: Tensor, other: Tensor) -> Split:
@@ -160,19 +134,40 @@ def _threads_for(multiply_adds: int) -> Iterator[None]:
 
 
 def measure(heads: LinearHeads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(G,) accuracy in [0, 1] and (G,) mean cross-entropy of the heads, float64 on the CPU."""
-    grid, num_classes = heads.bias.shape
+    """(G,) accuracy in [0, 1] and (G,) mean cross-entropy of the heads, float64 on the CPU; the
+    cross-entropy of a head that diverged is not finite.
+    """
+    grid = len(heads.bias)
     right = torch.zeros(grid, dtype=torch.float64)
     loss = torch.zeros(grid, dtype=torch.float64)
-    weight, bias = heads.weight.flatten(1), heads.bias.flatten()
-    for some, targets in zip(features.split(1024), labels.split(1024), strict=True):
-        logits = torch.addmm(bias, some, weight).view(len(some), grid, num_classes)
+    for logits, targets in zip(_logits(heads, features), labels.split(_ROWS), strict=True):
         right += (logits.argmax(dim=-1) == targets.unsqueeze(1)).double().sum(dim=0).cpu()
         of_target = logits.log_softmax(dim=-1).gather(
             -1, targets.view(-1, 1, 1).expand(-1, grid, 1)
         )
         loss -= of_target.double().sum(dim=(0, 2)).cpu()
     return right / len(features), loss / len(features)
+
+
+def predict(heads: LinearHeads, features: Tensor) -> Tensor:
+    """(N,) int64 class numbers by the first head, on the features' device.
+
+    Raises:
+        FloatingPointError: A logit is not finite.
+    """
+    found = []
+    for logits in _logits(heads, features):
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("a logit is not finite")
+        found.append(logits[:, 0].argmax(dim=-1))
+    return torch.cat(found)
+
+
+def _logits(heads: LinearHeads, features: Tensor) -> Iterator[Tensor]:
+    """(n, G, C) for stretches of the features."""
+    weight, bias = heads.weight.flatten(1), heads.bias.flatten()
+    for some in features.split(_ROWS):
+        yield torch.addmm(bias, some, weight).view(len(some), *heads.bias.shape)
 
 
 def try_rates(
@@ -183,21 +178,21 @@ def try_rates(
     Args:
         features: (N, D) float32, not yet standardised.
         labels: (N,) int64, on the same device.
+
+    Raises:
+        ValueError: No class has two images, so none can be held out.
     """
     fit, held_out = split_held_out(labels.cpu(), HELD_OUT_SHARE, settings.seed)
+    if not len(held_out):
+        raise ValueError("no class has two images: none can be held out")
     fit, held_out = fit.to(labels.device), held_out.to(labels.device)
     split = standardise(features[fit], features[held_out])
     heads = train_heads(split.train, labels[fit], BASE_RATES, num_classes, settings)
     accuracy, loss = measure(heads, split.test, labels[held_out])
     return [
-        HeldOutScore(*numbers)
+        HeldOutScore(*numbers, len(held_out))
         for numbers in zip(BASE_RATES, accuracy.tolist(), loss.tolist(), strict=True)
     ]
-
-
-def choose(scores: Sequence[HeldOutScore]) -> HeldOutScore:
-    """The highest held-out accuracy; among equals, the lowest loss."""
-    return max(scores, key=lambda score: (score.accuracy, -score.loss))
 
 
 def probe(
@@ -213,27 +208,38 @@ def probe(
         kinds: Kind → features, on the labels' device.
         train_labels: (N,) int64.
         test_labels: (M,) int64.
+
+    Raises:
+        UserError: The classifiers of every learning rate diverge.
     """
     tried = {
         kind: try_rates(split.train, train_labels, num_classes, settings)
         for kind, split in kinds.items()
     }
     chosen = {kind: choose(scores) for kind, scores in tried.items()}
-    counts = max(chosen, key=lambda kind: (chosen[kind].accuracy, -chosen[kind].loss))
+    counts = max(chosen, key=lambda kind: chosen[kind].rank)
     split = standardise(*kinds[counts])
-    heads = train_heads(
-        split.train, train_labels, [chosen[counts].base_rate], num_classes, settings
-    )
-    accuracy = measure(heads, split.test, test_labels)[0].item()
+    rate = chosen[counts].base_rate
+    heads = train_heads(split.train, train_labels, [rate], num_classes, settings)
+    try:
+        predictions = predict(heads, split.test)
+    except FloatingPointError:
+        raise UserError(
+            f"the linear probe diverged at learning rate {rate:g}: its logits are not finite",
+            "evaluate these features with  ssl-vit eval knn",
+        ) from None
+    scores = score(test_labels.cpu().numpy(), predictions.cpu().numpy(), num_classes)
     return tuple(
         KindResult(
             kind,
             f"lr={chosen[kind].base_rate:g}",
-            accuracy if kind == counts else None,
+            scores.accuracy if kind == counts else None,
             chosen[kind].accuracy,
-            {"held_out_by_rate": [numbers._asdict() for numbers in scores]},
+            {"held_out_by_rate": [each.plain() for each in found]},
+            chosen[kind].interval,
+            scores if kind == counts else None,
         )
-        for kind, scores in tried.items()
+        for kind, found in tried.items()
     )
 
 
@@ -258,8 +264,35 @@ def evaluate(comparison: Comparison, device: torch.device, settings: LinearSetti
         "held_out_share": HELD_OUT_SHARE,
         "chosen_on": "held-out part of train",
     }
-    note = (
-        "* counts: kind of feature and learning rate (at a batch of 256) were chosen on a tenth "
-        "held out of train; the test set was read once."
+    notes = (*_notes(comparison.train_labels, settings), *_diverged(results))
+    return Evaluation(
+        "linear", said, tuple(results), comparison.majority, notes, comparison.overlap
     )
-    return Evaluation("linear", said, tuple(results), comparison.majority, (note,))
+
+
+def _notes(train_labels: Tensor, settings: LinearSettings) -> list[str]:
+    """How rate and kind were chosen, and on how few images where that is so."""
+    held_out = split_held_out(train_labels, HELD_OUT_SHARE, settings.seed)[1]
+    images = "1 image" if len(held_out) == 1 else f"{len(held_out):,} images"
+    notes = [
+        "* counts: kind of feature and learning rate (at a batch of 256) were chosen on a tenth "
+        f"held out of train ({images}); the test set was read once."
+    ]
+    counts = train_labels.bincount()
+    if alone := int((counts == 1).sum()):
+        notes.append(
+            f"{alone:,} classes of train have a single image, which is never held out: the choice "
+            f"was made on the other {int((counts > 1).sum()):,}."
+        )
+    return notes
+
+
+def _diverged(rows: Sequence[RowResult]) -> list[str]:
+    """Which learning rates could not be chosen."""
+    return [
+        f"{count} of {len(BASE_RATES)} learning rates diverged on {row.name} ({kind.kind}) and "
+        "were not chosen."
+        for row in rows
+        for kind in row.kinds
+        if (count := sum(each["loss"] is None for each in kind.details["held_out_by_rate"]))
+    ]

@@ -1,73 +1,33 @@
 """One table, one sentence, one JSON file: what every protocol's numbers end up as. No torch."""
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from ssl_vit.config import to_plain
 from ssl_vit.data.labels import labelled_numbers
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.files import replacing
+from ssl_vit_eval.classes import LabelledImages
 from ssl_vit_eval.inputs import Inputs
+from ssl_vit_eval.metrics import LARGEST_CONFUSION, chance_difference, class_scores, summarize
+from ssl_vit_eval.overlap import Overlap
+from ssl_vit_eval.results import PIXELS, PRETRAINED, RANDOM, Evaluation, KindResult, RowResult
+from ssl_vit_eval.tables import class_table, percent, print_table, row_table, with_interval
 
 FORMAT = "ssl-vit-evaluation-1"
-PRETRAINED = "pre-trained"
-RANDOM = "random initialisation"
-PIXELS = "raw pixels"
-_KINDS = {"cls": "class token", "mean": "patch mean", "pixels": "RGB ≤ 32×32"}
-
-
-@dataclass(frozen=True)
-class KindResult:
-    """How one kind of feature did."""
-
-    kind: str
-    """`cls`, `mean` or `pixels`."""
-    setting: str
-    """What was chosen for it, e.g. `k=20`."""
-    accuracy: float | None
-    """On test, in [0, 1]; None where the held-out part preferred another kind."""
-    held_out: float | None = None
-    """On the held-out part of train, in [0, 1]; None in protocols without one."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """All numbers behind it, for the JSON."""
-
-
-@dataclass(frozen=True)
-class RowResult:
-    """One row of the comparison."""
-
-    name: str
-    kinds: tuple[KindResult, ...]
-
-    @property
-    def best(self) -> KindResult:
-        """The kind of feature that counts: the highest test accuracy among those tested."""
-        return max(self.kinds, key=lambda result: result.accuracy or 0.0)
-
-    @property
-    def accuracy(self) -> float:
-        """The row's number, in [0, 1]."""
-        return self.best.accuracy or 0.0
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A protocol's name and settings, its rows, and what must be said beside them."""
-
-    protocol: str
-    """`knn` or `linear`; begins the result's file name."""
-    settings: dict[str, Any]
-    rows: tuple[RowResult, ...]
-    majority: float
-    """Test accuracy in [0, 1] of always answering train's most frequent class."""
-    notes: tuple[str, ...]
+# Share of the test images that are also in train from which the verdict speaks of it.
+_MANY_REPEATED = 0.02
+# A list of numbers that JSON's indentation spread over as many lines. No string holds a line break.
+_NUMBERS = re.compile(r"\[\n\s*(\d+(?:,\n\s*\d+)*)\n\s*\]")
 
 
 def verdict(rows: Sequence[RowResult], num_test: int) -> str:
@@ -80,7 +40,7 @@ def verdict(rows: Sequence[RowResult], num_test: int) -> str:
     accuracy = {row.name: row.accuracy for row in rows}
     ours = accuracy[PRETRAINED]
     lead = {name: ours - accuracy[name] for name in (RANDOM, PIXELS)}
-    noise = {name: _noise(ours, accuracy[name], num_test) for name in lead}
+    noise = {name: chance_difference(ours, accuracy[name], num_test) for name in lead}
     clear = {name: lead[name] > noise[name] for name in lead}
     if clear[RANDOM] and clear[PIXELS]:
         sentence = "Pre-trained features beat both baselines"
@@ -99,85 +59,133 @@ def verdict(rows: Sequence[RowResult], num_test: int) -> str:
     )
 
 
-def _noise(first: float, second: float, num_test: int) -> float:
-    """Two standard errors of a difference of accuracies taken as independent: rather too wide."""
-    return 2 * ((first * (1 - first) + second * (1 - second)) / num_test) ** 0.5
-
-
 def publish(inputs: Inputs, evaluation: Evaluation) -> Path:
-    """Print the table to stdout and write the JSON; returns the JSON's path."""
-    num_test = len(labelled_numbers(inputs.test))
-    conclusion = verdict(evaluation.rows, num_test)
+    """Print the tables to stdout and write the JSON; returns the JSON's path."""
+    num_test = len(inputs.classes.test.labels)
+    conclusion = verdict(evaluation.rows, num_test) + _warning(evaluation)
     path = result_path(inputs, evaluation.protocol)
+    notes = [*evaluation.notes, *_notes(inputs, evaluation)]
+    if path.exists() and _has_other_settings(path, inputs, evaluation):
+        notes.append(f"An earlier result with other settings was replaced: {path.name}.")
+    text = json.dumps(
+        _to_json(inputs, evaluation, notes, conclusion),
+        indent=1,
+        ensure_ascii=False,
+        allow_nan=False,
+    )
     with replacing(path) as partial:
-        partial.write_text(
-            json.dumps(_to_json(inputs, evaluation, conclusion), indent=1, ensure_ascii=False)
-            + "\n"
-        )
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(_table(inputs, evaluation))
-    for note in (*evaluation.notes, *_notes(inputs, evaluation)):
+        partial.write_text(_NUMBERS.sub(_on_one_line, text) + "\n", encoding="utf-8")
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    info = inputs.info
+    title = f"{evaluation.protocol} · {info.recipe} · step {info.step:,}"
+    print_table(console, row_table(title, evaluation.rows))
+    for note in notes:
         console.print(f"- {note}", markup=False)
+    best = next(row.best for row in evaluation.rows if row.name == PRETRAINED)
+    if best.scores is not None:
+        console.print()
+        print_table(console, class_table(class_scores(best.scores, inputs.classes.names)))
     console.print(f"\n{conclusion}", markup=False)
     console.print(f"\nall numbers: {path}", markup=False)
     return path
 
 
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return f"[{' '.join(numbers[1].split())}]"
+
+
 def result_path(inputs: Inputs, protocol: str) -> Path:
-    """Where the result goes: an earlier one of the same images is replaced, one of others kept."""
+    """Where the result goes: an earlier one of the same images and classes is replaced, one of
+    others kept.
+    """
     path = inputs.evals / f"{protocol}_step_{inputs.info.step:08d}.json"
+    images = f"{inputs.train.fingerprint[:8]}_{inputs.test.fingerprint[:8]}"
+    classes = json.dumps([inputs.train.classes, inputs.test.classes]).encode()
+    on_images = path.with_name(f"{path.stem}_on_{images}.json")
+    on_classes = f"{on_images.stem}_classes_{hashlib.sha256(classes).hexdigest()[:8]}.json"
+    for place in (path, on_images):
+        if not place.exists() or _is_of(place, inputs):
+            return place
+    return path.with_name(on_classes)
+
+
+def _is_of(path: Path, inputs: Inputs) -> bool:
+    """Whether a result is of these images and classes."""
     try:
-        earlier = json.loads(path.read_text())
-        same = all(
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        # Before sets could differ in their classes, a result had one list of them.
+        return all(
             earlier[side]["fingerprint"] == shards.fingerprint
+            and earlier[side].get("classes", earlier["classes"]) == list(shards.classes)
             for side, shards in (("train", inputs.train), ("test", inputs.test))
         )
-    except FileNotFoundError:
-        return path
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _has_other_settings(path: Path, inputs: Inputs, evaluation: Evaluation) -> bool:
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps({"name": evaluation.protocol, **evaluation.settings}))
+        return (earlier["protocol"], earlier["crop_ratio"]) != (now, inputs.crop_ratio)
     except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    both = f"{inputs.train.fingerprint[:8]}_{inputs.test.fingerprint[:8]}"
-    return path if same else path.with_name(f"{path.stem}_on_{both}.json")
+        return True
 
 
-def _table(inputs: Inputs, evaluation: Evaluation) -> Table:
-    table = Table(
-        title=f"{evaluation.protocol} · {inputs.info.recipe} · step {inputs.info.step:,}",
-        title_justify="left",
-    )
-    has_held_out = any(kind.held_out is not None for row in evaluation.rows for kind in row.kinds)
-    table.add_column("features")
-    table.add_column("kind")
-    table.add_column("setting")
-    if has_held_out:
-        table.add_column("held-out %", justify="right")
-    table.add_column("test %", justify="right")
-    for row in evaluation.rows:
-        for place, kind in enumerate(row.kinds):
-            counts = kind is row.best
-            cells = [row.name if place == 0 else "", _KINDS[kind.kind], kind.setting]
-            cells += [_percent(kind.held_out)] if has_held_out else []
-            cells.append(f"{_percent(kind.accuracy)}{' *' if counts else '  '}")
-            table.add_row(*cells, style="bold" if counts else "")
-        table.add_section()
-    return table
+def _warning(evaluation: Evaluation) -> str:
+    """What the verdict must add where much of test is also in train."""
+    overlap = evaluation.overlap
+    if overlap is None or overlap.share < _MANY_REPEATED:
+        return ""
+    said = f" But {_repeated(overlap)} ({percent(overlap.share)} %), so this says little about new "
+    best = next(row.best for row in evaluation.rows if row.name == PRETRAINED)
+    others = ~overlap.repeated
+    if best.scores is None or not others.any():
+        return f"{said}images."
+    alone = with_interval(int(best.scores.correct[others].sum()), int(others.sum()))
+    return f"{said}images: on the other {others.sum():,} test images it is {alone} %."
+
+
+def _repeated(overlap: Overlap) -> str:
+    return f"{overlap.count:,} of {len(overlap.repeated):,} test images are also in train"
 
 
 def _notes(inputs: Inputs, evaluation: Evaluation) -> list[str]:
-    said = [f"Always answering train's most frequent class: {_percent(evaluation.majority)} %."]
+    majority = evaluation.majority
+    said = [
+        "Always answering train's most frequent class: "
+        f"{with_interval(majority.num_right, len(majority.correct))} %, balanced "
+        f"{percent(majority.balanced_accuracy)} %.",
+        "In parentheses: 95 % intervals (Wilson). Balanced accuracy and macro-F1 weigh every class "
+        "of the test images alike.",
+        *inputs.classes.notes,
+    ]
     for side, shards in (("train", inputs.train), ("test", inputs.test)):
         if skipped := shards.num_samples - len(labelled_numbers(shards)):
             said.append(f"{skipped:,} images of {side} have no label and are left out.")
+    overlap = evaluation.overlap
+    if overlap is not None and overlap.count:
+        details = [
+            f"{count:,} {what}"
+            for count, what in (
+                (overlap.num_other_class, "of another class there"),
+                (overlap.num_single_color, "of one color throughout"),
+            )
+            if count
+        ]
+        more = f" ({', '.join(details)})" if details else ""
+        said.append(f"{_repeated(overlap)}, with identical pixels in the crop{more}.")
     if inputs.info.data_fingerprint == inputs.test.fingerprint:
         said.append("The backbone was pre-trained, without labels, on these very test images.")
+    if len(inputs.classes.names) > LARGEST_CONFUSION:
+        said.append(f"No confusion matrix is written for more than {LARGEST_CONFUSION:,} classes.")
     return said
 
 
-def _percent(accuracy: float | None) -> str:
-    return "–" if accuracy is None else f"{100 * accuracy:.1f}"
-
-
-def _to_json(inputs: Inputs, evaluation: Evaluation, conclusion: str) -> dict[str, Any]:
+def _to_json(
+    inputs: Inputs, evaluation: Evaluation, notes: Sequence[str], conclusion: str
+) -> dict[str, Any]:
+    classes, majority = inputs.classes, evaluation.majority
     return {
         "format": FORMAT,
         "protocol": {"name": evaluation.protocol, **evaluation.settings},
@@ -185,37 +193,68 @@ def _to_json(inputs: Inputs, evaluation: Evaluation, conclusion: str) -> dict[st
         "export": str(inputs.export.resolve()),
         "step": inputs.info.step,
         "info": to_plain(inputs.info),
-        "train": _describe(inputs.train),
-        "test": _describe(inputs.test),
-        "classes": list(inputs.train.classes),
-        "majority_accuracy": evaluation.majority,
-        "rows": {
-            row.name: {
-                "accuracy": row.accuracy,
-                "kind": row.best.kind,
-                "setting": row.best.setting,
-                "kinds": {
-                    kind.kind: {
-                        "accuracy": kind.accuracy,
-                        "held_out": kind.held_out,
-                        "setting": kind.setting,
-                        **kind.details,
-                    }
-                    for kind in row.kinds
-                },
-            }
-            for row in evaluation.rows
-        },
-        "notes": [*evaluation.notes, *_notes(inputs, evaluation)],
+        "train": _describe(inputs.train, classes.train, classes.names),
+        "test": _describe(inputs.test, classes.test, classes.names),
+        "classes": list(classes.names),
+        "test_images_in_train": _describe_overlap(evaluation.overlap),
+        "majority_accuracy": majority.accuracy,
+        "majority": summarize(majority),
+        "rows": {row.name: _row_to_json(row, classes.names) for row in evaluation.rows},
+        "notes": list(notes),
         "verdict": conclusion,
         "versions": {name: version(name) for name in ("ssl-vit", "torch", "numpy")},
     }
 
 
-def _describe(shards: ShardSet) -> dict[str, Any]:
+def _row_to_json(row: RowResult, names: tuple[str, ...]) -> dict[str, Any]:
+    best = row.best
+    described: dict[str, Any] = {
+        "accuracy": row.accuracy,
+        "kind": best.kind,
+        "setting": best.setting,
+    }
+    if best.scores is not None:
+        confusion = best.scores.confusion
+        described |= summarize(best.scores)
+        described["per_class"] = [asdict(each) for each in class_scores(best.scores, names)]
+        # Rows: the images' class; columns: the class they were given; both as in `classes`.
+        described["confusion_matrix"] = None if confusion is None else confusion.tolist()
+    return described | {"kinds": {kind.kind: _kind_to_json(kind) for kind in row.kinds}}
+
+
+def _kind_to_json(kind: KindResult) -> dict[str, Any]:
+    interval = kind.held_out_interval
+    return {
+        "accuracy": kind.accuracy,
+        **({} if kind.scores is None else summarize(kind.scores)),
+        "held_out": kind.held_out,
+        "held_out_interval_95": None if interval is None else list(interval),
+        "setting": kind.setting,
+        **kind.details,
+    }
+
+
+def _describe(shards: ShardSet, images: LabelledImages, names: tuple[str, ...]) -> dict[str, Any]:
+    num_labelled = len(labelled_numbers(shards))
+    counts = np.bincount(images.labels, minlength=len(names)).tolist()
     return {
         "source": shards.source,
         "fingerprint": shards.fingerprint,
-        "num_images": len(labelled_numbers(shards)),
-        "num_without_label": shards.num_samples - len(labelled_numbers(shards)),
+        "num_images": len(images.labels),
+        "num_without_label": shards.num_samples - num_labelled,
+        "num_of_unknown_class": num_labelled - len(images.labels),
+        "classes": list(shards.classes),
+        "images_per_class": [
+            {"name": name, "images": count} for name, count in zip(names, counts, strict=True)
+        ],
+    }
+
+
+def _describe_overlap(overlap: Overlap | None) -> dict[str, Any] | None:
+    return overlap and {
+        "count": overlap.count,
+        "share": overlap.share,
+        "of_one_color": overlap.num_single_color,
+        "of_another_class_in_train": overlap.num_other_class,
+        "compared": "pixels of the evaluated crop, exactly",
     }

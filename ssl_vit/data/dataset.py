@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ssl_vit.data.augment import CenterCrop, Crop, render
 from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import SampleRandomness, SampleRef
+from ssl_vit.data.pixel_digest import DIGEST_BYTES, digest_pixels
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.slots import Loaded
 from ssl_vit.data.values import ValueRange
@@ -185,6 +187,8 @@ class CenterBatch(NamedTuple):
 
     images: Tensor
     """(B, 3, S, S) uint8."""
+    digests: Tensor
+    """(B, 16) uint8: of each image's crop, see ``data.pixel_digest``."""
 
 
 class EvaluationBatches:
@@ -208,12 +212,16 @@ class EvaluationBatches:
     def make(self, items: Sequence[int], memory: Tensor) -> Loaded:
         """See :class:`BatchMaker`."""
         canvases = Canvases([(1, self.crop.size)], len(items), memory)
+        digests = b""
         try:
             for place, number in enumerate(items):
-                self._make_one(number, canvases.of_image(place))
+                into = canvases.of_image(place)
+                self._make_one(number, into)
+                digests += digest_pixels(into[0].numpy())
         except UserError as error:
             return Loaded(None, failure=error)
-        return Loaded(CenterBatch(canvases.crops()[0][0]))
+        rows = np.frombuffer(digests, np.uint8).reshape(len(items), DIGEST_BYTES)
+        return Loaded(CenterBatch(canvases.crops()[0][0], torch.from_numpy(rows.copy())))
 
     def _make_one(self, number: int, into: Sequence[Tensor]) -> None:
         data = self.shards.read(number)

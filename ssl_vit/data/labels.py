@@ -1,10 +1,12 @@
-"""The images of a shard set that have a label. Training never looks here."""
+"""The images of a shard set that have a label. Training never looks here. No torch."""
 
 import numpy as np
 
 from ssl_vit.data.index_file import NO_LABEL
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
+
+_PROBE_TEST_SHARE = 4  # one of so many
 
 
 def labelled_numbers(shards: ShardSet) -> np.ndarray:
@@ -37,4 +39,60 @@ def check_labels(shards: ShardSet, least: int) -> None:
         raise UserError(
             f"{shards.source} has a label outside its {len(shards.classes)} classes",
             f"pack the images again into {shards.source}",
+        )
+
+
+def choose_images(shards: ShardSet, most: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labelled images for an online probe's train and test: of every class about as large a part,
+    the same ones whenever and wherever they are asked for.
+
+    Args:
+        shards: Checked by :func:`check_labels`.
+        most: Images, train and test together.
+
+    Returns:
+        Sample numbers of train and of test, disjoint; test may be empty. A class of test is one of
+        train: a class's only image goes to train, since no classifier could get it right in test.
+    """
+    numbers = labelled_numbers(shards)
+    rng = np.random.Generator(np.random.Philox(seed))
+    # By place in its class first, so that any cut has all classes in their proportions.
+    order = rng.permutation(numbers)
+    labels = shards.labels[order]
+    place = np.zeros(len(order))
+    for label in np.unique(labels):
+        mine = labels == label
+        place[mine] = (np.arange(mine.sum()) + 0.5) / mine.sum()
+    chosen = order[np.argsort(place, kind="stable")][:most]
+    rng.shuffle(chosen)
+    num_test = max(1, len(chosen) // _PROBE_TEST_SHARE)
+    test, train = chosen[:num_test], chosen[num_test:]
+    known = np.isin(shards.labels[test], shards.labels[train])
+    return np.sort(np.concatenate([train, test[~known]])), np.sort(test[known])
+
+
+def check_probed(shards: ShardSet, most: int) -> None:
+    """Refuse a set on which an online probe would have nothing to measure.
+
+    Args:
+        shards: Checked by :func:`check_labels`.
+        most: As for :func:`choose_images`.
+
+    Raises:
+        UserError: All labelled images are of one class, or no class has an image in both the
+            probe's train and its test images.
+    """
+    labels = shards.labels[labelled_numbers(shards)]
+    if len(np.unique(labels)) < 2:
+        raise UserError(
+            f"all labelled images of {shards.source} are of one class",
+            "give monitor.labelled a set with two or more classes, or leave it out",
+        )
+    if not len(choose_images(shards, most)[1]):
+        raise UserError(
+            f"{min(most, len(labels)):,} labelled images of {shards.source} in "
+            f"{len(np.unique(labels)):,} classes: too few for a class to have one in train and one "
+            "in test",
+            "give monitor.labelled a set with more images of each class, or a larger "
+            "monitor.labelled_images",
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_vit.data.augment import CenterCrop
 from ssl_vit.data.dataset import EvaluationBatches
-from ssl_vit.data.labels import labelled_numbers
+from ssl_vit.data.labels import choose_images
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.values import ValueRange
 from ssl_vit.monitors.config import MonitorConfig
@@ -26,35 +26,8 @@ from ssl_vit.objectives.objective import Objective
 CROP_RATIO = 0.875
 NEIGHBOURS = 20
 _BATCH = 64
-_TEST_SHARE = 4  # one of so many
 # Of the ridge, times the mean eigenvalue of the features' covariance.
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-
-
-def choose_images(shards: ShardSet, most: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labelled images for train and test: of every class about as large a part, the same ones
-    whenever and wherever they are asked for.
-
-    Args:
-        shards: Checked by ``data.labels.check_labels``.
-        most: Images, train and test together.
-
-    Returns:
-        Sample numbers of train and of test, disjoint.
-    """
-    numbers = labelled_numbers(shards)
-    rng = np.random.Generator(np.random.Philox(seed))
-    # By place in its class first, so that any cut has all classes in their proportions.
-    order = rng.permutation(numbers)
-    labels = shards.labels[order]
-    place = np.zeros(len(order))
-    for label in np.unique(labels):
-        mine = labels == label
-        place[mine] = (np.arange(mine.sum()) + 0.5) / mine.sum()
-    chosen = order[np.argsort(place, kind="stable")][:most]
-    rng.shuffle(chosen)
-    num_test = max(1, len(chosen) // _TEST_SHARE)
-    return np.sort(chosen[num_test:]), np.sort(chosen[:num_test])
 
 
 class Probed(NamedTuple):
@@ -117,7 +90,7 @@ class Probe:
 
     def accuracies(self, parts: Sequence[Probed]) -> dict[str, float]:
         """`probe/PROTOCOL_KIND` → share in [0, 1] of test images that got their label; empty where
-        features are not finite.
+        features are not finite, or so large that their length is not.
 
         Args:
             parts: Of every rank.
@@ -125,8 +98,9 @@ class Probe:
         features = torch.empty(len(self.labels), *parts[0].features.shape[1:])
         for places, values in parts:
             features[places] = values
-        if not torch.isfinite(features).all():
-            return {}  # float16 overflows now and then; the guards have words for what lasts
+        # float16 overflows now and then; bfloat16 reaches numbers whose squares float32 does not.
+        if not torch.isfinite(features.norm(dim=-1)).all():
+            return {}
         cut, labels = self.num_train, self.labels
         k = min(NEIGHBOURS, cut)
         found: dict[str, float] = {}

@@ -218,7 +218,10 @@ class Trainer:
         with self.engine.gathered(), self.engine.autocast():
             mine = self.probe.encode(self.objective, self.engine.device)
         self.objective.train()
-        return self.probe.accuracies(gather(mine, self.engine.processes))
+        found = self.probe.accuracies(gather(mine, self.engine.processes))
+        if not found and self.log is not None:
+            self.log.progress.say("online probe skipped: its features are not finite")
+        return found
 
     def _show_panels(self, step: int, batch: Any) -> None:
         self.objective.eval()

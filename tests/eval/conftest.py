@@ -21,10 +21,10 @@ MakeShards = Callable[..., Path]
 
 
 def coloured_image(label: int, rng: np.random.Generator) -> np.ndarray:
-    """(40, 52, 3) uint8 noise whose channel ``2 - label`` is bright."""
+    """(40, 52, 3) uint8 noise whose channel ``2 - label``, counted around, is bright."""
     pixels = rng.integers(0, 120, (40, 52, 3), dtype=np.uint8)
     if label >= 0:
-        pixels[..., 2 - label] += 120
+        pixels[..., (2 - label) % 3] += 120
     return pixels
 
 

@@ -61,7 +61,8 @@ def test_an_evaluation_prints_three_rows_and_writes_its_numbers(run_folder, trai
     assert result["rows"][PIXELS]["accuracy"] > 0.9
     for name, row in result["rows"].items():
         assert name in output
-        assert f"{100 * row['accuracy']:.1f} *" in output
+        low, high = row["interval_95"]
+        assert f"{100 * row['accuracy']:.1f} ({100 * low:.1f}–{100 * high:.1f}) *" in output
         assert set(row["kinds"]) == ({"pixels"} if name == PIXELS else {"cls", "mean"})
     # Test labels: 6 of 30 are class 0, 12 class 1, 12 class 2; train's most frequent is class 2.
     assert result["majority_accuracy"] == 0.4

@@ -1,22 +1,28 @@
 """The grid of linear classifiers against torch's own SGD, one learning rate at a time."""
 
+import json
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_vit.errors import UserError
 from ssl_vit_eval.baselines import Split
+from ssl_vit_eval.held_out import HeldOutScore
 from ssl_vit_eval.linear import (
     BASE_RATES,
     INIT_STD,
     LinearSettings,
+    choose,
     draw_batches,
     measure,
+    predict,
     probe,
     split_held_out,
     standardise,
     train_heads,
+    try_rates,
 )
 
 SETTINGS = LinearSettings(epochs=5, batch_size=32, seed=1)
@@ -99,6 +105,42 @@ def test_the_held_out_part_is_disjoint_stable_and_holds_every_class():
     again = split_held_out(labels, 0.1, seed=0)
     assert torch.equal(again[1], held_out)
     assert not torch.equal(split_held_out(labels, 0.1, seed=1)[1], held_out)
+
+
+def test_a_rate_that_diverged_is_not_chosen_and_is_no_number_in_json():
+    scores = [
+        HeldOutScore(0.1, 0.5, 1.0, 10),
+        HeldOutScore(0.2, 0.9, math.nan, 10),
+        HeldOutScore(0.5, 0.9, math.inf, 10),
+        HeldOutScore(1.0, 0.6, 2.0, 10),
+        HeldOutScore(2.0, 0.6, 1.5, 10),
+    ]
+    for order in (scores, scores[::-1]):
+        assert choose(order).base_rate == 2.0
+    assert scores[1].plain() == {"base_rate": 0.2, "accuracy": None, "loss": None}
+    json.dumps([score.plain() for score in scores], allow_nan=False)
+
+
+def test_a_classifier_that_diverged_predicts_nothing(toy):
+    features, labels = toy
+    heads = train_heads(features, labels, [0.1], 3, SETTINGS)
+    given = predict(heads, features)
+    assert (given == labels).double().mean() == measure(heads, features, labels)[0][0]
+    heads.weight[0, 0, 1] = math.nan
+    with pytest.raises(FloatingPointError):
+        predict(heads, features)
+
+
+def test_a_probe_whose_every_rate_diverges_is_refused(toy, monkeypatch):
+    features, labels = toy
+    monkeypatch.setattr("ssl_vit_eval.linear.BASE_RATES", (1e39, 1e40))
+    with pytest.raises(UserError, match="the linear probe diverged at learning rate"):
+        probe({"cls": Split(features, features)}, labels, labels, 3, SETTINGS)
+
+
+def test_nothing_is_held_out_of_classes_of_one_image():
+    with pytest.raises(ValueError, match="no class has two images"):
+        try_rates(torch.randn(5, 3), torch.arange(5), 5, SETTINGS)
 
 
 def test_separable_classes_are_learned():

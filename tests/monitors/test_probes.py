@@ -1,14 +1,18 @@
 """Online probes: the same images whoever asks, and accuracies that mean something."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ssl_vit.data.index_file import Index, describe_shard, read_index, write_index
+from ssl_vit.data.labels import check_probed
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
+from ssl_vit.errors import UserError
 from ssl_vit.monitors.config import MonitorConfig
 from ssl_vit.monitors.probes import Probe, Probed, choose_images, linear_accuracy
 from tests.command_line import losses, ssl_vit, torchrun
@@ -74,6 +78,71 @@ def test_accuracies_are_1_where_features_say_the_class_and_chance_where_they_do_
 def test_features_that_are_not_finite_have_no_accuracy(opened: ShardSet):
     probe = Probe(opened, MonitorConfig(labelled_images=40), 32, 0, 1)
     assert probe.accuracies([Probed(probe.places, torch.full((40, 2, 4), torch.nan))]) == {}
+
+
+@pytest.mark.parametrize("huge", [torch.inf, 1e30])
+def test_one_vector_too_long_to_measure_leaves_no_accuracy(opened: ShardSet, huge: float):
+    probe = Probe(opened, MonitorConfig(labelled_images=40), 32, 0, 1)
+    features = torch.randn(40, 2, 4, generator=torch.Generator().manual_seed(0))
+    assert len(probe.accuracies([Probed(probe.places, features)])) == 4
+    features[7, 1, 2] = huge
+    assert probe.accuracies([Probed(probe.places, features)]) == {}
+
+
+def test_features_that_are_all_the_same_have_finite_accuracies(opened: ShardSet):
+    probe = Probe(opened, MonitorConfig(labelled_images=40), 32, 0, 1)
+    for value in (0.0, 0.1, 1e-30):
+        found = probe.accuracies([Probed(probe.places, torch.full((40, 2, 4), value))])
+        assert all(0 <= accuracy <= 1 for accuracy in found.values()), found
+
+
+def with_labels(shards: Path, folder: Path, labels: list[int]) -> ShardSet:
+    """The same images with other labels, as many classes as these need."""
+    shutil.copytree(shards, folder)
+    index, records = read_index(folder), np.load(folder / "samples.npy")
+    records["label"] = (labels + [-1] * len(records))[: len(records)]
+    starts = np.cumsum([0, *(shard.num_samples for shard in index.shards)])
+    parts = [
+        records[start : start + shard.num_samples]
+        for start, shard in zip(starts, index.shards, strict=False)
+    ]
+    described = tuple(
+        describe_shard(shard.url, shard.num_bytes, shard.sha256, part)
+        for shard, part in zip(index.shards, parts, strict=True)
+    )
+    names = tuple(f"c{number:02d}" for number in range(max(labels) + 1))
+    write_index(folder, Index(described, names, None), parts)
+    return open_shards(str(folder))
+
+
+def test_no_class_is_in_test_alone(shards: Path, tmp_path: Path):
+    # Two classes of five images, and ten of one.
+    labels = [0, 1] * 5 + list(range(2, 12))
+    opened = with_labels(shards, tmp_path / "some", labels)
+    for seed in range(20):
+        train, test = choose_images(opened, 20, seed)
+        assert sorted([*train, *test]) == list(range(20))
+        assert set(opened.labels[test]) <= set(opened.labels[train]) & {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (list(range(24)), "24 labelled images of .* in 24 classes: too few for a class"),
+        ([0] * 24, "all labelled images of .* are of one class"),
+    ],
+)
+def test_labels_that_no_probe_can_use_are_refused(
+    shards: Path, tmp_path: Path, labels: list[int], message: str
+):
+    opened = with_labels(shards, tmp_path / "some", labels)
+    with pytest.raises(UserError, match=message):
+        check_probed(opened, 2_000)
+    words = ["pretrain", "mae_vits16", "--smoke", f"data.shards={shards}"]
+    done = ssl_vit(*words, "--run", tmp_path / "run", f"monitor.labelled={tmp_path / 'some'}")
+    assert done.returncode == 2
+    assert [line[:6] for line in done.stderr.splitlines()] == ["error:", "fix:  "]
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_ridge_is_chosen_by_leaving_one_out():
