@@ -3,19 +3,23 @@
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ssl_vit.data.cache import ShardCache
-from ssl_vit.data.decode import decode_image
+from ssl_vit.data.decode import decode_image, facts_of
 from ssl_vit.data.index_file import NO_LABEL, Shard, records_digest
 from ssl_vit.data.pixel_digest import digest_pixels
+from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.urls import is_local
+from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit_data_prep.duplicates import Duplicates, empty_digests, find_duplicates
+from ssl_vit_data_prep.image_counts import ImageCounts, add_counts, count_images
 from ssl_vit_data_prep.tar_images import HashingReader, TarFile, walk_samples
 from ssl_vit_data_prep.workers import count_done, run_tasks
 
@@ -32,6 +36,8 @@ class CheckTask:
     decode: bool
     digest: bool = False
     """Whether to digest what is decoded."""
+    values: ValueRange | None = None
+    """How values of more than 8 bits are shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +48,8 @@ class ShardReport:
     digests: np.ndarray | None
     """(num_samples, 16) uint8 digests of the pixels, zeros where an image has none; None where
     they were not asked for."""
+    counts: ImageCounts
+    """What the decoded images are like."""
 
 
 @dataclass(frozen=True)
@@ -66,44 +74,57 @@ class FoundFile:
     label: str
 
 
+class CheckedSet(NamedTuple):
+    """A set that was read again."""
+
+    shards: ShardSet
+    faults: list[Fault]
+    """All that is wrong with it, in shard order."""
+    counts: ImageCounts
+    """What the decoded images are like."""
+    duplicates: Duplicates | None
+    """Images with the same pixels, if they were asked for."""
+
+
 def check_shards(
-    source: str, decode: bool, workers: int, cache: ShardCache | None = None
-) -> tuple[ShardSet, list[Fault]]:
+    source: str,
+    decode: bool,
+    workers: int,
+    cache: ShardCache | None = None,
+    duplicates: bool = False,
+) -> CheckedSet:
     """Read every shard again.
 
     Args:
         source: Folder or URL of the shards; remote ones are fetched.
         decode: Decode every image too, which takes most of the time.
         workers: Processes.
-
-    Returns:
-        The set, and all that is wrong with it in shard order.
+        duplicates: Compare the pixels of what is decoded.
 
     Raises:
         UserError: The set cannot be opened: no index, or a shard is missing or of another size.
     """
     shards = open_shards(source, cache)
-    found = run_tasks(check_shard, _tasks(shards, decode), shards.num_samples, workers, "checking")
-    return shards, [fault for report in found for fault in report.faults]
-
-
-def check_with_duplicates(
-    source: str, workers: int, cache: ShardCache | None = None
-) -> tuple[ShardSet, list[Fault], Duplicates]:
-    """Read every shard again as :func:`check_shards` does, decode all, and compare the pixels."""
-    shards = open_shards(source, cache)
-    tasks = [replace(task, digest=True) for task in _tasks(shards, decode=True)]
-    found = run_tasks(check_shard, tasks, shards.num_samples, workers, "checking")
-    digests = [report.digests for report in found if report.digests is not None]
-    faults = [fault for report in found for fault in report.faults]
-    return shards, faults, find_duplicates(np.concatenate(digests), shards.labels)
-
-
-def _tasks(shards: ShardSet, decode: bool) -> list[CheckTask]:
-    return [
-        CheckTask(shard, np.array(shards.records_of(number)), shards.classes, shards.cache, decode)
+    tasks = [
+        CheckTask(
+            shard,
+            np.array(shards.records_of(number)),
+            shards.classes,
+            shards.cache,
+            decode,
+            duplicates,
+            shards.values,
+        )
         for number, shard in enumerate(shards.shards)
     ]
+    found = run_tasks(check_shard, tasks, shards.num_samples, workers, "checking")
+    digests = [report.digests for report in found if report.digests is not None]
+    return CheckedSet(
+        shards,
+        [fault for report in found for fault in report.faults],
+        add_counts(report.counts for report in found),
+        find_duplicates(np.concatenate(digests), shards.labels) if duplicates else None,
+    )
 
 
 def list_others(shards: ShardSet) -> list[str]:
@@ -118,10 +139,14 @@ def list_others(shards: ShardSet) -> list[str]:
 def check_shard(task: CheckTask) -> ShardReport:
     """Compare one tar with its index: hash, places, labels; if asked, decode its images too."""
     digests = empty_digests(len(task.records)) if task.digest else None
-    return ShardReport(_find_faults(task, digests), digests)
+    facts: list[ImageFacts] = []
+    faults = _find_faults(task, facts, digests)
+    return ShardReport(faults, digests, count_images(facts))
 
 
-def _find_faults(task: CheckTask, digests: np.ndarray | None) -> list[Fault]:
+def _find_faults(
+    task: CheckTask, facts: list[ImageFacts], digests: np.ndarray | None
+) -> list[Fault]:
     shard = task.shard
     faults: list[Fault] = []
     found: dict[int, FoundFile] = {}
@@ -135,7 +160,7 @@ def _find_faults(task: CheckTask, digests: np.ndarray | None) -> list[Fault]:
                 faults.append(Fault(shard.name, "", f"the tar cannot be read: {error}"))
             if reader.finish() != shard.sha256:
                 faults.insert(0, Fault(shard.name, "", _other_bytes(task)))
-            faults += compare_all(task, found, file.fileno(), digests)
+            faults += compare_all(task, found, file.fileno(), facts, digests)
     except UserError as error:
         return [Fault(shard.name, "", error.problem)]
     except OSError as error:
@@ -160,6 +185,7 @@ def compare_all(
     task: CheckTask,
     found: Mapping[int, FoundFile],
     descriptor: int,
+    facts: list[ImageFacts],
     digests: np.ndarray | None = None,
 ) -> Iterator[Fault]:
     """What differs between the files of a tar and its records; it may have more than those.
@@ -167,6 +193,7 @@ def compare_all(
     Args:
         found: Offset of its first byte → file.
         descriptor: Of the open tar.
+        facts: Those of every image that is decoded are appended.
         digests: (num_samples, 16) uint8, to be filled for the images that are decoded.
     """
     name = task.shard.name
@@ -177,7 +204,8 @@ def compare_all(
         problem = compare(image, record, task.classes)
         if not problem and task.decode:
             data = os.pread(descriptor, image.file.length, image.file.offset)
-            problem = decode_problem(data, None if digests is None else digests[place])
+            digest = None if digests is None else digests[place]
+            problem = decode_problem(data, task.values, facts, digest)
         if problem:
             yield Fault(name, image.key, problem)
         count_done()
@@ -199,14 +227,22 @@ def _other_bytes(task: CheckTask) -> str:
     return "its copy in the cache was damaged, and is removed now: check again"
 
 
-def decode_problem(data: bytes, digest: np.ndarray | None = None) -> str:
+def decode_problem(
+    data: bytes,
+    values: ValueRange | None,
+    facts: list[ImageFacts],
+    digest: np.ndarray | None = None,
+) -> str:
     """Why an image cannot be decoded; empty if it can.
 
     Args:
+        values: How values of more than 8 bits are shown.
+        facts: Its own are appended.
         digest: (16,) uint8, filled with the digest of its pixels.
     """
     try:
-        pixels = decode_image(data)
+        facts.append(facts_of(data))
+        pixels = decode_image(data, values)
     except ValueError as error:
         return f"cannot be decoded: {error}"
     if digest is not None:

@@ -5,18 +5,20 @@ Imports nothing slow at the top.
 
 import shlex
 from enum import StrEnum
-from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ssl_vit.errors import UserError
 from ssl_vit.quantities import format_bytes, parse_bytes
-from ssl_vit_data_prep.reports import count_shards, echo_packed, echo_refused, echo_sampled
-
-if TYPE_CHECKING:
-    from ssl_vit.data.values import ValueRange
+from ssl_vit_data_prep.reports import (
+    count_shards,
+    echo_checked,
+    echo_packed,
+    echo_refused,
+    echo_sampled,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -140,6 +142,7 @@ def pack(
 ) -> None:
     """Pack a folder of images into WebDataset tars with an index; a killed pack goes on."""
     from ssl_vit.data.decode import MAX_PIXELS
+    from ssl_vit.data.values import parse_range
     from ssl_vit.distributed import cores_here
     from ssl_vit_data_prep.pack import pack_images
     from ssl_vit_data_prep.reencode import Reencoding
@@ -162,7 +165,7 @@ def pack(
         Reencoding(short_side, quality),
         max_pixels,
         decode,
-        _read_range(value_range),
+        parse_range(value_range),
         no_data,
         page.value,
     )
@@ -188,7 +191,7 @@ def check(
     """
     from ssl_vit.data.cache import ShardCache
     from ssl_vit.distributed import cores_here
-    from ssl_vit_data_prep.check import check_shards, check_with_duplicates, list_others
+    from ssl_vit_data_prep.check import check_shards, list_others
     from ssl_vit_data_prep.duplicates import describe_duplicates
 
     if quick and duplicates:
@@ -197,17 +200,15 @@ def check(
             "leave one of the two out",
         )
     cache, workers = ShardCache(allow_shell_urls=allow_shell_urls), workers or cores_here()
-    repeated = None
-    if duplicates:
-        opened, faults, repeated = check_with_duplicates(shards, workers, cache)
-    else:
-        opened, faults = check_shards(shards, not quick, workers, cache)
+    opened, faults, counts, repeated = check_shards(shards, not quick, workers, cache, duplicates)
     if others := list_others(opened):
         typer.echo(
             f"note: {len(others):,} tars beside them are not in the index, {others[0]} first"
         )
     if not faults:
         typer.echo(f"OK: {opened.num_samples:,} images in {count_shards(len(opened.shards))}")
+    if not quick:
+        echo_checked(counts, opened.values)
     for fault in faults[:_FAULTS]:
         typer.echo(str(fault))
     if len(faults) > _FAULTS:
@@ -251,6 +252,7 @@ def index(
 ) -> None:
     """Make the index of shards that others wrote; reads each tar once, decodes a few images."""
     from ssl_vit.data.formats import ENDINGS
+    from ssl_vit.data.values import parse_range
     from ssl_vit.distributed import cores_here
     from ssl_vit_data_prep.index import IndexOptions, index_shards
 
@@ -260,7 +262,7 @@ def index(
         label_field,
         names,
         allow_shell_urls,
-        _read_range(value_range),
+        parse_range(value_range),
         no_data,
     )
     made = index_shards(sources, out, options, workers or cores_here(), overwrite)
@@ -358,20 +360,6 @@ def preview(
         typer.echo(f"note     {note}")
     for ref in refs:
         typer.echo(f"  {opened.key(ref.number)}")
-
-
-def _read_range(given: tuple[float, float] | None) -> "ValueRange | None":
-    from ssl_vit.data.values import ValueRange
-
-    if given is None:
-        return None
-    low, high = given
-    if not (isfinite(low) and isfinite(high) and low < high):
-        raise UserError(
-            f"--value-range {low:g} {high:g} is empty",
-            "give the value that is black, then the one that is white",
-        )
-    return ValueRange(low, high)
 
 
 def _read_lines(path: Path) -> tuple[str, ...]:

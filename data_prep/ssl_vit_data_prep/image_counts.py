@@ -100,6 +100,14 @@ class ImageCounts:
         return ", ".join([*listed, f"{more} more"] if more > 0 else listed)
 
 
+def count_images(facts: "Iterable[ImageFacts]") -> ImageCounts:
+    """Of some images."""
+    total = ImageCounts()
+    for each in facts:
+        total = total.add(each)
+    return total
+
+
 def add_counts(counts: Iterable[ImageCounts]) -> ImageCounts:
     """Of several shards."""
     total = ImageCounts()

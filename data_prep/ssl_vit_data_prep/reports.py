@@ -10,6 +10,8 @@ from ssl_vit_data_prep.image_counts import add_counts
 
 if TYPE_CHECKING:
     from ssl_vit.data.index_file import Statistics
+    from ssl_vit.data.values import ValueRange
+    from ssl_vit_data_prep.image_counts import ImageCounts
     from ssl_vit_data_prep.index import IndexSummary
     from ssl_vit_data_prep.pack import PackSummary
     from ssl_vit_data_prep.refusals import Kind
@@ -61,6 +63,15 @@ def echo_sampled(made: "IndexSummary") -> None:
         print(f"note     of the sampled images: {note}")
     if unreadable := made.survey.num_images - made.counts.counts["images"]:
         print(f"WARNING  {unreadable:,} sampled images cannot be read: ssl-vit shards check")
+
+
+def echo_checked(counts: "ImageCounts", values: "ValueRange | None") -> None:
+    """What the images of a checked set are like."""
+    print(f"images   {counts.describe()}")
+    if values:
+        print(f"range    more than 8 bits: {values.describe()}")
+    for note in counts.notes(None):
+        print(f"note     {note}")
 
 
 def echo_range(surveyed: "Survey") -> None:

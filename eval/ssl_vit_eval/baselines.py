@@ -75,7 +75,16 @@ def collect(inputs: Inputs, device: torch.device) -> Comparison:
     batch_size = inputs.batch_size or BATCH_SIZES[device.type]
     classes = inputs.classes
     train, test = (
-        extract(encoders, shards, crop, batch_size, inputs.workers, device, images.numbers)
+        extract(
+            encoders,
+            shards,
+            crop,
+            batch_size,
+            inputs.workers,
+            device,
+            images.numbers,
+            inputs.values,
+        )
         for shards, images in ((inputs.train, classes.train), (inputs.test, classes.test))
     )
     rows = {

@@ -36,6 +36,15 @@ KnownOption = Annotated[
         help="Leave out test images of classes that train lacks; they are refused otherwise.",
     ),
 ]
+RangeOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--value-range",
+        metavar="LOW HIGH",
+        help="Stored values that are black and white in images of more than 8 bits, for an export "
+        "that does not say so.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")]
 
 
@@ -61,16 +70,20 @@ def knn(
         ),
     ] = None,
     known_classes_only: KnownOption = False,
+    value_range: RangeOption = None,
     crop_ratio: CropOption = 0.875,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Weighted k-nearest neighbours on frozen features (DINO's protocol)."""
-    from ssl_vit_eval.inputs import LabelOptions, check_inputs, parse_ks
+    from ssl_vit.data.values import parse_range
+    from ssl_vit_eval.inputs import EvaluationOptions, check_inputs, parse_ks
 
     ks = parse_ks(k)
-    options = LabelOptions(known_classes_only, max(ks, default=0))
+    options = EvaluationOptions(
+        known_classes_only, max(ks, default=0), values=parse_range(value_range)
+    )
     inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device, options)
     compute_beside_workers()
 
@@ -88,6 +101,7 @@ def linear(
     train: TrainOption,
     test: TestOption,
     known_classes_only: KnownOption = False,
+    value_range: RangeOption = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train features.")] = 100,
     crop_ratio: CropOption = 0.875,
     batch_size: BatchOption = None,
@@ -95,9 +109,10 @@ def linear(
     device: DeviceOption = "auto",
 ) -> None:
     """A linear classifier on frozen features; its learning rate is chosen on a tenth of train."""
-    from ssl_vit_eval.inputs import LabelOptions, check_inputs
+    from ssl_vit.data.values import parse_range
+    from ssl_vit_eval.inputs import EvaluationOptions, check_inputs
 
-    options = LabelOptions(known_classes_only, holds_out=True)
+    options = EvaluationOptions(known_classes_only, holds_out=True, values=parse_range(value_range))
     inputs = check_inputs(run, train, test, crop_ratio, batch_size, workers, device, options)
     compute_beside_workers()
 

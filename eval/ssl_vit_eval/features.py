@@ -19,6 +19,7 @@ from ssl_vit.data.loader import Batches, LoadedBatches, LoaderSettings, build_lo
 from ssl_vit.data.needs import SequentialNeeds
 from ssl_vit.data.pixel_digest import DIGEST_BYTES
 from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.pixels import PixelScale
@@ -77,6 +78,7 @@ def extract(
     workers: int,
     device: torch.device,
     numbers: np.ndarray | None = None,
+    value_range: ValueRange | None = None,
 ) -> LabelledFeatures:
     """Run labelled images of a set once through all encoders.
 
@@ -86,6 +88,7 @@ def extract(
         batch_size: Images a forward pass; does not change the result.
         workers: Processes that decode; 0 decodes in this one.
         numbers: (N,) sample numbers, ascending; None: all that have a label.
+        value_range: How values of more than 8 bits are shown.
 
     Raises:
         UserError: An image cannot be decoded, or a shard is damaged or cannot be had; or features
@@ -99,7 +102,9 @@ def extract(
     done = 0
     # TF32 convolutions would round a patch embedding to 10 bits on recent GPUs.
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    batches = _open_batches(shards, numbers, crop, batch_size, workers, device)
+    batches = _open_batches(
+        EvaluationBatches(shards, crop, value_range), numbers, batch_size, workers, device
+    )
     title = Path(shards.source).name
     try:
         with torch.no_grad(), exact, progress(title, len(numbers), "images") as advance:
@@ -145,9 +150,8 @@ def _refuse_unusable(
 
 
 def _open_batches(
-    shards: ShardSet,
+    maker: EvaluationBatches,
     numbers: np.ndarray,
-    crop: CenterCrop,
     batch_size: int,
     workers: int,
     device: torch.device,
@@ -156,6 +160,7 @@ def _open_batches(
         numbers[first : first + batch_size].tolist() for first in range(0, len(numbers), batch_size)
     ]
     settings = LoaderSettings(workers, prefetch=2, pin_memory=device.type == "cuda")
-    loader = build_loader(EvaluationBatches(shards, crop), listed, batch_size, settings)
+    loader = build_loader(maker, listed, batch_size, settings)
+    shards = maker.shards
     keeper = Keeper(shards.shards, shards.cache, SequentialNeeds(shards.starts, numbers))
     return LoadedBatches(loader, keeper, lambda batch: batch * batch_size)

@@ -9,6 +9,7 @@ import numpy as np
 from ssl_vit.data.labels import check_labels
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
+from ssl_vit.data.values import ValueRange
 from ssl_vit.distributed import cores_here
 from ssl_vit.errors import UserError
 from ssl_vit.export import WEIGHTS_FILE, ExportInfo, find_export, read_export_info
@@ -21,8 +22,8 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
-class LabelOptions:
-    """What an evaluation asks of the labels."""
+class EvaluationOptions:
+    """What an evaluation asks of labels and values."""
 
     known_only: bool = False
     """Leave out test images of classes without train images, which are refused otherwise."""
@@ -30,6 +31,8 @@ class LabelOptions:
     """Neighbors that were asked for by number; 0 for none."""
     holds_out: bool = False
     """Whether a part of train is held out to choose by."""
+    values: ValueRange | None = None
+    """How values of more than 8 bits are shown, for an export that does not say so."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Inputs:
     test: ShardSet
     classes: MatchedClasses
     """Which images take part, and of which class."""
+    values: ValueRange | None
+    """How values of more than 8 bits are shown."""
+    notes: tuple[str, ...]
+    """What must be said of that."""
     evals: Path
     """Folder the result is written to."""
     crop_ratio: float
@@ -68,7 +75,7 @@ def check_inputs(
     batch_size: int | None,
     workers: int | None,
     device: str,
-    options: LabelOptions = LabelOptions(),
+    options: EvaluationOptions = EvaluationOptions(),
 ) -> Inputs:
     """Open everything an evaluation reads.
 
@@ -99,6 +106,7 @@ def check_inputs(
     check_labels(train_shards, min(MIN_IMAGES, options.largest_k or MIN_IMAGES))
     check_labels(test_shards, MIN_IMAGES)
     classes = _match(train_shards, test_shards, options)
+    values, notes = _values(info, train_shards, test_shards, options.values)
     evals = _evals_folder(export)
     try:
         evals.mkdir(parents=True, exist_ok=True)
@@ -108,8 +116,40 @@ def check_inputs(
         ) from None
     if workers is None:
         workers = max(1, min(8, cores_here() - 1))
-    sets = (train_shards, test_shards, classes)
+    sets = (train_shards, test_shards, classes, values, notes)
     return Inputs(export, info, *sets, evals, crop_ratio, batch_size, workers, device)
+
+
+def _values(
+    info: ExportInfo, train: ShardSet, test: ShardSet, given: ValueRange | None
+) -> tuple[ValueRange | None, tuple[str, ...]]:
+    """The value range under which the network learned, never one of the images it is measured on;
+    and what must be said of it.
+    """
+    if info.values and given:
+        raise UserError(
+            f"the export has the value range {info.values}, and --value-range gives another",
+            "leave --value-range out: the network learned under the export's",
+        )
+    values = info.values or given
+    sides = (("--train", train), ("--test", test))
+    indexed = [(side, shards, shards.values) for side, shards in sides if shards.values]
+    if indexed and values is None:
+        side, shards, own = indexed[0]
+        raise UserError(
+            f"{side} {shards.source} has images of more than 8 bits, and the export no value "
+            "range: it was trained on images of 8 bits",
+            f"say which values are black and white; their own range is  --value-range {own.low:g} "
+            f"{own.high:g}",
+        )
+    used = "the export's" if info.values else "the given one"
+    notes = [
+        f"{side} {shards.source} was indexed with another value range, {own}; "
+        f"{used}, {values}, is used."
+        for side, shards, own in indexed
+        if own != values
+    ]
+    return values, tuple(notes)
 
 
 def parse_ks(text: str | None) -> tuple[int, ...]:
@@ -129,7 +169,7 @@ def parse_ks(text: str | None) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
-def _match(train: ShardSet, test: ShardSet, options: LabelOptions) -> MatchedClasses:
+def _match(train: ShardSet, test: ShardSet, options: EvaluationOptions) -> MatchedClasses:
     if train.fingerprint == test.fingerprint:
         raise UserError(
             f"--train {train.source} and --test {test.source} are the same images",

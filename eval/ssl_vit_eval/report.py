@@ -159,6 +159,7 @@ def _notes(inputs: Inputs, evaluation: Evaluation) -> list[str]:
         "In parentheses: 95 % intervals (Wilson). Balanced accuracy and macro-F1 weigh every class "
         "of the test images alike.",
         *inputs.classes.notes,
+        *inputs.notes,
     ]
     for side, shards in (("train", inputs.train), ("test", inputs.test)):
         if skipped := shards.num_samples - len(labelled_numbers(shards)):
@@ -190,6 +191,7 @@ def _to_json(
         "format": FORMAT,
         "protocol": {"name": evaluation.protocol, **evaluation.settings},
         "crop_ratio": inputs.crop_ratio,
+        "value_range": inputs.values and asdict(inputs.values),
         "export": str(inputs.export.resolve()),
         "step": inputs.info.step,
         "info": to_plain(inputs.info),

@@ -5,9 +5,12 @@ use. One range for a whole set, kept in its index, makes a value the same grey i
 Images of 8 bits have no range: their pixels stay as they are. No torch here.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from ssl_vit.errors import UserError
 
 PERCENTILES = (0.1, 99.9)
 """Of a set's sampled values, that become black and white unless a range is given."""
@@ -75,6 +78,23 @@ class ValueRange:
     def __str__(self) -> str:
         without = "" if self.no_data is None else f", no data at {format_value(self.no_data)}"
         return f"{format_value(self.low)} … {format_value(self.high)}{without}"
+
+
+def parse_range(given: tuple[float, float] | None) -> ValueRange | None:
+    """What `--value-range LOW HIGH` gives; None where it is not given.
+
+    Raises:
+        UserError: An empty range.
+    """
+    if given is None:
+        return None
+    low, high = given
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(
+            f"--value-range {low:g} {high:g} is empty",
+            "give the value that is black, then the one that is white",
+        )
+    return ValueRange(low, high)
 
 
 def is_no_data(values: np.ndarray, no_data: float) -> np.ndarray:

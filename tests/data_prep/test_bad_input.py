@@ -150,7 +150,7 @@ def test_every_file_is_packed_or_refused_with_its_reason(
     assert sum(made.refused.values()) == len(lines)
     assert made.refused["truncated"] == 8
     assert made.num_images == len(good_files()) + 1  # and the link
-    opened, faults = check_shards(str(shards), decode=True, workers=1)
+    opened, faults, *_ = check_shards(str(shards), decode=True, workers=1)
     assert faults == []
     assert opened.num_samples == made.num_images
 

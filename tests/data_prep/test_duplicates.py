@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ssl_vit.data.pixel_digest import digest_pixels, is_single_color
-from ssl_vit_data_prep.check import check_with_duplicates
+from ssl_vit_data_prep.check import check_shards
 from ssl_vit_data_prep.pack import pack_images
 from ssl_vit_data_prep.shard_writer import PackOptions
 
@@ -44,7 +44,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_copies_are_grouped_whatever_their_format(shards: Path, workers: int):
-    opened, faults, found = check_with_duplicates(str(shards), workers)
+    opened, faults, _, found = check_shards(str(shards), True, workers, duplicates=True)
+    assert found is not None
     assert not faults
     assert len(opened.shards) > 2
     groups = [sorted(opened.key(number) for number in group) for group in found.groups]
