@@ -11,7 +11,7 @@ import pytest
 
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.sources import open_shards
-from tests.command_line import ENVIRONMENT, SMOKE, begin_ssl_vit, losses, ssl_vit
+from tests.command_line import ENVIRONMENT, PATIENCE, SMOKE, begin_ssl_vit, losses, ssl_vit
 from tests.faulty_server import serving
 from tests.synthetic import write_shards
 
@@ -120,13 +120,16 @@ def run_and_change(
 ) -> subprocess.CompletedProcess[str]:
     """Train, and change the set after the first update."""
     process = begin_ssl_vit(*SMOKE, run, f"data.shards={changed}", *words)
-    deadline = time.monotonic() + 60
-    while not losses(run):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    change(changed)
-    output, _ = process.communicate(timeout=120)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not losses(run):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        change(changed)
+        output, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, "", output)
 
 
