@@ -1,11 +1,11 @@
 """Remote shards on the local disk: one download for all processes of a machine, in bounded room.
 
 The cache's file for a shard is named by the shard's sha256, appears there only when it is whole and
-verified, and is never written to again. A shard that an earlier run has left there is hashed once
-more before this run uses it: disks forget. There is no server and no list: a process that needs a
-shard takes its lock, so one downloads or hashes while the others wait, and the kernel frees the
-lock of a process that dies. To make room, what was used longest ago goes first, except what
-somebody holds (`ShardCache.hold`, a shared lock).
+verified, and is never written to again. A copy that an earlier run left is hashed once more before
+its first use in a run, because data on disks can decay. There is no server and no list: a process
+that needs a shard takes its lock, so one downloads or hashes while the others wait, and the kernel
+frees the lock of a process that dies. To make room, what was used longest ago goes first, except
+what somebody holds (`ShardCache.hold`, a shared lock).
 """
 
 import contextlib

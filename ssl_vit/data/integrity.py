@@ -1,4 +1,4 @@
-"""Whether a local shard still has the bytes of its index: hashed once, then looked at.
+"""Whether a local shard has the bytes of its index: hashed before use, then watched by `stat`.
 
 A look is one `stat`. Only a shard whose inode, size or times have changed since it was hashed is
 hashed again. No torch here.
@@ -69,10 +69,10 @@ def verify(shard: Shard, was_whole: bool = False) -> Verified:
         return Verified(stamp, now + _REST * (now - began) if was_whole else now)
     if was_whole:
         raise UserError(
-            f"shard {shard.url} is damaged: it was changed during this run, and its bytes are not "
-            "those of its index any more (sha256 differs)",
-            "restore it, let nothing write to it, and run the same command again, which continues "
-            "from the last checkpoint",
+            f"shard {shard.url} is damaged: it was changed during this run, and its bytes no "
+            "longer match its index (sha256 differs)",
+            "restore it, keep other programs from writing to it, and run the same command again to "
+            "continue from the last checkpoint",
         )
     raise UserError(
         f"shard {shard.url} is damaged: its bytes are not those of its index (sha256 differs)",

@@ -129,8 +129,8 @@ class ShardSet:
         if self.verifies_records and not self._compared[shard]:
             if records_digest(found) != entry.records_sha256:
                 raise records.unusable(
-                    f"{records.path} is not the one that {INDEX_FILE} beside it describes: its "
-                    f"records (offsets, labels) of {entry.name} have another sha256"
+                    f"{records.path} does not match its {INDEX_FILE}: the records (offsets, "
+                    f"labels) of {entry.name} have a different sha256"
                 )
             self._compared[shard] = 1
         return found

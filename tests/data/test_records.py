@@ -72,7 +72,7 @@ USES: dict[str, Callable[[ShardSet, int], object]] = {
 @pytest.mark.parametrize("number", [0, 20, NUM_SAMPLES - 1])
 def test_a_small_set_with_other_records_does_not_open(folder: Path, field: str, number: int):
     change(folder, number, field)
-    with pytest.raises(UserError, match=r"is not the one that index\.json beside it") as caught:
+    with pytest.raises(UserError, match=r"does not match its index\.json") as caught:
         open_shards(folder)
     assert str(folder / "samples.npy") in caught.value.problem
     assert shard_of(folder, number) in caught.value.problem

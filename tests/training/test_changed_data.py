@@ -84,7 +84,7 @@ def test_records_other_than_those_of_the_index_are_never_used(
         assert done.returncode == 2, f"{name}: {done.stderr}"
         assert len(done.stderr.splitlines()) == 2, f"{name}: {done.stderr}"
         wrong, fix = mistake(done.stderr)
-        assert f"{changed / 'samples.npy'} is not the one that index.json beside it" in wrong, name
+        assert f"{changed / 'samples.npy'} does not match its index.json" in wrong, name
         assert "restore samples.npy and index.json" in fix, name
         assert not (tmp_path / "new").exists(), name
     assert sorted((unbroken / "evals").glob("*")) == evaluated
