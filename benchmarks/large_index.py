@@ -15,6 +15,7 @@ from ssl_vit.data.index_file import (
     SAMPLES_FILE,
     Index,
     Shard,
+    records_digest,
     write_index,
 )
 from ssl_vit.data.mixture import build_order
@@ -49,14 +50,15 @@ def make_set(folder: Path, num_samples: int) -> Path:
     """An index without images: its tars and records are holes in the disk."""
     folder.mkdir()
     count = num_samples // _PER_SHARD
+    records = np.zeros(_PER_SHARD, dtype=SAMPLE_RECORD)
+    digest = records_digest(records)
     shards = []
     for number in range(count):
         name = f"shard-{number:06d}.tar"
         with (folder / name).open("wb") as file:
             file.truncate(_SHARD_BYTES)
-        shards.append(Shard(name, _PER_SHARD, _SHARD_BYTES, f"{number:064x}", f"{number:064x}"))
+        shards.append(Shard(name, _PER_SHARD, _SHARD_BYTES, f"{number:064x}", digest))
     index = Index(tuple(shards), (), None)
-    records = np.zeros(_PER_SHARD, dtype=SAMPLE_RECORD)
     write_index(folder, Index(tuple(shards[:1]), (), None), [records])
     header = (folder / SAMPLES_FILE).stat().st_size - records.nbytes
     write_index(folder, index, [])  # the header of the whole

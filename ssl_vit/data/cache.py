@@ -1,25 +1,29 @@
 """Remote shards on the local disk: one download for all processes of a machine, in bounded room.
 
 The cache's file for a shard is named by the shard's sha256, appears there only when it is whole and
-verified, and is never written to again. There is no server and no list: a process that needs a
-shard takes its lock, so one downloads while the others wait, and the kernel frees the lock of a
-process that dies. To make room, what was used longest ago goes first, except what somebody holds
-(`ShardCache.hold`, a shared lock).
+verified, and is never written to again. A copy that an earlier run left is hashed once more before
+its first use in a run, because data on disks can decay. There is no server and no list: a process
+that needs a shard takes its lock, so one downloads or hashes while the others wait, and the kernel
+frees the lock of a process that dies. To make room, what was used longest ago goes first, except
+what somebody holds (`ShardCache.hold`, a shared lock).
 """
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 from ssl_vit.data.fetch import ATTEMPTS, Report, fetch_shard, say
 from ssl_vit.data.index_file import Shard
+from ssl_vit.data.marks import Marks
 from ssl_vit.data.urls import check_allowed, is_local, local_path
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
@@ -28,6 +32,8 @@ from ssl_vit.quantities import parse_bytes
 _READER_PATIENCE = 5.0
 # Seconds after which a process that waits for room or for another's download looks again.
 _LOOK_AGAIN = 0.05
+# The folder may be removed while a shard is fetched into it, but not over and over.
+_REMOVALS = 3
 
 
 def default_folder() -> Path:
@@ -65,14 +71,21 @@ class ShardCache:
         self.num_bytes = default_bytes() if num_bytes is None else num_bytes
         self.allow_shell_urls = allow_shell_urls
         self.attempts, self.report = attempts, report
+        self._marks = Marks(self.folder / "verified")
 
     @property
     def shards(self) -> Path:
         """Folder of the shards."""
         return self.folder / "shards"
 
+    @property
+    def indexes(self) -> Path:
+        """Folder of the copies of remote indexes."""
+        return self.folder / "indexes"
+
     def path(self, shard: Shard) -> Path:
-        """A local file with the shard's bytes; a remote one is fetched first.
+        """A local file with the shard's bytes; a remote one is fetched first, and one that is here
+        is verified on its first use in a run.
 
         Where there is no room, and what others hold leaves none in a few seconds either, the bound
         gives way: a data worker that waits for ever would stop the run.
@@ -82,7 +95,7 @@ class ShardCache:
         """
         if is_local(shard.url):
             return local_path(shard.url)
-        if not self._has(shard):
+        if not (self._has(shard) and self._is_verified(shard)):
             self.fetch(shard, _READER_PATIENCE)
         return self.place_of(shard)
 
@@ -91,7 +104,7 @@ class ShardCache:
         return self.shards / f"{shard.sha256}.tar"
 
     def fetch(self, shard: Shard, patience: float = math.inf) -> None:
-        """Bring a remote shard here, or wait while another process does.
+        """Bring a remote shard here and verify it, or wait while another process does.
 
         Args:
             patience: Seconds to wait for room without evicting what others hold; after that the
@@ -108,10 +121,17 @@ class ShardCache:
                 "give the cache more room (engine.cache_bytes=SIZE in training, else "
                 "$SSL_VIT_CACHE_BYTES), or make smaller shards with  ssl-vit shards reshard",
             )
-        asked = time.time()
+        asked, removals = time.time(), 0
         try:
-            self.shards.mkdir(parents=True, exist_ok=True)
-            while not self._fetch_if_room(shard, asked, time.time() - asked < patience):
+            while True:
+                try:
+                    self.shards.mkdir(parents=True, exist_ok=True)
+                    if self._fetch_if_room(shard, asked, time.time() - asked < patience):
+                        return
+                except FileNotFoundError:
+                    removals += 1
+                    if removals > _REMOVALS:
+                        raise
                 # Without the lock: a reader that needs this very shard now must get it.
                 time.sleep(_LOOK_AGAIN)
         except OSError as error:
@@ -124,7 +144,7 @@ class ShardCache:
     def _fetch_if_room(self, shard: Shard, asked: float, waits: bool) -> bool:
         """Whether the shard is here now; only a fetch that may wait gives up for want of room."""
         with self._only_one(shard.sha256):
-            if self._has(shard):
+            if self._has(shard) and self._verify(shard):
                 return True
             self._raise_failure_since(asked, shard)
             partial = self._reserve(shard, waits)
@@ -135,6 +155,7 @@ class ShardCache:
                 with partial.open("rb") as whole:
                     os.fsync(whole.fileno())  # so that a crash leaves no name without its bytes
                 partial.replace(self.place_of(shard))
+                self._marks.set(shard.sha256, self.place_of(shard))
             finally:
                 partial.unlink(missing_ok=True)
             return True
@@ -147,16 +168,42 @@ class ShardCache:
             return place.stat().st_size == shard.num_bytes
         return False
 
+    def _verify(self, shard: Shard) -> bool:
+        """Whether the shard that is here has the right bytes; if not, it is removed, and it is said
+        that it will be fetched again.
+        """
+        if self._is_verified(shard):
+            return True
+        held = self.hold(shard)
+        if held is None:
+            return False
+        with held:
+            try:
+                found = hashlib.file_digest(held, "sha256").hexdigest()
+                problem = "" if found == shard.sha256 else "sha256 differs"
+            except OSError as error:
+                problem = error.strerror or str(error)
+        if not problem:
+            self._marks.set(shard.sha256, self.place_of(shard))
+            return True
+        self.report(f"{shard.url}: its copy in the cache is damaged ({problem}); fetching it again")
+        self.remove(shard)
+        return False
+
+    def _is_verified(self, shard: Shard) -> bool:
+        return self._marks.has(shard.sha256, self.place_of(shard))
+
     def remove(self, shard: Shard) -> None:
         """Forget what is here of a remote shard, because it is damaged."""
         self.place_of(shard).unlink(missing_ok=True)
+        self._marks.remove(shard.sha256)
 
     def retire(self, shard: Shard) -> None:
         """This process has no more use for a shard: it goes first when room is needed."""
         with contextlib.suppress(OSError):
             os.utime(self.place_of(shard), (0, 0))
 
-    def hold(self, shard: Shard) -> IO[bytes] | None:
+    def hold(self, shard: Shard) -> BufferedReader | None:
         """Keep a fetched shard from being evicted until what is returned is closed.
 
         Returns:
@@ -187,7 +234,8 @@ class ShardCache:
                 try:
                     yield
                 finally:
-                    path.unlink()
+                    if _is_same(file, path):  # else somebody has removed the cache meanwhile
+                        path.unlink(missing_ok=True)
                 return
 
     def _reserve(self, shard: Shard, waits: bool) -> Path | None:
@@ -214,6 +262,9 @@ class ShardCache:
                     raise
                 fetch_shard(shard, partial, self.attempts, self.report)
         except UserError as error:
+            cause = error.__cause__
+            if isinstance(cause, FileNotFoundError) and str(cause.filename) == str(partial):
+                raise cause from None  # not the server's: somebody removed the cache
             # For those who wait for this download: they need not find out again.
             with contextlib.suppress(OSError), replacing(failure) as new:
                 new.write_text(json.dumps([error.problem, error.remedy]))
@@ -262,6 +313,7 @@ class ShardCache:
                 # The same file still: else the lock is a later download's, which has not got it.
                 if _try_lock(file) and _is_same(file, lock) and path.exists():
                     path.unlink()
+                    self._marks.remove(path.name[:64])
                     freed += size
         return freed >= num_bytes
 

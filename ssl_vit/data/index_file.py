@@ -1,8 +1,8 @@
 """The index of a shard set: `index.json` and `samples.npy`, written once, read in a moment.
 
 `index.json` is webdataset's shard-list convention with more keys. `samples.npy` holds one
-fixed-size record a sample and is memory-mapped: opening a hundred million samples costs what
-opening ten costs. No torch here.
+fixed-size record per sample, of which only those in use are read: opening a hundred million samples
+costs what opening ten costs. No torch here.
 """
 
 import hashlib

@@ -4,7 +4,8 @@ Training reads samples in an order that is known to the end, so what it will nee
 The keeper walks that order ahead of the run: it fetches remote shards into the cache until the
 rank's share of it is full, holds those in use against eviction, and gives those that are done free.
 Local shards are compared with the sha256 of their index when they are about to be read for the
-first time, so a damaged one ends the run by name instead of teaching it noise.
+first time, and again when they change while they are in use, so a damaged one ends the run by name
+instead of teaching it noise.
 
 A process and not a thread: downloads and hashes would slow the rank's own Python. It is told the
 run's position through its standard input and ends with it.
@@ -26,10 +27,10 @@ from typing import IO, Any
 
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.index_file import Shard
+from ssl_vit.data.integrity import Watch, verify
 from ssl_vit.data.needs import Needs
-from ssl_vit.data.urls import is_local, local_path
+from ssl_vit.data.urls import is_local
 from ssl_vit.errors import UserError
-from ssl_vit.files import hash_file
 
 # With the rank's own path: `-c` would put the current folder, with any `random.py` in it, first.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from ssl_vit.data.keeper import main; main()"
@@ -92,7 +93,8 @@ class Keeper:
         self._listen(wait=False)
 
     def finish(self, position: int) -> None:
-        """Wait until everything that was read before this position is verified.
+        """Wait until everything that was read before this position is verified, and is known not
+        to have changed while it was in use.
 
         Raises:
             UserError: A shard is damaged; names it.
@@ -164,9 +166,13 @@ class _Walk:
         self.job = job
         self.position, self.goal = job.start, -1
         self._window: list[int] = []
+        self._in_use: list[int] = []  # local ones of the window
         self._window_ends = job.start
         self._verified_to = job.start
         self._ready: set[int] = set()  # a remote one may have been evicted since
+        self._watch = Watch(job.shards)
+        self._suspects: set[int] = set()  # changed since they were verified
+        self._has_looked_last = False
         self._held: dict[int, IO[bytes]] = {}
         self._used: list[int] = []
         self._used_at = -1
@@ -191,14 +197,17 @@ class _Walk:
         """Until all that was read is verified and the rank has no more to read, or a shard
         fails.
         """
-        while self.goal < 0 or not self._has_verified(self.goal):
+        while not self._is_done():
             for future in [future for future in self._running if future.done()]:
                 future.result()
-                self._ready.add(self._running.pop(future))
+                number = self._running.pop(future)
+                self._ready.add(number)
+                self._suspects.discard(number)
             self._hold_and_retire()
             if self.position >= self._window_ends:
                 self._look_ahead()
-            for number in self._window:
+            self._suspect(self._watch.look(self._in_use))
+            for number in [*self._suspects, *self._window]:
                 if len(self._running) >= _STREAMS:
                     break
                 if number not in self._ready and number not in self._running.values():
@@ -210,7 +219,21 @@ class _Walk:
         if not is_local(shard.url):
             self.job.cache.fetch(shard)
         elif self.job.verifies:
-            verify(shard)
+            self._watch.add(number, verify(shard, was_whole=self._watch.knows(number)))
+
+    def _suspect(self, numbers: Iterable[int]) -> None:
+        """Hash these again."""
+        self._suspects.update(numbers)
+        self._ready.difference_update(numbers)
+
+    def _is_done(self) -> bool:
+        """Whether all that was read is verified, and did not change while it was in use."""
+        if self.goal < 0 or not self._has_verified(self.goal):
+            return False
+        if not self._has_looked_last:
+            self._has_looked_last = True
+            self._suspect(self._watch.look_last())
+        return not self._suspects
 
     def _hold_and_retire(self) -> None:
         """Hold the remote shards in use now, and give free what was in use before."""
@@ -257,6 +280,8 @@ class _Walk:
                 self._window_ends = position
         # First what a fast rank has read before it was verified.
         behind = dict.fromkeys(self._unverified(self.position))
+        self._in_use = [number for number in behind | window if is_local(shards[number].url)]
+        self._watch.use(self._in_use)
         self._window = list(behind | window | dict.fromkeys(self._all_local))
         for number in self._window:
             shard = shards[number]
@@ -269,7 +294,9 @@ class _Walk:
 
     def _has_verified(self, goal: int) -> bool:
         """Whether all local shards are that were read before a position, or are of a small set."""
-        return not self._unverified(goal) and self._ready.issuperset(self._all_local)
+        if self._suspects or self._unverified(goal):
+            return False
+        return self._ready.issuperset(self._all_local)
 
     def _unverified(self, goal: int) -> list[int]:
         """Local shards that were read before a position and are not verified yet."""
@@ -277,33 +304,13 @@ class _Walk:
         found: dict[int, None] = {}
         position = self._verified_to
         while position < min(goal, needs.end):
-            for number in needs.shards_at(position):
-                if is_local(shards[number].url) and number not in self._ready:
-                    found[number] = None
+            local = [n for n in needs.shards_at(position) if is_local(shards[n].url)]
+            self._watch.use(local)
+            found |= dict.fromkeys(number for number in local if number not in self._ready)
             position = needs.next_change(position)
             if not found:
                 self._verified_to = position
         return list(found)
-
-
-def verify(shard: Shard) -> None:
-    """Compare a local shard with its index.
-
-    Raises:
-        UserError: It cannot be read, or has other bytes; names it.
-    """
-    try:
-        found = hash_file(local_path(shard.url))
-    except OSError as error:
-        raise UserError(
-            f"cannot read shard {shard.url}: {error.strerror}", "restore it, or pack again"
-        ) from None
-    if found != shard.sha256:
-        raise UserError(
-            f"shard {shard.url} is damaged: its bytes are not those of its index (sha256 differs)",
-            "ssl-vit shards check SHARDS  says where; restore it or pack again "
-            "(engine.verify_shards=false trains on it as it is)",
-        )
 
 
 def main() -> None:

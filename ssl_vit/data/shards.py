@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from ssl_vit.data.cache import ShardCache
-from ssl_vit.data.index_file import SAMPLE_RECORD, SAMPLES_FILE, Shard, fingerprint
+from ssl_vit.data.index_file import INDEX_FILE, Shard, fingerprint, records_digest
+from ssl_vit.data.records import SMALL, Records
+from ssl_vit.data.urls import is_local
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.files import readable
@@ -55,6 +57,7 @@ class ShardSet:
         shards: Their ``url`` is a path or a URL that can be opened.
         classes: Names of the classes, by number.
         cache: Where remote shards are kept.
+        verifies_records: Compare records with the index before they are used.
     """
 
     def __init__(
@@ -63,15 +66,18 @@ class ShardSet:
         shards: Sequence[Shard],
         classes: Sequence[str],
         cache: ShardCache,
+        verifies_records: bool = True,
     ) -> None:
         self.parts, self.shards, self.classes = tuple(parts), tuple(shards), tuple(classes)
-        self.cache = cache
+        self.cache, self.verifies_records = cache, verifies_records
         # (S + 1,) sample number at which each shard starts; the last entry is the total.
         counts = [shard.num_samples for shard in self.shards]
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         # (S,) for each shard: which part it is in, and its first record there.
         self._part_of = np.repeat(np.arange(len(parts)), [len(part.places) for part in parts])
         self._first_record = np.array([first for part in parts for first, _ in part.places])
+        # (S,) for each shard: 1 where this process need not compare its records any more.
+        self._compared = bytearray(len(self.shards))
         self._descriptors: dict[int, int] = {}
         self._owner = os.getpid()
 
@@ -96,9 +102,12 @@ class ShardSet:
         return fingerprint(self.shards)
 
     @cached_property
-    def _records(self) -> list[np.ndarray]:
-        """For each part (num_records,) of ``SAMPLE_RECORD``, memory-mapped."""
-        return [_map_records(part) for part in self.parts]
+    def _records(self) -> list[Records]:
+        """Of each part."""
+        return [
+            Records(part.folder, part.num_records, part.folder.is_relative_to(self.cache.indexes))
+            for part in self.parts
+        ]
 
     @property
     def values(self) -> ValueRange | None:
@@ -119,18 +128,41 @@ class ShardSet:
         return next(iter(found), None)
 
     def check_records(self) -> None:
-        """Look at the records now, so that no data worker is the first to find them damaged.
+        """Open the records, and compare those of a small set with the index, so that no data worker
+        is the first to find them damaged.
 
         Raises:
-            UserError: A `samples.npy` cannot be read, or does not fit its index.
+            UserError: A `samples.npy` cannot be read, or is not the one of its index.
         """
         _ = self._records
+        if self.num_samples <= SMALL:
+            for shard in range(len(self.shards)):
+                self.records_of(shard)
 
     def records_of(self, shard: int) -> np.ndarray:
-        """(num_samples,) of ``SAMPLE_RECORD``: the records of one shard."""
-        first = int(self._first_record[shard])
-        records = self._records[int(self._part_of[shard])]
-        return records[first : first + self.shards[shard].num_samples]
+        """(num_samples,) of ``SAMPLE_RECORD``: the records of one shard.
+
+        Raises:
+            UserError: They are not those of the index; names file and shard.
+        """
+        records, entry = self._opened_records(shard), self.shards[shard]
+        found = records.some(int(self._first_record[shard]), entry.num_samples)
+        if self.verifies_records and not self._compared[shard]:
+            if records_digest(found) != entry.records_sha256:
+                raise records.unusable(
+                    f"{records.path} does not match its {INDEX_FILE}: the records (offsets, "
+                    f"labels) of {entry.name} have a different sha256"
+                )
+            self._compared[shard] = 1
+        return found
+
+    def _opened_records(self, shard: int) -> Records:
+        place = int(self._part_of[shard])
+        records = self._records[place]
+        if records.were_written_to():
+            for number in np.flatnonzero(self._part_of == place):
+                self._compared[number] = 0
+        return records
 
     def record(self, number: int) -> np.void:
         """The ``SAMPLE_RECORD`` of one sample."""
@@ -139,7 +171,10 @@ class ShardSet:
     @property
     def labels(self) -> np.ndarray:
         """(num_samples,) int32 class numbers, −1 where a sample has none."""
-        columns = [self.records_of(shard)["label"] for shard in range(len(self.shards))]
+        if self.num_samples > SMALL and not all(self._compared):
+            self.cache.report(f"reading the labels of {self.num_samples:,} images …")
+        # Copies, which let the rest of each record go.
+        columns = [self.records_of(shard)["label"].copy() for shard in range(len(self.shards))]
         return np.concatenate(columns)
 
     def shard_of(self, number: int) -> int:
@@ -185,8 +220,10 @@ class ShardSet:
         return split_key(readable(member.name))[0] if member else f"number {number}"
 
     def _record(self, shard: int, number: int) -> np.void:
-        place = int(self._first_record[shard]) + number - int(self.starts[shard])
-        return self._records[int(self._part_of[shard])][place]
+        records = self._opened_records(shard)
+        if self.verifies_records and not self._compared[shard]:
+            self.records_of(shard)
+        return records.one(int(self._first_record[shard]) + number - int(self.starts[shard]))
 
     def _descriptor(self, shard: int) -> int:
         if self._owner != os.getpid():
@@ -207,15 +244,17 @@ class ShardSet:
 
     def _close_what_is_gone(self) -> None:
         """Close shards that were evicted from the cache, whose room would stay taken, and the
-        oldest of too many.
+        oldest of too many. A local shard that was deleted can still be read while it is open.
         """
         for shard, descriptor in list(self._descriptors.items()):
-            if os.fstat(descriptor).st_nlink == 0 or len(self._descriptors) >= _OPEN_SHARDS:
+            evicted = os.fstat(descriptor).st_nlink == 0 and not is_local(self.shards[shard].url)
+            if evicted or len(self._descriptors) >= _OPEN_SHARDS:
                 os.close(self._descriptors.pop(shard))
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key != "_records"}
-        return state | {"_descriptors": {}, "_owner": -1}
+        fresh = {"_descriptors": {}, "_owner": -1, "_compared": bytearray(len(self.shards))}
+        return state | fresh
 
 
 def split_key(member_name: str) -> tuple[str, str]:
@@ -227,20 +266,9 @@ def split_key(member_name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", ending.lower()
 
 
-def _map_records(part: Part) -> np.ndarray:
-    path = part.folder / SAMPLES_FILE
-    again = f"make the index of {part.source} again"
-    try:
-        records = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}", again) from None
-    if records.dtype != SAMPLE_RECORD or len(records) != part.num_records:
-        raise UserError(f"{path} does not fit its index", again)
-    return records
-
-
 def _unreadable(shard: Shard, why: str) -> UserError:
     return UserError(
         f"cannot read shard {shard.url}: {why}",
-        "ssl-vit shards check SHARDS  says what is wrong where",
+        "restore it and run the same command again; `ssl-vit shards check SHARDS` says what is "
+        "wrong where",
     )

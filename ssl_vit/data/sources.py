@@ -23,22 +23,27 @@ from ssl_vit.data.index_file import (
     read_index,
     records_digest,
 )
+from ssl_vit.data.records import SMALL
 from ssl_vit.data.shards import Part, ShardSet
 from ssl_vit.data.urls import check_allowed, expand, is_local, local_path, scheme_of, split_base
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 
 
-def open_shards(sources: str | Path | Sequence[str], cache: ShardCache | None = None) -> ShardSet:
+def open_shards(
+    sources: str | Path | Sequence[str],
+    cache: ShardCache | None = None,
+    verifies_records: bool = True,
+) -> ShardSet:
     """Open one source, or several as one set with the shards of all.
 
     Args:
         sources: Folders or names of shards, see this module.
         cache: Where remote shards and indexes are kept; None: the default one.
+        verifies_records: Refuse records other than those the index describes.
 
     Raises:
-        UserError: A source, its index or a local shard is missing, empty or damaged; or the sources
-            differ in their classes.
+        UserError: A source, its index or a local shard is missing, empty or damaged.
     """
     cache = cache or ShardCache()
     listed = [str(sources)] if isinstance(sources, str | Path) else list(sources)
@@ -48,7 +53,7 @@ def open_shards(sources: str | Path | Sequence[str], cache: ShardCache | None = 
     shards = [shard for _, part_shards, _ in opened for shard in part_shards]
     # Labels mean something only where the sets agree on the names of the classes.
     agreed = classes.pop() if len(classes) == 1 else ()
-    found = ShardSet(parts, shards, agreed, cache)
+    found = ShardSet(parts, shards, agreed, cache, verifies_records)
     found.check_records()
     return found
 
@@ -147,12 +152,12 @@ def _fetch_index(base: str, source: str, cache: ShardCache) -> tuple[Path, Index
             f"ssl-vit shards index '{source}' --out INDEX  makes one here; then data.shards=INDEX",
         ) from None
     index = parse_index(content, url)
-    folder = cache.folder / "indexes" / hashlib.sha256(content).hexdigest()[:32]
+    folder = cache.indexes / hashlib.sha256(content).hexdigest()[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one download for all processes of the machine
-            if not (folder / INDEX_FILE).exists():
+            if not _is_kept(folder, content, index, cache):
                 _fetch_records(f"{base}{SAMPLES_FILE}", folder / SAMPLES_FILE, index, cache)
                 with replacing(folder / INDEX_FILE) as partial:
                     partial.write_bytes(content)
@@ -164,16 +169,34 @@ def _fetch_index(base: str, source: str, cache: ShardCache) -> tuple[Path, Index
     return folder, index
 
 
+def _is_kept(folder: Path, content: bytes, index: Index, cache: ShardCache) -> bool:
+    """Whether the copy in the cache can be used; says so where there is one that cannot."""
+    if not (folder / INDEX_FILE).exists():
+        return False
+    try:
+        if (folder / INDEX_FILE).read_bytes() != content:
+            raise OSError(f"its {INDEX_FILE} has other bytes")
+        if index.num_samples <= SMALL:  # those of a larger set are compared shard by shard later
+            _compare_records(folder / SAMPLES_FILE, index)
+    except Exception as error:  # numpy's parser of damaged headers raises many kinds
+        cache.report(f"{folder}: this copy of an index is damaged ({error}); fetching it again")
+        return False
+    return True
+
+
 def _fetch_records(url: str, target: Path, index: Index, cache: ShardCache) -> None:
     with replacing(target) as partial:
 
         def fetch_and_compare() -> None:
             fetch_file(url, partial)
-            records = np.load(partial, mmap_mode="r")
-            firsts = np.cumsum([0, *(shard.num_samples for shard in index.shards)])
-            for shard, first in zip(index.shards, firsts, strict=False):
-                part = records[first : first + shard.num_samples]
-                if records_digest(part) != shard.records_sha256:
-                    raise OSError(f"its records of {shard.name} do not fit {INDEX_FILE}")
+            _compare_records(partial, index)
 
         try_often(url, fetch_and_compare, cache.attempts, cache.report)
+
+
+def _compare_records(file: Path, index: Index) -> None:
+    records = np.load(file, mmap_mode="r")
+    firsts = np.cumsum([0, *(shard.num_samples for shard in index.shards)])
+    for shard, first in zip(index.shards, firsts, strict=False):
+        if records_digest(records[first : first + shard.num_samples]) != shard.records_sha256:
+            raise OSError(f"its records of {shard.name} do not fit {INDEX_FILE}")

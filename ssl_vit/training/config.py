@@ -127,8 +127,8 @@ class EngineConfig(Config):
     """
 
     verify_shards: bool = True
-    """Compare each local shard with the sha256 of its index while it is first read; remote ones are
-    always compared.
+    """Compare each local shard with the sha256 of its index while it is first read, and again when
+    it changes while it is in use; records (labels, offsets) and remote shards always are.
     """
 
     cache_folder: str = "auto"

@@ -2,12 +2,15 @@
 
 import fcntl
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -394,3 +397,150 @@ def test_the_environment_says_how_much_room_there_is(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SSL_VIT_CACHE_BYTES", "much")
     with pytest.raises(UserError, match="SSL_VIT_CACHE_BYTES=much"):
         ShardCache()
+
+
+def flip(path: Path) -> None:
+    """One bit, as a disk would: no size, time or inode changes."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 1_000), Path.unlink])
+def test_what_an_earlier_run_left_is_verified_before_it_is_used(
+    server: FaultyServer, tmp_path: Path, damage: Callable[[Path], None]
+):
+    earlier = ShardCache(tmp_path)
+    shards = remote_shards(server, earlier)
+    for shard in shards:
+        earlier.path(shard)
+    damage(earlier.place_of(shards[1]))
+    said: list[str] = []
+    later = ShardCache(tmp_path, report=said.append)
+    for shard in [*shards, *shards]:
+        assert later.path(shard).read_bytes() == (server.folder / shard.name).read_bytes()
+    counts = [server.requests[shard.name] for shard in shards]
+    assert counts == [1, 2, *[1] * (len(shards) - 2)]
+    # A copy that was never whole, or is gone, is no news.
+    assert len(said) == (damage is flip)
+    if said:
+        assert shards[1].url in said[0]
+        assert "fetching it again" in said[0]
+
+
+def test_a_damaged_copy_that_cannot_be_fetched_again_is_not_used(folder: Path, tmp_path: Path):
+    with serving(folder) as server:
+        earlier = ShardCache(tmp_path)
+        shard = remote_shards(server, earlier)[0]
+        flip(earlier.path(shard))
+    later = ShardCache(tmp_path, attempts=1, report=lambda line: None)
+    for _ in range(2):
+        with pytest.raises(UserError, match="cannot fetch"):
+            later.path(shard)
+
+
+def count_hashes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of the files that the cache hashes from now on."""
+    hashed: list[str] = []
+    plain = cache_module.hashlib.file_digest
+
+    def counted(file: BufferedReader, kind: str) -> object:
+        hashed.append(str(file.name))
+        return plain(file, kind)
+
+    monkeypatch.setattr(cache_module.hashlib, "file_digest", counted)
+    return hashed
+
+
+def test_the_processes_of_a_run_hash_a_shard_once_and_the_next_run_once_more(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = ShardCache(tmp_path)
+    shards = remote_shards(server, first)
+    for shard in shards:
+        first.path(shard)
+    hashed = count_hashes(monkeypatch)
+    for shard in shards:
+        first.path(shard)
+    assert not hashed  # compared when they came
+    ranks = [ShardCache(tmp_path) for _ in range(3)]
+    ranks.append(pickle.loads(pickle.dumps(ranks[0])))  # a keeper's
+    for rank in ranks:
+        for shard in shards:
+            rank.path(shard)
+            rank.fetch(shard)
+    assert sorted(hashed) == sorted(str(first.place_of(shard)) for shard in shards)
+    for shard in shards:
+        ShardCache(tmp_path).path(shard)
+    assert len(hashed) == 2 * len(shards)
+
+
+def test_a_mark_counts_for_its_file_only(server: FaultyServer, tmp_path: Path):
+    cache = ShardCache(tmp_path)
+    shard = remote_shards(server, cache)[0]
+    place = cache.path(shard)
+    other = ShardCache(tmp_path, report=lambda line: None)
+    assert other.path(shard) == place
+    place.with_name("new").write_bytes(bytes(shard.num_bytes))
+    place.with_name("new").replace(place)
+    for each in (other, cache):
+        assert each.path(shard).read_bytes() == (server.folder / shard.name).read_bytes()
+    assert server.requests[shard.name] == 2
+    cache.remove(shard)
+    assert not list((tmp_path / "verified").iterdir())
+
+
+def test_without_marks_each_process_hashes_for_itself(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "verified").write_text("a file where their folder would be")
+    cache = ShardCache(tmp_path)
+    shard = remote_shards(server, cache)[0]
+    cache.path(shard)
+    hashed = count_hashes(monkeypatch)
+    other = ShardCache(tmp_path)
+    for _ in range(3):
+        assert other.path(shard).exists()
+    assert len(hashed) == 1
+
+
+def test_what_is_evicted_leaves_no_mark(server: FaultyServer, tmp_path: Path):
+    largest = max(shard.num_bytes for shard in open_shards(server.folder).shards)
+    cache = ShardCache(tmp_path, num_bytes=2 * largest)
+    for shard in remote_shards(server, cache):
+        cache.path(shard)
+    marks = {path.name for path in (tmp_path / "verified").iterdir()}
+    assert marks == {name.removesuffix(".tar") for name in names(cache)}
+
+
+def test_a_cache_that_somebody_removes_is_filled_again(server: FaultyServer, tmp_path: Path):
+    cache = ShardCache(tmp_path / "cache")
+    local = open_shards(server.folder)
+    remote = open_shards(server.url, cache)
+    assert remote.read(0) == local.read(0)
+    shutil.rmtree(tmp_path / "cache")
+    for number in range(remote.num_samples):
+        assert remote.read(number) == local.read(number)
+        assert remote.key(number) == local.key(number)
+
+
+def test_a_cache_that_is_removed_during_a_download_is_made_again(folder: Path, tmp_path: Path):
+    with serving(folder, ["hang"]) as server:  # and then it breaks off
+        cache = ShardCache(tmp_path / "cache", report=lambda line: None)
+        shard = remote_shards(server, cache)[0]
+        reader = threading.Thread(target=cache.path, args=(shard,))
+        reader.start()
+        deadline = time.monotonic() + 20
+        while not list(cache.shards.glob("*.partial")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        shutil.rmtree(tmp_path / "cache")
+        reader.join(20)
+        assert not reader.is_alive()
+        assert cache.path(shard).read_bytes() == (folder / shard.name).read_bytes()
+        # The broken one, perhaps one into the folder that is gone, and the one that came.
+        assert server.requests[shard.name] in (2, 3)
+    assert not list(cache.shards.glob("*.lock"))

@@ -142,7 +142,7 @@ def test_the_fingerprint_follows_the_content(folder: Path, tmp_path: Path):
     for field, value in [("sha256", "7" * 64), ("records_sha256", "7" * 64)]:
         copy = write_set(tmp_path / field)
         change_index(copy, lambda index, f=field, v=value: index["shardlist"][1].update({f: v}))
-        found.add(open_shards(copy).fingerprint)
+        found.add(open_shards(copy, verifies_records=False).fingerprint)
     assert len(found) == 3
 
 
