@@ -205,7 +205,7 @@ def test_a_file_that_holds_no_such_records_is_a_users_error(
 def test_check_opens_such_a_set_and_says_what_is_wrong_in_it(folder: Path):
     change(folder, 20, "label")
     change(folder, 40, "lead", by=8)
-    _, faults = check_shards(str(folder), decode=False, workers=1)
+    faults = check_shards(str(folder), decode=False, workers=1).faults
     assert [fault.shard for fault in faults] == [shard_of(folder, 20), shard_of(folder, 40)]
 
 

@@ -251,14 +251,14 @@ def test_check_names_the_shard_and_the_key_of_a_changed_image(images: Path, tmp_
     number = shards.num_samples // 2
     shard = shards.shards[shards.shard_of(number)].name
     flip_byte(tmp_path / "shards" / shard, int(shards.record(number)["offset"]))
-    _, faults, *_ = check_shards(str(tmp_path / "shards"), decode=True, workers=2)
+    faults = check_shards(str(tmp_path / "shards"), decode=True, workers=2).faults
     assert [(fault.shard, fault.key) for fault in faults] == [
         (shard, ""),
         (shard, shards.key(number)),
     ]
     assert "sha256" in faults[0].problem
     assert "decoded" in faults[1].problem
-    _, faults, *_ = check_shards(str(tmp_path / "shards"), decode=False, workers=1)
+    faults = check_shards(str(tmp_path / "shards"), decode=False, workers=1).faults
     assert [(fault.shard, fault.key) for fault in faults] == [(shard, "")]
 
 
@@ -267,7 +267,7 @@ def test_check_tells_where_a_tar_breaks_off(images: Path, tmp_path: Path):
     shards = open_shards(tmp_path / "shards")
     record = shards.record(5)
     flip_byte(tmp_path / "shards/shard-000000.tar", int(record["offset"] - record["lead"]))
-    _, faults, *_ = check_shards(str(tmp_path / "shards"), decode=False, workers=1)
+    faults = check_shards(str(tmp_path / "shards"), decode=False, workers=1).faults
     assert [fault.key for fault in faults] == ["", "", shards.key(4)]
     assert f"damaged at byte {int(record['offset'] - record['lead']):,}" in faults[1].problem
     assert "11 of 16 images are not at the offset" in faults[2].problem
@@ -281,7 +281,7 @@ def test_check_finds_an_index_that_disagrees_with_its_tar(field: str, images: Pa
     np.save(tmp_path / "shards/samples.npy", records)
     with tarfile.open(tmp_path / "shards/shard-000000.tar") as tar:
         names = [name for name in tar.getnames() if not name.endswith(".cls")]
-    _, faults, *_ = check_shards(str(tmp_path / "shards"), decode=False, workers=1)
+    faults = check_shards(str(tmp_path / "shards"), decode=False, workers=1).faults
     assert [fault.key for fault in faults] == [names[3].removesuffix(".jpg")]
     assert field in faults[0].problem
 

@@ -1,6 +1,7 @@
 """What stands in a result: numbers that anyone can check, and nothing wrong without a word."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ssl_vit.data.index_file import SAMPLE_RECORD, Index, read_index, write_index
+from ssl_vit.data.index_file import SAMPLE_RECORD, Index, read_index, records_digest, write_index
 from ssl_vit.errors import UserError
 from ssl_vit.export import read_export_info, write_export
 from ssl_vit.models.vit import VisionTransformer
@@ -69,7 +70,9 @@ def rename_classes(shards: Path, classes: tuple[str, ...], labels: list[int] | N
     if labels is not None:
         records = records.astype(SAMPLE_RECORD)
         records["label"] = labels
-    write_index(shards, Index(index.shards, classes, None), [records])
+    (shard,) = index.shards
+    shard = replace(shard, records_sha256=records_digest(records))
+    write_index(shards, Index((shard,), classes, None), [records])
 
 
 @pytest.mark.parametrize("protocol", ["knn", "linear"])
