@@ -60,7 +60,10 @@ _FAULTS = 20  # listed; more are only counted
 def pack(
     images: Annotated[
         Path,
-        typer.Argument(metavar="IMAGES", help="Folder of images; its sub-folders are the classes."),
+        typer.Argument(
+            metavar="IMAGES",
+            help="Folder of images; its sub-folders are classes, or train, val and test.",
+        ),
     ],
     shards: NewShardsArgument,
     shard_bytes: BytesOption = "256MiB",
@@ -76,6 +79,30 @@ def pack(
             help="CSV or JSONL with path, label and any further columns, instead of folders.",
         ),
     ] = None,
+    path_column: Annotated[
+        str, typer.Option("--path-column", help="Of the manifest: paths; by default path.")
+    ] = "",
+    label_column: Annotated[
+        str, typer.Option("--label-column", help="Of the manifest: labels; by default label.")
+    ] = "",
+    split_column: Annotated[
+        str,
+        typer.Option("--split-column", help="Of the manifest: train, val or test, as sets."),
+    ] = "",
+    group_column: Annotated[
+        str,
+        typer.Option(
+            "--group-column",
+            help="Of the manifest: patient, slide or scene, which --val-fraction keeps together.",
+        ),
+    ] = "",
+    split_folders: Annotated[
+        bool,
+        typer.Option(
+            "--split-folders/--no-split-folders",
+            help="Whether folders named train, val or test are sets.",
+        ),
+    ] = True,
     val_fraction: Annotated[
         float,
         typer.Option(
@@ -106,6 +133,7 @@ def pack(
     """Pack a folder of images into WebDataset tars with an index; a killed pack goes on."""
     from ssl_vit.data.decode import MAX_PIXELS
     from ssl_vit.distributed import cores_here
+    from ssl_vit_data_prep.manifest import Columns, check_column_options
     from ssl_vit_data_prep.pack import pack_images
     from ssl_vit_data_prep.reencode import Reencoding
     from ssl_vit_data_prep.shard_writer import PackOptions
@@ -118,6 +146,8 @@ def pack(
         raise UserError(
             f"--max-pixels {max_pixels} is more than training reads", f"at most {MAX_PIXELS}"
         )
+    columns = (path_column, label_column, split_column, group_column)
+    check_column_options(columns, manifest, val_fraction)
     options = PackOptions(
         parse_bytes(shard_bytes, "--shard-bytes "),
         shuffle_seed,
@@ -127,6 +157,8 @@ def pack(
         Reencoding(short_side, quality),
         max_pixels,
         decode,
+        columns=Columns(path_column or "path", label_column, split_column, group_column),
+        split_folders=split_folders,
     )
     made = pack_images(images, shards, options, workers or cores_here(), overwrite)
     echo_packed(made, shards, decode)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
 
 import numpy as np
 
@@ -19,20 +18,13 @@ from ssl_vit.data.order import permutation
 from ssl_vit.errors import UserError
 from ssl_vit_data_prep.contact_sheet import SHEET_FILE, write_contact_sheet
 from ssl_vit_data_prep.inspection import read_image_file
-from ssl_vit_data_prep.manifest import read_manifest, split_by_manifest
+from ssl_vit_data_prep.layout import count_of, list_some
 from ssl_vit_data_prep.parts import Parts, WrittenShard
-from ssl_vit_data_prep.plan import (
-    Classes,
-    PackPlan,
-    classes_of_folders,
-    classes_of_manifest,
-    digest,
-    no_classes,
-    plan_shards,
-)
+from ssl_vit_data_prep.plan import PackPlan, digest, plan_shards
 from ssl_vit_data_prep.reencode import reencode
-from ssl_vit_data_prep.refusals import REFUSED_FILE, Kind, Refusal, count_kinds, write_refused
+from ssl_vit_data_prep.refusals import REFUSED_FILE, Kind, count_kinds, write_refused
 from ssl_vit_data_prep.scan import ImageFile, find_images
+from ssl_vit_data_prep.selection import select
 from ssl_vit_data_prep.shard_writer import PackOptions, ShardTask, write_shard
 from ssl_vit_data_prep.statistics import add_all
 from ssl_vit_data_prep.target import (
@@ -71,6 +63,8 @@ class PackSummary:
     num_resumed: int
     """Shards that a killed pack had left."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What else should be known of sets and classes."""
 
     @property
     def num_images(self) -> int:
@@ -106,14 +100,24 @@ def pack_images(
         )
     check_target(folder, overwrite)
     scan = find_images(images)
-    files, classes, refused = _choose_classes(scan.files, images, options)
-    parts = Parts(folder, "pack", digest(files, (options, classes)))
+    chosen = select(scan, images, options)
+    files, refused = chosen.files, chosen.refused
+    decided = (options, chosen.classes, chosen.sets, chosen.groups)
+    parts = Parts(folder, "pack", digest(files, decided))
     if not parts.is_unfinished():
         check_no_set(folder, overwrite)
         parts.check_none_finished(overwrite)
     ratio = _size_ratio(images, files, options)
     before = options.shard_bytes / ratio
-    plan = plan_shards(files, classes, before, options.shuffle_seed, options.val_fraction)
+    plan = plan_shards(
+        files,
+        chosen.classes,
+        before,
+        options.shuffle_seed,
+        options.val_fraction,
+        chosen.sets,
+        chosen.groups,
+    )
     try:
         with parts.open() as goes_on:
             num_resumed = parts.count()
@@ -137,7 +141,8 @@ def pack_images(
             "give a folder that can be written and has room; the same command goes on there",
         ) from None
     seconds = time.perf_counter() - start
-    return PackSummary(sets, count_kinds(refused), num_resumed, seconds)
+    notes = (*chosen.notes, *_set_notes(plan, sets))
+    return PackSummary(sets, count_kinds(refused), num_resumed, seconds, notes)
 
 
 def _finish(
@@ -151,6 +156,30 @@ def _finish(
         finish_set(name, folder / name, plan.classes, its_results)
         for name, its_results in by_set.items()
     )
+
+
+def _set_notes(plan: PackPlan, sets: Sequence[PackedSet]) -> list[str]:
+    """What may surprise about the sets: those that are empty, and classes that one alone has."""
+    notes = []
+    for each in sets:
+        if not each.num_images and not plan.sets[each.name]:
+            notes.append(f"{each.name} is empty: take a larger --val-fraction")
+        elif not each.num_images:
+            notes.append(f"{each.name} is empty: all its images were refused")
+    counts = {each.name: each.class_counts for each in sets}
+    of_train = counts.pop("train", {})
+    for name, its in counts.items() if of_train else ():
+        new = [label for label, count in its.items() if count and not of_train[label]]
+        if new:
+            number = count_of(len(new), "class", "classes")
+            notes.append(f"{number} in {name}, not in train: {list_some(new)}")
+    if empty := [
+        label for label in plan.classes if not any(each.class_counts[label] for each in sets)
+    ]:
+        notes.append(
+            f"{count_of(len(empty), 'class', 'classes')} without images: {list_some(empty)}"
+        )
+    return notes
 
 
 def finish_set(
@@ -183,28 +212,6 @@ def finish_set(
         class_counts={label: int(counts[number]) for number, label in enumerate(classes)},
         statistics=statistics,
     )
-
-
-def _choose_classes(
-    files: list[ImageFile], images: Path, options: PackOptions
-) -> tuple[list[ImageFile], Classes, list[Refusal]]:
-    """The files that are packed, their labels, and the files that are not."""
-    match options.classes:
-        case "folders":
-            return files, classes_of_folders(files), []
-        case "none":
-            return files, no_classes(), []
-        case "manifest":
-            assert options.manifest is not None
-            manifest = read_manifest(options.manifest, images)
-            listed, refused = split_by_manifest(files, manifest)
-            if not listed:
-                raise UserError(
-                    f"no image of {images} is listed in {options.manifest}",
-                    f"paths are relative to {images}, such as {files[0].path}",
-                )
-            return listed, classes_of_manifest(manifest), refused
-    assert_never(options.classes)
 
 
 def _size_ratio(images: Path, files: Sequence[ImageFile], options: PackOptions) -> float:

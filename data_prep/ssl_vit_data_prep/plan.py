@@ -7,7 +7,7 @@ shards, and a pack that was killed goes on where it stopped.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ from ssl_vit.data.index_file import NO_LABEL
 from ssl_vit.data.order import permutation
 from ssl_vit.files import readable
 from ssl_vit_data_prep.keys import assign_keys
-from ssl_vit_data_prep.manifest import Manifest
+from ssl_vit_data_prep.layout import SET_NAMES
 from ssl_vit_data_prep.scan import ImageFile, ending_of
 from ssl_vit_data_prep.tar import member_bytes
 
@@ -68,24 +68,6 @@ class Classes:
     extras: dict[str, dict[str, Any]]
 
 
-def classes_of_folders(files: Sequence[ImageFile]) -> Classes:
-    """First-level folders that hold images, sorted; none if any image lies directly at the top."""
-    if any("/" not in file.path for file in files):
-        return no_classes()
-    folders = sorted({file.path.partition("/")[0] for file in files})
-    numbers = {folder: number for number, folder in enumerate(folders)}
-    labels = {file.path: numbers[file.path.partition("/")[0]] for file in files}
-    return Classes(tuple(readable(folder) for folder in folders), labels, {})
-
-
-def classes_of_manifest(manifest: Manifest) -> Classes:
-    """As the manifest says."""
-    names = manifest.classes()
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = {path: numbers[label] for path, label in manifest.labels.items() if label}
-    return Classes(tuple(names), labels, manifest.extras)
-
-
 def no_classes() -> Classes:
     """No image has a label."""
     return Classes((), {}, {})
@@ -97,6 +79,8 @@ def plan_shards(
     shard_bytes: float,
     seed: int,
     val_fraction: float,
+    given_sets: Mapping[str, str] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> PackPlan:
     """Shuffle the images, split them into sets and cut each set's row into shards.
 
@@ -104,12 +88,21 @@ def plan_shards(
         files: Sorted by path.
         shard_bytes: No shard is larger, unless a single sample is.
         seed: Of the shuffle, which mixes the classes within every shard.
-        val_fraction: Share of the images that go to the set `val`; 0 makes one set.
+        val_fraction: Share of the images, outside of `test`, that goes to the set `val`; 0 moves
+            none.
+        given_sets: Path → set, for all files or none; with ``val_fraction`` no `val` among them.
+        groups: Path → group; images of one group go to one set.
     """
     keys = assign_keys(file.path for file in files)
-    rows: dict[str, list[int]] = {"train": [], "val": []} if val_fraction else {"": []}
+    given_sets, groups = given_sets or {}, groups or {}
+    names = {*given_sets.values(), *(("train", "val") if val_fraction else ())} or {""}
+    rows: dict[str, list[int]] = {name: [] for name in ("", *SET_NAMES) if name in names}
     for place in permutation(len(files), seed):
-        rows[set_of(keys[place], val_fraction)].append(int(place))
+        path = files[place].path
+        name = given_sets.get(path, "")
+        if val_fraction and name != "test":
+            name = set_of(groups.get(path) or keys[place], val_fraction)
+        rows[name].append(int(place))
     sets: dict[str, tuple[tuple[PlannedSample, ...], ...]] = {}
     total = 0
     for name, row in rows.items():
@@ -174,9 +167,10 @@ def even_cuts(sizes: Sequence[int], most: float) -> list[int]:
 
 
 def set_of(key: str, val_fraction: float) -> str:
-    """`train` or `val` by a hash of the key: an image stays where it is when others come or go.
+    """`train` or `val` by a hash: an image stays where it is when others come or go.
 
     Args:
+        key: Of the image, or the name of its group.
         val_fraction: 0 makes one set, named by the empty string.
     """
     if not val_fraction:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_vit.quantities import format_bytes
+from ssl_vit_data_prep.layout import count_of
 
 if TYPE_CHECKING:
     from ssl_vit.data.index_file import Statistics
@@ -25,11 +26,11 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
             f"packed   {each.num_images:,} images into {count_shards(each.num_shards)}, "
             f"{format_bytes(each.num_bytes)}: {shards / each.name}"
         )
-        print(f"classes  {_describe_classes(each.class_counts)}")
+        print(f"classes  {_describe_classes(each.class_counts, each.num_images)}")
         if each.statistics:
             print(f"pixels   {_describe_statistics(each.statistics)}")
-        if not each.num_images:
-            print(f"note     {each.name} is empty: take a larger --val-fraction")
+    for note in made.notes:
+        print(f"note     {note}")
     echo_refused(made.refused, shards)
     rate = made.num_images / made.seconds
     print(f"time     {made.seconds:.1f} s ({rate:,.0f} images/s){resumed}")
@@ -47,15 +48,19 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
 
 def count_shards(count: int) -> str:
     """ "1 shard", "2,000 shards"."""
-    return f"{count:,} shard" if count == 1 else f"{count:,} shards"
+    return count_of(count, "shard")
 
 
-def _describe_classes(counts: "Mapping[str, int]") -> str:
+def _describe_classes(counts: "Mapping[str, int]", num_images: int) -> str:
     if not counts:
         return "none"
     largest = sorted(counts.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{name} {count:,}" for name, count in largest[:_CLASSES])
     more = f", and {len(counts) - _CLASSES:,} more" if len(counts) > _CLASSES else ""
+    if none_of := sum(not count for count in counts.values()):
+        more += f"; {none_of:,} of them without images here"
+    if unlabeled := num_images - sum(counts.values()):
+        more += f"; {count_of(unlabeled, 'image')} without a label"
     return f"{len(counts):,}: {listed}{more}"
 
 
