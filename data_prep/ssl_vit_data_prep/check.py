@@ -9,12 +9,15 @@ import numpy as np
 
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.decode import decode_image
-from ssl_vit.data.index_file import NO_LABEL, Shard, records_digest
+from ssl_vit.data.index_file import NO_LABEL, Shard, read_index, records_digest
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.urls import is_local
 from ssl_vit.errors import UserError
+from ssl_vit_data_prep.class_names import LabelError, number_of
+from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.tar_images import HashingReader, TarFile, walk_samples
+from ssl_vit_data_prep.tar_labels import LabelRule
 from ssl_vit_data_prep.workers import count_done, run_tasks
 
 
@@ -28,6 +31,8 @@ class CheckTask:
     classes: tuple[str, ...]
     cache: ShardCache
     decode: bool
+    rule: LabelRule
+    """Where the tar has the labels."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,16 @@ def check_shards(
         UserError: The set cannot be opened: no index, or a shard is missing or of another size.
     """
     shards = open_shards(source, cache)
+    rules = [
+        LabelRule.parse(read_index(part.folder).labels_from)
+        for part in shards.parts
+        for _ in part.places
+    ]
     tasks = [
-        CheckTask(shard, np.array(shards.records_of(number)), shards.classes, shards.cache, decode)
-        for number, shard in enumerate(shards.shards)
+        CheckTask(
+            shard, np.array(shards.records_of(number)), shards.classes, shards.cache, decode, rule
+        )
+        for number, (shard, rule) in enumerate(zip(shards.shards, rules, strict=True))
     ]
     found = run_tasks(check_shard, tasks, shards.num_samples, workers, "checking")
     return shards, [fault for faults in found for fault in faults]
@@ -90,14 +102,14 @@ def check_shard(task: CheckTask) -> list[Fault]:
     """Compare one tar with its index: hash, places, labels; if asked, decode its images too."""
     shard = task.shard
     faults: list[Fault] = []
-    found: dict[int, FoundFile] = {}
+    found: dict[int, list[FoundFile]] = {}
     try:
         with task.cache.path(shard).open("rb") as file:
             reader = HashingReader(file)
             try:
-                for each in find_files(reader):
-                    found[each.file.offset] = each
-            except tarfile.TarError as error:
+                for each in find_files(reader, task.rule):
+                    found.setdefault(each.file.offset, []).append(each)
+            except (tarfile.TarError, LabelError) as error:
                 faults.append(Fault(shard.name, "", f"the tar cannot be read: {error}"))
             if reader.finish() != shard.sha256:
                 faults.insert(0, Fault(shard.name, "", _other_bytes(task)))
@@ -111,31 +123,36 @@ def check_shard(task: CheckTask) -> list[Fault]:
     return faults
 
 
-def find_files(reader: HashingReader) -> Iterator[FoundFile]:
+def find_files(reader: HashingReader, rule: LabelRule) -> Iterator[FoundFile]:
     """All files of a tar with their samples' labels.
 
     Raises:
-        tarfile.TarError: The file is no tar, or breaks off.
+        tarfile.TarError: The file is no tar, breaks off, or is not sorted.
+        LabelError: A label is a list.
     """
-    for sample in walk_samples(reader):
+    for sample in walk_samples(reader, rule):
+        if isinstance(sample, Refusal):
+            continue  # in no sample
         for file in sample.files:
             yield FoundFile(sample.key, file, sample.label)
 
 
 def compare_all(
-    task: CheckTask, found: Mapping[int, FoundFile], descriptor: int
+    task: CheckTask, found: Mapping[int, Sequence[FoundFile]], descriptor: int
 ) -> Iterator[Fault]:
     """What differs between the files of a tar and its records; it may have more than those.
 
     Args:
-        found: Offset of its first byte → file.
+        found: Offset of its first byte → file, and the hard links to it.
         descriptor: Of the open tar.
     """
     name = task.shard.name
     missing = [record for record in task.records if int(record["offset"]) not in found]
     for record in task.records:
-        if (image := found.get(int(record["offset"]))) is None:
+        if not (alike := found.get(int(record["offset"]), ())):
             continue
+        lead = int(record["lead"])
+        image = next((each for each in alike if each.file.lead == lead), alike[0])
         problem = compare(image, record, task.classes)
         if not problem and task.decode:
             problem = decode_problem(os.pread(descriptor, image.file.length, image.file.offset))
@@ -147,7 +164,7 @@ def compare_all(
         before = max((place for place in found if place <= offset), default=None)
         yield Fault(
             name,
-            "" if before is None else found[before].key,
+            "" if before is None else found[before][0].key,
             f"{len(missing):,} of {len(task.records):,} images are not at the offset that the "
             f"index says, the first at {offset:,}; the last file before it is named here",
         )
@@ -172,7 +189,7 @@ def decode_problem(data: bytes) -> str:
 def compare(image: FoundFile, record: np.void, classes: Sequence[str]) -> str:
     """What differs between an image of a tar and its record; empty if nothing does."""
     file, label = image.file, int(record["label"])
-    places = {"length": file.length, "lead": file.offset - file.start}
+    places = {"length": file.length, "lead": file.lead}
     for field, found in places.items():
         if found != int(record[field]):
             return f"{field} is {found} in the tar and {int(record[field])} in the index"
@@ -187,4 +204,7 @@ def _means(text: str, label: int, classes: Sequence[str]) -> bool:
     """Whether what a tar says is this class: its name, or its number however it is written."""
     if label == NO_LABEL:
         return False
-    return text == classes[label] or (text.isdecimal() and int(text) == label)
+    if text == classes[label]:
+        return True
+    number = number_of(text)
+    return number is not None and number in (label, number_of(classes[label]))

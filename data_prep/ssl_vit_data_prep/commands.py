@@ -6,13 +6,13 @@ Imports nothing slow at the top.
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ssl_vit.errors import UserError
 from ssl_vit.quantities import format_bytes, parse_bytes
-from ssl_vit_data_prep.reports import count_shards, echo_packed, echo_refused
+from ssl_vit_data_prep.reports import count_shards, echo_labels, echo_packed, echo_refused
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -213,11 +213,25 @@ def index(
     endings: Annotated[
         str, typer.Option("--endings", help="Of the images in the tars, by commas.")
     ] = "jpg,jpeg,png,webp,bmp,tif,tiff",
+    labels: Annotated[
+        Literal["cls", "json", "folder", "tar", "none"] | None,
+        typer.Option(
+            "--labels",
+            help="Where labels are: .cls (default), .json, folder in the tar, name of the tar.",
+        ),
+    ] = None,
     label_field: Annotated[
-        str, typer.Option("--label-field", help="Field of a sample's .json that is its label.")
+        str,
+        typer.Option(
+            "--label-field",
+            help="Field of a sample's .json that is its label, such as label or meta.class.id.",
+        ),
     ] = "",
     classes: Annotated[
-        Path | None, typer.Option("--classes", help="File with the name of a class a line.")
+        Path | None,
+        typer.Option(
+            "--classes", help="File with one class name per line; a number means the line, from 0."
+        ),
     ] = None,
     workers: WorkersOption = 0,
     allow_shell_urls: ShellOption = False,
@@ -225,14 +239,18 @@ def index(
 ) -> None:
     """Make the index of shards that others wrote; every tar is read once, no image is decoded."""
     from ssl_vit.distributed import cores_here
+    from ssl_vit_data_prep.class_names import read_class_names
     from ssl_vit_data_prep.index import IndexOptions, index_shards
+    from ssl_vit_data_prep.tar_labels import check_label_options
 
-    names = _read_lines(classes) if classes else ()
+    check_label_options(labels or "", label_field, classes)
+    names = read_class_names(classes) if classes else ()
     options = IndexOptions(
         tuple(ending.strip(" .").lower() for ending in endings.split(",") if ending.strip(" .")),
         label_field,
         names,
         allow_shell_urls,
+        labels or "cls",
     )
     made = index_shards(sources, out, options, workers or cores_here(), overwrite)
     kinds = ", ".join(f"{ending} {count:,}" for ending, count in made.endings.items())
@@ -246,8 +264,7 @@ def index(
             f"note     {made.num_several:,} samples hold several images, and each counts; "
             "--endings takes some of them"
         )
-    labelled = f"{made.num_labelled:,} images of {len(made.index.classes):,} classes"
-    typer.echo(f"labels   {labelled if made.num_labelled else 'none'}")
+    echo_labels(made)
     echo_refused(made.refused, made.folder)
     word = shlex.quote(f"data.shards={made.folder}")
     typer.echo(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
@@ -324,10 +341,3 @@ def preview(
     typer.echo(f"wrote    {out}: the first {len(refs)} samples of {config.recipe}")
     for ref in refs:
         typer.echo(f"  {opened.key(ref.number)}")
-
-
-def _read_lines(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(line for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}", "give a text file, a name a line") from None

@@ -51,6 +51,11 @@ class Layout:
         below = self._below(f"{folder}/")
         return below.count("/") == 1 and below != "/"
 
+    def sets_among(self, folders: Iterable[str]) -> list[str]:
+        """Names of sets among the folders that stand where classes do."""
+        names = {self.class_of(f"{folder}/") for folder in folders}
+        return sorted(name for name in names if set_of_word(name))
+
     def _below(self, path: str) -> str:
         """The path below the level of classes."""
         if not path.startswith(self.base):
@@ -61,6 +66,11 @@ class Layout:
             if name not in self.set_folders:
                 return ""
         return below.removeprefix(self.inner) if below.startswith(self.inner) else ""
+
+
+def count_folders(paths: Iterable[str]) -> dict[str, int]:
+    """Folder → images directly in it, for :func:`find_layout`."""
+    return dict(Counter(path.rpartition("/")[0] for path in paths))
 
 
 def set_of_word(word: str) -> str:
@@ -74,17 +84,16 @@ def class_name(path: str) -> str:
     return unicodedata.normalize("NFC", readable(folder)) if slash else ""
 
 
-def find_layout(paths: Iterable[str], may_split: bool = True) -> Layout:
+def find_layout(counts: Mapping[str, int], may_split: bool = True) -> Layout:
     """What the folders of some images mean.
 
     Args:
-        paths: Of the images, with forward slashes.
+        counts: Folder, with forward slashes → images directly in it; empty for the top.
         may_split: Whether folders such as `train` and `val` are sets.
 
     Raises:
         UserError: Several of the folders are sets, and others beside them are not.
     """
-    counts = Counter(path.rpartition("/")[0] for path in paths)
     base = find_wrapper(counts, may_split)
     below = _inside(counts, base)
     set_folders = _find_sets(below, base) if may_split else {}

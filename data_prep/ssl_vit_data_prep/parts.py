@@ -39,6 +39,8 @@ class WrittenShard:
     """What the records' labels mean, where classes are numbered only when all shards are read."""
     endings: dict[str, int] = field(default_factory=dict)
     """How many images have which ending, where others wrote the shard."""
+    saw: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What else was counted there, by topic: see ``ssl_vit_data_prep.index``."""
 
 
 class Parts:
@@ -122,6 +124,7 @@ class Parts:
             "captions": [caption for caption, _ in part.sheet],
             "labels": part.labels,
             "endings": part.endings,
+            "saw": part.saw,
         }
         pictures = [picture for _, picture in part.sheet]
         with replacing(self.folder / f"{name}.npz") as partial, partial.open("wb") as file:
@@ -146,6 +149,7 @@ class Parts:
                     list(zip(described["captions"], file["sheet"], strict=True)),
                     described["labels"],
                     described["endings"],
+                    described["saw"],
                 )
         except (OSError, ValueError, KeyError):
             return None

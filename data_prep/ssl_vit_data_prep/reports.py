@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_vit.quantities import format_bytes
-from ssl_vit_data_prep.layout import count_of
+from ssl_vit_data_prep.class_names import describe_missing
+from ssl_vit_data_prep.layout import count_of, list_some
 
 if TYPE_CHECKING:
     from ssl_vit.data.index_file import Statistics
+    from ssl_vit_data_prep.index import IndexSummary
     from ssl_vit_data_prep.pack import PackSummary
     from ssl_vit_data_prep.refusals import Kind
 
@@ -46,6 +48,32 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
         )
 
 
+def echo_labels(made: "IndexSummary") -> None:
+    """Which labels an index has, or where there might be some, and what was taken for none."""
+    total, classes = made.index.num_samples, made.index.classes
+    if made.num_labelled:
+        number = count_of(len(classes), "class", "classes")
+        said = f"{count_of(made.num_labelled, 'image')} of {number}: {list_some(classes)}"
+        if unlabeled := total - made.num_labelled:
+            said += f"; {count_of(unlabeled, 'image')} without a label"
+    elif made.hints:
+        said = f"none: {made.hints[0]}"
+    else:
+        said = "none"
+    print(f"labels   {said}")
+    for hint in made.hints[1:]:
+        print(f"note     {hint}")
+    if missing := describe_missing(made.saw["missing"]):
+        print(f"note     no label where it says {missing}")
+    if made.merged:
+        print(f"note     other ways to write the same number: {list_some(made.merged)}")
+    if repeated := made.saw["repeated"].get("", 0):
+        print(
+            f"note     {count_of(repeated, 'file')} with a name that came before in the tar; "
+            "images among them count, though tar unpacks only the last"
+        )
+
+
 def count_shards(count: int) -> str:
     """ "1 shard", "2,000 shards"."""
     return count_of(count, "shard")
@@ -77,4 +105,4 @@ def echo_refused(counts: "Mapping[Kind, int]", folder: Path) -> None:
     if counts:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
         listed = f"listed in {folder / 'refused.jsonl'}"
-        print(f"refused  {sum(counts.values()):,} files, {listed}: {kinds}")
+        print(f"refused  {count_of(sum(counts.values()), 'file')}, {listed}: {kinds}")

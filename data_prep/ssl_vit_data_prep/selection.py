@@ -14,6 +14,7 @@ from ssl_vit_data_prep.class_names import ClassTable, describe_missing
 from ssl_vit_data_prep.layout import (
     Layout,
     class_name,
+    count_folders,
     count_of,
     find_layout,
     list_some,
@@ -83,7 +84,7 @@ def classes_of_folders(files: Sequence[ImageFile], layout: Layout) -> Classes:
 
 
 def _by_folders(scan: Scan, options: PackOptions) -> Selection:
-    layout = find_layout((file.path for file in scan.files), options.split_folders)
+    layout = find_layout(count_folders(file.path for file in scan.files), options.split_folders)
     files, sets, refused = _split_by_folders(scan.files, layout)
     if options.classes == "none":
         notes = layout.notes if sets else ()
@@ -107,7 +108,7 @@ def _by_manifest(scan: Scan, images: Path, options: PackOptions) -> Selection:
     if options.columns.split:
         sets = {path: manifest.sets[line] for path, line in line_of.items()}
     else:
-        layout = find_layout(line_of, options.split_folders)
+        layout = find_layout(count_folders(line_of), options.split_folders)
         files, sets, in_no_set = _split_by_folders(files, layout)
         refused += in_no_set
         notes = layout.notes if sets else ()
