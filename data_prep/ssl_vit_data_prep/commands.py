@@ -52,6 +52,30 @@ ShellOption = Annotated[
     bool, typer.Option("--allow-shell-urls", help="Run the commands of pipe: URLs.")
 ]
 SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
+PathColumnOption = Annotated[
+    str, typer.Option("--path-column", help="Of the manifest: paths; `path` if not given.")
+]
+LabelColumnOption = Annotated[
+    str, typer.Option("--label-column", help="Of the manifest: labels; `label` if not given.")
+]
+SplitColumnOption = Annotated[
+    str,
+    typer.Option("--split-column", help="Of the manifest: train, val or test, which become sets."),
+]
+GroupColumnOption = Annotated[
+    str,
+    typer.Option(
+        "--group-column",
+        help="Of the manifest: patient, slide or scene, which --val-fraction keeps together.",
+    ),
+]
+SplitFoldersOption = Annotated[
+    bool,
+    typer.Option(
+        "--split-folders/--no-split-folders",
+        help="Whether folders named train, val or test are sets.",
+    ),
+]
 
 _FAULTS = 20  # listed; more are only counted
 
@@ -79,30 +103,11 @@ def pack(
             help="CSV or JSONL with path, label and any further columns, instead of folders.",
         ),
     ] = None,
-    path_column: Annotated[
-        str, typer.Option("--path-column", help="Of the manifest: paths; by default path.")
-    ] = "",
-    label_column: Annotated[
-        str, typer.Option("--label-column", help="Of the manifest: labels; by default label.")
-    ] = "",
-    split_column: Annotated[
-        str,
-        typer.Option("--split-column", help="Of the manifest: train, val or test, as sets."),
-    ] = "",
-    group_column: Annotated[
-        str,
-        typer.Option(
-            "--group-column",
-            help="Of the manifest: patient, slide or scene, which --val-fraction keeps together.",
-        ),
-    ] = "",
-    split_folders: Annotated[
-        bool,
-        typer.Option(
-            "--split-folders/--no-split-folders",
-            help="Whether folders named train, val or test are sets.",
-        ),
-    ] = True,
+    path_column: PathColumnOption = "",
+    label_column: LabelColumnOption = "",
+    split_column: SplitColumnOption = "",
+    group_column: GroupColumnOption = "",
+    split_folders: SplitFoldersOption = True,
     val_fraction: Annotated[
         float,
         typer.Option(
@@ -131,23 +136,16 @@ def pack(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pack a folder of images into WebDataset tars with an index; a killed pack goes on."""
-    from ssl_vit.data.decode import MAX_PIXELS
     from ssl_vit.distributed import cores_here
-    from ssl_vit_data_prep.manifest import Columns, check_column_options
-    from ssl_vit_data_prep.pack import pack_images
+    from ssl_vit_data_prep.manifest import choose_columns
+    from ssl_vit_data_prep.pack import check_ranges, pack_images
     from ssl_vit_data_prep.reencode import Reencoding
     from ssl_vit_data_prep.shard_writer import PackOptions
 
-    if not 0 <= val_fraction < 1:
-        raise UserError(
-            f"--val-fraction {val_fraction:g} is out of range", "allowed: 0 <= fraction < 1"
-        )
-    if max_pixels > MAX_PIXELS:
-        raise UserError(
-            f"--max-pixels {max_pixels} is more than training reads", f"at most {MAX_PIXELS}"
-        )
-    columns = (path_column, label_column, split_column, group_column)
-    check_column_options(columns, manifest, val_fraction)
+    check_ranges(val_fraction, max_pixels)
+    columns = choose_columns(
+        (path_column, label_column, split_column, group_column), manifest, val_fraction
+    )
     options = PackOptions(
         parse_bytes(shard_bytes, "--shard-bytes "),
         shuffle_seed,
@@ -157,7 +155,7 @@ def pack(
         Reencoding(short_side, quality),
         max_pixels,
         decode,
-        columns=Columns(path_column or "path", label_column, split_column, group_column),
+        columns=columns,
         split_folders=split_folders,
     )
     made = pack_images(images, shards, options, workers or cores_here(), overwrite)

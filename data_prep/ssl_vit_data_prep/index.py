@@ -1,7 +1,6 @@
 """An index for shards that others wrote: every tar is read once, and no image is decoded.
 
-What img2dataset, open_clip and webdataset's own writer make: images of any ending beside `.cls`,
-`.json` and `.txt`, one or several a sample.
+What img2dataset, open_clip and webdataset make: images beside `.cls`, `.json` and `.txt`.
 """
 
 import tarfile
@@ -9,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import assert_never
 
 import numpy as np
 
@@ -42,6 +40,8 @@ from ssl_vit_data_prep.tar_images import (
     TarFile,
     TarSample,
     UnsortedError,
+    folder_in_tar,
+    label_in_tar,
     walk_samples,
 )
 from ssl_vit_data_prep.tar_labels import (
@@ -51,7 +51,6 @@ from ssl_vit_data_prep.tar_labels import (
     describe_hints,
     list_fields,
     number_labels,
-    stem_of,
 )
 from ssl_vit_data_prep.workers import count_done, run_tasks
 
@@ -69,7 +68,7 @@ class IndexOptions:
     label_field: str = ""
     """Of a sample's `.json`, that holds its label; makes ``labels`` `json`."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, by number; empty: taken from the labels."""
+    """Names of the classes, by number; empty: the labels."""
     allow_shell_urls: bool = False
     labels: LabelSource = "cls"
     """Where labels are: the `.cls`, the `.json`, the folder in the tar, or the tar's name."""
@@ -288,7 +287,7 @@ def _read_shard(task: IndexTask, reader: HashingReader) -> WrittenShard:
             path = f"{task.entry}/{sample.path}" if sample.path else task.entry
             refused.append(replace(sample, path=path))
             continue
-        text = _label_of(sample, task)
+        text = label_in_tar(sample, task.url, task.options.rule)
         before = len(rows)
         images = list(_wanted(sample, task.options.endings))
         for image in images:
@@ -315,30 +314,12 @@ def _read_shard(task: IndexTask, reader: HashingReader) -> WrittenShard:
     )
 
 
-def _label_of(sample: TarSample, task: IndexTask) -> str:
-    """What stands for the label of a sample until all shards are read; empty for none."""
-    match task.options.rule.source:
-        case "cls" | "json":
-            return sample.label
-        case "folder":
-            return _folder_in_tar(sample)
-        case "tar":
-            return stem_of(task.url)
-        case "none":
-            return ""
-    assert_never(task.options.rule.source)
-
-
-def _folder_in_tar(sample: TarSample) -> str:
-    return sample.key.removeprefix("./").rpartition("/")[0]
-
-
 def _look(sample: TarSample, num_images: int, saw: dict[str, Counter[str]]) -> None:
     """Count what a summary may need."""
     if sample.said:
         saw["missing"][sample.said] += num_images
     saw["repeated"][""] += sample.num_repeated
-    folder = _folder_in_tar(sample)
+    folder = folder_in_tar(sample)
     if folder in saw["folders"] or len(saw["folders"]) < _MOST_FOLDERS:
         saw["folders"][folder] += num_images
     if sample.json:

@@ -137,10 +137,10 @@ def _add_row(made: Manifest, row: Row, path: str, file: Path, columns: Columns) 
         made.extras[path] = values
 
 
-def check_column_options(
-    columns: Collection[str], manifest: Path | None, val_fraction: float
-) -> None:
-    """Refuse options that would have no effect.
+def choose_columns(
+    columns: tuple[str, str, str, str], manifest: Path | None, val_fraction: float
+) -> Columns:
+    """The columns that options name.
 
     Args:
         columns: Of path, label, split and group, as they were given; empty where not.
@@ -160,6 +160,8 @@ def check_column_options(
             "--group-column has no effect without --val-fraction",
             "add --val-fraction, or leave out --group-column",
         )
+    path, label, split, group = columns
+    return Columns(path or "path", label, split, group)
 
 
 def match_files(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_vit.data.decode import MAX_PIXELS
 from ssl_vit.data.index_file import NO_LABEL, Index, Statistics, write_index
 from ssl_vit.data.order import permutation
 from ssl_vit.errors import UserError
@@ -102,22 +103,13 @@ def pack_images(
     scan = find_images(images)
     chosen = select(scan, images, options)
     files, refused = chosen.files, chosen.refused
-    decided = (options, chosen.classes, chosen.sets, chosen.groups)
-    parts = Parts(folder, "pack", digest(files, decided))
+    parts = Parts(folder, "pack", digest(files, (options, chosen.classes, chosen.division)))
     if not parts.is_unfinished():
         check_no_set(folder, overwrite)
         parts.check_none_finished(overwrite)
     ratio = _size_ratio(images, files, options)
     before = options.shard_bytes / ratio
-    plan = plan_shards(
-        files,
-        chosen.classes,
-        before,
-        options.shuffle_seed,
-        options.val_fraction,
-        chosen.sets,
-        chosen.groups,
-    )
+    plan = plan_shards(files, chosen.classes, before, options.shuffle_seed, chosen.division)
     try:
         with parts.open() as goes_on:
             num_resumed = parts.count()
@@ -126,7 +118,6 @@ def pack_images(
             tasks = _make_tasks(images, folder, plan, options, parts)
             results = run_tasks(write_shard, tasks, len(files), workers, "packing")
             refused += [refusal for result in results for refusal in result.refused]
-            refused += scan.refused
             write_refused(folder, refused)
             if not any(len(result.records) for result in results):
                 raise UserError(
@@ -140,9 +131,24 @@ def pack_images(
             f"cannot write shards into {folder}: {error.strerror or error}",
             "give a folder that can be written and has room; the same command goes on there",
         ) from None
-    seconds = time.perf_counter() - start
     notes = (*chosen.notes, *_set_notes(plan, sets))
-    return PackSummary(sets, count_kinds(refused), num_resumed, seconds, notes)
+    return PackSummary(sets, count_kinds(refused), num_resumed, time.perf_counter() - start, notes)
+
+
+def check_ranges(val_fraction: float, max_pixels: int) -> None:
+    """Refuse options that are out of range.
+
+    Raises:
+        UserError: One is.
+    """
+    if not 0 <= val_fraction < 1:
+        raise UserError(
+            f"--val-fraction {val_fraction:g} is out of range", "allowed: 0 <= fraction < 1"
+        )
+    if max_pixels > MAX_PIXELS:
+        raise UserError(
+            f"--max-pixels {max_pixels} is more than training reads", f"at most {MAX_PIXELS}"
+        )
 
 
 def _finish(

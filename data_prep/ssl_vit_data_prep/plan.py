@@ -8,7 +8,7 @@ shards, and a pack that was killed goes on where it stopped.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -68,6 +68,31 @@ class Classes:
     extras: dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Division:
+    """Which images go to which set."""
+
+    val_fraction: float = 0.0
+    """Share of the images outside of `test` that chance sends to `val`; 0 leaves it no say."""
+    sets: Mapping[str, str] = field(default_factory=dict)
+    """Path → set that was said, for all images or none; with a ``val_fraction`` never `val`."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Path → group, whose images chance sends to one set; images without one are missing."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all sets; one without a name where nothing divides them."""
+        names = {*self.sets.values(), *(("train", "val") if self.val_fraction else ())}
+        return [name for name in SET_NAMES if name in names] or [""]
+
+    def set_of(self, path: str, key: str) -> str:
+        """Name of the set of one image."""
+        said = self.sets.get(path, "")
+        if not self.val_fraction or said == "test":
+            return said
+        return set_of(self.groups.get(path) or key, self.val_fraction)
+
+
 def no_classes() -> Classes:
     """No image has a label."""
     return Classes((), {}, {})
@@ -78,9 +103,7 @@ def plan_shards(
     classes: Classes,
     shard_bytes: float,
     seed: int,
-    val_fraction: float,
-    given_sets: Mapping[str, str] | None = None,
-    groups: Mapping[str, str] | None = None,
+    division: Division,
 ) -> PackPlan:
     """Shuffle the images, split them into sets and cut each set's row into shards.
 
@@ -88,21 +111,12 @@ def plan_shards(
         files: Sorted by path.
         shard_bytes: No shard is larger, unless a single sample is.
         seed: Of the shuffle, which mixes the classes within every shard.
-        val_fraction: Share of the images, outside of `test`, that goes to the set `val`; 0 moves
-            none.
-        given_sets: Path → set, for all files or none; with ``val_fraction`` no `val` among them.
-        groups: Path → group; images of one group go to one set.
+        division: Which images go to which set.
     """
     keys = assign_keys(file.path for file in files)
-    given_sets, groups = given_sets or {}, groups or {}
-    names = {*given_sets.values(), *(("train", "val") if val_fraction else ())} or {""}
-    rows: dict[str, list[int]] = {name: [] for name in ("", *SET_NAMES) if name in names}
+    rows: dict[str, list[int]] = {name: [] for name in division.names}
     for place in permutation(len(files), seed):
-        path = files[place].path
-        name = given_sets.get(path, "")
-        if val_fraction and name != "test":
-            name = set_of(groups.get(path) or keys[place], val_fraction)
-        rows[name].append(int(place))
+        rows[division.set_of(files[place].path, keys[place])].append(int(place))
     sets: dict[str, tuple[tuple[PlannedSample, ...], ...]] = {}
     total = 0
     for name, row in rows.items():

@@ -105,4 +105,4 @@ def echo_refused(counts: "Mapping[Kind, int]", folder: Path) -> None:
     if counts:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
         listed = f"listed in {folder / 'refused.jsonl'}"
-        print(f"refused  {count_of(sum(counts.values()), 'file')}, {listed}: {kinds}")
+        print(f"refused  {sum(counts.values()):,} files, {listed}: {kinds}")

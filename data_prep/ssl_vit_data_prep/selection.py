@@ -5,7 +5,7 @@ All that is left out or taken otherwise than by its folder is in ``refused`` or 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import assert_never
 
@@ -21,7 +21,7 @@ from ssl_vit_data_prep.layout import (
     set_of_word,
 )
 from ssl_vit_data_prep.manifest import Manifest, match_files, read_manifest
-from ssl_vit_data_prep.plan import Classes, no_classes
+from ssl_vit_data_prep.plan import Classes, Division, no_classes
 from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.scan import ImageFile, Scan
 from ssl_vit_data_prep.shard_writer import PackOptions
@@ -36,10 +36,7 @@ class Selection:
 
     files: list[ImageFile]
     classes: Classes
-    sets: dict[str, str] = field(default_factory=dict)
-    """Path → set; empty where there is one set, or chance decides."""
-    groups: dict[str, str] = field(default_factory=dict)
-    """Path → group whose images stay in one set; images without one are missing."""
+    division: Division = field(default_factory=Division)
     refused: list[Refusal] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     """For the summary."""
@@ -58,7 +55,7 @@ def select(scan: Scan, images: Path, options: PackOptions) -> Selection:
             chosen = _by_folders(scan, options)
         case _:
             assert_never(options.classes)
-    if options.val_fraction and "val" in chosen.sets.values():
+    if options.val_fraction and "val" in chosen.division.sets.values():
         if column := options.columns.split:
             raise UserError(
                 f"--val-fraction is given, but the column {column} already says what is in val",
@@ -68,7 +65,7 @@ def select(scan: Scan, images: Path, options: PackOptions) -> Selection:
             "--val-fraction is given, but there already is a folder of images for val",
             "leave out --val-fraction, or give --no-split-folders",
         )
-    return chosen
+    return replace(chosen, refused=[*chosen.refused, *scan.refused])
 
 
 def classes_of_folders(files: Sequence[ImageFile], layout: Layout) -> Classes:
@@ -86,12 +83,13 @@ def classes_of_folders(files: Sequence[ImageFile], layout: Layout) -> Classes:
 def _by_folders(scan: Scan, options: PackOptions) -> Selection:
     layout = find_layout(count_folders(file.path for file in scan.files), options.split_folders)
     files, sets, refused = _split_by_folders(scan.files, layout)
+    division = Division(options.val_fraction, sets)
     if options.classes == "none":
         notes = layout.notes if sets else ()
-        return Selection(files, no_classes(), sets, {}, refused, notes)
+        return Selection(files, no_classes(), division, refused, notes)
     classes = classes_of_folders(files, layout)
     notes = (*layout.notes, *_folder_notes(scan, files, classes, layout))
-    return Selection(files, classes, sets, {}, refused, notes)
+    return Selection(files, classes, division, refused, notes)
 
 
 def _by_manifest(scan: Scan, images: Path, options: PackOptions) -> Selection:
@@ -125,7 +123,7 @@ def _by_manifest(scan: Scan, images: Path, options: PackOptions) -> Selection:
     )
     groups = {path: group for path, line in line_of.items() if (group := manifest.groups.get(line))}
     notes = (*notes, *_manifest_notes(manifest, table, files, groups, options))
-    return Selection(files, classes, sets, groups, refused, notes)
+    return Selection(files, classes, Division(options.val_fraction, sets, groups), refused, notes)
 
 
 def _split_by_folders(

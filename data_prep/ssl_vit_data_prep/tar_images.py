@@ -9,12 +9,12 @@ import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, assert_never
 
 from ssl_vit.data.shards import is_in_sample, split_key
 from ssl_vit.files import readable
 from ssl_vit_data_prep.refusals import Refusal
-from ssl_vit_data_prep.tar_labels import LabelRule, read_tar_label
+from ssl_vit_data_prep.tar_labels import LabelRule, read_tar_label, stem_of
 
 _BUFFER = 2**20
 _ARCHIVES = ("tar", "zip", "gz", "tgz", "zst", "xz", "bz2", "7z", "rar")
@@ -208,6 +208,25 @@ class _Walk:
             yield found
         else:
             sample.label, sample.said = found.label, found.said
+
+
+def label_in_tar(sample: TarSample, url: str, rule: LabelRule) -> str:
+    """What stands for the label of a sample until all shards are read; empty for none."""
+    match rule.source:
+        case "cls" | "json":
+            return sample.label
+        case "folder":
+            return folder_in_tar(sample)
+        case "tar":
+            return stem_of(url)
+        case "none":
+            return ""
+    assert_never(rule.source)
+
+
+def folder_in_tar(sample: TarSample) -> str:
+    """Path of the folder that its files lie in; empty for the top."""
+    return _plain(sample.key).rpartition("/")[0]
 
 
 def refuse_member(name: str, member: tarfile.TarInfo) -> Refusal | None:
