@@ -10,7 +10,7 @@ import numpy as np
 
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.decode import decode_image, facts_of
-from ssl_vit.data.index_file import NO_LABEL, Shard, records_digest
+from ssl_vit.data.index_file import NO_LABEL, Shard, read_index, records_digest
 from ssl_vit.data.pixel_digest import digest_pixels
 from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.shards import ShardSet
@@ -18,9 +18,12 @@ from ssl_vit.data.sources import open_shards
 from ssl_vit.data.urls import is_local
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
+from ssl_vit_data_prep.class_names import LabelError, number_of
 from ssl_vit_data_prep.duplicates import Duplicates, empty_digests, find_duplicates
 from ssl_vit_data_prep.image_counts import ImageCounts, add_counts, count_images
+from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.tar_images import HashingReader, TarFile, walk_samples
+from ssl_vit_data_prep.tar_labels import LabelRule
 from ssl_vit_data_prep.workers import count_done, run_tasks
 
 
@@ -34,6 +37,8 @@ class CheckTask:
     classes: tuple[str, ...]
     cache: ShardCache
     decode: bool
+    rule: LabelRule
+    """Where the tar has the labels."""
     digest: bool = False
     """Whether to digest what is decoded."""
     values: ValueRange | None = None
@@ -106,6 +111,11 @@ def check_shards(
     """
     # Wrong records are among the faults that are listed.
     shards = open_shards(source, cache, verifies_records=False)
+    rules = [
+        LabelRule.parse(read_index(part.folder).labels_from)
+        for part in shards.parts
+        for _ in part.places
+    ]
     tasks = [
         CheckTask(
             shard,
@@ -113,10 +123,11 @@ def check_shards(
             shards.classes,
             shards.cache,
             decode,
+            rule,
             duplicates,
             shards.values,
         )
-        for number, shard in enumerate(shards.shards)
+        for number, (shard, rule) in enumerate(zip(shards.shards, rules, strict=True))
     ]
     found = run_tasks(check_shard, tasks, shards.num_samples, workers, "checking")
     digests = [report.digests for report in found if report.digests is not None]
@@ -150,14 +161,14 @@ def _find_faults(
 ) -> list[Fault]:
     shard = task.shard
     faults: list[Fault] = []
-    found: dict[int, FoundFile] = {}
+    found: dict[int, list[FoundFile]] = {}
     try:
         with task.cache.path(shard).open("rb") as file:
             reader = HashingReader(file)
             try:
-                for each in find_files(reader):
-                    found[each.file.offset] = each
-            except tarfile.TarError as error:
+                for each in find_files(reader, task.rule):
+                    found.setdefault(each.file.offset, []).append(each)
+            except (tarfile.TarError, LabelError) as error:
                 faults.append(Fault(shard.name, "", f"the tar cannot be read: {error}"))
             if reader.finish() != shard.sha256:
                 faults.insert(0, Fault(shard.name, "", _other_bytes(task)))
@@ -171,20 +182,23 @@ def _find_faults(
     return faults
 
 
-def find_files(reader: HashingReader) -> Iterator[FoundFile]:
+def find_files(reader: HashingReader, rule: LabelRule) -> Iterator[FoundFile]:
     """All files of a tar with their samples' labels.
 
     Raises:
-        tarfile.TarError: The file is no tar, or breaks off.
+        tarfile.TarError: The file is no tar, breaks off, or is not sorted.
+        LabelError: A label is a list.
     """
-    for sample in walk_samples(reader):
+    for sample in walk_samples(reader, rule):
+        if isinstance(sample, Refusal):
+            continue  # in no sample
         for file in sample.files:
             yield FoundFile(sample.key, file, sample.label)
 
 
 def compare_all(
     task: CheckTask,
-    found: Mapping[int, FoundFile],
+    found: Mapping[int, Sequence[FoundFile]],
     descriptor: int,
     facts: list[ImageFacts],
     digests: np.ndarray | None = None,
@@ -192,7 +206,7 @@ def compare_all(
     """What differs between the files of a tar and its records; it may have more than those.
 
     Args:
-        found: Offset of its first byte → file.
+        found: Offset of its first byte → file, and the hard links to it.
         descriptor: Of the open tar.
         facts: Those of every image that is decoded are appended.
         digests: (num_samples, 16) uint8, to be filled for the images that are decoded.
@@ -200,8 +214,10 @@ def compare_all(
     name = task.shard.name
     missing = [record for record in task.records if int(record["offset"]) not in found]
     for place, record in enumerate(task.records):
-        if (image := found.get(int(record["offset"]))) is None:
+        if not (alike := found.get(int(record["offset"]), ())):
             continue
+        lead = int(record["lead"])
+        image = next((each for each in alike if each.file.lead == lead), alike[0])
         problem = compare(image, record, task.classes)
         if not problem and task.decode:
             data = os.pread(descriptor, image.file.length, image.file.offset)
@@ -215,7 +231,7 @@ def compare_all(
         before = max((place for place in found if place <= offset), default=None)
         yield Fault(
             name,
-            "" if before is None else found[before].key,
+            "" if before is None else found[before][0].key,
             f"{len(missing):,} of {len(task.records):,} images are not at the offset that the "
             f"index says, the first at {offset:,}; the last file before it is named here",
         )
@@ -254,7 +270,7 @@ def decode_problem(
 def compare(image: FoundFile, record: np.void, classes: Sequence[str]) -> str:
     """What differs between an image of a tar and its record; empty if nothing does."""
     file, label = image.file, int(record["label"])
-    places = {"length": file.length, "lead": file.offset - file.start}
+    places = {"length": file.length, "lead": file.lead}
     for field, found in places.items():
         if found != int(record[field]):
             return f"{field} is {found} in the tar and {int(record[field])} in the index"
@@ -269,4 +285,7 @@ def _means(text: str, label: int, classes: Sequence[str]) -> bool:
     """Whether what a tar says is this class: its name, or its number however it is written."""
     if label == NO_LABEL:
         return False
-    return text == classes[label] or (text.isdecimal() and int(text) == label)
+    if text == classes[label]:
+        return True
+    number = number_of(text)
+    return number is not None and number in (label, number_of(classes[label]))

@@ -6,7 +6,7 @@ Imports nothing slow at the top.
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from ssl_vit.quantities import format_bytes, parse_bytes
 from ssl_vit_data_prep.reports import (
     count_shards,
     echo_checked,
+    echo_labels,
     echo_packed,
     echo_refused,
     echo_sampled,
@@ -66,6 +67,30 @@ ShellOption = Annotated[
     bool, typer.Option("--allow-shell-urls", help="Run the commands of pipe: URLs.")
 ]
 SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
+PathColumnOption = Annotated[
+    str, typer.Option("--path-column", help="Of the manifest: paths; `path` if not given.")
+]
+LabelColumnOption = Annotated[
+    str, typer.Option("--label-column", help="Of the manifest: labels; `label` if not given.")
+]
+SplitColumnOption = Annotated[
+    str,
+    typer.Option("--split-column", help="Of the manifest: train, val or test, which become sets."),
+]
+GroupColumnOption = Annotated[
+    str,
+    typer.Option(
+        "--group-column",
+        help="Of the manifest: patient, slide or scene, which --val-fraction keeps together.",
+    ),
+]
+SplitFoldersOption = Annotated[
+    bool,
+    typer.Option(
+        "--split-folders/--no-split-folders",
+        help="Whether folders named train, val or test are sets.",
+    ),
+]
 
 RangeOption = Annotated[
     tuple[float, float] | None,
@@ -92,7 +117,10 @@ _FAULTS = 20  # listed; more are only counted
 def pack(
     images: Annotated[
         Path,
-        typer.Argument(metavar="IMAGES", help="Folder of images; its sub-folders are the classes."),
+        typer.Argument(
+            metavar="IMAGES",
+            help="Folder of images; its sub-folders are classes, or train, val and test.",
+        ),
     ],
     shards: NewShardsArgument,
     shard_bytes: BytesOption = "256MiB",
@@ -108,6 +136,11 @@ def pack(
             help="CSV or JSONL with path, label and any further columns, instead of folders.",
         ),
     ] = None,
+    path_column: PathColumnOption = "",
+    label_column: LabelColumnOption = "",
+    split_column: SplitColumnOption = "",
+    group_column: GroupColumnOption = "",
+    split_folders: SplitFoldersOption = True,
     val_fraction: Annotated[
         float,
         typer.Option(
@@ -141,21 +174,17 @@ def pack(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pack a folder of images into WebDataset tars with an index; a killed pack goes on."""
-    from ssl_vit.data.decode import MAX_PIXELS
     from ssl_vit.data.values import parse_range
     from ssl_vit.distributed import cores_here
-    from ssl_vit_data_prep.pack import pack_images
+    from ssl_vit_data_prep.manifest import choose_columns
+    from ssl_vit_data_prep.pack import check_ranges, pack_images
     from ssl_vit_data_prep.reencode import Reencoding
     from ssl_vit_data_prep.shard_writer import PackOptions
 
-    if not 0 <= val_fraction < 1:
-        raise UserError(
-            f"--val-fraction {val_fraction:g} is out of range", "allowed: 0 <= fraction < 1"
-        )
-    if max_pixels > MAX_PIXELS:
-        raise UserError(
-            f"--max-pixels {max_pixels} is more than training reads", f"at most {MAX_PIXELS}"
-        )
+    check_ranges(val_fraction, max_pixels)
+    columns = choose_columns(
+        (path_column, label_column, split_column, group_column), manifest, val_fraction
+    )
     options = PackOptions(
         parse_bytes(shard_bytes, "--shard-bytes "),
         shuffle_seed,
@@ -165,9 +194,11 @@ def pack(
         Reencoding(short_side, quality),
         max_pixels,
         decode,
-        parse_range(value_range),
-        no_data,
-        page.value,
+        values=parse_range(value_range),
+        no_data=no_data,
+        page=page.value,
+        columns=columns,
+        split_folders=split_folders,
     )
     made = pack_images(images, shards, options, workers or cores_here(), overwrite)
     echo_packed(made, shards, decode)
@@ -238,11 +269,25 @@ def index(
             "--endings", help="Of the images in the tars, by commas; all we read if none."
         ),
     ] = "",
+    labels: Annotated[
+        Literal["cls", "json", "folder", "tar", "none"] | None,
+        typer.Option(
+            "--labels",
+            help="Where labels are: .cls (default), .json, folder in the tar, name of the tar.",
+        ),
+    ] = None,
     label_field: Annotated[
-        str, typer.Option("--label-field", help="Field of a sample's .json that is its label.")
+        str,
+        typer.Option(
+            "--label-field",
+            help="Field of a sample's .json that is its label, such as label or meta.class.id.",
+        ),
     ] = "",
     classes: Annotated[
-        Path | None, typer.Option("--classes", help="File with the name of a class a line.")
+        Path | None,
+        typer.Option(
+            "--classes", help="File with one class name per line; a number means the line, from 0."
+        ),
     ] = None,
     value_range: RangeOption = None,
     no_data: NoDataOption = None,
@@ -254,14 +299,18 @@ def index(
     from ssl_vit.data.formats import ENDINGS
     from ssl_vit.data.values import parse_range
     from ssl_vit.distributed import cores_here
+    from ssl_vit_data_prep.class_names import read_class_names
     from ssl_vit_data_prep.index import IndexOptions, index_shards
+    from ssl_vit_data_prep.tar_labels import check_label_options
 
-    names = _read_lines(classes) if classes else ()
+    check_label_options(labels or "", label_field, classes)
+    names = read_class_names(classes) if classes else ()
     options = IndexOptions(
         tuple(e.strip(" .").lower() for e in endings.split(",") if e.strip(" .")) or ENDINGS,
         label_field,
         names,
         allow_shell_urls,
+        labels or "cls",
         parse_range(value_range),
         no_data,
     )
@@ -277,8 +326,7 @@ def index(
             f"note     {made.num_several:,} samples hold several images, and each counts; "
             "--endings takes some of them"
         )
-    labelled = f"{made.num_labelled:,} images of {len(made.index.classes):,} classes"
-    typer.echo(f"labels   {labelled if made.num_labelled else 'none'}")
+    echo_labels(made)
     echo_sampled(made)
     echo_refused(made.refused, made.folder)
     word = shlex.quote(f"data.shards={made.folder}")
@@ -360,10 +408,3 @@ def preview(
         typer.echo(f"note     {note}")
     for ref in refs:
         typer.echo(f"  {opened.key(ref.number)}")
-
-
-def _read_lines(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(line for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}", "give a text file, a name a line") from None

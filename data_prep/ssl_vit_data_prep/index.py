@@ -1,10 +1,8 @@
 """An index for shards that others wrote: every tar is read once, and no image is decoded.
 
-What img2dataset, open_clip and webdataset's own writer make: images of any ending beside `.cls`,
-`.json` and `.txt`, one or several a sample.
+What img2dataset, open_clip and webdataset make: images beside `.cls`, `.json` and `.txt`.
 """
 
-import glob
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_vit.data.decode import facts_of
 from ssl_vit.data.fetch import ATTEMPTS, FIRST_ATTEMPTS, fetch_file, try_often
 from ssl_vit.data.formats import ENDINGS
 from ssl_vit.data.index_file import (
@@ -22,22 +19,48 @@ from ssl_vit.data.index_file import (
     SAMPLE_RECORD,
     Index,
     describe_shard,
-    records_digest,
     write_index,
 )
-from ssl_vit.data.urls import check_allowed, expand, is_local, local_path
+from ssl_vit.data.urls import is_local, local_path
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
+from ssl_vit_data_prep.class_names import LabelError
 from ssl_vit_data_prep.image_counts import ImageCounts, add_counts
-from ssl_vit_data_prep.parts import Parts, WrittenShard, unfinished_command
+from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import digest
 from ssl_vit_data_prep.refusals import Kind, Refusal, count_kinds, write_refused
-from ssl_vit_data_prep.survey import SAMPLED_IMAGES, Look, Survey, check_readable, look_at, survey
-from ssl_vit_data_prep.tar_images import HashingReader, TarFile, TarSample, walk_samples
+from ssl_vit_data_prep.sampling import num_sampled, sample_tar
+from ssl_vit_data_prep.shard_list import (
+    check_complete,
+    entry_of,
+    folder_of,
+    list_compressed,
+    list_shards,
+    states_of,
+)
+from ssl_vit_data_prep.survey import Survey, check_readable, survey
+from ssl_vit_data_prep.tar_images import (
+    HashingReader,
+    TarFile,
+    TarSample,
+    UnsortedError,
+    folder_in_tar,
+    label_in_tar,
+    walk_samples,
+)
+from ssl_vit_data_prep.tar_labels import (
+    LabelRule,
+    LabelSource,
+    check_renamed,
+    describe_hints,
+    list_fields,
+    number_labels,
+)
 from ssl_vit_data_prep.workers import count_done, run_tasks
 
-_COMPRESSED = (".gz", ".tgz", ".zst", ".xz", ".bz2")
-_MOST_CLASSES = 10_000_000
+_TOPICS = ("missing", "fields", "folders", "repeated")
+_MOST_FOLDERS = 1000  # listed in a shard, for a hint
+_MOST_JSON = 8  # looked into in a shard, for a hint
 
 
 @dataclass(frozen=True)
@@ -47,14 +70,21 @@ class IndexOptions:
     endings: tuple[str, ...] = ENDINGS
     """Of images: `jpg` takes `a.jpg` and `a.left.jpg`, `left.jpg` the second alone."""
     label_field: str = ""
-    """Of a sample's `.json`, that holds its label; empty: labels are in `.cls`."""
+    """Of a sample's `.json`, that holds its label; makes ``labels`` `json`."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, by number; empty: taken from the labels."""
+    """Names of the classes, by number; empty: the labels."""
     allow_shell_urls: bool = False
+    labels: LabelSource = "cls"
+    """Where labels are: the `.cls`, the `.json`, the folder in the tar, or the tar's name."""
     values: ValueRange | None = None
     """How values of more than 8 bits are shown; None: measured on a sample."""
     no_data: float | None = None
     """Value of pixels that were not measured; None: what the files say, or what stands out."""
+
+    @property
+    def rule(self) -> LabelRule:
+        """Where labels are."""
+        return LabelRule("json" if self.label_field else self.labels, self.label_field)
 
 
 @dataclass(frozen=True)
@@ -90,6 +120,14 @@ class IndexSummary:
     counts: ImageCounts
     """Of the sampled images."""
     refused: dict[Kind, int]
+    saw: dict[str, dict[str, int]]
+    """What was counted in all shards: texts that are no label (`missing`), `fields` of `.json`,
+    `folders` of images, files of a name that came before (`repeated`).
+    """
+    hints: tuple[str, ...]
+    """Where labels might be; empty where there are some."""
+    merged: tuple[str, ...]
+    """Labels that are another way to write the number of their class."""
 
 
 def index_shards(
@@ -112,21 +150,21 @@ def index_shards(
             classes.
     """
     urls = list_shards(sources, options.allow_shell_urls)
-    _check_complete(urls)
-    folder = folder or _folder_of(urls)
+    check_complete(urls)
+    folder = folder or folder_of(urls)
     if (folder / INDEX_FILE).exists() and not overwrite:
         raise UserError(f"{folder} already has an {INDEX_FILE}", "--overwrite replaces it")
-    parts = Parts(folder, "index", digest((), (_states(urls), options)))
+    parts = Parts(folder, "index", digest((), (states_of(urls), options)))
     try:
         with parts.open():
             tasks = [
                 IndexTask(
                     url,
-                    _entry(url, folder),
+                    entry_of(url, folder),
                     f"{number:08d}",
                     options,
                     parts,
-                    _num_sampled(number, len(urls)),
+                    num_sampled(number, len(urls)),
                 )
                 for number, url in enumerate(urls)
             ]
@@ -135,14 +173,18 @@ def index_shards(
                 index_shard(replace(tasks[0], attempts=FIRST_ATTEMPTS))
             results = run_tasks(index_shard, tasks, len(tasks), workers, "indexing", "shards")
             refused = [refusal for result in results for refusal in result.refused]
+            refused += list_compressed(sources)
             filled = [result for result in results if len(result.records)]
-            _check_found(filled, urls, options, parts)
-            classes, filled = number_labels(filled, options.classes)
-            looks = [look for result in filled for look in result.looks]
-            check_readable(looks, sources[0])
-            surveyed = survey(looks, options.values, options.no_data)
-            shards = tuple(result.shard for result in filled)
-            index = Index(shards, classes, None, surveyed.values)
+            _check_found(filled, refused, urls, options, parts)
+            try:
+                table, filled = number_labels(filled, options.classes, options.rule)
+                surveyed = _survey(filled, sources[0], options)
+                shards = tuple(result.shard for result in filled)
+                index = Index(shards, table.names, None, surveyed.values, str(options.rule))
+                check_renamed(folder, index)
+            except UserError:
+                parts.remove()  # other options will read the shards again
+                raise
             write_refused(folder, refused)
             write_index(folder, index, [result.records for result in filled])
             parts.remove()
@@ -151,7 +193,7 @@ def index_shards(
             f"cannot write the index into {folder}: {error.strerror or error}",
             "give --out a folder that can be written",
         ) from None
-    return _summarize(folder, index, filled, refused, surveyed)
+    return _summarize(folder, index, filled, refused, surveyed, table.merged)
 
 
 def index_shard(task: IndexTask) -> WrittenShard:
@@ -167,6 +209,18 @@ def index_shard(task: IndexTask) -> WrittenShard:
         path = local_path(task.url) if is_local(task.url) else copy
         with path.open("rb") as file:
             found = _read_shard(task, HashingReader(file))
+    except UnsortedError as error:
+        raise UserError(
+            f"shard {task.url}: {error}",
+            "unpack it and make it again:  tar --sort=name -cf NEW.tar -C FOLDER .",
+        ) from None
+    except LabelError as error:
+        raise UserError(
+            f"shard {task.url}: {error}, which is not a label",
+            "give --label-field a field that holds one short text or number"
+            if task.options.label_field
+            else "a .cls holds one short text or number; --labels says where else labels are",
+        ) from None
     except tarfile.TarError as error:
         raise UserError(
             f"cannot read shard {task.url}: {error}", "is it a whole, uncompressed tar?"
@@ -184,91 +238,34 @@ def index_shard(task: IndexTask) -> WrittenShard:
     return found
 
 
-def list_shards(sources: Sequence[str], allow_shell_urls: bool) -> list[str]:
-    """Every shard that the sources mean, in their order.
-
-    Raises:
-        UserError: One means none, or a shard that cannot be indexed.
-    """
-    urls: list[str] = []
-    for source in sources:
-        for location in expand(source):
-            check_allowed(location, allow_shell_urls)
-            urls += _list_local(location) if is_local(location) else [location]
-    if compressed := [url for url in urls if url.partition("?")[0].endswith(_COMPRESSED)]:
-        raise UserError(
-            f"{compressed[0]} is compressed: a sample in it cannot be reached without what is "
-            "before it",
-            "unpack it first, for example with gunzip; JPEGs hardly shrink anyway",
-        )
-    if twice := [url for url, count in Counter(urls).items() if count > 1]:
-        raise UserError(f"{twice[0]} is named twice", "name every shard once")
-    return urls
-
-
-def _check_complete(urls: Sequence[str]) -> None:
-    for folder in {local_path(url).parent for url in urls if is_local(url)}:
-        if (command := unfinished_command(folder)) in ("pack", "reshard"):
-            raise UserError(
-                f"the shards in {folder} are not complete: the {command} that makes them has not "
-                "ended",
-                "run that command again; it goes on where it was, and makes the index",
-            )
-
-
 def _check_found(
-    filled: Sequence[WrittenShard], urls: Sequence[str], options: IndexOptions, parts: Parts
+    filled: Sequence[WrittenShard],
+    refused: Sequence[Refusal],
+    urls: Sequence[str],
+    options: IndexOptions,
+    parts: Parts,
 ) -> None:
     """Refuse an index of nothing; other options will read the shards anew."""
     if not filled:
         parts.remove()
+        if archives := [each.path for each in refused if each.kind == "inner archive"]:
+            raise UserError(
+                f"the shards hold archives instead of images, such as {archives[0]}",
+                "unpack them, and index the tars that were in them",
+            )
         raise UserError(
             f"the {len(urls):,} shards hold no images that end in {', '.join(options.endings)}",
             "give --endings, as they stand in the tars (`tar tf SHARD | head`)",
         )
     if options.label_field and not any(result.labels for result in filled):
         parts.remove()
+        fields = list(dict.fromkeys(name for each in filled for name in each.saw["fields"]))
         raise UserError(
-            f"no sample has a .json with the field {options.label_field}",
-            f"see what they have:  tar xOf {urls[0]} --wildcards '*.json' | head -c 1000",
+            f"no sample has a .json with a label in the field {options.label_field}",
+            f"they have {', '.join(fields)}"
+            if fields
+            else f"see what they have:  tar xOf {urls[0]} --wildcards '*.json' | head -c 1000",
         )
-
-
-def number_labels(
-    results: Sequence[WrittenShard], names: Sequence[str]
-) -> tuple[tuple[str, ...], list[WrittenShard]]:
-    """Class names, and the shards with their labels numbered by them.
-
-    Args:
-        results: Their records' labels are places in their ``labels``.
-        names: Of the classes, by number; empty: the labels themselves are the names.
-
-    Raises:
-        UserError: A label is none of the classes.
-    """
-    texts = sorted({text for result in results for text in result.labels})
-    if names:
-        classes = tuple(names)
-    elif all(text.isdecimal() for text in texts):
-        largest = max((int(text) for text in texts), default=-1)
-        if largest >= _MOST_CLASSES:
-            raise UserError(
-                f"the label {largest} is too large for the number of a class",
-                "give --label-field, or --classes FILE with a name a line",
-            )
-        classes = tuple(str(number) for number in range(largest + 1))
-    else:
-        classes = tuple(texts)
-    by_name = {name: number for number, name in enumerate(classes)}
-    numbered = []
-    for result in results:
-        numbers = [_number_of(text, by_name) for text in result.labels]
-        records = result.records.copy()
-        labels = np.array([*numbers, NO_LABEL], dtype=np.int32)
-        records["label"] = labels[records["label"]]
-        shard = replace(result.shard, records_sha256=records_digest(records))
-        numbered.append(replace(result, shard=shard, records=records, labels=[]))
-    return classes, numbered
 
 
 def _summarize(
@@ -277,30 +274,29 @@ def _summarize(
     results: Sequence[WrittenShard],
     refused: Sequence[Refusal],
     surveyed: Survey,
+    merged: tuple[str, ...],
 ) -> IndexSummary:
     endings: Counter[str] = Counter()
+    saw: dict[str, Counter[str]] = {topic: Counter() for topic in _TOPICS}
     for result in results:
         endings.update(result.endings)
+        for topic, counts in result.saw.items():
+            saw[topic].update(counts)
+    num_labelled = sum(int((result.records["label"] != NO_LABEL).sum()) for result in results)
+    urls = [shard.url for shard in index.shards]
     return IndexSummary(
         folder,
         index,
         sum(shard.num_bytes for shard in index.shards),
         {ending: count for ending, count in endings.most_common() if ending},
         endings[""],
-        sum(int((result.records["label"] != NO_LABEL).sum()) for result in results),
+        num_labelled,
         surveyed,
         add_counts(result.counts for result in results),
         count_kinds(refused),
-    )
-
-
-def _number_of(text: str, by_name: dict[str, int]) -> int:
-    if text in by_name:
-        return by_name[text]
-    if text.isdecimal() and int(text) < len(by_name):
-        return int(text)
-    raise UserError(
-        f"the label {text} is none of the {len(by_name):,} classes", "add it to the file of classes"
+        {topic: dict(counts) for topic, counts in saw.items()},
+        () if num_labelled else tuple(describe_hints(saw, urls)),
+        merged,
     )
 
 
@@ -309,98 +305,72 @@ def _read_shard(task: IndexTask, reader: HashingReader) -> WrittenShard:
     labels: dict[str, int] = {}
     endings: Counter[str] = Counter()
     refused: list[Refusal] = []
-    for sample in walk_samples(reader, task.options.label_field):
-        label = labels.setdefault(sample.label, len(labels)) if sample.label else NO_LABEL
+    saw: dict[str, Counter[str]] = {topic: Counter() for topic in _TOPICS}
+    rule = task.options.rule
+    for sample in walk_samples(reader, rule, _MOST_JSON):
+        if isinstance(sample, Refusal):
+            path = f"{task.entry}/{sample.path}" if sample.path else task.entry
+            refused.append(replace(sample, path=path))
+            continue
+        text = label_in_tar(sample, task.url, task.options.rule)
         before = len(rows)
-        for image in _wanted(sample, task.options.endings):
+        images = list(_wanted(sample, task.options.endings))
+        for image in images:
             if not 0 < image.length < 2**31:
                 kind: Kind = "too large" if image.length else "empty"
                 refused.append(Refusal(f"{task.entry}/{image.name}", kind, f"{image.length} bytes"))
                 continue
-            rows.append((image.offset, image.length, image.offset - image.start, label))
+            # Only now: a label without an image makes no class.
+            label = labels.setdefault(text, len(labels)) if text else NO_LABEL
+            rows.append((image.offset, image.length, image.lead, label))
             endings[image.ending] += 1
         endings[""] += len(rows) - before > 1  # under no ending: samples with several
+        if not images and not any(file.is_archive for file in sample.files):
+            found = ", ".join(file.ending for file in sample.files)
+            path = f"{task.entry}/{sample.files[0].name}"
+            refused.append(Refusal(path, "no image ending", f"the endings of its sample: {found}"))
+        _look(sample, len(rows) - before, saw)
     sha256 = reader.finish()
     records = np.array(rows, dtype=SAMPLE_RECORD)
     shard = describe_shard(task.entry, reader.num_bytes, sha256, records)
-    counts, looks = _sample(reader, records, task.num_sampled)
+    counted = {topic: dict(counts) for topic, counts in saw.items()}
+    counts, looks = sample_tar(reader, records, task.num_sampled)
     return WrittenShard(
         shard,
         records,
         refused,
         labels=list(labels),
         endings=dict(endings),
+        saw=counted,
         counts=counts,
         looks=looks,
     )
 
 
-def _num_sampled(number: int, num_shards: int) -> int:
-    """Images to decode of a shard, so that they are spread over all shards."""
-    return SAMPLED_IMAGES * (number + 1) // num_shards - SAMPLED_IMAGES * number // num_shards
+def _survey(results: Sequence[WrittenShard], source: str, options: IndexOptions) -> Survey:
+    """What the sampled images of all shards say.
+
+    Raises:
+        UserError: Most of them cannot be read.
+    """
+    looks = [look for result in results for look in result.looks]
+    check_readable(looks, source)
+    return survey(looks, options.values, options.no_data)
 
 
-def _sample(
-    reader: HashingReader, records: np.ndarray, count: int
-) -> tuple[ImageCounts, list[Look]]:
-    """Some images of a shard, evenly spread."""
-    counts, looks = ImageCounts(), []
-    places = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))
-    for record in records[places]:
-        data = reader.at(int(record["offset"]), int(record["length"]))
-        looks.append(look_at(data))
-        if not looks[-1].problem:
-            counts = counts.add(facts_of(data))
-    return counts, looks
+def _look(sample: TarSample, num_images: int, saw: dict[str, Counter[str]]) -> None:
+    """Count what a summary may need."""
+    if sample.said:
+        saw["missing"][sample.said] += num_images
+    saw["repeated"][""] += sample.num_repeated
+    folder = folder_in_tar(sample)
+    if folder in saw["folders"] or len(saw["folders"]) < _MOST_FOLDERS:
+        saw["folders"][folder] += num_images
+    if sample.json:
+        saw["fields"].update(list_fields(sample.json))
 
 
 def _wanted(sample: TarSample, endings: Sequence[str]) -> Iterator[TarFile]:
     for file in sample.files:
         if any(file.ending == ending or file.ending.endswith(f".{ending}") for ending in endings):
             yield file
-
-
-def _states(urls: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Each shard with size and time of its last change, where it is local."""
-    found = []
-    for url in urls:
-        try:
-            state = local_path(url).stat() if is_local(url) else None
-        except OSError as error:
-            raise UserError(
-                f"cannot read shard {url}: {error.strerror}", "remove it, or make it readable"
-            ) from None
-        found.append((url, state.st_size, state.st_mtime_ns) if state else (url, 0, 0))
-    return found
-
-
-def _list_local(location: str) -> list[str]:
-    path = local_path(location)
-    if path.is_dir():
-        found = sorted(str(tar) for tar in path.glob("*.tar"))
-    elif glob.has_magic(str(path)):
-        found = sorted(glob.glob(str(path)))
-    else:
-        found = [str(path)] if path.is_file() else []
-    if not found:
-        raise UserError(f"there are no shards at {location}", "give tars, or a folder of them")
-    return found
-
-
-def _folder_of(urls: Sequence[str]) -> Path:
-    folders = {local_path(url).parent.resolve() if is_local(url) else None for url in urls}
-    folder = folders.pop()
-    if folders or folder is None:
-        raise UserError(
-            "the shards do not lie in one local folder, where their index would go",
-            "say where it goes:  --out INDEX",
-        )
-    return folder
-
-
-def _entry(url: str, folder: Path) -> str:
-    """How an index in ``folder`` calls a shard: by name where it lies beside it, else by URL."""
-    if not is_local(url):
-        return url
-    path = local_path(url).resolve()
-    return path.name if path.parent == folder.resolve() else path.as_uri()

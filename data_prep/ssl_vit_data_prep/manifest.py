@@ -1,19 +1,57 @@
 """A list of images with their labels, as CSV or JSON lines, instead of classes by folder.
 
-A `path` column, relative to the image folder, and a `label` column that may be empty; further
+One column has paths relative to the image folder; others may have labels, sets and groups. Further
 columns travel with the image as the sample's `.json`.
 """
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ssl_vit.errors import UserError
+from ssl_vit_data_prep.class_names import (
+    ClassTable,
+    LabelError,
+    number_classes,
+    read_label,
+    written,
+)
+from ssl_vit_data_prep.layout import SET_NAMES, set_of_word
+from ssl_vit_data_prep.manifest_rows import Row, read_rows
 from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.scan import ImageFile
+
+# What others call a column of paths, the likeliest first.
+_PATH_NAMES = (
+    "image_path",
+    "filepath",
+    "file_path",
+    "filename",
+    "file_name",
+    "file",
+    "image",
+    "img",
+    "image_name",
+    "name",
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a manifest says what."""
+
+    path: str = "path"
+    label: str = ""
+    """Empty: `label`, if there is such a column."""
+    split: str = ""
+    """Empty: none; else its values are the sets."""
+    group: str = ""
+    """Empty: none; else images of one value stay in one set."""
 
 
 @dataclass(frozen=True)
@@ -24,112 +62,231 @@ class Manifest:
     """Path → label; empty for none."""
     extras: dict[str, dict[str, Any]]
     """Path → its further columns, where there are any."""
+    sets: dict[str, str] = field(default_factory=dict)
+    """Path → set, where a column says it."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Path → group, where a column says it."""
+    missing: dict[str, int] = field(default_factory=dict)
+    """Text that was taken for no label → how often."""
+    columns: tuple[str, ...] = ()
+    """All that it has."""
+    has_labels: bool = True
+    """Whether there is a column of labels."""
 
     def classes(self) -> list[str]:
         """Names of the classes: numbers in their order, else texts in theirs."""
-        names = {label for label in self.labels.values() if label}
-        if all(name.isdecimal() for name in names):
-            return sorted(names, key=int)
-        return sorted(names)
+        return list(self.class_table().names)
+
+    def class_table(self) -> ClassTable:
+        """Of all lines: the manifest says what the classes are, whichever images are there."""
+        return number_classes(label for label in self.labels.values() if label)
 
 
-def read_manifest(file: Path, images: Path) -> Manifest:
+def read_manifest(file: Path, images: Path, columns: Columns | None = None) -> Manifest:
     """Read a `.csv`, `.tsv`, `.jsonl` or `.json` (lines) file.
 
     Args:
         file: The manifest.
         images: Folder that its paths are relative to; absolute ones must lie in it.
+        columns: Their names.
 
     Raises:
-        UserError: It cannot be read, lacks the column, or lists a path twice or outside.
+        UserError: It cannot be read, lacks a column, lists a path twice or outside, or has a label
+            or set that is none.
     """
-    labels: dict[str, str] = {}
-    extras: dict[str, dict[str, Any]] = {}
+    columns = columns or Columns()
+    # An object may lack the others in the first line and have them later.
+    some = Columns(columns.path, split=columns.split)
+    names: dict[str, None] = {}
+    made = Manifest({}, {})
     try:
-        for line, row in _rows(file):
-            if not isinstance(row, dict) or not row.get("path"):
-                raise UserError(
-                    f"{file}, line {line}, has no path", "each line needs  path  (and  label)"
-                )
-            path = _inside(str(row.pop("path")), images, file, line)
-            if path in labels:
-                raise UserError(f"{file} lists {path} twice", "keep one of the two lines")
-            label = row.pop("label", "")
-            labels[path] = "" if label is None else str(label)
-            if row:
-                extras[path] = row
-            if not _is_text(f"{path}{labels[path]}{json.dumps(row, ensure_ascii=False)}"):
-                raise UserError(
-                    f"{file}, line {line}, has half a character (a lone surrogate)",
-                    "write the whole character, in UTF-8",
-                )
+        for row in read_rows(file):
+            is_first = not names
+            names.update(dict.fromkeys(row.values))
+            if is_first:
+                _check_columns(file, names, columns if row.is_table else some)
+            _add_row(made, row, _path_of(row, images, file, columns), file, columns)
+            _check_text(file, row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"cannot read {file}: {error}", "give a CSV or JSONL file in UTF-8"
         ) from None
-    if not labels:
-        raise UserError(f"{file} lists no images", "write one line an image:  path,label")
-    return Manifest(labels, extras)
+    if not made.labels:
+        raise UserError(f"{file} lists no images", "write one line per image:  path,label")
+    _check_columns(file, names, columns)
+    has_labels = (columns.label or "label") in names
+    return replace(made, columns=tuple(names), has_labels=has_labels)
 
 
-def split_by_manifest(
-    files: list[ImageFile], manifest: Manifest
-) -> tuple[list[ImageFile], list[Refusal]]:
-    """The files that a manifest lists, and what only one of the two has."""
+def _add_row(made: Manifest, row: Row, path: str, file: Path, columns: Columns) -> None:
+    if path in made.labels:
+        raise UserError(f"{file} lists {path} twice", "keep one of the two lines")
+    values = {name: value for name, value in row.values.items() if name != columns.path}
+    if columns.split:
+        made.sets[path] = _read_set(values.pop(columns.split, None), file, row.number)
+    if columns.group:
+        group = _read(values.pop(columns.group, None), columns.group, file, row.number)
+        if group:
+            made.groups[path] = group
+    label_column = columns.label or "label"
+    has_label, given = label_column in values, values.pop(label_column, None)
+    made.labels[path] = _read(given, label_column, file, row.number)
+    if has_label and not made.labels[path]:
+        made.missing[written(given)] = made.missing.get(written(given), 0) + 1
+    if values:
+        made.extras[path] = values
+
+
+def choose_columns(
+    columns: tuple[str, str, str, str], manifest: Path | None, val_fraction: float
+) -> Columns:
+    """The columns that options name.
+
+    Args:
+        columns: Of path, label, split and group, as they were given; empty where not.
+
+    Raises:
+        UserError: One would be ignored.
+    """
+    kinds = ("path", "label", "split", "group")
+    given = [kind for kind, name in zip(kinds, columns, strict=True) if name]
+    if given and manifest is None:
+        raise UserError(
+            f"--{given[0]}-column names a column of a manifest, and --manifest is not given",
+            "add  --manifest FILE",
+        )
+    if "group" in given and not val_fraction:
+        raise UserError(
+            "--group-column has no effect without --val-fraction",
+            "add --val-fraction, or leave out --group-column",
+        )
+    path, label, split, group = columns
+    return Columns(path or "path", label, split, group)
+
+
+def match_files(
+    files: Sequence[ImageFile], manifest: Manifest
+) -> tuple[dict[str, str], list[Refusal]]:
+    """Which line is about which file: path in the folder → path in the manifest.
+
+    A path that is not there as it stands is looked for with slashes instead of backslashes, and
+    with "é" in one character or in two: Windows writes the former, macOS the latter.
+
+    Returns:
+        The files that the manifest lists, and what only one of the two has.
+
+    Raises:
+        UserError: Two lines are about one file.
+    """
     present = {file.path for file in files}
-    listed = [file for file in files if file.path in manifest.labels]
-    refused = [
+    by_form: dict[str, list[str]] = {}
+    for path in present:
+        by_form.setdefault(unicodedata.normalize("NFC", path), []).append(path)
+    line_of: dict[str, str] = {}
+    refused = []
+    for listed in manifest.labels:
+        found = _find(listed, present, by_form)
+        if not found:
+            reason = "there is no such image in the folder"
+            refused.append(Refusal(listed, "only in the manifest", reason))
+        elif found in line_of:
+            raise UserError(
+                f"the manifest lists {found} twice, as {line_of[found]} and as {listed}",
+                "keep one of the two lines",
+            )
+        else:
+            line_of[found] = listed
+    refused += [
         Refusal(file.path, "not in the manifest", "the manifest does not list it")
         for file in files
-        if file.path not in manifest.labels
+        if file.path not in line_of
     ]
-    refused += [
-        Refusal(path, "only in the manifest", "there is no such image in the folder")
-        for path in manifest.labels
-        if path not in present
-    ]
-    return listed, refused
+    return line_of, refused
 
 
-def _rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, columns) of every line."""
-    ending = file.suffix.lower()
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        if ending in (".csv", ".tsv"):
-            reader = csv.DictReader(stream, delimiter="\t" if ending == ".tsv" else ",")
-            if "path" not in (reader.fieldnames or ()):
-                raise UserError(
-                    f"{file} has no column named path, only {', '.join(reader.fieldnames or ())}",
-                    "its first line must name the columns:  path,label",
-                )
-            for row in reader:
-                if None in row:
-                    raise UserError(
-                        f"{file}, line {reader.line_num}, has more columns than the first line",
-                        "quote values that hold a comma",
-                    )
-                yield reader.line_num, row
-        elif ending in (".jsonl", ".json", ".ndjson"):
-            for number, text in enumerate(stream, start=1):
-                if text.strip():
-                    try:
-                        yield number, json.loads(text)
-                    except ValueError as error:
-                        raise UserError(
-                            f"{file}, line {number}, is no JSON: {error}", "one object a line"
-                        ) from None
-        else:
+def _find(listed: str, present: set[str], by_form: Mapping[str, list[str]]) -> str:
+    """The file that a line is about; empty if there is none, or more than one."""
+    for path in dict.fromkeys((listed, Path(listed.replace("\\", "/")).as_posix())):
+        if path in present:
+            return path
+        alike = by_form.get(unicodedata.normalize("NFC", path), [])
+        if len(alike) == 1:
+            return alike[0]
+    return ""
+
+
+def _check_columns(file: Path, names: Collection[str], columns: Columns) -> None:
+    has = f"only {', '.join(names)}"
+    if columns.path not in names:
+        raise UserError(f"{file} has no column named {columns.path}, {has}", _path_remedy(names))
+    wanted = (("label", columns.label), ("split", columns.split), ("group", columns.group))
+    for kind, column in wanted:
+        if column and column not in names:
             raise UserError(
-                f"{file} is no manifest by its ending", "give a .csv, .tsv or .jsonl file"
+                f"{file} has no column named {column}, {has}",
+                f"give --{kind}-column one of those",
             )
+    given = [column for _, column in wanted if column] + [columns.path]
+    if not columns.label:
+        given.append("label")
+    if twice := [column for column, count in Counter(given).items() if count > 1]:
+        raise UserError(
+            f"the column {twice[0]} of {file} is given two meanings",
+            "give --path-column, --label-column, --split-column and --group-column different ones",
+        )
 
 
-def _is_text(text: str) -> bool:
+def _path_remedy(names: Collection[str]) -> str:
+    if len(names) == 1 and any(mark in name for name in names for mark in ";\t|"):
+        return "separate the columns by commas, or by tabs in a file that ends in .tsv"
+    by_word = {name.casefold(): name for name in names}
+    likely = [by_word[word] for word in ("path", *_PATH_NAMES) if word in by_word]
+    if likely:
+        return f"--path-column {likely[0]}  takes the paths from there"
+    return "its first line must name the columns:  path,label  (or give --path-column)"
+
+
+def _path_of(row: Row, images: Path, file: Path, columns: Columns) -> str:
+    if not row.values.get(columns.path):
+        raise UserError(
+            f"{file}, line {row.number}, has no {columns.path}",
+            "each line needs the path of an image",
+        )
+    return _inside(str(row.values[columns.path]), images, file, row.number)
+
+
+def _read(value: object, column: str, file: Path, line: int) -> str:
     try:
-        text.encode()
+        return read_label(value)
+    except LabelError as error:
+        raise UserError(
+            f"{file}, line {line}, has {error} in the column {column}",
+            f"write one short text or number per image into {column}, or choose another column",
+        ) from None
+
+
+def _read_set(value: object, file: Path, line: int) -> str:
+    text = "" if value is None else str(value).strip()
+    if name := set_of_word(text):
+        return name
+    said = (
+        f"names the split {text}, which is none of" if text else "has no split; a split is one of"
+    )
+    raise UserError(
+        f"{file}, line {line}, {said} {', '.join(SET_NAMES)}",
+        "write one of those (training, valid, validation and testing are understood), or remove "
+        "the line",
+    )
+
+
+def _check_text(file: Path, row: Row) -> None:
+    try:
+        json.dumps(row.values, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise UserError(
+            f"{file}, line {row.number}, has half a character (a lone surrogate)",
+            "write the whole character, in UTF-8",
+        ) from None
 
 
 def _inside(path: str, images: Path, file: Path, line: int) -> str:

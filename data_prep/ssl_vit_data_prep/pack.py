@@ -8,51 +8,32 @@ moves.
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Literal
 
 import numpy as np
 
+from ssl_vit.data.decode import MAX_PIXELS
 from ssl_vit.data.index_file import NO_LABEL, Index, Statistics, write_index
 from ssl_vit.data.order import permutation
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
-from ssl_vit.progress import progress
 from ssl_vit_data_prep.contact_sheet import SHEET_FILE, write_contact_sheet
 from ssl_vit_data_prep.image_counts import ImageCounts, add_counts
-from ssl_vit_data_prep.inspection import read_file, read_image_file
-from ssl_vit_data_prep.manifest import read_manifest, split_by_manifest
+from ssl_vit_data_prep.inspection import read_image_file
+from ssl_vit_data_prep.layout import count_of, list_some
 from ssl_vit_data_prep.parts import Parts, WrittenShard
-from ssl_vit_data_prep.plan import (
-    Classes,
-    PackPlan,
-    classes_of_folders,
-    classes_of_manifest,
-    digest,
-    no_classes,
-    plan_shards,
-)
+from ssl_vit_data_prep.plan import PackPlan, digest, plan_shards
 from ssl_vit_data_prep.reencode import reencode
-from ssl_vit_data_prep.refusals import (
-    REFUSED_FILE,
-    Kind,
-    Refusal,
-    RefusedError,
-    count_kinds,
-    write_refused,
-)
+from ssl_vit_data_prep.refusals import REFUSED_FILE, Kind, count_kinds, write_refused
+from ssl_vit_data_prep.sampling import survey_files
 from ssl_vit_data_prep.scan import ImageFile, find_images
+from ssl_vit_data_prep.selection import select
 from ssl_vit_data_prep.shard_writer import PackOptions, ShardTask, write_shard
 from ssl_vit_data_prep.statistics import add_all
 from ssl_vit_data_prep.survey import (
-    SAMPLED_IMAGES,
-    Look,
     Survey,
-    check_readable,
-    look_at,
-    survey,
 )
 from ssl_vit_data_prep.target import (
     check_no_set,
@@ -94,6 +75,8 @@ class PackSummary:
     num_resumed: int
     """Shards that a killed pack had left."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What else should be known of sets and classes."""
 
     @property
     def num_images(self) -> int:
@@ -129,16 +112,18 @@ def pack_images(
         )
     check_target(folder, overwrite)
     scan = find_images(images)
-    files, classes, refused = _choose_classes(scan.files, images, options)
+    chosen = select(scan, images, options)
+    files, refused = chosen.files, chosen.refused
     surveyed = survey_files(images, files, options, workers)
     values = surveyed.values
-    parts = Parts(folder, "pack", digest(files, (options, classes, values)))
+    settings = (options, chosen.classes, chosen.division, values)
+    parts = Parts(folder, "pack", digest(files, settings))
     if not parts.is_unfinished():
         check_no_set(folder, overwrite)
         parts.check_none_finished(overwrite)
     ratio = _size_ratio(images, files, options, values)
     before = options.shard_bytes / ratio
-    plan = plan_shards(files, classes, before, options.shuffle_seed, options.val_fraction)
+    plan = plan_shards(files, chosen.classes, before, options.shuffle_seed, chosen.division)
     try:
         with parts.open() as goes_on:
             num_resumed = parts.count()
@@ -147,7 +132,6 @@ def pack_images(
             tasks = _make_tasks(images, folder, plan, options, parts, values)
             results = run_tasks(write_shard, tasks, len(files), workers, "packing")
             refused += [refusal for result in results for refusal in result.refused]
-            refused += scan.refused
             write_refused(folder, refused)
             if not any(len(result.records) for result in results):
                 raise UserError(
@@ -161,36 +145,31 @@ def pack_images(
             f"cannot write shards into {folder}: {error.strerror or error}",
             "give a folder that can be written and has room; the same command goes on there",
         ) from None
-    seconds = time.perf_counter() - start
-    return PackSummary(sets, surveyed, options.page, count_kinds(refused), num_resumed, seconds)
+    return PackSummary(
+        sets,
+        surveyed,
+        options.page,
+        count_kinds(refused),
+        num_resumed,
+        time.perf_counter() - start,
+        (*chosen.notes, *_set_notes(plan, sets)),
+    )
 
 
-def survey_files(
-    images: Path, files: Sequence[ImageFile], options: PackOptions, workers: int
-) -> Survey:
-    """Look at a sample of all files, whichever set they belong to.
+def check_ranges(val_fraction: float, max_pixels: int) -> None:
+    """Refuse options that are out of range.
 
     Raises:
-        UserError: Most of them cannot be read.
+        UserError: One is.
     """
-
-    def look(place: int) -> Look:
-        try:
-            return look_at(read_file(images / files[place].path))
-        except RefusedError as error:
-            return Look(error.reason)
-        finally:
-            advance(1)
-
-    places = permutation(len(files), options.shuffle_seed)[:SAMPLED_IMAGES].tolist()
-    # Threads: decoders leave Python to others, and a process would take longer to start.
-    with (
-        progress("sampling", len(places), "images") as advance,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        looks = list(pool.map(look, places))
-    check_readable(looks, images)
-    return survey(looks, options.values, options.no_data)
+    if not 0 <= val_fraction < 1:
+        raise UserError(
+            f"--val-fraction {val_fraction:g} is out of range", "allowed: 0 <= fraction < 1"
+        )
+    if max_pixels > MAX_PIXELS:
+        raise UserError(
+            f"--max-pixels {max_pixels} is more than training reads", f"at most {MAX_PIXELS}"
+        )
 
 
 def _finish(
@@ -208,6 +187,30 @@ def _finish(
         finish_set(name, folder / name, plan.classes, its_results, values)
         for name, its_results in by_set.items()
     )
+
+
+def _set_notes(plan: PackPlan, sets: Sequence[PackedSet]) -> list[str]:
+    """What may surprise about the sets: those that are empty, and classes that one alone has."""
+    notes = []
+    for each in sets:
+        if not each.num_images and not plan.sets[each.name]:
+            notes.append(f"{each.name} is empty: take a larger --val-fraction")
+        elif not each.num_images:
+            notes.append(f"{each.name} is empty: all its images were refused")
+    counts = {each.name: each.class_counts for each in sets}
+    of_train = counts.pop("train", {})
+    for name, its in counts.items() if of_train else ():
+        new = [label for label, count in its.items() if count and not of_train[label]]
+        if new:
+            number = count_of(len(new), "class", "classes")
+            notes.append(f"{number} in {name}, not in train: {list_some(new)}")
+    if empty := [
+        label for label in plan.classes if not any(each.class_counts[label] for each in sets)
+    ]:
+        notes.append(
+            f"{count_of(len(empty), 'class', 'classes')} without images: {list_some(empty)}"
+        )
+    return notes
 
 
 def finish_set(
@@ -247,28 +250,6 @@ def finish_set(
         statistics=statistics,
         counts=add_counts(result.counts for result in filled),
     )
-
-
-def _choose_classes(
-    files: list[ImageFile], images: Path, options: PackOptions
-) -> tuple[list[ImageFile], Classes, list[Refusal]]:
-    """The files that are packed, their labels, and the files that are not."""
-    match options.classes:
-        case "folders":
-            return files, classes_of_folders(files), []
-        case "none":
-            return files, no_classes(), []
-        case "manifest":
-            assert options.manifest is not None
-            manifest = read_manifest(options.manifest, images)
-            listed, refused = split_by_manifest(files, manifest)
-            if not listed:
-                raise UserError(
-                    f"no image of {images} is listed in {options.manifest}",
-                    f"paths are relative to {images}, such as {files[0].path}",
-                )
-            return listed, classes_of_manifest(manifest), refused
-    assert_never(options.classes)
 
 
 def _size_ratio(

@@ -41,6 +41,8 @@ class WrittenShard:
     """What the records' labels mean, where classes are numbered only when all shards are read."""
     endings: dict[str, int] = field(default_factory=dict)
     """How many images have which ending, where others wrote the shard."""
+    saw: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What else was counted there, by topic: see ``ssl_vit_data_prep.index``."""
     counts: ImageCounts = field(default_factory=ImageCounts)
     """What its images are like; where others wrote the shard, those that were sampled."""
     looks: list[Look] = field(default_factory=list)
@@ -128,6 +130,7 @@ class Parts:
             "captions": [caption for caption, _ in part.sheet],
             "labels": part.labels,
             "endings": part.endings,
+            "saw": part.saw,
             "counts": part.counts.to_plain(),
             "looks": [asdict(replace(look, values=None)) for look in part.looks],
         }
@@ -156,6 +159,7 @@ class Parts:
                     list(zip(described["captions"], file["sheet"], strict=True)),
                     described["labels"],
                     described["endings"],
+                    described["saw"],
                     ImageCounts.of_plain(described["counts"]),
                     [
                         Look(**{**look, "values": file[f"values_{place}"]})

@@ -7,8 +7,8 @@ shards, and a pack that was killed goes on where it stopped.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ from ssl_vit.data.index_file import NO_LABEL
 from ssl_vit.data.order import permutation
 from ssl_vit.files import readable
 from ssl_vit_data_prep.keys import assign_keys
-from ssl_vit_data_prep.manifest import Manifest
+from ssl_vit_data_prep.layout import SET_NAMES
 from ssl_vit_data_prep.scan import ImageFile, ending_of
 from ssl_vit_data_prep.tar import member_bytes
 
@@ -68,22 +68,29 @@ class Classes:
     extras: dict[str, dict[str, Any]]
 
 
-def classes_of_folders(files: Sequence[ImageFile]) -> Classes:
-    """First-level folders that hold images, sorted; none if any image lies directly at the top."""
-    if any("/" not in file.path for file in files):
-        return no_classes()
-    folders = sorted({file.path.partition("/")[0] for file in files})
-    numbers = {folder: number for number, folder in enumerate(folders)}
-    labels = {file.path: numbers[file.path.partition("/")[0]] for file in files}
-    return Classes(tuple(readable(folder) for folder in folders), labels, {})
+@dataclass(frozen=True)
+class Division:
+    """Which images go to which set."""
 
+    val_fraction: float = 0.0
+    """Share of the images outside of `test` that chance sends to `val`; 0 leaves it no say."""
+    sets: Mapping[str, str] = field(default_factory=dict)
+    """Path → set that was said, for all images or none; with a ``val_fraction`` never `val`."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Path → group, whose images chance sends to one set; images without one are missing."""
 
-def classes_of_manifest(manifest: Manifest) -> Classes:
-    """As the manifest says."""
-    names = manifest.classes()
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = {path: numbers[label] for path, label in manifest.labels.items() if label}
-    return Classes(tuple(names), labels, manifest.extras)
+    @property
+    def names(self) -> list[str]:
+        """Of all sets; one without a name where nothing divides them."""
+        names = {*self.sets.values(), *(("train", "val") if self.val_fraction else ())}
+        return [name for name in SET_NAMES if name in names] or [""]
+
+    def set_of(self, path: str, key: str) -> str:
+        """Name of the set of one image."""
+        said = self.sets.get(path, "")
+        if not self.val_fraction or said == "test":
+            return said
+        return set_of(self.groups.get(path) or key, self.val_fraction)
 
 
 def no_classes() -> Classes:
@@ -96,7 +103,7 @@ def plan_shards(
     classes: Classes,
     shard_bytes: float,
     seed: int,
-    val_fraction: float,
+    division: Division,
 ) -> PackPlan:
     """Shuffle the images, split them into sets and cut each set's row into shards.
 
@@ -104,12 +111,12 @@ def plan_shards(
         files: Sorted by path.
         shard_bytes: No shard is larger, unless a single sample is.
         seed: Of the shuffle, which mixes the classes within every shard.
-        val_fraction: Share of the images that go to the set `val`; 0 makes one set.
+        division: Which images go to which set.
     """
     keys = assign_keys(file.path for file in files)
-    rows: dict[str, list[int]] = {"train": [], "val": []} if val_fraction else {"": []}
+    rows: dict[str, list[int]] = {name: [] for name in division.names}
     for place in permutation(len(files), seed):
-        rows[set_of(keys[place], val_fraction)].append(int(place))
+        rows[division.set_of(files[place].path, keys[place])].append(int(place))
     sets: dict[str, tuple[tuple[PlannedSample, ...], ...]] = {}
     total = 0
     for name, row in rows.items():
@@ -174,9 +181,10 @@ def even_cuts(sizes: Sequence[int], most: float) -> list[int]:
 
 
 def set_of(key: str, val_fraction: float) -> str:
-    """`train` or `val` by a hash of the key: an image stays where it is when others come or go.
+    """`train` or `val` by a hash: an image stays where it is when others come or go.
 
     Args:
+        key: Of the image, or the name of its group.
         val_fraction: 0 makes one set, named by the empty string.
     """
     if not val_fraction:

@@ -27,6 +27,13 @@ Kind = Literal[
     "too large",
     "not in the manifest",
     "only in the manifest",
+    "in no set",
+    "metadata",
+    "symbolic link",
+    "inner archive",
+    "unreadable label",
+    "behind the end mark",
+    "compressed",
 ]
 
 

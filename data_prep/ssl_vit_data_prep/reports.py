@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_vit.quantities import format_bytes
+from ssl_vit_data_prep.class_names import describe_missing
 from ssl_vit_data_prep.image_counts import add_counts
+from ssl_vit_data_prep.layout import count_of, list_some
 
 if TYPE_CHECKING:
     from ssl_vit.data.index_file import Statistics
@@ -30,15 +32,14 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
             f"packed   {each.num_images:,} images into {count_shards(each.num_shards)}, "
             f"{format_bytes(each.num_bytes)}: {shards / each.name}"
         )
-        print(f"classes  {_describe_classes(each.class_counts)}")
+        print(f"classes  {_describe_classes(each.class_counts, each.num_images)}")
         if each.statistics:
             print(f"pixels   {_describe_statistics(each.statistics)}")
         if each.num_images:
             print(f"images   {each.counts.describe()}")
-        if not each.num_images:
-            print(f"note     {each.name} is empty: take a larger --val-fraction")
     echo_range(made.survey)
-    for note in add_counts(each.counts for each in made.sets).notes(made.page):
+    counted = add_counts(each.counts for each in made.sets).notes(made.page)
+    for note in (*made.notes, *counted):
         print(f"note     {note}")
     echo_refused(made.refused, shards)
     rate = made.num_images / made.seconds
@@ -85,17 +86,47 @@ def echo_range(surveyed: "Survey") -> None:
         print(f"{'WARNING ' if is_warning else 'note    '} {note.removeprefix('warning: ')}")
 
 
+def echo_labels(made: "IndexSummary") -> None:
+    """Which labels an index has, or where there might be some, and what was taken for none."""
+    total, classes = made.index.num_samples, made.index.classes
+    if made.num_labelled:
+        number = count_of(len(classes), "class", "classes")
+        said = f"{count_of(made.num_labelled, 'image')} of {number}: {list_some(classes)}"
+        if unlabeled := total - made.num_labelled:
+            said += f"; {count_of(unlabeled, 'image')} without a label"
+    elif made.hints:
+        said = f"none: {made.hints[0]}"
+    else:
+        said = "none"
+    print(f"labels   {said}")
+    for hint in made.hints[1:]:
+        print(f"note     {hint}")
+    if missing := describe_missing(made.saw["missing"]):
+        print(f"note     no label where it says {missing}")
+    if made.merged:
+        print(f"note     other ways to write the same number: {list_some(made.merged)}")
+    if repeated := made.saw["repeated"].get("", 0):
+        print(
+            f"note     {count_of(repeated, 'file')} with a name that came before in the tar; "
+            "images among them count, though tar unpacks only the last"
+        )
+
+
 def count_shards(count: int) -> str:
     """ "1 shard", "2,000 shards"."""
-    return f"{count:,} shard" if count == 1 else f"{count:,} shards"
+    return count_of(count, "shard")
 
 
-def _describe_classes(counts: "Mapping[str, int]") -> str:
+def _describe_classes(counts: "Mapping[str, int]", num_images: int) -> str:
     if not counts:
         return "none"
     largest = sorted(counts.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{name} {count:,}" for name, count in largest[:_CLASSES])
     more = f", and {len(counts) - _CLASSES:,} more" if len(counts) > _CLASSES else ""
+    if none_of := sum(not count for count in counts.values()):
+        more += f"; {none_of:,} of them without images here"
+    if unlabeled := num_images - sum(counts.values()):
+        more += f"; {count_of(unlabeled, 'image')} without a label"
     return f"{len(counts):,}: {listed}{more}"
 
 

@@ -32,8 +32,10 @@ from ssl_vit.quantities import format_bytes
 from ssl_vit_data_prep.keys import make_unique
 from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import digest, even_cuts
+from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.tar import HashedTar, member_bytes
-from ssl_vit_data_prep.tar_images import HashingReader, walk_samples
+from ssl_vit_data_prep.tar_images import HashingReader, UnsortedError, walk_samples
+from ssl_vit_data_prep.tar_labels import LabelRule
 from ssl_vit_data_prep.target import (
     check_apart,
     check_no_set,
@@ -135,9 +137,13 @@ def reshard(
                 for number, part in enumerate(cuts)
             ]
             results = run_tasks(write_shard, tasks, len(samples), workers, "writing", "samples")
-            statistics = read_index(shards.parts[0].folder).statistics
+            before = read_index(shards.parts[0].folder)
             index = Index(
-                tuple(result.shard for result in results), shards.classes, statistics, shards.values
+                tuple(result.shard for result in results),
+                shards.classes,
+                before.statistics,
+                shards.values,
+                before.labels_from,
             )
             write_index(folder, index, [result.records for result in results])
             parts.remove()
@@ -172,18 +178,29 @@ def list_shard(task: ListTask) -> list[tuple[str, list[MovedFile]]]:
     Raises:
         UserError: It is not what its index says.
     """
-    labels = {int(record["offset"]): int(record["label"]) for record in task.records}
+    # By both: a hard link has the offset of the file that it names.
+    labels = {
+        (int(record["offset"]), int(record["lead"])): int(record["label"])
+        for record in task.records
+    }
     found = []
     try:
         with task.path.open("rb") as file:
             reader = HashingReader(file)
-            for sample in walk_samples(reader):
+            for sample in walk_samples(reader, LabelRule("none")):
+                if isinstance(sample, Refusal):
+                    continue  # in no sample
                 files = [
-                    MovedFile(f.name, f.offset, f.length, labels.get(f.offset))
+                    MovedFile(f.name, f.offset, f.length, labels.get((f.offset, f.lead)))
                     for f in sample.files
                 ]
                 found.append((sample.key, files))
             intact = reader.finish() == task.shard.sha256
+    except UnsortedError as error:
+        raise UserError(
+            f"shard {task.shard.url}: {error}",
+            "unpack it and make it again:  tar --sort=name -cf NEW.tar -C FOLDER .  then index it",
+        ) from None
     except (tarfile.TarError, OSError):
         intact = False
     if not intact:

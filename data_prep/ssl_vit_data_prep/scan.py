@@ -32,6 +32,8 @@ class Scan:
     """Sorted by path."""
     refused: list[Refusal]
     """All else, down to the last hidden file."""
+    folders: tuple[str, ...] = ()
+    """Every folder that was entered, with or without images, relative to the image folder."""
 
 
 def find_images(images: Path) -> Scan:
@@ -48,9 +50,12 @@ def find_images(images: Path) -> Scan:
         raise UserError(f"image folder {images} {state}", "give the folder that holds the images")
     files: list[ImageFile] = []
     refused: list[Refusal] = []
+    folders: list[str] = []
     for found in _walk(str(images), "", frozenset()):
         if isinstance(found, ImageFile):
             files.append(found)
+        elif isinstance(found, str):
+            folders.append(found)
         else:
             refused.append(found)
     if not files:
@@ -58,7 +63,7 @@ def find_images(images: Path) -> Scan:
             f"no images in {images} or its sub-folders{_most_frequent(refused)}",
             f"give a folder with files ending in {', '.join(ENDINGS)}",
         )
-    return Scan(sorted(files, key=lambda file: file.path), refused)
+    return Scan(sorted(files, key=lambda file: file.path), refused, tuple(sorted(folders)))
 
 
 def _most_frequent(refused: list[Refusal]) -> str:
@@ -77,7 +82,8 @@ def ending_of(path: str) -> str:
 
 def _walk(
     folder: str, prefix: str, above: frozenset[tuple[int, int]]
-) -> Iterator[ImageFile | Refusal]:
+) -> Iterator[ImageFile | Refusal | str]:
+    """All that lies in a folder; a folder as its path."""
     try:
         state = os.stat(folder)
         if (state.st_dev, state.st_ino) in above:
@@ -94,6 +100,7 @@ def _walk(
         if entry.name.startswith("."):
             yield Refusal(path, "hidden", "its name begins with a dot")
         elif _is_folder(entry):
+            yield path
             yield from _walk(entry.path, f"{path}/", inside)
         else:
             yield _look_at(entry, path)

@@ -16,6 +16,7 @@ from ssl_vit.files import replacing
 from ssl_vit_data_prep.contact_sheet import thumbnail
 from ssl_vit_data_prep.image_counts import ImageCounts
 from ssl_vit_data_prep.inspection import read_image_file
+from ssl_vit_data_prep.manifest import Columns
 from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import PlannedSample
 from ssl_vit_data_prep.reencode import Reencoding, reencode
@@ -36,7 +37,7 @@ class PackOptions:
     shuffle_seed: int = 0
     """Of the order of samples."""
     classes: Literal["folders", "none", "manifest"] = "folders"
-    """Where labels come from; `folders`: none either where an image lies at the top."""
+    """Where labels come from; with `folders` an image beside the class folders has none."""
     manifest: Path | None = None
     """With `classes="manifest"`."""
     val_fraction: float = 0.0
@@ -52,6 +53,10 @@ class PackOptions:
     """Value of pixels that were not measured; None: what the files say, or what stands out."""
     page: Literal["first", "middle", "each"] = "first"
     """Which page of a file that holds several is packed."""
+    columns: Columns = field(default_factory=Columns)
+    """Of the manifest."""
+    split_folders: bool = True
+    """Whether folders named `train`, `val` or `test` are sets."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from ssl_vit.data.values import PERCENTILES, ValueRange, format_value, is_no_dat
 from ssl_vit.errors import UserError
 from ssl_vit_data_prep.statistics import pixels_to_measure
 
-SAMPLED_IMAGES = 256
-"""Images that are looked at, at most."""
 _VALUES = 4096  # of each of them
 _LEAST_USED = 0.1  # share of a range below which a set hardly uses it
 _CLIPPED = 0.05  # share of values outside of a given range worth a word

@@ -1,25 +1,32 @@
-"""The images of anyone's tar in WebDataset's layout, found by the standard library, in one pass.
+"""The samples of anyone's tar in WebDataset's layout, found by the standard library, in one pass.
 
-Files that follow each other and share a key are a sample. Every image of a sample counts as one of
-ours; its label comes from the sample's `.cls`, or from a field of its `.json`.
+Files that follow each other and share a key are a sample. What is in no sample is handed out too,
+as a refusal with its reason. A hard link is a file of its own name with another one's bytes.
 """
 
 import hashlib
-import json
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, assert_never
 
-from ssl_vit.data.shards import split_key
+from ssl_vit.data.shards import is_in_sample, split_key
 from ssl_vit.files import readable
+from ssl_vit_data_prep.refusals import Refusal
+from ssl_vit_data_prep.tar_labels import LabelRule, read_tar_label, stem_of
 
 _BUFFER = 2**20
-# A text longer than this is no label.
-_LONGEST_LABEL = 1000
+_ARCHIVES = ("tar", "zip", "gz", "tgz", "zst", "xz", "bz2", "7z", "rar")
+# A record holds the distance from a link's header back to its bytes in 32 bits.
+_FARTHEST_LINK = 2**31
 
 
-@dataclass(frozen=True)
+class UnsortedError(tarfile.TarError):
+    """A tar in which the files of a sample do not follow each other."""
+
+
+@dataclass(frozen=True, slots=True)
 class TarFile:
     """A file in a tar."""
 
@@ -29,8 +36,18 @@ class TarFile:
     start: int
     """Offset of its header."""
     offset: int
-    """Offset of its first byte."""
+    """Offset of its first byte; before ``start`` for a hard link."""
     length: int
+
+    @property
+    def lead(self) -> int:
+        """As a record holds it."""
+        return (self.offset - self.start) % 2**32
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it holds other files."""
+        return self.ending.rpartition(".")[2] in _ARCHIVES
 
 
 @dataclass
@@ -40,7 +57,13 @@ class TarSample:
     key: str
     files: list[TarFile] = field(default_factory=list)
     label: str = ""
-    """As it is written; empty for none."""
+    """As it is written, by the rule that was asked for; empty for none."""
+    said: str = ""
+    """What stood in the place of a label and means none, such as −1."""
+    json: bytes = b""
+    """Content of its `.json`, if it was asked for."""
+    num_repeated: int = 0
+    """Files whose names came before in the tar."""
 
 
 class HashingReader:
@@ -66,6 +89,13 @@ class HashingReader:
         self._stream.seek(place)
         return data
 
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        place = self._stream.tell()
+        size = self._stream.seek(0, os.SEEK_END)
+        self._stream.seek(place)
+        return size
+
     def finish(self) -> str:
         """Read to the end; the sha256 in hexadecimal."""
         while self.read():
@@ -73,50 +103,160 @@ class HashingReader:
         return self._hash.hexdigest()
 
 
-def walk_samples(stream: HashingReader, label_field: str = "") -> Iterator[TarSample]:
-    """The samples of a tar, in their order.
+def walk_samples(
+    stream: HashingReader, rule: LabelRule | None = None, num_json: int = 0
+) -> Iterator[TarSample | Refusal]:
+    """The samples of a tar, in their order, and what is in none.
 
     Args:
         stream: Of a file, at its start.
-        label_field: Of a sample's `.json`; empty: labels are in `.cls` alone.
+        rule: Where labels are; by default in `.cls`.
+        num_json: Keep the `.json` of so many samples, whatever the rule is.
 
     Raises:
-        tarfile.TarError: It is no tar, or one that breaks off.
+        tarfile.TarError: It is no tar, or one that breaks off, or is not sorted.
+        LabelError: A label is a list, or longer than a name can be.
     """
-    sample: TarSample | None = None
+    walk = _Walk(stream, rule or LabelRule(), num_json)
     source: Any = stream
     with tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER) as tar:
-        for member in tar:
-            if not member.isreg():
-                continue
-            name = readable(member.name)
-            key, ending = split_key(name)
-            if sample is None or sample.key != key:
-                if sample:
-                    yield sample
-                sample = TarSample(key)
-            sample.files.append(
-                TarFile(name, ending, member.offset, member.offset_data, member.size)
-            )
-            if ending == "cls" or (ending == "json" and label_field):
-                content = tar.extractfile(member)
-                text = content.read() if content else b""
-                if label := _read_label(text, ending, label_field):
-                    sample.label = label
+        # Not `for member in tar`: it keeps every member, a kilobyte each.
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined] - typeshed has no such attribute
+            if tar.offset > walk.size + tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"it is broken off inside {readable(member.name)}")
+            yield from walk.add(member)
         end = tar.offset
-    if sample:
-        yield sample
+    if walk.sample:
+        yield walk.sample
     # tarfile takes a damaged header for the end, and says nothing of what lies behind it.
     if stream.at(end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        last = f", after {sample.key}" if sample else ""
+        last = f", after {walk.sample.key}" if walk.sample else ""
         raise tarfile.ReadError(f"it is broken off or damaged at byte {end:,}{last}")
+    if rest := _bytes_behind(stream, end + 2 * tarfile.BLOCKSIZE, walk.size):
+        reason = (
+            f"{rest:,} bytes behind the end mark, which no reader of tars sees: "
+            "join tars with  tar --concatenate,  not with cat"
+        )
+        yield Refusal("", "behind the end mark", reason)
 
 
-def _read_label(text: bytes, ending: str, label_field: str) -> str:
-    try:
-        if ending == "cls":
-            return text.decode().strip()[:_LONGEST_LABEL]
-        value = json.loads(text).get(label_field)
-    except (ValueError, AttributeError):
-        return ""  # no text, or JSON of another shape
-    return "" if value is None else str(value)[:_LONGEST_LABEL]
+class _Walk:
+    """What is known of a tar up to a member."""
+
+    def __init__(self, stream: HashingReader, rule: LabelRule, num_json: int) -> None:
+        self.stream, self.rule, self.num_json = stream, rule, num_json
+        self.size = stream.size()
+        self.sample: TarSample | None = None
+        # Name → its bytes, for links and repetitions.
+        self.places: dict[str, tuple[int, int]] = {}
+        # Keys of finished samples.
+        self.keys: set[str] = set()
+
+    def add(self, member: tarfile.TarInfo) -> Iterator[TarSample | Refusal]:
+        """Take one member; a sample that ends before it, or the reason why it is in none."""
+        name = readable(member.name)
+        if member.isdir():
+            return
+        if refusal := refuse_member(name, member):
+            yield refusal
+            return
+        offset, length = member.offset_data, member.size
+        if member.islnk():
+            target = self.places.get(_plain(readable(member.linkname)))
+            if target is None:
+                reason = f"a hard link to {readable(member.linkname)}, which is not before it"
+                yield Refusal(name, "broken link", reason)
+                return
+            offset, length = target
+            if member.offset - offset >= _FARTHEST_LINK:
+                yield Refusal(name, "broken link", "a hard link across more than 2 GiB")
+                return
+        key, ending = split_key(name)
+        is_repeated = _plain(name) in self.places
+        self.places[_plain(name)] = (offset, length)
+        if self.sample is None or self.sample.key != key:
+            if self.sample:
+                self.keys.add(self.sample.key)
+                yield self.sample
+            if key in self.keys and not is_repeated:
+                raise UnsortedError(
+                    f"it is not sorted: {name} does not follow the other files of its sample"
+                )
+            self.sample = TarSample(key)
+        file = TarFile(name, ending, member.offset, offset, length)
+        self.sample.files.append(file)
+        self.sample.num_repeated += is_repeated
+        if file.is_archive:
+            yield Refusal(name, "inner archive", "an archive in the tar; what it holds is not read")
+        yield from self._read(self.sample, file)
+
+    def _read(self, sample: TarSample, file: TarFile) -> Iterator[Refusal]:
+        """Take what a file says of its sample."""
+        is_label = file.ending == self.rule.ending
+        if file.ending == "json" and self.num_json and not is_label:
+            self.num_json -= 1
+            sample.json = self.stream.at(file.offset, min(file.length, _BUFFER))
+        if not is_label:
+            return
+        if file.length > self.rule.longest:
+            reason = f"{file.length:,} bytes are too many for a label"
+            yield Refusal(file.name, "unreadable label", reason)
+            return
+        found = read_tar_label(file.name, self.stream.at(file.offset, file.length), self.rule)
+        if isinstance(found, Refusal):
+            yield found
+        else:
+            sample.label, sample.said = found.label, found.said
+
+
+def label_in_tar(sample: TarSample, url: str, rule: LabelRule) -> str:
+    """What stands for the label of a sample until all shards are read; empty for none."""
+    match rule.source:
+        case "cls" | "json":
+            return sample.label
+        case "folder":
+            return folder_in_tar(sample)
+        case "tar":
+            return stem_of(url)
+        case "none":
+            return ""
+    assert_never(rule.source)
+
+
+def folder_in_tar(sample: TarSample) -> str:
+    """Path of the folder that its files lie in; empty for the top."""
+    return _plain(sample.key).rpartition("/")[0]
+
+
+def refuse_member(name: str, member: tarfile.TarInfo) -> Refusal | None:
+    """Why a member is not a file of a sample; None if it may be one."""
+    if member.issym():
+        reason = f"it points to {readable(member.linkname)}; tar --dereference stores the file"
+        return Refusal(name, "symbolic link", reason)
+    if member.issparse():
+        return Refusal(name, "special file", "a sparse file; make the tar without --sparse")
+    if not (member.isreg() or member.islnk()):
+        return Refusal(name, "special file", "a pipe or device")
+    if is_in_sample(name):
+        return None
+    base = name.rpartition("/")[2]
+    if base.startswith("."):
+        return Refusal(name, "hidden", "its name begins with a dot")
+    if "." not in base and not base.startswith("__") and "__MACOSX" not in name:
+        return Refusal(name, "no image ending", "no ending")
+    return Refusal(
+        name, "metadata", "webdataset skips names such as __this__, macOS makes __MACOSX"
+    )
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _bytes_behind(stream: HashingReader, start: int, end: int) -> int:
+    """Bytes from a place to the end of a file; 0 if all of them are zeros."""
+    for offset in range(start, end, _BUFFER):
+        if stream.at(offset, _BUFFER).strip(b"\0"):
+            return end - start
+    return 0

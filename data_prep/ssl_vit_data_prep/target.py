@@ -9,11 +9,12 @@ from ssl_vit.data.urls import is_local, local_path
 from ssl_vit.errors import UserError
 from ssl_vit.quantities import format_bytes
 from ssl_vit_data_prep.contact_sheet import SHEET_FILE
+from ssl_vit_data_prep.layout import SET_NAMES
 from ssl_vit_data_prep.parts import unfinished_command
 from ssl_vit_data_prep.refusals import REFUSED_FILE
 
 # Sub-folders that a pack may make, and the folder itself.
-_SETS = ("", "train", "val")
+_SETS = ("", *SET_NAMES)
 _PARTIALS = tuple(
     f".{name}.partial-*"
     for name in ("shard-*.tar", INDEX_FILE, SAMPLES_FILE, REFUSED_FILE, SHEET_FILE)

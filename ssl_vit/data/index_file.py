@@ -27,7 +27,8 @@ UNFINISHED_FOLDER = ".unfinished"
 """In a set's folder as long as the command that makes the set has not ended."""
 
 # offset, length: the image's bytes in its tar. lead: bytes from the image's own tar header to them
-# (512, more where a long name needs an extended header). label: class number, -1 for none.
+# (512, more where a long name needs an extended header; of a hard link, whose header comes after
+# them, the negative number in two's complement). label: class number, -1 for none.
 SAMPLE_RECORD = np.dtype([("offset", "<u8"), ("length", "<u4"), ("lead", "<u4"), ("label", "<i4")])
 NO_LABEL = -1
 
@@ -71,6 +72,8 @@ class Index:
     """None where the images were never decoded."""
     values: ValueRange | None = None
     """How values of more than 8 bits are shown; None where no image has them."""
+    labels_from: str = "cls"
+    """Where in the tars labels are: `cls`, `json:FIELD`, `folder`, `tar` or `none`."""
 
     @property
     def num_samples(self) -> int:
@@ -116,6 +119,7 @@ def write_index(folder: Path, index: Index, records: Sequence[np.ndarray]) -> No
         "num_bytes": sum(shard.num_bytes for shard in index.shards),
         "fingerprint": fingerprint(index.shards),
         "classes": list(index.classes),
+        "labels_from": index.labels_from,
         "statistics": statistics
         and {
             "mean": list(statistics.mean),
@@ -204,6 +208,7 @@ def parse_index(content: bytes, source: str) -> Index:
                 tuple(statistics["mean"]), tuple(statistics["std"]), statistics["num_images"]
             ),
             _values(values.get("values")),
+            str(values.get("labels_from", "cls")),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):

@@ -5,6 +5,7 @@ is asked for. No torch here: the plan and the checks open a set before anything 
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from ssl_vit.data.urls import is_local
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.files import readable
+
+# webdataset's own expressions.
+_KEY_AND_ENDING = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META_FOLDER = re.compile(r"__[^/]*__($|/)")
 
 # A process keeps so many shards open at most.
 _OPEN_SHARDS = 256
@@ -209,7 +214,8 @@ class ShardSet:
             UserError: The shard cannot be had or read; names it.
         """
         shard, record = self.shards[self.shard_of(number)], self.record(number)
-        header = int(record["offset"]) - int(record["lead"])
+        # Signed: the header of a hard link comes after the bytes that it names.
+        header = int(record["offset"]) - int(record["lead"].view(np.int32))
         try:
             with self.cache.path(shard).open("rb") as file:
                 file.seek(header)
@@ -259,11 +265,25 @@ class ShardSet:
 
 def split_key(member_name: str) -> tuple[str, str]:
     """(key, ending) of a tar member by webdataset's rule: the ending begins at the base name's
-    first dot.
+    first dot. A name without a dot is a key without an ending.
     """
-    folder, slash, base = member_name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return f"{folder}{slash}{stem}", ending.lower()
+    match = _KEY_AND_ENDING.match(member_name)
+    return (match[1], match[2].lower()) if match else (member_name, "")
+
+
+def is_in_sample(member_name: str) -> bool:
+    """Whether webdataset takes a tar member for a part of a sample: hidden files, names without a
+    dot and what is named like `__this__` are none.
+
+    Source: `base_plus_ext` and `tar_file_iterator` in webdataset's `tariterators.py`.
+    """
+    # By the letter of the expression `a/._b.jpg` is the sample `a/` with the ending `_b.jpg`.
+    if member_name.rpartition("/")[2].startswith(".") or "__MACOSX" in member_name.split("/"):
+        return False
+    if _META_FOLDER.match(member_name) or not _KEY_AND_ENDING.match(member_name):
+        return False
+    is_meta = member_name.startswith("__") and member_name.endswith("__")
+    return "/" in member_name or not is_meta
 
 
 def _unreadable(shard: Shard, why: str) -> UserError:

@@ -1,0 +1,74 @@
+"""A look at some images of a folder or a tar, spread evenly over all of them."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ssl_vit.data.decode import facts_of
+from ssl_vit.data.order import permutation
+from ssl_vit.progress import progress
+from ssl_vit_data_prep.image_counts import ImageCounts
+from ssl_vit_data_prep.inspection import read_file
+from ssl_vit_data_prep.refusals import RefusedError
+from ssl_vit_data_prep.scan import ImageFile
+from ssl_vit_data_prep.shard_writer import PackOptions
+from ssl_vit_data_prep.survey import Look, Survey, check_readable, look_at, survey
+from ssl_vit_data_prep.tar_images import HashingReader
+
+SAMPLED_IMAGES = 256
+"""Images that are looked at, at most."""
+
+
+def survey_files(
+    images: Path, files: Sequence[ImageFile], options: PackOptions, workers: int
+) -> Survey:
+    """Look at a sample of all files, whichever set they belong to.
+
+    Raises:
+        UserError: Most of them cannot be read.
+    """
+
+    def look(place: int) -> Look:
+        try:
+            return look_at(read_file(images / files[place].path))
+        except RefusedError as error:
+            return Look(error.reason)
+        finally:
+            advance(1)
+
+    places = permutation(len(files), options.shuffle_seed)[:SAMPLED_IMAGES].tolist()
+    # Threads: decoders leave Python to others, and a process would take longer to start.
+    with (
+        progress("sampling", len(places), "images") as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        looks = list(pool.map(look, places))
+    check_readable(looks, images)
+    return survey(looks, options.values, options.no_data)
+
+
+def num_sampled(number: int, num_shards: int) -> int:
+    """Images to look at in one of so many shards, so that they are spread over all."""
+    return SAMPLED_IMAGES * (number + 1) // num_shards - SAMPLED_IMAGES * number // num_shards
+
+
+def sample_tar(
+    reader: HashingReader, records: np.ndarray, count: int
+) -> tuple[ImageCounts, list[Look]]:
+    """What some images of a shard are like.
+
+    Args:
+        reader: Of the tar.
+        records: (N,) of ``SAMPLE_RECORD``.
+        count: How many to look at; fewer where there are fewer.
+    """
+    counts, looks = ImageCounts(), []
+    places = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))
+    for record in records[places]:
+        data = reader.at(int(record["offset"]), int(record["length"]))
+        looks.append(look_at(data))
+        if not looks[-1].problem:
+            counts = counts.add(facts_of(data))
+    return counts, looks
