@@ -209,7 +209,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "simplejpeg": ("ssl_vit.data.jpeg", "ssl_vit.data.decode"),
     "imagecodecs": ("ssl_vit.data.jpeg", "ssl_vit.data.png"),
     "tifffile": ("ssl_vit.data.tiff",),
-    "typer": ("ssl_vit.cli", "*.commands"),
+    "typer": ("ssl_vit.cli", "*.commands", "*.options"),
 }
 
 # What answers a mistake or `--help` in a moment must not load these.

@@ -4,14 +4,47 @@ Imports nothing slow at the top.
 """
 
 import shlex
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ssl_vit.errors import UserError
 from ssl_vit.quantities import format_bytes, parse_bytes
+from ssl_vit_data_prep.options import (
+    BytesOption,
+    ClassesOption,
+    ClassSource,
+    DecodeOption,
+    DuplicatesOption,
+    EndingsOption,
+    GroupColumnOption,
+    ImagesArgument,
+    IndexFolderOption,
+    LabelColumnOption,
+    LabelFieldOption,
+    LabelsOption,
+    ManifestOption,
+    MaxPixelsOption,
+    NewShardsArgument,
+    NoDataOption,
+    OverwriteOption,
+    Page,
+    PageOption,
+    PathColumnOption,
+    QualityOption,
+    QuickOption,
+    RangeOption,
+    SeedOption,
+    ShellOption,
+    ShortSideOption,
+    SourceArgument,
+    SplitColumnOption,
+    SplitFoldersOption,
+    TarsArgument,
+    ValFractionOption,
+    WorkersOption,
+)
 from ssl_vit_data_prep.reports import (
     count_shards,
     echo_checked,
@@ -29,148 +62,31 @@ app = typer.Typer(
 )
 
 
-class Page(StrEnum):
-    """Which page of a file that holds several."""
-
-    first = "first"
-    middle = "middle"
-    each = "each"
-
-
-class ClassSource(StrEnum):
-    """Where labels come from."""
-
-    folders = "folders"
-    none = "none"
-
-
-NewShardsArgument = Annotated[
-    Path, typer.Argument(metavar="SHARDS", help="Folder of the shards; created.")
-]
-SourceArgument = Annotated[
-    str, typer.Argument(metavar="SHARDS", help="Folder of the shards, or its URL.")
-]
-WorkersOption = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes; 0 takes one per core.")
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the set of shards that is there.")
-]
-BytesOption = Annotated[
-    str,
-    typer.Option(
-        "--shard-bytes",
-        help="Largest size of one tar, e.g. 256MiB; its end mark (10 KiB at most) not counted.",
-    ),
-]
-ShellOption = Annotated[
-    bool, typer.Option("--allow-shell-urls", help="Run the commands of pipe: URLs.")
-]
-SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
-PathColumnOption = Annotated[
-    str, typer.Option("--path-column", help="Of the manifest: paths; `path` if not given.")
-]
-LabelColumnOption = Annotated[
-    str, typer.Option("--label-column", help="Of the manifest: labels; `label` if not given.")
-]
-SplitColumnOption = Annotated[
-    str,
-    typer.Option("--split-column", help="Of the manifest: train, val or test, which become sets."),
-]
-GroupColumnOption = Annotated[
-    str,
-    typer.Option(
-        "--group-column",
-        help="Of the manifest: patient, slide or scene, which --val-fraction keeps together.",
-    ),
-]
-SplitFoldersOption = Annotated[
-    bool,
-    typer.Option(
-        "--split-folders/--no-split-folders",
-        help="Whether folders named train, val or test are sets.",
-    ),
-]
-
-RangeOption = Annotated[
-    tuple[float, float] | None,
-    typer.Option(
-        "--value-range",
-        metavar="LOW HIGH",
-        help="Stored values that are black and white in images of more than 8 bits; measured on a "
-        "sample unless given.",
-    ),
-]
-NoDataOption = Annotated[
-    float | None,
-    typer.Option(
-        "--no-data",
-        help="Stored value of pixels that were not measured, in images of more than 8 bits; taken "
-        "from the files or found unless given.",
-    ),
-]
-
 _FAULTS = 20  # listed; more are only counted
 
 
 @app.command()
 def pack(
-    images: Annotated[
-        Path,
-        typer.Argument(
-            metavar="IMAGES",
-            help="Folder of images; its sub-folders are classes, or train, val and test.",
-        ),
-    ],
+    images: ImagesArgument,
     shards: NewShardsArgument,
     shard_bytes: BytesOption = "256MiB",
     workers: WorkersOption = 0,
     shuffle_seed: SeedOption = 0,
-    classes: Annotated[
-        ClassSource, typer.Option("--classes", help="Where labels come from.")
-    ] = ClassSource.folders,
-    manifest: Annotated[
-        Path | None,
-        typer.Option(
-            "--manifest",
-            help="CSV or JSONL with path, label and any further columns, instead of folders.",
-        ),
-    ] = None,
+    classes: ClassesOption = ClassSource.folders,
+    manifest: ManifestOption = None,
     path_column: PathColumnOption = "",
     label_column: LabelColumnOption = "",
     split_column: SplitColumnOption = "",
     group_column: GroupColumnOption = "",
     split_folders: SplitFoldersOption = True,
-    val_fraction: Annotated[
-        float,
-        typer.Option(
-            "--val-fraction",
-            help="Share of the images that goes to SHARDS/val, the rest to SHARDS/train.",
-        ),
-    ] = 0.0,
-    short_side: Annotated[
-        int,
-        typer.Option(
-            "--short-side",
-            min=0,
-            help="Scale larger images down to this shorter side, as JPEG; --shard-bytes is then "
-            "an estimate.",
-        ),
-    ] = 0,
-    quality: Annotated[int, typer.Option("--quality", min=1, max=100, help="Of such a JPEG.")] = 90,
-    max_pixels: Annotated[
-        int,
-        typer.Option("--max-pixels", min=1, help="Refuse images of more; 0.18 billion at most."),
-    ] = 178_956_970,
-    decode: Annotated[
-        bool,
-        typer.Option("--decode", help="Decode every image, and refuse the damaged (slower)."),
-    ] = False,
+    val_fraction: ValFractionOption = 0.0,
+    short_side: ShortSideOption = 0,
+    quality: QualityOption = 90,
+    max_pixels: MaxPixelsOption = 178_956_970,
+    decode: DecodeOption = False,
     value_range: RangeOption = None,
     no_data: NoDataOption = None,
-    page: Annotated[
-        Page, typer.Option("--page", help="What to take of a file with several pages.")
-    ] = Page.first,
+    page: PageOption = Page.first,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pack a folder of images into WebDataset tars with an index; a killed pack goes on."""
@@ -207,12 +123,8 @@ def pack(
 @app.command()
 def check(
     shards: SourceArgument,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Compare hashes and index; decode no image.")
-    ] = False,
-    duplicates: Annotated[
-        bool, typer.Option("--duplicates", help="Count images with the same pixels; list some.")
-    ] = False,
+    quick: QuickOption = False,
+    duplicates: DuplicatesOption = False,
     workers: WorkersOption = 0,
     allow_shell_urls: ShellOption = False,
 ) -> None:
@@ -252,37 +164,11 @@ def check(
 
 @app.command()
 def index(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SHARDS…",
-            help="Tars: paths, URLs with braces such as https://host/{000..099}.tar, or a folder.",
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder of the index; by default that of the shards."),
-    ] = None,
-    endings: Annotated[
-        str,
-        typer.Option(
-            "--endings", help="Of the images in the tars, by commas; all we read if none."
-        ),
-    ] = "",
-    labels: Annotated[
-        Literal["cls", "json", "folder", "tar", "none"] | None,
-        typer.Option(
-            "--labels",
-            help="Where labels are: .cls (default), .json, folder in the tar, name of the tar.",
-        ),
-    ] = None,
-    label_field: Annotated[
-        str,
-        typer.Option(
-            "--label-field",
-            help="Field of a sample's .json that is its label, such as label or meta.class.id.",
-        ),
-    ] = "",
+    sources: TarsArgument,
+    out: IndexFolderOption = None,
+    endings: EndingsOption = "",
+    labels: LabelsOption = None,
+    label_field: LabelFieldOption = "",
     classes: Annotated[
         Path | None,
         typer.Option(

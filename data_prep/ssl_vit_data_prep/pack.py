@@ -26,7 +26,7 @@ from ssl_vit_data_prep.layout import count_of, list_some
 from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import PackPlan, digest, plan_shards
 from ssl_vit_data_prep.reencode import reencode
-from ssl_vit_data_prep.refusals import REFUSED_FILE, Kind, count_kinds, write_refused
+from ssl_vit_data_prep.refusals import REFUSED_FILE, Kind, Refusal, count_kinds, write_refused
 from ssl_vit_data_prep.sampling import survey_files
 from ssl_vit_data_prep.scan import ImageFile, find_images
 from ssl_vit_data_prep.selection import select
@@ -37,6 +37,7 @@ from ssl_vit_data_prep.survey import (
 )
 from ssl_vit_data_prep.target import (
     check_no_set,
+    check_outside,
     check_space,
     check_target,
     remove_partials,
@@ -105,15 +106,10 @@ def pack_images(
     """
     start = time.perf_counter()
     options = options or PackOptions()
-    if folder.resolve().is_relative_to(images.resolve()):
-        raise UserError(
-            f"the shard folder {folder} lies inside the image folder {images}",
-            "choose a folder beside it",
-        )
+    check_outside(folder, images)
     check_target(folder, overwrite)
-    scan = find_images(images)
-    chosen = select(scan, images, options)
-    files, refused = chosen.files, chosen.refused
+    chosen = select(find_images(images), images, options)
+    files = chosen.files
     surveyed = survey_files(images, files, options, workers)
     values = surveyed.values
     settings = (options, chosen.classes, chosen.division, values)
@@ -130,15 +126,7 @@ def pack_images(
             check_space(folder, int(plan.num_bytes * ratio))
             remove_partials(folder) if goes_on else remove_set(folder)
             tasks = _make_tasks(images, folder, plan, options, parts, values)
-            results = run_tasks(write_shard, tasks, len(files), workers, "packing")
-            refused += [refusal for result in results for refusal in result.refused]
-            write_refused(folder, refused)
-            if not any(len(result.records) for result in results):
-                raise UserError(
-                    f"none of the {len(files)} files in {images} is an image that can be read",
-                    f"see why in {folder / REFUSED_FILE}",
-                )
-            sets = _finish(folder, plan, tasks, results, values)
+            sets, refused = _write_sets(folder, plan, tasks, chosen.refused, workers)
             parts.remove()
     except OSError as error:
         raise UserError(
@@ -172,19 +160,45 @@ def check_ranges(val_fraction: float, max_pixels: int) -> None:
         )
 
 
+def _write_sets(
+    folder: Path,
+    plan: PackPlan,
+    tasks: Sequence[ShardTask],
+    refused: Sequence[Refusal],
+    workers: int,
+) -> tuple[tuple[PackedSet, ...], list[Refusal]]:
+    """Write all shards and every set's index; the sets, and all refused files.
+
+    Args:
+        refused: Files that are not even tried.
+
+    Raises:
+        UserError: No image is left.
+    """
+    num_files = sum(len(task.samples) for task in tasks)
+    results = run_tasks(write_shard, tasks, num_files, workers, "packing")
+    all_refused = [*refused, *(each for result in results for each in result.refused)]
+    write_refused(folder, all_refused)
+    if not any(len(result.records) for result in results):
+        raise UserError(
+            f"none of the {num_files} files in {tasks[0].images} is an image that can be read",
+            f"see why in {folder / REFUSED_FILE}",
+        )
+    return _finish(folder, plan, tasks, results), all_refused
+
+
 def _finish(
     folder: Path,
     plan: PackPlan,
     tasks: Sequence[ShardTask],
     results: Sequence[WrittenShard],
-    values: ValueRange | None,
 ) -> tuple[PackedSet, ...]:
     """Every set's index."""
     by_set: dict[str, list[WrittenShard]] = {name: [] for name in plan.sets}
     for task, result in zip(tasks, results, strict=True):
         by_set[task.set_name].append(result)
     return tuple(
-        finish_set(name, folder / name, plan.classes, its_results, values)
+        finish_set(name, folder / name, plan.classes, its_results, tasks[0].values)
         for name, its_results in by_set.items()
     )
 

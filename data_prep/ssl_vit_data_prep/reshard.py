@@ -138,13 +138,7 @@ def reshard(
             ]
             results = run_tasks(write_shard, tasks, len(samples), workers, "writing", "samples")
             before = read_index(shards.parts[0].folder)
-            index = Index(
-                tuple(result.shard for result in results),
-                shards.classes,
-                before.statistics,
-                shards.values,
-                before.labels_from,
-            )
+            index = replace(before, shards=tuple(result.shard for result in results))
             write_index(folder, index, [result.records for result in results])
             parts.remove()
     except OSError as error:

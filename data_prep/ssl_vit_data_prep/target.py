@@ -22,6 +22,19 @@ _PARTIALS = tuple(
 _OURS = ("shard-*.tar", SAMPLES_FILE, REFUSED_FILE, SHEET_FILE)
 
 
+def check_outside(folder: Path, images: Path) -> None:
+    """Refuse to write shards among the images.
+
+    Raises:
+        UserError: The folder lies in that of the images.
+    """
+    if folder.resolve().is_relative_to(images.resolve()):
+        raise UserError(
+            f"the shard folder {folder} lies inside the image folder {images}",
+            "choose a folder beside it",
+        )
+
+
 def check_target(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that holds something else.
 

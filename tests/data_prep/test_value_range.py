@@ -233,7 +233,7 @@ def test_a_deep_image_that_no_sample_showed_is_refused_by_name(
     for number in range(11):
         Image.fromarray(photograph(16, 16, number)).save(images / f"{number:03d}.png")
     tifffile.imwrite(images / "deep.tif", np.arange(256, dtype=np.uint16).reshape(16, 16))
-    monkeypatch.setattr("ssl_vit_data_prep.pack.SAMPLED_IMAGES", 4)
+    monkeypatch.setattr("ssl_vit_data_prep.sampling.SAMPLED_IMAGES", 4)
     made = [
         pack_images(images, tmp_path / str(seed), PackOptions(shuffle_seed=seed))
         for seed in range(8)

@@ -1,0 +1,167 @@
+"""The options of `ssl-vit shards`. Imports nothing slow."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+class Page(StrEnum):
+    """Which page of a file that holds several."""
+
+    first = "first"
+    middle = "middle"
+    each = "each"
+
+
+class ClassSource(StrEnum):
+    """Where labels come from."""
+
+    folders = "folders"
+    none = "none"
+
+
+NewShardsArgument = Annotated[
+    Path, typer.Argument(metavar="SHARDS", help="Folder of the shards; created.")
+]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SHARDS", help="Folder of the shards, or its URL.")
+]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes; 0 takes one per core.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the set of shards that is there.")
+]
+BytesOption = Annotated[
+    str,
+    typer.Option(
+        "--shard-bytes",
+        help="Largest size of one tar, e.g. 256MiB; its end mark (10 KiB at most) not counted.",
+    ),
+]
+ShellOption = Annotated[
+    bool, typer.Option("--allow-shell-urls", help="Run the commands of pipe: URLs.")
+]
+SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
+PathColumnOption = Annotated[
+    str, typer.Option("--path-column", help="Of the manifest: paths; `path` if not given.")
+]
+LabelColumnOption = Annotated[
+    str, typer.Option("--label-column", help="Of the manifest: labels; `label` if not given.")
+]
+SplitColumnOption = Annotated[
+    str,
+    typer.Option("--split-column", help="Of the manifest: train, val or test, which become sets."),
+]
+GroupColumnOption = Annotated[
+    str,
+    typer.Option(
+        "--group-column",
+        help="Of the manifest: patient, slide or scene, which --val-fraction keeps together.",
+    ),
+]
+SplitFoldersOption = Annotated[
+    bool,
+    typer.Option(
+        "--split-folders/--no-split-folders",
+        help="Whether folders named train, val or test are sets.",
+    ),
+]
+
+RangeOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--value-range",
+        metavar="LOW HIGH",
+        help="Stored values that are black and white in images of more than 8 bits; measured on a "
+        "sample unless given.",
+    ),
+]
+NoDataOption = Annotated[
+    float | None,
+    typer.Option(
+        "--no-data",
+        help="Stored value of pixels that were not measured, in images of more than 8 bits; taken "
+        "from the files or found unless given.",
+    ),
+]
+ImagesArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IMAGES",
+        help="Folder of images; its sub-folders are classes, or train, val and test.",
+    ),
+]
+ClassesOption = Annotated[ClassSource, typer.Option("--classes", help="Where labels come from.")]
+ManifestOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest",
+        help="CSV or JSONL with path, label and any further columns, instead of folders.",
+    ),
+]
+ValFractionOption = Annotated[
+    float,
+    typer.Option(
+        "--val-fraction",
+        help="Share of the images that goes to SHARDS/val, the rest to SHARDS/train.",
+    ),
+]
+ShortSideOption = Annotated[
+    int,
+    typer.Option(
+        "--short-side",
+        min=0,
+        help="Scale larger images down to this shorter side, as JPEG; --shard-bytes is then "
+        "an estimate.",
+    ),
+]
+QualityOption = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of such a JPEG.")]
+MaxPixelsOption = Annotated[
+    int,
+    typer.Option("--max-pixels", min=1, help="Refuse images of more; 0.18 billion at most."),
+]
+DecodeOption = Annotated[
+    bool,
+    typer.Option("--decode", help="Decode every image, and refuse the damaged (slower)."),
+]
+PageOption = Annotated[
+    Page, typer.Option("--page", help="What to take of a file with several pages.")
+]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Compare hashes and index; decode no image.")
+]
+DuplicatesOption = Annotated[
+    bool, typer.Option("--duplicates", help="Count images with the same pixels; list some.")
+]
+TarsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SHARDS…",
+        help="Tars: paths, URLs with braces such as https://host/{000..099}.tar, or a folder.",
+    ),
+]
+IndexFolderOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of the index; by default that of the shards."),
+]
+EndingsOption = Annotated[
+    str,
+    typer.Option("--endings", help="Of the images in the tars, by commas; all we read if none."),
+]
+LabelsOption = Annotated[
+    Literal["cls", "json", "folder", "tar", "none"] | None,
+    typer.Option(
+        "--labels",
+        help="Where labels are: .cls (default), .json, folder in the tar, name of the tar.",
+    ),
+]
+LabelFieldOption = Annotated[
+    str,
+    typer.Option(
+        "--label-field",
+        help="Field of a sample's .json that is its label, such as label or meta.class.id.",
+    ),
+]
