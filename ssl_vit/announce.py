@@ -9,6 +9,8 @@ from ssl_vit.objectives.config import DinoConfig
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import describe_set
 from ssl_vit.run_folder import RunFolder
+from ssl_vit.training.checkpoint import newest_checkpoint
+from ssl_vit.training.length import Costs, Timed, steps_within
 
 if TYPE_CHECKING:
     from ssl_vit.pretrain import Prepared
@@ -27,6 +29,11 @@ def announce(prepared: "Prepared", start_step: int) -> None:
         f"{plan.precision}, {plan.accumulation} × {plan.micro_batch_size} images "
         f"a process, {plan.workers} data workers, peak learning rate {plan.peak_learning_rate:.3g}",
     ]
+    if config.schedule.unit == "minutes" and start_step:
+        lines.append(
+            f"{config.schedule.length:g} minutes came to {plan.total_steps:,} steps at the first "
+            f"start ({plan.measured_images_per_second:,.3g} images/s), and stay so"
+        )
     if start_step:
         lines.append(f"resuming at update {start_step:,} from {prepared.folder.checkpoints}")
         before = prepared.folder.grouping()
@@ -72,11 +79,28 @@ def regrouped(config: RunConfig, before: tuple[int, int], now: tuple[int, int]) 
     ]
 
 
+def describe_measured(minutes: float, elapsed: float, timed: Timed, costs: Costs) -> list[str]:
+    """What minutes came to, of which ``elapsed`` seconds are over."""
+    steps = "1 step" if timed.total_steps == 1 else f"{timed.total_steps:,} steps"
+    lines = [
+        f"{minutes:g} minutes: {steps} at {timed.images_per_second:,.3g} "
+        f"images/s measured over {costs.num_measured} steps"
+    ]
+    if steps_within(minutes, elapsed, costs) < timed.total_steps:
+        lines.append(
+            f"note: this run takes longer than {minutes:g} minutes: {elapsed:.0f} s are over, its "
+            f"start and end take {costs.once:.0f} s more, and its only step {costs.update:.2g} s"
+        )
+    return lines
+
+
 def say_end(folder: RunFolder, complete: bool) -> None:
     """Where the result is, or how to go on."""
     if complete:
         print(f"done: {find_export(folder.root)}")
         print(f"next: ssl-vit eval knn {folder.root} --train TRAIN_SHARDS --test TEST_SHARDS")
         print(f"      tensorboard --logdir {folder.tensorboard}")
+    elif newest_checkpoint(folder.checkpoints) is None:
+        print(f"stopped before the first step; the same command starts it: {folder.root}")
     else:
         print(f"stopped and saved; it goes on from here when it is started again: {folder.root}")

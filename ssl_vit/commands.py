@@ -13,6 +13,10 @@ RunOption = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as path=value, e.g. data.shards=SHARDS.")
 ]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option("--minutes", help="How long the run may take; its steps follow from its rate."),
+]
 
 
 def pretrain(
@@ -27,11 +31,13 @@ def pretrain(
     profile: Annotated[
         bool, typer.Option("--profile", help="Record a few updates: RUN/profile.")
     ] = False,
+    minutes: MinutesOption = None,
 ) -> None:
     """Pre-train a backbone; run the same command again to resume."""
+    from ssl_vit.minutes import with_minutes
     from ssl_vit.pretrain import prepare, start
 
-    prepared = prepare(recipe, run, overrides or [], smoke)
+    prepared = prepare(recipe, run, with_minutes(overrides or [], minutes), smoke)
     raise typer.Exit(start(prepared, profile))
 
 
@@ -49,14 +55,16 @@ def plan(
             "--images", min=0, help="In the data, if data.shards is not given [ImageNet-1k's]."
         ),
     ] = 0,
+    minutes: MinutesOption = None,
 ) -> None:
     """Say what a run would need and take: memory, hours, disk. Starts nothing; exit code 1 where it
     does not fit.
     """
     from ssl_vit.forecast import print_forecast
+    from ssl_vit.minutes import with_minutes
     from ssl_vit.recipes import read_config
 
-    config = read_config(recipe, overrides or [], is_smoke=False)
+    config = read_config(recipe, with_minutes(overrides or [], minutes), is_smoke=False)
     if not print_forecast(config, gpus, device, mfu, images):
         raise typer.Exit(1)
 

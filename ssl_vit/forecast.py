@@ -1,6 +1,6 @@
 """`ssl-vit plan`: what a run will need and take, worked out without starting anything. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from ssl_vit.errors import UserError
@@ -11,8 +11,9 @@ from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, open_data
 from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.devices import DEVICES, GIB, Device
+from ssl_vit.training.length import Timed
 from ssl_vit.training.memory import USABLE, Memory, largest_micro_batch, memory_of
-from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan
+from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan, with_length
 
 _IMAGENET = 1_281_167
 # What a folder of photographs usually comes to: ImageNet-1k's mean, and `pack`'s shards.
@@ -130,7 +131,7 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         remedies.insert(0, f"engine.micro_batch_size={largest}")
     checkpointed = memory(activation_checkpointing=True)
     assert checkpointed is not None
-    return Forecast(
+    forecast = Forecast(
         config=config,
         plan=plan,
         device=known,
@@ -143,6 +144,11 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         largest_micro_batch=largest,
         remedies=tuple(remedies),
     )
+    if config.schedule.unit != "minutes":
+        return forecast
+    rate = forecast.images_per_second
+    steps = round(60 * config.schedule.length * rate / config.data.global_batch_size)
+    return replace(forecast, plan=with_length(plan, config, Timed(max(1, steps), rate)))
 
 
 def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:
@@ -173,7 +179,7 @@ def describe(forecast: Forecast) -> list[str]:
         "compute": f"{plan.step_flops_per_image / 1e9:,.1f} GFLOP an image, forward and backward; "
         f"{update / 1e12:,.1f} TFLOP an update",
         "batch": f"{batch:,} images = {gpus} GPUs × {plan.accumulation} × {plan.micro_batch_size}",
-        "length": f"{plan.total_steps:,} updates, {epoch}",
+        "length": _describe_length(forecast, epoch),
         "time": f"{_format_hours(forecast.hours)} at {forecast.images_per_second:,.0f} images/s, "
         f"if {forecast.mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s is reached (--mfu) and "
         "nothing else takes long",
@@ -192,6 +198,16 @@ def describe(forecast: Forecast) -> list[str]:
     if batch > plan.samples_per_epoch:
         rows["note"] = f"an update takes more images than an epoch's {plan.samples_per_epoch:,}"
     return [title, "", *(f"{name:12} {text}" for name, text in rows.items())]
+
+
+def _describe_length(forecast: Forecast, epoch: str) -> str:
+    schedule, steps = forecast.config.schedule, f"{forecast.plan.total_steps:,} updates"
+    if schedule.unit != "minutes":
+        return f"{steps}, {epoch}"
+    return (
+        f"{schedule.length:g} minutes; the updates follow from the rate measured at the start, at "
+        f"the one below about {steps}, {epoch}"
+    )
 
 
 def memory_rows(forecast: Forecast) -> list[tuple[str, ...]]:
@@ -298,7 +314,8 @@ def disk_of(config: RunConfig, total_steps: int) -> Disk:
         checkpoint=FLOAT32 * (3 * cost.trained + cost.frozen),
         num_checkpoints=kept,
         export=FLOAT32 * backbone_parameters(config.backbone),
-        num_exports=-(-total_steps // config.export.every_steps),
+        # One at the end, even of a run whose steps follow from minutes and are not known yet.
+        num_exports=max(1, -(-total_steps // config.export.every_steps)),
     )
 
 

@@ -5,19 +5,20 @@ runs.
 """
 
 import json
+import shutil
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_vit.announce import announce, say_end
+from ssl_vit.announce import announce, describe_measured, say_end
 from ssl_vit.config import to_plain, to_yaml
 from ssl_vit.data.cache import ShardCache
-from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.mixture import build_order
-from ssl_vit.data.needs import TrainingNeeds, check_room
-from ssl_vit.data.order import Order, lanes_of_rank
+from ssl_vit.data.needs import check_room
+from ssl_vit.data.order import Order
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.distributed import Processes, read_processes, set_library_environment
 from ssl_vit.environment import check_same_data, describe_data, record_start
@@ -29,21 +30,18 @@ from ssl_vit.recipes import read_config
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_data import data_facts, machine_lanes, open_data, open_labelled, sizes_of
 from ssl_vit.run_folder import RunFolder
+from ssl_vit.run_parts import open_log, open_trainer
 from ssl_vit.run_values import settle_values
 from ssl_vit.start_from import check_beginning, has_begun, initial_objective
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
-from ssl_vit.training.plan import RunPlan, make_plan, with_micro_batch
+from ssl_vit.training.length import NOT_TIMED, Costs, Timed, slowest, steps_within
+from ssl_vit.training.plan import RunPlan, make_plan, with_length, with_micro_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
-
-    from ssl_vit.data.loader import Batches
-    from ssl_vit.monitors.probes import Probe
-    from ssl_vit.objectives.objective import Objective
     from ssl_vit.training.preemption import Preemption
-    from ssl_vit.training.trainer import Exports, Log
+
+# A length that no rehearsal reaches, for schedules that need one.
+_REHEARSED_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,8 @@ class Prepared:
     """Settings a resumed run changes: path → "old → new"."""
     notes: tuple[str, ...] = ()
     """What must be said of the data."""
+    began: float = field(default_factory=time.monotonic)
+    """Seconds of ``time.monotonic``; the minutes of a run's length count from here."""
 
 
 def prepare(
@@ -102,18 +102,36 @@ def prepare(
     everyone = processes or read_processes()
     if config.resume_from and not has_begun(folder):
         check_beginning(config)
-    facts = data_facts(shards)
-    plan = make_plan(config, plain_machine(everyone), facts)
+    facts, timed = data_facts(shards), _timed_before(config, folder)
+    plan = make_plan(config, plain_machine(everyone), facts, timed=timed)
     if processes is None:
         # Last, because asking for a GPU may import torch; and only where the run will be.
         machine = find_machine(config.engine.device, everyone)
-        plan = make_plan(config, machine, facts, folder.found_micro_batch())
+        plan = make_plan(config, machine, facts, folder.found_micro_batch(), timed)
         if config.engine.compile:
             require_compiler()
     if shards:
         here = machine_lanes(config.data.lanes, everyone)
         check_room(shards.shards, order.shards_at(0, here), cache.num_bytes)
     return Prepared(config, plan, folder, shards, labelled, order, cache, everyone, changed, notes)
+
+
+def _timed_before(config: RunConfig, folder: RunFolder) -> Timed:
+    """What the minutes came to at the run's first start.
+
+    Raises:
+        UserError: It has trained, and what they came to is gone.
+    """
+    if config.schedule.unit != "minutes":
+        return NOT_TIMED
+    timed = Timed(*folder.derived_length())
+    if not timed.total_steps and newest_checkpoint(folder.checkpoints) is not None:
+        raise UserError(
+            f"{folder.root} has checkpoints, but {folder.plan} is missing or damaged, and so is "
+            f"the number of steps that {config.schedule.length:g} minutes came to",
+            f"put plan.json back, or start a new run with resume_from={folder.root}",
+        )
+    return timed
 
 
 def start(prepared: Prepared, profile: bool = False) -> int:
@@ -150,62 +168,90 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     """Whether the run is complete, or was asked to stop and has saved."""
     import torch
 
-    from ssl_vit.training.bad_samples import BadSamples
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.engine import Engine, start_process_group
-    from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
     from ssl_vit.training.profile import StepProfile
-    from ssl_vit.training.trainer import Trainer
 
     config, folder, processes = prepared.config, prepared.folder, prepared.processes
     torch.set_num_threads(prepared.plan.threads)
     start_process_group(prepared.plan.device, processes)
-    plan = (prepared := _agreed(prepared)).plan
+    prepared = _agreed(prepared)
+    if not prepared.plan.total_steps:
+        costs = _rehearse(prepared, preemption)
+        if costs is None:
+            torch.distributed.destroy_process_group()
+            return False
+        prepared = _with_length(prepared, costs)
+    plan = prepared.plan
     objective = initial_objective(config, folder, processes, plan.total_steps)
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
     checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
     start_step = checkpoints.restore()
-    exports = _open_exports(prepared, objective)
     log = None
     if processes.is_first:
         announce(prepared, start_step)
         _write_run_folder(prepared, start_step)
-        log = _open_log(prepared, start_step, engine.device)
-    batches = _open_batches(prepared, start_step)
-    bad = BadSamples(folder.bad_samples, start_step, config.data, processes.is_first)
-    nonfinite = NonfiniteUpdates(
-        folder.nonfinite, start_step, config.guard, processes.is_first, _namer(prepared)
-    )
-    hangs = HangDetector(folder.hangs, processes.rank, config.guard.hang_minutes)
+        log = open_log(prepared, start_step, engine.device)
     profiler = None
     if profile and processes.is_first:
         profiler = StepProfile(folder.profile, start_step, engine.device)
-    trainer = Trainer(
-        objective,
-        engine,
-        batches,
-        bad,
-        nonfinite,
-        hangs,
-        checkpoints,
-        exports,
-        log,
-        config.log,
-        preemption,
-        _open_probe(prepared),
-        profiler,
+    trainer = open_trainer(
+        prepared, objective, engine, checkpoints, start_step, preemption, log, profiler
     )
     try:
         complete = trainer.run(start_step, plan.total_steps)
     finally:
-        hangs.close()
-        batches.close()
-        if profiler is not None:
-            profiler.close()
-        if log is not None:
-            log.close()
+        trainer.close()
     engine.close()
     return complete
+
+
+def _rehearse(prepared: Prepared, preemption: "Preemption") -> Costs | None:
+    """What a run takes here, from a few updates of a network that is then forgotten; None where a
+    signal asked to stop.
+    """
+    from ssl_vit.training.agreement import gather
+    from ssl_vit.training.checkpoint import Checkpoints
+    from ssl_vit.training.engine import Engine
+
+    config, processes, began = prepared.config, prepared.processes, time.perf_counter()
+    minutes = config.schedule.length
+    if processes.is_first:
+        # From here on it is a run's folder, even if something ends it now.
+        prepared.folder.write_config(config)
+        print(f"measuring how many steps fit into {minutes:g} minutes", file=sys.stderr, flush=True)
+    plan = with_length(prepared.plan, config, Timed(_REHEARSED_STEPS))
+    place = RunFolder(prepared.folder.rehearsal)
+    objective = initial_objective(config, prepared.folder, processes, plan.total_steps)
+    engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
+    checkpoints = Checkpoints(place.checkpoints, engine, config.checkpoint)
+    trial = replace(prepared, plan=plan, folder=place)
+    trainer = open_trainer(trial, objective, engine, checkpoints, 0, preemption)
+    try:
+        mine = trainer.rehearse(minutes, began)
+    finally:
+        trainer.close()
+    engine.release()
+    if processes.is_first:
+        shutil.rmtree(place.root, ignore_errors=True)
+    return None if mine is None else slowest(gather(mine, processes))
+
+
+def _with_length(prepared: Prepared, costs: Costs) -> Prepared:
+    """The run with as many updates as its minutes have room for; the same on every rank."""
+    from ssl_vit.training.agreement import gather
+    from ssl_vit.training.engine import free_memory
+
+    config, processes = prepared.config, prepared.processes
+    free_memory(prepared.plan.device)
+    elapsed = max(gather(time.monotonic() - prepared.began, processes))
+    minutes = config.schedule.length
+    steps = max(1, steps_within(minutes, elapsed, costs))
+    timed = Timed(steps, config.data.global_batch_size / costs.update)
+    if processes.is_first:
+        lines = describe_measured(minutes, elapsed, timed, costs)
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    return replace(prepared, plan=with_length(prepared.plan, config, timed))
 
 
 def _agreed(prepared: Prepared) -> Prepared:
@@ -229,106 +275,14 @@ def _agreed(prepared: Prepared) -> Prepared:
     return replace(prepared, plan=plan)
 
 
-def _namer(prepared: Prepared) -> "Callable[[Sequence[int]], list[str]]":
-    shards = prepared.shards
-    if shards is None:
-        return lambda numbers: [f"number {number}" for number in numbers]
-    return lambda numbers: [shards.key(number) for number in numbers]
-
-
-def _open_batches(prepared: Prepared, start_step: int) -> "Batches":
-    from ssl_vit.data.dataset import TrainingBatches
-    from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
-    from ssl_vit.data.synthetic import SyntheticBatches
-    from ssl_vit.objectives.build import build_views
-    from ssl_vit.training.preemption import outlive_signals_in_worker
-
-    config, plan, processes = prepared.config, prepared.plan, prepared.processes
-    views = build_views(config.objective, config.backbone)
-    lanes = lanes_of_rank(config.data.lanes, processes.rank, processes.world_size)
-    sampler = UpdateSampler(
-        prepared.order, lanes, plan.micro_batch_size, start_step, plan.total_steps
-    )
-    if prepared.shards is None:
-        return SyntheticBatches(views, iter(sampler), config.seed)
-    keeper = Keeper(
-        prepared.shards.shards,
-        prepared.cache,
-        TrainingNeeds(prepared.order, lanes, plan.total_steps),
-        start_step,
-        config.engine.verify_shards,
-        (processes.local_rank, processes.local_world_size),
-    )
-    settings = LoaderSettings(
-        plan.workers, plan.prefetch, plan.pin_memory, outlive_signals_in_worker
-    )
-    maker = TrainingBatches(prepared.shards, views, config.seed, config.data.values)
-    loader = build_loader(maker, sampler, plan.micro_batch_size, settings)
-    return LoadedBatches(loader, keeper, lambda batch: start_step + batch // plan.accumulation)
-
-
-def _open_probe(prepared: Prepared) -> "Probe | None":
-    from ssl_vit.monitors.probes import Probe
-
-    if prepared.labelled is None:
-        return None
-    config, processes = prepared.config, prepared.processes
-    return Probe(
-        prepared.labelled,
-        config.monitor,
-        config.backbone.image_size,
-        processes.rank,
-        processes.world_size,
-        config.data.values,
-    )
-
-
-def _open_exports(prepared: Prepared, objective: "Objective") -> "Exports":
-    from ssl_vit.export import ExportInfo, RunExports
-
-    config = prepared.config
-    info = ExportInfo.of_run(config, prepared.plan.data_fingerprint)
-    folder, every = prepared.folder.exports, config.export.every_steps
-    return RunExports(folder, objective, info, every, prepared.processes.is_first)
-
-
-def _open_log(prepared: Prepared, start_step: int, device: "torch.device") -> "Log":
-    from ssl_vit.monitors.collapse import CollapseWatch
-    from ssl_vit.monitors.monitor import Monitor
-    from ssl_vit.training.alarms import AlarmFile
-    from ssl_vit.training.measures import peak_flops
-    from ssl_vit.training.metrics import MetricsLog
-    from ssl_vit.training.metrics_file import lines_with
-    from ssl_vit.training.progress import ProgressLine
-    from ssl_vit.training.trainer import Log
-
-    config, plan, folder = prepared.config, prepared.plan, prepared.folder
-    metrics = MetricsLog(
-        folder.metrics,
-        folder.tensorboard,
-        start_step,
-        config.log.every_steps,
-        config.data.global_batch_size,
-        plan,
-        peak_flops(device, plan.precision, config.engine.tf32),
-    )
-    metrics.text("config", to_yaml(config))
-    batch = config.data.global_batch_size
-    watch = CollapseWatch(config.objective, plan.warmup_steps)
-    watch.recall(lines_with(folder.metrics, "monitor/spread"))
-    return Log(
-        metrics,
-        ProgressLine(start_step, plan.total_steps, batch),
-        Monitor(config.monitor, watch),
-        AlarmFile(folder.alarms, start_step),
-        folder.panels,
-    )
-
-
 def is_complete(folder: RunFolder, total_steps: int) -> bool:
-    """Whether nothing is left to train: the last checkpoint and its export are there."""
+    """Whether nothing is left to train: the last checkpoint and its export are there.
+
+    Args:
+        total_steps: 0: not known yet.
+    """
     newest = newest_checkpoint(folder.checkpoints)
-    if newest is None or step_of(newest) < total_steps:
+    if newest is None or not total_steps or step_of(newest) < total_steps:
         return False
     return (folder.exports / newest.name / INFO_FILE).is_file()
 

@@ -5,9 +5,10 @@ result.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ssl_vit.config import apply_overrides, merged, read_yaml, to_plain, validate
+from ssl_vit.config import merged, read_yaml, to_plain, validate
 from ssl_vit.data.config import DataConfig
 from ssl_vit.errors import UserError
+from ssl_vit.minutes import apply_with_warmup, fill_in_warmup
 from ssl_vit.models.config import VIT_SIZES, BackboneConfig
 from ssl_vit.objectives.config import DinoConfig, MaeConfig
 from ssl_vit.run_config import CONFIG_FILE, RunConfig
@@ -245,7 +246,8 @@ def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunCon
     if file.suffix in (".yaml", ".yml"):
         values = read_yaml(file)
         if (base := values.get("recipe")) in RECIPES:
-            values = merged(to_plain(RECIPES[base]()), values)
+            whole = RECIPES[base]()
+            values = merged(to_plain(whole), fill_in_warmup(values, whole.schedule))
         config = validate(RunConfig, values, str(file))
     else:
         config = find_recipe(recipe)
@@ -254,7 +256,7 @@ def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunCon
             f"{renamed} would only change the name, not the settings",
             f"begin with that recipe instead of {recipe}",
         )
-    return apply_overrides(smoke(config) if is_smoke else config, overrides)
+    return apply_with_warmup(smoke(config) if is_smoke else config, overrides)
 
 
 def _mae(recipe: str, size: str, patch_size: int = 16) -> RunConfig:

@@ -37,6 +37,7 @@ class RunFolder:
         self.evals = self.root / "evals"
         self.jobs = self.root / "jobs"
         self.profile = self.root / "profile"
+        self.rehearsal = self.root / "rehearsal"
 
     def read_config(self) -> RunConfig:
         """What this folder's run was told.
@@ -64,6 +65,11 @@ class RunFolder:
     def total_steps(self) -> int:
         """Updates of the whole run; 0 before its first start."""
         return self._read_plan().get("total_steps", 0)
+
+    def derived_length(self) -> tuple[int, float]:
+        """(updates, measured images/s) that minutes came to; zeros before it was measured."""
+        plan = self._read_plan()
+        return plan.get("total_steps", 0), plan.get("measured_images_per_second", 0.0)
 
     def _read_plan(self) -> dict[str, Any]:
         try:

@@ -97,7 +97,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.objectives.cost",
         "ssl_vit.run_config",
         "ssl_vit.training.config",
+        "ssl_vit.training.length",
         "ssl_vit.training.memory",
+        "ssl_vit.training.split",
     },
     # Of what a network costs, a run knows the sum.
     "ssl_vit.training.memory": {"ssl_vit.models.cost", "ssl_vit.training.config"},
@@ -123,6 +125,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ssl_vit.recipes": {
         "ssl_vit.config",
         "ssl_vit.errors",
+        "ssl_vit.minutes",
         "ssl_vit.run_config",
         "ssl_vit.smoke",
         *(f"ssl_vit.{room}.config" for room in CONFIGS),
@@ -173,8 +176,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.config",
         "ssl_vit.demo",
         "ssl_vit.forecast",
+        "ssl_vit.minutes",
         "ssl_vit.pretrain",
         "ssl_vit.recipes",
+    },
+    "ssl_vit.minutes": {
+        "ssl_vit.config",
+        "ssl_vit.errors",
+        "ssl_vit.run_config",
+        "ssl_vit.training.config",
     },
     "ssl_vit.pretrain": {"ssl_vit.*"},
     "ssl_vit.announce": {
@@ -185,7 +195,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.run_config",
         "ssl_vit.run_data",
         "ssl_vit.run_folder",
+        "ssl_vit.training.checkpoint",
+        "ssl_vit.training.length",
     },
+    "ssl_vit.run_parts": {"ssl_vit.*"},
     "ssl_vit.demo": {"ssl_vit.*"},
     "ssl_vit.forecast": {"ssl_vit.*"},
     # The outer packages know the library and never each other.

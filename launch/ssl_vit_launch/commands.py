@@ -66,15 +66,22 @@ def submit(
     at_exports: AtExportsOption = False,
     dry_run: DryRunOption = False,
     wait: WaitOption = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes", help="How long the run may take; its steps follow from its rate."
+        ),
+    ] = None,
 ) -> None:
     """Queue a run; it saves when the scheduler asks, and resumes by itself."""
+    from ssl_vit.minutes import with_minutes
     from ssl_vit_launch.cluster import read_cluster
     from ssl_vit_launch.submit import Request
 
     request = Request(
         recipe=recipe,
         run=run.absolute(),
-        overrides=tuple(overrides or ()),
+        overrides=tuple(with_minutes(overrides or [], minutes)),
         is_smoke=smoke,
         cluster=read_cluster(cluster),
         nodes=nodes,

@@ -242,9 +242,15 @@ def describe_request(prepared: Prepared, request: Request) -> list[str]:
     nodes = f"{request.nodes} node{'s' * (request.nodes > 1)}"
     if request.min_nodes < request.nodes:
         nodes += f", at least {request.min_nodes},"
+    length = (
+        f"{plan.total_steps:,} updates of {config.data.global_batch_size} "
+        f"({plan.total_epochs:g} epochs of {plan.samples_per_epoch:,} images)"
+        if plan.total_steps
+        else f"{config.schedule.length:g} minutes; the number of updates of "
+        f"{config.data.global_batch_size} follows from the rate measured at the start"
+    )
     lines = [
-        f"{config.recipe}: {plan.total_steps:,} updates of {config.data.global_batch_size} "
-        f"({plan.total_epochs:g} epochs of {plan.samples_per_epoch:,} images)",
+        f"{config.recipe}: {length}",
         f"{nodes} × "
         f"{cluster.processes_per_node} processes, ZeRO-{config.engine.zero_stage}, "
         f"{plan.accumulation} × {plan.micro_batch_size} images a process",

@@ -11,8 +11,10 @@ from ssl_vit.quantities import parse_bytes
 class ScheduleConfig(Config):
     """How long, and how the learning rate rises and falls: linear warm-up, then half a cosine."""
 
-    unit: Literal["epochs", "steps"] = "epochs"
-    """What `length` and `warmup` count."""
+    unit: Literal["epochs", "steps", "minutes"] = "epochs"
+    """What `length` and `warmup` count. Minutes become steps once, by the rate measured at the
+    run's first start; a resumed run keeps them.
+    """
 
     length: float = Field(default=800.0, gt=0)
     """Length of the run."""

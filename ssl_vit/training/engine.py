@@ -7,6 +7,7 @@ Set the environment variable DS_ACCELERATOR before importing this file: deepspee
 import.
 """
 
+import gc
 import logging
 import math
 import time
@@ -72,6 +73,14 @@ def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) ->
     if device == "cpu":
         backend: Any = deepspeed.comm.comm.cdb
         backend.all_gather_function = gather_by_broadcasts
+
+
+def free_memory(device: Literal["cpu", "cuda"]) -> None:
+    """Give back what an engine held that nothing refers to any more."""
+    gc.collect()  # modules and their hooks refer to each other
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 class Engine:
@@ -250,6 +259,11 @@ class Engine:
         votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
         deepspeed.comm.all_reduce(votes, op=deepspeed.comm.ReduceOp.MAX)
         return tuple(bool(vote) for vote in votes.tolist())
+
+    def release(self) -> None:
+        """Undo what DeepSpeed set up for this engine; the process group stays for another one."""
+        self.barrier()
+        self.engine.destroy()
 
     def close(self) -> None:
         """Leave the process group, so that the interpreter ends without warnings."""

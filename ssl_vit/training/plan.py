@@ -4,10 +4,9 @@ logged.
 No torch here: everything that cannot work is said before anything slow is loaded.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from ssl_vit.config import Config
 from ssl_vit.data.config import SLOTS_IN_USE
@@ -18,7 +17,9 @@ from ssl_vit.objectives.config import DinoConfig
 from ssl_vit.objectives.cost import objective_cost, view_pixels
 from ssl_vit.schedules import cosine, warmup_cosine
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
+from ssl_vit.training.length import NOT_TIMED, Timed, steps_of
 from ssl_vit.training.memory import USABLE, largest_micro_batch, memory_of
+from ssl_vit.training.split import largest_divisor, split_batch
 
 if TYPE_CHECKING:
     from ssl_vit.run_config import RunConfig
@@ -90,8 +91,11 @@ class RunPlan(Config):
     samples_per_epoch: int
     """Seen in one epoch; fewer than `data.lanes` are left out, others each time."""
     total_steps: int
+    """0 where the length is in minutes and nothing was measured yet."""
     warmup_steps: int
     total_epochs: float
+    measured_images_per_second: float
+    """From which the steps follow where the length is in minutes; else 0."""
     peak_learning_rate: float
     trained_parameters: int
     step_flops_per_image: float
@@ -99,7 +103,11 @@ class RunPlan(Config):
 
 
 def make_plan(
-    config: "RunConfig", machine: Machine, data: DataFacts, earlier: tuple[str, int] = ("", 0)
+    config: "RunConfig",
+    machine: Machine,
+    data: DataFacts,
+    earlier: tuple[str, int] = ("", 0),
+    timed: Timed = NOT_TIMED,
 ) -> RunPlan:
     """Everything that follows.
 
@@ -109,6 +117,7 @@ def make_plan(
         data: What it runs on.
         earlier: What an earlier start of the run found its micro-batch for, and that; taken again
             if it was for the same.
+        timed: What the minutes came to, where the length is in minutes.
 
     Raises:
         UserError: Batch, lanes, processes and micro-batch do not divide, or not as the objective
@@ -129,10 +138,6 @@ def make_plan(
         wanted = found or find_micro_batch(config, machine, cost, arithmetic)
     micro, accumulation = split_batch(batch, machine.world_size, wanted, lanes)
     _refuse_lone_images(config, micro)
-    samples_per_epoch = data.num_samples // lanes * lanes
-    unit = config.schedule.unit
-    total_steps = max(1, _steps(config.schedule.length, unit, samples_per_epoch, batch))
-    warmup_steps = _steps(config.schedule.warmup, unit, samples_per_epoch, batch)
     workers = choose_workers(config.engine.workers, machine.cores)
     return RunPlan(
         world_size=machine.world_size,
@@ -147,11 +152,7 @@ def make_plan(
         threads=machine.cores,
         num_samples=data.num_samples,
         data_fingerprint=data.fingerprint,
-        sets=plan_sets(data, config.data.weights, total_steps * batch),
-        samples_per_epoch=samples_per_epoch,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        total_epochs=round(total_steps * batch / samples_per_epoch, 3),
+        **_length(config, data, timed),
         peak_learning_rate=peak_learning_rate(config.optimizer, batch),
         trained_parameters=cost.trained,
         # The backward pass computes two products for each of the forward pass.
@@ -221,6 +222,28 @@ def with_micro_batch(plan: RunPlan, micro_batch_size: int, config: "RunConfig") 
     return plan.model_copy(update={"micro_batch_size": micro_batch_size, **changes})
 
 
+def with_length(plan: RunPlan, config: "RunConfig", timed: Timed) -> RunPlan:
+    """The same plan with as many updates as the minutes came to."""
+    sets = tuple((each.source, each.num_samples) for each in plan.sets)
+    data = DataFacts(plan.num_samples, plan.data_fingerprint, sets)
+    return plan.model_copy(update=_length(config, data, timed))
+
+
+def _length(config: "RunConfig", data: DataFacts, timed: Timed) -> dict[str, Any]:
+    """The fields of a plan that depend on the length of the run."""
+    batch, lanes = config.data.global_batch_size, config.data.lanes
+    samples_per_epoch = data.num_samples // lanes * lanes
+    total, warmup = steps_of(config.schedule, samples_per_epoch, batch, timed)
+    return {
+        "sets": plan_sets(data, config.data.weights, total * batch),
+        "samples_per_epoch": samples_per_epoch,
+        "total_steps": total,
+        "warmup_steps": warmup,
+        "total_epochs": round(total * batch / samples_per_epoch, 3),
+        "measured_images_per_second": timed.images_per_second,
+    }
+
+
 def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple[SetPlan, ...]:
     """Each set's share of an update, and how often a run of ``num_seen`` images sees its images."""
     shares = weights or [num_samples for _, num_samples in data.sets]
@@ -272,43 +295,6 @@ def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, pixe
     return max(1, min(max(wanted, 2), fits, 8))
 
 
-def largest_divisor(number: int, most: int) -> int:
-    """The largest that is no larger than ``most``."""
-    return next(each for each in range(min(number, most), 0, -1) if number % each == 0)
-
-
-def split_batch(batch: int, world_size: int, micro_batch_size: int, lanes: int) -> tuple[int, int]:
-    """(images a forward pass, micro-batches an update) of one process.
-
-    Args:
-        batch: Global batch, a multiple of ``lanes``.
-        world_size: Processes; divides ``lanes``.
-        micro_batch_size: Images a forward pass and process, at most.
-        lanes: Of the sample order; a batch that is suggested instead keeps them.
-
-    Raises:
-        UserError: They do not divide; names the nearest batches that do.
-    """
-
-    def divides(candidate: int) -> bool:
-        share = candidate // world_size
-        return share <= micro_batch_size or share % micro_batch_size == 0
-
-    share = batch // world_size
-    if not divides(batch):
-        below = next((b for b in range(batch, 0, -lanes) if divides(b)), None)
-        above = next(b for b in itertools.count(batch, lanes) if divides(b))
-        batches = f"{below} and {above}" if below else str(above)
-        micro = largest_divisor(share, micro_batch_size)
-        raise UserError(
-            f"data.global_batch_size={batch} does not divide over {world_size} processes of "
-            f"engine.micro_batch_size={micro_batch_size}",
-            f"the nearest batches that do are {batches}; or set engine.micro_batch_size={micro}",
-        )
-    micro = min(share, micro_batch_size)
-    return micro, share // micro
-
-
 def peak_learning_rate(optimizer: OptimizerConfig, batch: int) -> float:
     """The learning rate at the end of the warm-up."""
     match optimizer.learning_rate_rule:
@@ -337,14 +323,3 @@ def weight_decay_at(step: int, optimizer: OptimizerConfig, plan: RunPlan) -> flo
     return cosine(
         optimizer.weight_decay, optimizer.final_weight_decay, step / max(1, plan.total_steps)
     )
-
-
-def _steps(
-    length: float, unit: Literal["epochs", "steps"], samples_per_epoch: int, batch: int
-) -> int:
-    match unit:
-        case "epochs":
-            return round(length * samples_per_epoch / batch)
-        case "steps":
-            return round(length)
-    assert_never(unit)

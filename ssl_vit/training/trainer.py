@@ -1,8 +1,10 @@
 """The one training loop. Every objective runs in it; it knows the contract and nothing else."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +22,7 @@ from ssl_vit.training.checkpoint import Checkpoints
 from ssl_vit.training.config import LogConfig
 from ssl_vit.training.engine import Engine
 from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
+from ssl_vit.training.length import Costs, is_measured, warmed_up
 from ssl_vit.training.metrics import MetricsLog
 from ssl_vit.training.preemption import Preemption
 from ssl_vit.training.profile import StepProfile
@@ -38,9 +41,18 @@ class Batches(Protocol):
         """Wait until the shards that were read are known to be whole."""
         ...
 
+    def close(self) -> None:
+        """End the data workers."""
+        ...
+
 
 class Exports(Protocol):
     """Writes portable exports."""
+
+    @property
+    def every_steps(self) -> int:
+        """Updates between two of them."""
+        ...
 
     def due(self, step: int) -> bool:
         """Whether one belongs after ``step`` updates."""
@@ -175,6 +187,54 @@ class Trainer:
                 return False
         return True
 
+    def close(self) -> None:
+        """End the data workers, and leave all files in order."""
+        self.hangs.close()
+        self.batches.close()
+        if self.profile is not None:
+            self.profile.close()
+        if self.log is not None:
+            self.log.close()
+
+    def rehearse(self, minutes: float, began: float) -> Costs | None:
+        """Time a few updates, and once each what else a run does; every rank calls it.
+
+        The parts are of no use afterwards: nothing is counted, logged or kept.
+
+        Args:
+            minutes: Of the whole run; a small part of them is spent here.
+            began: Seconds of ``time.perf_counter`` when the parts began to be built.
+
+        Returns:
+            None where a signal asked to stop.
+        """
+        setup = time.perf_counter() - began
+        seconds: list[float] = []
+        enough = False
+        while not enough:
+            seconds.append(_seconds_of(lambda: self._train_step(len(seconds))))
+            self.hangs.beat()
+            asked, enough = self.engine.any_rank(
+                self.preemption.asked, is_measured(seconds, minutes)
+            )
+            if asked:
+                return None
+        update = fmean(warmed_up(seconds))
+        probe = _seconds_of(self._probe) if self.probe is not None else 0.0
+        panels = _seconds_of(lambda: self._show_panels(0, self.engine.last_batch))
+        export = _seconds_of(lambda: self._export(1))
+        copy = _seconds_of(lambda: self.checkpoints.begin(1))
+        write = _seconds_of(self.checkpoints.finish)
+        shares = [
+            probe / (self.probe.every_steps if self.probe is not None else 1),
+            panels / self.config.panel_every_steps,
+            export / self.exports.every_steps,
+            copy / self.checkpoints.config.every_steps,
+        ]
+        # A run probes before its first update too.
+        once = setup + seconds[0] + 2 * probe + panels + export + copy + write
+        return Costs(once, update + sum(shares), update, len(warmed_up(seconds)))
+
     def _train_step(self, step: int) -> StepResult:
         try:
             measure_norms = (step + 1) % self.config.norm_every_steps == 0
@@ -230,3 +290,9 @@ class Trainer:
         self.objective.train()
         if self.log is not None:
             self.log.show(step, pictures)
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -163,15 +163,38 @@ def test_autocast_rounds_neither_the_losses_nor_the_center():
         torch.testing.assert_close(with_it, without, rtol=0, atol=0)
 
 
-def test_koleo_is_the_mean_logarithm_of_the_nearest_distance():
-    features = random(6, 4)
-    points = features.double().numpy()
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    nearest = [
-        min(np.linalg.norm(points[i] - points[j]) for j in range(6) if j != i) for i in range(6)
+def loop_koleo(features: np.ndarray) -> tuple[float, np.ndarray]:
+    """Its value and its gradient, in float64 with nothing but loops."""
+    lengths = [np.linalg.norm(row) for row in features]
+    points = np.array([row / length for row, length in zip(features, lengths, strict=True)])
+    value, slopes = 0.0, np.zeros_like(points)
+    for i, point in enumerate(points):
+        others = [j for j in range(len(points)) if j != i]
+        distance, j = min((np.linalg.norm(point - points[j]), j) for j in others)
+        value -= math.log(distance) / len(points)
+        # The gradient of a logarithm of a distance: along the line between the two, over it.
+        push = -(point - points[j]) / distance**2 / len(points)
+        slopes[i] += push
+        slopes[j] -= push
+    # Only the part across a row turns it; its length does not count.
+    across = [
+        (slope - point * (point @ slope)) / length
+        for point, slope, length in zip(points, slopes, lengths, strict=True)
     ]
-    expected = -np.mean(np.log(nearest))
-    assert koleo(features).item() == pytest.approx(expected, rel=1e-5)
+    return value, np.array(across)
+
+
+@pytest.mark.parametrize(("apart", "rel"), [(1.0, 1e-5), (1e-2, 1e-4), (1e-3, 1e-3)])
+def test_koleo_is_the_mean_logarithm_of_the_nearest_distance(apart: float, rel: float):
+    features = random(1, 4, seed=1) + apart * random(6, 4)
+    expected, slopes = loop_koleo(features.double().numpy())
+    leaf = features.requires_grad_()
+    value = koleo(leaf)
+    value.backward()
+    assert leaf.grad is not None
+    assert value.item() == pytest.approx(expected, rel=rel)
+    found = leaf.grad.double().numpy()
+    assert np.linalg.norm(found - slopes) < rel * np.linalg.norm(slopes)
 
 
 def test_koleo_pushes_neighbours_apart_and_survives_twins_in_half_precision():
