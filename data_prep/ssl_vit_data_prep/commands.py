@@ -11,6 +11,7 @@ import typer
 
 from ssl_vit.errors import UserError
 from ssl_vit.quantities import format_bytes, parse_bytes
+from ssl_vit_data_prep.layout import count_of
 from ssl_vit_data_prep.options import (
     BytesOption,
     ClassesOption,
@@ -202,8 +203,9 @@ def index(
     )
     made = index_shards(sources, out, options, workers or cores_here(), overwrite)
     kinds = ", ".join(f"{ending} {count:,}" for ending, count in made.endings.items())
+    images = count_of(made.index.num_samples, "image")
     typer.echo(
-        f"indexed  {made.index.num_samples:,} images in {count_shards(len(made.index.shards))}, "
+        f"indexed  {images} in {count_shards(len(made.index.shards))}, "
         f"{format_bytes(made.num_bytes)}: {made.folder}"
     )
     typer.echo(f"endings  {kinds}")

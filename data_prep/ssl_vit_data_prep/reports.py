@@ -29,7 +29,7 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
     resumed = f", {count_shards(made.num_resumed)} of them before" if made.num_resumed else ""
     for each in made.sets:
         print(
-            f"packed   {each.num_images:,} images into {count_shards(each.num_shards)}, "
+            f"packed   {count_of(each.num_images, 'image')} into {count_shards(each.num_shards)}, "
             f"{format_bytes(each.num_bytes)}: {shards / each.name}"
         )
         print(f"classes  {_describe_classes(each.class_counts, each.num_images)}")
@@ -79,8 +79,6 @@ def echo_range(surveyed: "Survey") -> None:
     """The value range of a set, and what is odd about it."""
     if surveyed.values:
         print(f"range    more than 8 bits: {surveyed.values.describe()}")
-        if surveyed.values.no_data is not None:
-            print(f"note     pixels of the value {surveyed.values.no_data:g} hold no data: black")
     for note in surveyed.notes:
         is_warning = note.startswith("warning: ")
         print(f"{'WARNING ' if is_warning else 'note    '} {note.removeprefix('warning: ')}")
@@ -143,4 +141,4 @@ def echo_refused(counts: "Mapping[Kind, int]", folder: Path) -> None:
     if counts:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
         listed = f"listed in {folder / 'refused.jsonl'}"
-        print(f"refused  {sum(counts.values()):,} files, {listed}: {kinds}")
+        print(f"refused  {count_of(sum(counts.values()), 'file')}, {listed}: {kinds}")

@@ -67,12 +67,12 @@ def find_images(images: Path) -> Scan:
 
 
 def _most_frequent(refused: list[Refusal]) -> str:
-    """What there is instead of images: ", but 12 files end in .dcm (DICOM)"."""
+    """What there is instead of images."""
     reasons = Counter(each.reason for each in refused if each.kind == "no image ending")
     if not reasons:
         return ""
     reason, count = reasons.most_common(1)[0]
-    return f"; of {count:,} files there: {reason}"
+    return f"; the most frequent of the other files, {count:,} in all: {reason}"
 
 
 def ending_of(path: str) -> str:

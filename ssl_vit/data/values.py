@@ -72,11 +72,12 @@ class ValueRange:
         low, high = PERCENTILES
         how = "as given"
         if self.num_images:
-            how = f"{low:g} and {high:g} percentile of {self.num_images:,} sampled images"
+            images = "image" if self.num_images == 1 else "images"
+            how = f"{low:g} and {high:g} percentile of {self.num_images:,} sampled {images}"
         return f"values {self} become 0 … 255 ({how})"
 
     def __str__(self) -> str:
-        without = "" if self.no_data is None else f", no data at {format_value(self.no_data)}"
+        without = "" if self.no_data is None else f" ({format_value(self.no_data)} is no data)"
         return f"{format_value(self.low)} … {format_value(self.high)}{without}"
 
 

@@ -306,7 +306,7 @@ def test_on_the_command_line_pack_says_what_to_type_next(images: Path, tmp_path:
     assert (done.returncode, done.stderr) == (0, "")
     assert "16 images" in done.stdout
     assert "2: cat 8, dog 8" in done.stdout
-    assert "1 files, listed in" in done.stdout
+    assert "1 file, listed in" in done.stdout
     assert "empty 1" in done.stdout
     assert f"ssl-vit pretrain mae_small_data --run RUN 'data.shards={shards}'" in done.stdout
     done = ssl_vit("check", shards)
