@@ -144,11 +144,15 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         largest_micro_batch=largest,
         remedies=tuple(remedies),
     )
-    if config.schedule.unit != "minutes":
-        return forecast
-    rate = forecast.images_per_second
+    return _with_steps(forecast) if config.schedule.unit == "minutes" else forecast
+
+
+def _with_steps(forecast: Forecast) -> Forecast:
+    """The number of steps that the minutes of a run come to at the expected rate."""
+    config, rate = forecast.config, forecast.images_per_second
     steps = round(60 * config.schedule.length * rate / config.data.global_batch_size)
-    return replace(forecast, plan=with_length(plan, config, Timed(max(1, steps), rate)))
+    plan = with_length(forecast.plan, config, Timed(max(1, steps), rate))
+    return replace(forecast, plan=plan)
 
 
 def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:

@@ -186,7 +186,7 @@ def find_files(reader: HashingReader, rule: LabelRule) -> Iterator[FoundFile]:
     """All files of a tar with their samples' labels.
 
     Raises:
-        tarfile.TarError: The file is no tar, breaks off, or is not sorted.
+        tarfile.TarError: The file is not a tar, is truncated, or is not sorted.
         LabelError: A label is a list.
     """
     for sample in walk_samples(reader, rule):

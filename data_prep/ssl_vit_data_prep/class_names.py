@@ -21,7 +21,7 @@ MISSING = frozenset(
     ("nan", "NaN", "-nan", "None", "null", "NULL", "<NA>", "NaT", "N/A", "n/a", "#N/A")
 )
 LONGEST_LABEL = 1000
-"""Characters; a longer text is no label."""
+"""Characters; a longer text is not a label."""
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
 

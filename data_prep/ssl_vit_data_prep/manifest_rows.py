@@ -30,7 +30,9 @@ def read_rows(file: Path) -> Iterator[Row]:
     """
     ending = file.suffix.lower()
     if ending not in (".csv", ".tsv", ".jsonl", ".json", ".ndjson"):
-        raise UserError(f"{file} is no manifest by its ending", "give a .csv, .tsv or .jsonl file")
+        raise UserError(
+            f"{file} is not a manifest by its ending", "give a .csv, .tsv or .jsonl file"
+        )
     with file.open(encoding="utf-8-sig", newline="") as stream:
         if ending in (".csv", ".tsv"):
             yield from _table_rows(file, stream, "\t" if ending == ".tsv" else ",")

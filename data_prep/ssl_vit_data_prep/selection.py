@@ -1,7 +1,7 @@
 """Which files of a folder are packed, into which set and with which label: what the folders, the
 manifest and the options say together.
 
-All that is left out or taken otherwise than by its folder is in ``refused`` or ``notes``.
+All that is left out, or taken in another way than by its folder, is in ``refused`` or ``notes``.
 """
 
 from collections.abc import Sequence

@@ -42,7 +42,7 @@ def check_complete(urls: Sequence[str]) -> None:
             raise UserError(
                 f"the shards in {folder} are not complete: the {command} that makes them has not "
                 "ended",
-                "run that command again; it goes on where it was, and makes the index",
+                "run that command again; it continues where it stopped, and makes the index",
             )
 
 

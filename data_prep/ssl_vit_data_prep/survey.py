@@ -37,7 +37,7 @@ class Look:
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """(N,) float64: some of its finite stored values."""
     no_data: float | None = None
-    """What the file says is no data."""
+    """The value without data, by the file."""
 
 
 @dataclass(frozen=True)

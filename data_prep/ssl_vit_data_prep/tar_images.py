@@ -114,7 +114,7 @@ def walk_samples(
         num_json: Keep the `.json` of so many samples, whatever the rule is.
 
     Raises:
-        tarfile.TarError: It is no tar, or one that breaks off, or is not sorted.
+        tarfile.TarError: It is not a tar, is truncated, or is not sorted.
         LabelError: A label is a list, or longer than a name can be.
     """
     walk = _Walk(stream, rule or LabelRule(), num_json)
