@@ -31,8 +31,8 @@ def announce(prepared: "Prepared", start_step: int) -> None:
     ]
     if config.schedule.unit == "minutes" and start_step:
         lines.append(
-            f"{config.schedule.length:g} minutes came to {plan.total_steps:,} steps at the first "
-            f"start ({plan.measured_images_per_second:,.3g} images/s), and stay so"
+            f"{plan.total_steps:,} steps, derived from {config.schedule.length:g} minutes at the "
+            f"first start ({plan.measured_images_per_second:,.3g} images/s)"
         )
     if start_step:
         lines.append(f"resuming at update {start_step:,} from {prepared.folder.checkpoints}")

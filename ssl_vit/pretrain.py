@@ -127,8 +127,8 @@ def _timed_before(config: RunConfig, folder: RunFolder) -> Timed:
     timed = Timed(*folder.derived_length())
     if not timed.total_steps and newest_checkpoint(folder.checkpoints) is not None:
         raise UserError(
-            f"{folder.root} has checkpoints, but {folder.plan} is missing or damaged, and so is "
-            f"the number of steps that {config.schedule.length:g} minutes came to",
+            f"{folder.root} has checkpoints, but {folder.plan} is missing or damaged, so the "
+            f"number of steps derived from {config.schedule.length:g} minutes is lost",
             f"put plan.json back, or start a new run with resume_from={folder.root}",
         )
     return timed

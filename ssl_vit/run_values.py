@@ -26,24 +26,33 @@ def settle_values(
     Raises:
         UserError: Nothing says which range, and the indexes of the data differ.
     """
-    values, origin = _found_before(config, folder)
-    if values is None:
-        values, origin = (shards.values if shards else None), "the index"
-    if values is None:
-        return config, ()
-    no_data = values.no_data if config.data.no_data == "auto" else config.data.no_data
-    changes = {"value_range": (values.low, values.high)}
-    data = config.data.model_copy(
-        update=changes | ({} if no_data is None else {"no_data": no_data})
-    )
-    settled = config.model_copy(update={"data": data})
-    return settled, tuple(_notes(settled, shards, origin))
+    found, origin = _found_before(config, folder)
+    if found is None and (config.data.value_range == "auto" or config.data.no_data == "auto"):
+        found, origin = _of_index(config, shards), "the index"
+    data = config.data
+    if (said := data.values) is None and found is None:
+        ignored = "note: data.no_data has no effect: no range of values is known"
+        return config, ((ignored,) if data.no_data != "auto" else ())
+    values = said or found
+    assert values is not None
+    changes: dict[str, object] = {"value_range": (values.low, values.high)}
+    if data.no_data == "auto" and found is not None and found.no_data is not None:
+        changes["no_data"] = found.no_data
+    settled = config.model_copy(update={"data": data.model_copy(update=changes)})
+    return settled, tuple(_notes(settled, shards, "data.value_range" if said else origin))
+
+
+def _of_index(config: RunConfig, shards: ShardSet | None) -> ValueRange | None:
+    if shards is None:
+        return None
+    if config.data.value_range == "auto":
+        return shards.values
+    # With a range that was said, indexes may differ in theirs; what has no data is the first's.
+    return next((part.values for part in shards.parts if part.values), None)
 
 
 def _found_before(config: RunConfig, folder: RunFolder | None) -> tuple[ValueRange | None, str]:
     """A range that was settled before these shards were opened, and by what."""
-    if said := config.data.values:
-        return said, "data.value_range"
     if folder and folder.config.is_file() and (values := folder.read_config().data.values):
         return values, "this run's config"
     if not config.resume_from:

@@ -52,7 +52,7 @@ def read_label(value: object) -> str:
     is the same with and without decimals: pandas writes 3 as 3.0 where a column has gaps.
 
     Raises:
-        LabelError: It is a list, a mapping, or longer than ``LONGEST_LABEL``.
+        LabelError: It is a list, a mapping, longer than ``LONGEST_LABEL``, or of several lines.
     """
     if isinstance(value, (list, tuple, dict)):
         raise LabelError(_describe(value))
@@ -60,7 +60,9 @@ def read_label(value: object) -> str:
         return ""
     # str(True) is Python's spelling, "true" is JSON's.
     text = json.dumps(value) if isinstance(value, bool) else str(value)
-    text = unicodedata.normalize("NFC", text.strip())
+    text = unicodedata.normalize("NFC", text.strip().removeprefix("\ufeff").strip())
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise LabelError("a text with a line break or another control character")
     if len(text) > LONGEST_LABEL:
         raise LabelError(f"a text of {len(text):,} characters")
     if text[:1] in ("[", "{", "(") and (parsed := _parse(text)) is not None:

@@ -91,7 +91,7 @@ def pack(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pack a folder of images into WebDataset tars with an index; a killed pack goes on."""
-    from ssl_vit.data.values import parse_range
+    from ssl_vit.data.values import parse_no_data, parse_range
     from ssl_vit.distributed import cores_here
     from ssl_vit_data_prep.manifest import choose_columns
     from ssl_vit_data_prep.pack import check_ranges, pack_images
@@ -112,7 +112,7 @@ def pack(
         max_pixels,
         decode,
         values=parse_range(value_range),
-        no_data=no_data,
+        no_data=parse_no_data(no_data),
         page=page.value,
         columns=columns,
         split_folders=split_folders,
@@ -184,7 +184,7 @@ def index(
 ) -> None:
     """Make the index of shards that others wrote; reads each tar once, decodes a few images."""
     from ssl_vit.data.formats import ENDINGS
-    from ssl_vit.data.values import parse_range
+    from ssl_vit.data.values import parse_no_data, parse_range
     from ssl_vit.distributed import cores_here
     from ssl_vit_data_prep.class_names import read_class_names
     from ssl_vit_data_prep.index import IndexOptions, index_shards
@@ -199,7 +199,7 @@ def index(
         allow_shell_urls,
         labels or "cls",
         parse_range(value_range),
-        no_data,
+        parse_no_data(no_data),
     )
     made = index_shards(sources, out, options, workers or cores_here(), overwrite)
     kinds = ", ".join(f"{ending} {count:,}" for ending, count in made.endings.items())
@@ -211,7 +211,7 @@ def index(
     typer.echo(f"endings  {kinds}")
     if made.num_several:
         typer.echo(
-            f"note     {made.num_several:,} samples hold several images, and each counts; "
+            f"note     samples with several images, each of which counts: {made.num_several:,}; "
             "--endings takes some of them"
         )
     echo_labels(made)

@@ -146,7 +146,7 @@ def _check_found(
     options: IndexOptions,
     parts: Parts,
 ) -> None:
-    """Refuse an index of nothing; other options will read the shards anew."""
+    """Refuse an index of nothing; other options will read the shards again."""
     if not filled:
         parts.remove()
         if archives := [each.path for each in refused if each.kind == "inner archive"]:

@@ -26,7 +26,7 @@ def read_rows(file: Path) -> Iterator[Row]:
     """The lines of a `.csv`, `.tsv`, `.jsonl` or `.json` (lines) file, one after the other.
 
     Raises:
-        UserError: It is none of these by its ending, or a line has other columns or is no JSON.
+        UserError: It has another ending, or a line other columns or invalid JSON.
     """
     ending = file.suffix.lower()
     if ending not in (".csv", ".tsv", ".jsonl", ".json", ".ndjson"):
@@ -63,7 +63,7 @@ def _json_rows(file: Path, stream: Iterable[str]) -> Iterator[Row]:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{file}, line {number}, is no JSON: {error}",
+                f"{file}, line {number}, is not valid JSON: {error}",
                 "write one JSON object per line (pandas: orient='records', lines=True)",
             ) from None
         if not isinstance(row, dict):

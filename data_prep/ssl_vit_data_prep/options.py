@@ -46,20 +46,21 @@ ShellOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
 PathColumnOption = Annotated[
-    str, typer.Option("--path-column", help="Of the manifest: paths; `path` if not given.")
+    str, typer.Option("--path-column", help="Manifest column with the paths; `path` if not given.")
 ]
 LabelColumnOption = Annotated[
-    str, typer.Option("--label-column", help="Of the manifest: labels; `label` if not given.")
+    str,
+    typer.Option("--label-column", help="Manifest column with labels; `label` if not given."),
 ]
 SplitColumnOption = Annotated[
     str,
-    typer.Option("--split-column", help="Of the manifest: train, val or test, which become sets."),
+    typer.Option("--split-column", help="Manifest column with train, val or test."),
 ]
 GroupColumnOption = Annotated[
     str,
     typer.Option(
         "--group-column",
-        help="Of the manifest: patient, slide or scene, which --val-fraction keeps together.",
+        help="Manifest column with the patient, slide or scene that --val-fraction keeps together.",
     ),
 ]
 SplitFoldersOption = Annotated[
@@ -118,7 +119,7 @@ ShortSideOption = Annotated[
         "an estimate.",
     ),
 ]
-QualityOption = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of such a JPEG.")]
+QualityOption = Annotated[int, typer.Option("--quality", min=1, max=100, help="JPEG quality.")]
 MaxPixelsOption = Annotated[
     int,
     typer.Option("--max-pixels", min=1, help="Refuse images of more; 0.18 billion at most."),

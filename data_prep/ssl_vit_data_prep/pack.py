@@ -30,7 +30,7 @@ from ssl_vit_data_prep.refusals import REFUSED_FILE, Kind, Refusal, count_kinds,
 from ssl_vit_data_prep.sampling import survey_files
 from ssl_vit_data_prep.scan import ImageFile, find_images
 from ssl_vit_data_prep.selection import select
-from ssl_vit_data_prep.shard_writer import PackOptions, ShardTask, write_shard
+from ssl_vit_data_prep.shard_writer import PackOptions, ShardTask, split_pages, write_shard
 from ssl_vit_data_prep.statistics import add_all
 from ssl_vit_data_prep.survey import (
     Survey,
@@ -156,7 +156,7 @@ def check_ranges(val_fraction: float, max_pixels: int) -> None:
         )
     if max_pixels > MAX_PIXELS:
         raise UserError(
-            f"--max-pixels {max_pixels} is more than training reads", f"at most {MAX_PIXELS}"
+            f"--max-pixels {max_pixels} is more than training accepts", f"at most {MAX_PIXELS}"
         )
 
 
@@ -270,13 +270,19 @@ def _size_ratio(
     images: Path, files: Sequence[ImageFile], options: PackOptions, values: ValueRange | None
 ) -> float:
     """Size of a packed image over that of its file, tried on a few: shards are planned by it."""
-    if not options.reencoding.short_side:
+    if not options.reencoding.short_side and options.page == "first":
         return 1.0
     before = after = 0
     for place in permutation(len(files), options.shuffle_seed)[:_TRIED]:
         try:
-            data, _ = read_image_file(images / files[place].path, options.max_pixels, values=values)
-            after += len(reencode(data, "", options.reencoding, values)[0])
+            data, facts = read_image_file(
+                images / files[place].path, options.max_pixels, values=values
+            )
+            pages = split_pages(data, "", facts.num_pages, options.page)
+            after += sum(
+                len(reencode(page, ending, options.reencoding, values)[0])
+                for _, page, ending in pages
+            )
             before += len(data)
         except ValueError:
             continue  # refused when it is packed

@@ -139,27 +139,36 @@ def _read_images(
     )
     try:
         images = [
-            (each, *reencode(page, ending, options.reencoding, task.values))
-            for each, page, ending in _pages(data, sample, facts.num_pages, options)
+            (
+                replace(sample, key=sample.key + suffix),
+                *reencode(page, ending, options.reencoding, task.values),
+            )
+            for suffix, page, ending in split_pages(
+                data, sample.ending, facts.num_pages, options.page
+            )
         ]
     except ValueError as error:
         raise RefusedError("damaged", str(error)) from None
     return images, facts
 
 
-def _pages(
-    data: bytes, sample: PlannedSample, num_pages: int, options: PackOptions
-) -> Iterator[tuple[PlannedSample, bytes, str]]:
-    """The pages that are packed; a file with one, or whose first one counts, as it is."""
-    if num_pages == 1 or options.page == "first":
-        yield sample, data, sample.ending
-    elif options.page == "middle":
-        yield sample, *split_page(data, num_pages // 2)
+def split_pages(
+    data: bytes, ending: str, num_pages: int, page: Literal["first", "middle", "each"]
+) -> Iterator[tuple[str, bytes, str]]:
+    """(suffix of the key, bytes, ending) of the pages that are packed; a file with one, or whose
+    first one counts, as it is.
+
+    Raises:
+        ValueError: A page cannot be read.
+    """
+    if num_pages == 1 or page == "first":
+        yield "", data, ending
+    elif page == "middle":
+        yield "", *split_page(data, num_pages // 2)
     else:
         digits = len(str(num_pages))
         for number in range(num_pages):
-            key = f"{sample.key}_page_{number + 1:0{digits}d}"
-            yield replace(sample, key=key), *split_page(data, number)
+            yield f"_page_{number + 1:0{digits}d}", *split_page(data, number)
 
 
 def _measure(

@@ -5,9 +5,10 @@ The range is measured once for the whole set, over all its splits: between two p
 sampled values, so that a few hot pixels do not darken everything else.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -94,26 +95,35 @@ def survey(looks: Sequence[Look], given: ValueRange | None, no_data: float | Non
         given: A range that was said.
         no_data: A value without data that was said.
     """
-    deep = [look for look in looks if look.is_deep and len(look.values)]
+    deep = [look for look in looks if look.is_deep]
     notes = _notes_on_levels(looks)
+    if not deep and (given or no_data is not None):
+        notes.append(
+            f"--value-range and --no-data have no effect on the {len(looks):,} sampled images: "
+            "none has more than 8 bits"
+        )
     if not deep:
-        if given or no_data is not None:
-            notes.append(
-                f"--value-range and --no-data have no effect on the {len(looks):,} sampled images: "
-                "none has more than 8 bits"
+        return Survey(len(looks), given and replace(given, no_data=no_data), tuple(notes))
+    absent = _no_data_of([look for look in deep if len(look.values)], no_data)
+    measured_looks = [each for look in deep if len((each := _without(look, absent)).values)]
+    if not measured_looks:
+        if given is None:
+            raise UserError(
+                f"the {len(deep):,} sampled images of more than 8 bits hold no data at all",
+                "say which values are black and white:  --value-range LOW HIGH",
             )
-        return Survey(len(looks), given, tuple(notes))
+        return Survey(len(looks), replace(given, no_data=absent), tuple(notes))
     # As many values of each, so that a large image counts no more than a small one.
-    values = np.concatenate([look.values for look in deep])
-    absent = _no_data_of(deep, no_data)
-    measured = values if absent is None else values[~is_no_data(values, absent)]
+    measured = np.concatenate([look.values for look in measured_looks])
+    measured, saturated = _without_saturation(measured)
+    notes += _notes_on_extremes(absent, said=no_data is not None, saturated=saturated)
     low, high = (float(value) for value in np.percentile(measured, PERCENTILES))
     if given:
         values_range = ValueRange(given.low, given.high, absent)
         notes += _notes_on_given(measured, given, (low, high))
     else:
         values_range = _rounded(low, high, measured, absent, len(deep))
-        notes += _notes_on_mixture(deep, absent)
+        notes += _notes_on_mixture(measured_looks)
     return Survey(len(looks), values_range, tuple(notes))
 
 
@@ -123,6 +133,13 @@ def _some(values: np.ndarray) -> np.ndarray:
         places = np.random.Generator(np.random.Philox(0)).integers(0, len(values), _VALUES)
         values = values[places]
     return values.astype(np.float64)
+
+
+def _without(look: Look, no_data: float | None) -> Look:
+    """The look with its measured values only."""
+    if no_data is None:
+        return look
+    return replace(look, values=look.values[~is_no_data(look.values, no_data)])
 
 
 def _no_data_of(deep: Sequence[Look], said: float | None) -> float | None:
@@ -148,12 +165,46 @@ def find_no_data(values: np.ndarray) -> float | None:
     """
     for extreme in (float(values.min()), float(values.max())):
         others = values[values != extreme]
-        if len(others) > (1 - _LEAST_ABSENT) * len(values) or len(others) == 0:
+        if len(others) > (1 - _LEAST_ABSENT) * len(values) or not _is_far(extreme, others):
             continue
-        distance = float(np.abs(others - extreme).min())
-        if distance > _FAR * np.ptp(others) and len(np.unique(others)) >= _FEWEST_VALUES:
+        if not _is_full_scale(extreme):
             return extreme
     return None
+
+
+def _is_far(extreme: float, others: np.ndarray) -> bool:
+    if len(np.unique(others)) < _FEWEST_VALUES:
+        return False
+    return float(np.abs(others - extreme).min()) > _FAR * float(np.ptp(others))
+
+
+def _is_full_scale(value: float) -> bool:
+    """Whether it is the largest value of a whole number of bits: what a saturated pixel has."""
+    return value in {2.0**bits - 1 for bits in (*range(8, 17), 31, 32)}
+
+
+def _without_saturation(values: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """The values without saturated ones that are far from all others, and what those have."""
+    largest = float(values.max())
+    others = values[values != largest]
+    if _is_full_scale(largest) and _is_far(largest, others):
+        return others, largest
+    return values, None
+
+
+def _notes_on_extremes(no_data: float | None, said: bool, saturated: float | None) -> list[str]:
+    notes = []
+    if no_data is not None and not said:
+        notes.append(
+            f"warning: {format_value(no_data)} is taken for no data, and black (by the files' own "
+            "word, or because it is far from all other values); --no-data VALUE names another"
+        )
+    if saturated is not None:
+        notes.append(
+            f"warning: {format_value(saturated)} is far from all other values, and white, like a "
+            f"saturated pixel; --no-data {saturated:g} makes it black"
+        )
+    return notes
 
 
 def _rounded(
@@ -162,7 +213,8 @@ def _rounded(
     if (values == np.round(values)).all():
         low, high = float(np.floor(low)), float(np.ceil(high))
     else:
-        low, high = float(f"{low:.6g}"), float(f"{high:.6g}")
+        digits = 5 - math.floor(math.log10(high - low)) if high > low else 6
+        low, high = round(low, digits), round(high, digits)
     if high <= low:
         high = low + 1.0  # all values are the same
     return ValueRange(low, high, no_data, num_images)
@@ -200,14 +252,13 @@ def _notes_on_given(values: np.ndarray, given: ValueRange, found: tuple[float, f
     return notes
 
 
-def _notes_on_mixture(deep: Sequence[Look], no_data: float | None) -> list[str]:
+def _notes_on_mixture(deep: Sequence[Look]) -> list[str]:
     depths = sorted({look.depth for look in deep})
     if len(depths) == 1:
         return []
     spans = []
     for depth in depths:
         values = np.concatenate([look.values for look in deep if look.depth == depth])
-        values = values if no_data is None else values[~is_no_data(values, no_data)]
         low, high = (float(value) for value in np.percentile(values, PERCENTILES))
         spans.append(f"{depth} images have {format_value(low)} … {format_value(high)}")
     return [f"warning: one range serves different kinds of values: {', '.join(spans)}"]

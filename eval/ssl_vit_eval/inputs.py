@@ -1,7 +1,7 @@
 """What an evaluation is given, checked at the door without torch, so that mistakes cost nothing."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -131,9 +131,12 @@ def _values(
             f"the export has the value range {info.values}, and --value-range gives another",
             "leave --value-range out: the network learned under the export's",
         )
-    values = info.values or given
     sides = (("--train", train), ("--test", test))
     indexed = [(side, shards, shards.values) for side, shards in sides if shards.values]
+    values = info.values
+    if given:
+        absent = next((own.no_data for _, _, own in indexed if own.no_data is not None), None)
+        values = replace(given, no_data=absent)
     if indexed and values is None:
         side, shards, own = indexed[0]
         raise UserError(

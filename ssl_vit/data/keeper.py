@@ -136,7 +136,11 @@ class Keeper:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            memory = "; most often memory was short" if code == -signal.SIGKILL else ""
+            memory = (
+                "; usually out of memory: lower engine.workers or engine.prefetch"
+                if code == -signal.SIGKILL
+                else ""
+            )
             raise UserError(
                 f"the process that fetches and verifies shards ended with exit code {code}",
                 f"run the same command again{memory}",

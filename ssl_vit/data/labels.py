@@ -54,20 +54,22 @@ def choose_images(shards: ShardSet, most: int, seed: int = 0) -> tuple[np.ndarra
         Sample numbers of train and of test, disjoint; test may be empty. A class of test is one of
         train: a class's only image goes to train, since no classifier could get it right in test.
     """
-    numbers = labelled_numbers(shards)
+    all_labels = shards.labels
     rng = np.random.Generator(np.random.Philox(seed))
     # By place in its class first, so that any cut has all classes in their proportions.
-    order = rng.permutation(numbers)
-    labels = shards.labels[order]
-    place = np.zeros(len(order))
-    for label in np.unique(labels):
-        mine = labels == label
-        place[mine] = (np.arange(mine.sum()) + 0.5) / mine.sum()
+    order = rng.permutation(np.flatnonzero(all_labels != NO_LABEL))
+    labels = all_labels[order]
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    firsts = np.cumsum(counts) - counts
+    place = np.empty(len(order))
+    ranks = np.arange(len(order)) - firsts[labels[by_class]]
+    place[by_class] = (ranks + 0.5) / counts[labels[by_class]]
     chosen = order[np.argsort(place, kind="stable")][:most]
     rng.shuffle(chosen)
     num_test = max(1, len(chosen) // _PROBE_TEST_SHARE)
     test, train = chosen[:num_test], chosen[num_test:]
-    known = np.isin(shards.labels[test], shards.labels[train])
+    known = np.isin(all_labels[test], all_labels[train])
     return np.sort(np.concatenate([train, test[~known]])), np.sort(test[known])
 
 

@@ -4,6 +4,8 @@ animation as PNG.
 
 import io
 
+from PIL import ImageOps
+
 from ssl_vit.data import tiff
 from ssl_vit.data.decode import open_by_pillow
 
@@ -24,8 +26,10 @@ def split_page(data: bytes, number: int) -> tuple[bytes, str]:
     try:
         with open_by_pillow(data) as image:
             image.seek(number)
-            mode = "RGBA" if image.has_transparency_data else "RGB"
-            image.convert(mode).save(stream, "PNG", compress_level=1)
+            frame = ImageOps.exif_transpose(image.convert("RGBA"))
+            is_opaque = frame.getchannel("A").getextrema() == (255, 255)
+            frame = frame.convert("RGB") if is_opaque else frame
+            frame.save(stream, "PNG", compress_level=1)
     except ValueError:
         raise
     except Exception as error:  # whatever a damaged frame makes Pillow trip over

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssl_vit.data.values import ValueRange
+from ssl_vit.data.values import ValueRange, is_no_data
 
 MAX_DECODED_BYTES = 2**29
 """Stored values of one image beyond which it is refused: every data worker would need as much."""
@@ -54,7 +54,7 @@ class Raster(NamedTuple):
         flat = self.values.reshape(-1)
         if flat.dtype.kind == "f":
             flat = flat[np.isfinite(flat)]
-        return flat if self.no_data is None else flat[flat != flat.dtype.type(self.no_data)]
+        return flat if self.no_data is None else flat[~is_no_data(flat, self.no_data)]
 
     def to_rgb(self, values: ValueRange | None) -> np.ndarray:
         """(H, W, 3) uint8, composited on white, not yet turned.

@@ -125,6 +125,13 @@ class ShardSet:
         if len(found) > 1:
             (first, one), (second, other) = list(found.items())[:2]
             low, high = min(first.low, second.low), max(first.high, second.high)
+            if (first.low, first.high) == (second.low, second.high):
+                absent = first.no_data if first.no_data is not None else second.no_data
+                raise UserError(
+                    f"{one} and {other} have different values without data: {first} and {second}",
+                    f"make both indexes with --no-data {absent:g}; in training, "
+                    f"data.value_range=[{low:g},{high:g}] data.no_data={absent:g}",
+                )
             raise UserError(
                 f"{one} and {other} have different value ranges, {first} and {second}",
                 f"make both indexes with --value-range {low:g} {high:g}; in training, "

@@ -81,7 +81,7 @@ def read_unusual(data: bytes, check_size: Callable[[int, int], None]) -> Raster 
         values = _page_values(file, 0)
         opacity = None
         if layout.opacity is not None:
-            opacity = _share(values[:, :, layout.opacity])
+            opacity = _share(values[:, :, layout.opacity], page.bitspersample)
         if values.ndim == 3:
             values = values[:, :, :3] if layout.color == "RGB" else values[:, :, 0]
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
@@ -114,14 +114,21 @@ def split_page(data: bytes, number: int) -> bytes:
                 f"a TIFF of several pages in {page.photometric.name}, which are not taken apart"
             )
         values = _page_values(file, number)
+        is_inverted = page.photometric == kinds.MINISWHITE
+        if is_inverted:
+            values = _inverted(values, page.bitspersample)
+        if values.dtype == bool or (values.dtype == np.uint8 and page.bitspersample < 8):
+            values = values.astype(np.uint8) * (255 // (2**page.bitspersample - 1))
         tags = []
-        if (no_data := page.tags.get(_GDAL_NODATA)) is not None:
-            tags.append((_GDAL_NODATA, "s", 0, str(no_data.value), True))
+        if (turned := page.tags.get(_ORIENTATION)) is not None:
+            tags.append((_ORIENTATION, "H", 1, int(turned.value), True))
+        if (no_data := _no_data(page)) is not None:
+            tags.append((_GDAL_NODATA, "s", 0, f"{no_data!r}", True))
         stream = io.BytesIO()
         tifffile.imwrite(
             stream,
             values,
-            photometric=page.photometric,
+            photometric=kinds.MINISBLACK if is_inverted else page.photometric,
             extrasamples=page.extrasamples or None,
             planarconfig="contig" if values.ndim == 3 else None,
             compression="zlib",
@@ -175,7 +182,11 @@ def _layout(page: Any) -> _Layout:
         opacity is not None and extra[opacity - num_colors] == _ASSOCIATED,
         bands - known,
         # 8 bits in chunky order; more than one opacity or unknown channel is not for Pillow.
-        plain=is_small and bands <= num_colors + 1 and (bands == 1 or page.planarconfig == 1),
+        # Pillow lacks grey with opacity, if it is associated or white is 0.
+        plain=is_small
+        and bands <= num_colors + 1
+        and (bands == 1 or page.planarconfig == 1)
+        and not (is_grey and opacity is not None),
     )
 
 
@@ -191,7 +202,13 @@ def _count_pages(file: tifffile.TiffFile) -> int:
 def _same_pages(file: tifffile.TiffFile) -> list[Any]:
     first: Any = file.pages.first
     pages: list[Any] = list(file.pages)
-    return [page for page in pages if not page.is_reduced and page.shape == first.shape]
+    kind = (first.shape, first.dtype, first.photometric, first.bitspersample)
+    return [
+        page
+        for page in pages
+        if not page.is_reduced
+        and (page.shape, page.dtype, page.photometric, page.bitspersample) == kind
+    ]
 
 
 def _page_values(file: tifffile.TiffFile, number: int) -> np.ndarray:
@@ -223,11 +240,11 @@ def _inverted(values: np.ndarray, bits: int) -> np.ndarray:
     raise ValueError(f"a min-is-white TIFF of {values.dtype} values, which have no white")
 
 
-def _share(opacity: np.ndarray) -> np.ndarray:
+def _share(opacity: np.ndarray, bits: int) -> np.ndarray:
     """(H, W) float32 in [0, 1]."""
     if opacity.dtype.kind == "f":
         return np.nan_to_num(opacity).clip(0, 1).astype(np.float32)
-    return (opacity / np.iinfo(opacity.dtype).max).clip(0, 1).astype(np.float32)
+    return (opacity / float(2**bits - 1)).clip(0, 1).astype(np.float32)
 
 
 def _no_data(page: Any) -> float | None:
@@ -236,4 +253,7 @@ def _no_data(page: Any) -> float | None:
         value = float(tag.value) if tag else None
     except (TypeError, ValueError):
         return None
-    return value if value is not None and np.isfinite(value) else None
+    if value is None or not np.isfinite(value):
+        return None
+    is_inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    return 2**page.bitspersample - 1 - value if is_inverted else value

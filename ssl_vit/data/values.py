@@ -15,6 +15,8 @@ from ssl_vit.errors import UserError
 PERCENTILES = (0.1, 99.9)
 """Of a set's sampled values, that become black and white unless a range is given."""
 
+_SAME = 3e-6  # relative difference of two ways to write one value
+
 # Values converted at a time: a copy in float64 of a whole image could be eight times its size.
 _BLOCK = 2**20
 
@@ -98,11 +100,28 @@ def parse_range(given: tuple[float, float] | None) -> ValueRange | None:
     return ValueRange(low, high)
 
 
+def parse_no_data(given: float | None) -> float | None:
+    """What `--no-data VALUE` gives; None where it is not given, or NaN, which never is data.
+
+    Raises:
+        UserError: It is infinite.
+    """
+    if given is None or math.isnan(given):
+        return None
+    if math.isinf(given):
+        raise UserError(
+            f"--no-data {given:g} is not a finite value",
+            "leave it out: infinite values become black or white by themselves",
+        )
+    return given
+
+
 def is_no_data(values: np.ndarray, no_data: float) -> np.ndarray:
     """Boolean of the same shape: which values are the one that means "no data"."""
     if values.dtype.kind == "f":
-        # A float32 file holds the nearest float32 of what its metadata says in decimal.
-        return values == values.dtype.type(no_data)
+        # A file holds the nearest float32 of what is said in decimal, often to six digits.
+        near = np.abs(values.astype(np.float64) - no_data) <= _SAME * abs(no_data)
+        return near & np.isfinite(values)
     return values == no_data
 
 

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ssl_vit.data.decode import Picture, decode_image, facts_of
+from ssl_vit.data.decode import Picture, decode_image, facts_of, read_raster
 from ssl_vit.data.pages import split_page
 from ssl_vit.data.values import ValueRange
 from tests.pictures import encode, photograph
@@ -223,6 +223,32 @@ def test_transparency_of_16_bits_is_shown_on_white():
         np.testing.assert_array_equal(decode_image(data, RANGE), expected)
 
 
+@pytest.mark.parametrize("kind", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("opacity", ["assocalpha", "unassalpha"])
+def test_grey_tiffs_of_8_bits_with_opacity(kind: str, opacity: str):
+    grey = photograph(48, 64)[..., 0]
+    alpha = np.full_like(grey, 255)
+    alpha[:24] = 0
+    grey[:24] = 0
+    stored = grey if kind == "minisblack" else 255 - grey
+    data = tiff(
+        np.dstack([stored, alpha]), photometric=kind, extrasamples=[opacity], planarconfig="contig"
+    )
+    decoded = decode_image(data)
+    assert (decoded[:24] == 255).all()
+    np.testing.assert_array_equal(decoded[24:, :, 0], grey[24:])
+
+
+def test_the_value_without_data_is_that_of_the_file_where_white_is_low():
+    tags = [(42113, "s", 0, "0", True)]
+    stored = 65535 - LEVELS
+    stored[0] = 0
+    data = tiff(stored, photometric="miniswhite", extratags=tags)
+    decoded = decode_image(data, RANGE)
+    assert not decoded[0].any()
+    np.testing.assert_array_equal(decoded[1:], shown(LEVELS[1:], 0, 3071))
+
+
 def test_an_opaque_channel_changes_nothing():
     pixels = photograph(48, 64)
     opaque = Image.fromarray(np.dstack([pixels, np.full((48, 64), 255, np.uint8)]))
@@ -340,6 +366,42 @@ def test_pages_of_8_bits(make: Callable[[list[np.ndarray]], bytes]):
     assert facts_of(data).num_pages == 3
     for number, expected in enumerate(pages):
         np.testing.assert_array_equal(decode_image(split_page(data, number)[0]), expected)
+
+
+@pytest.mark.parametrize("no_data", ["-9999", "-3.4e+38", "70000", "nan", "none"])
+def test_a_value_without_data_that_cannot_occur_is_harmless(no_data: str):
+    data = tiff(LEVELS, extratags=[(42113, "s", 0, no_data, True)])
+    raster = read_raster(data)
+    assert raster is not None
+    assert len(raster.measured()) == LEVELS.size
+    np.testing.assert_array_equal(decode_image(data, RANGE), shown(LEVELS, 0, 3071))
+
+
+def test_a_page_of_its_own_keeps_sense_and_orientation():
+    turned = [(274, "H", 1, 6, True)]
+    pages = np.stack([4095 - LEVELS, 4000 - LEVELS])
+    data = tiff(pages, photometric="miniswhite", extratags=turned)
+    whole, values = decode_image(data, ValueRange(61440, 65535)), ValueRange(61440, 65535)
+    page, _ = split_page(data, 0)
+    np.testing.assert_array_equal(decode_image(page, values), whole)
+    assert whole.shape == (64, 48, 3)
+    frames = [Image.fromarray(photograph(20, 40, seed)) for seed in range(2)]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    webp = encode(
+        frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, exif=exif
+    )
+    np.testing.assert_array_equal(decode_image(split_page(webp, 0)[0]), decode_image(webp))
+
+
+def test_an_orientation_survives_long_texts():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encode(photograph(32, 48), "PNG", exif=exif)
+    text = chunk(b"zTXt", b"text\0\0" + zlib.compress(b"x" * 3_000_000))
+    data = plain[:33] + text + plain[33:]
+    assert decode_image(data).shape == (48, 32, 3)
+    np.testing.assert_array_equal(decode_image(data), decode_image(plain))
 
 
 def test_a_bilevel_tiff_is_black_and_white():

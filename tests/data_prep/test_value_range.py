@@ -10,12 +10,15 @@ import tifffile
 import yaml
 from PIL import Image
 
+from ssl_vit.config import apply_overrides
 from ssl_vit.data.decode import decode_image
 from ssl_vit.data.index_file import read_index
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.export import read_export_info
+from ssl_vit.recipes import read_config
+from ssl_vit.run_values import settle_values
 from ssl_vit_data_prep.check import check_shards
 from ssl_vit_data_prep.pack import pack_images
 from ssl_vit_data_prep.shard_writer import PackOptions
@@ -61,7 +64,14 @@ SHARES = RNG.random(4000)
         ([deep(SHARES, "32-bit float")], 0.0, 1.0, None),
         ([deep(np.append(SHARES, [-9999] * 400), "32-bit float")], 0.0, 1.0, -9999),
         ([deep(np.append(SHARES, [3.4e38] * 40), "32-bit float")], 0.0, 1.0, 3.4e38),
-        ([deep(np.append(COUNTS, [65535] * 100))], 100, 3999, 65535),
+        # A saturated pixel is white, and does not stretch the range.
+        ([deep(np.append(COUNTS, [65535] * 100))], 100, 3999, None),
+        ([deep(np.append(COUNTS, [60000] * 100))], 100, 3999, 60000),
+        # float32 holds neighbors of what is said in decimal.
+        ([deep(np.append(SHARES, np.full(400, 1e20, np.float32)), no_data=1e20)], 0, 1, 1e20),
+        ([deep(np.append(SHARES, [-3.4028235e38] * 9), no_data=-3.40282e38)], 0, 1, -3.40282e38),
+        # A large offset does not round the range away.
+        ([deep(2_000_000 + 3 * SHARES, "64-bit float")], 2_000_000, 2_000_003, None),
         ([deep(np.append(SHARES, [-1.0] * 400), no_data=-1.0)], 0.0, 1.0, -1.0),
         # One range for all: the second image alone would be stretched.
         ([deep(COUNTS), deep(np.full(4000, 200))], 100, 3999, None),
@@ -91,11 +101,52 @@ def test_a_mask_and_a_tail_are_data(values: np.ndarray):
         ([Look("", "8-bit", False, np.full(500, 3.0))], None, "levels 3 … 3 of 0 … 255 only"),
         ([Look("", "8-bit", False, COUNTS % 256)], ValueRange(0, 9), "have no effect"),
         ([deep(COUNTS), deep(SHARES, "32-bit float")], None, "different kinds of values"),
+        ([deep(np.append(COUNTS, [65535] * 99))], None, "like a saturated pixel"),
+        ([deep(np.append(SHARES, [-9999] * 400))], None, "-9,999 is taken for no data"),
     ],
 )
 def test_what_is_odd_about_a_range_is_said(looks: list[Look], given: ValueRange | None, said: str):
     (note,) = survey(looks, given, None).notes
     assert re.search(said, note)
+
+
+def test_a_sample_without_any_data_needs_a_range():
+    empty = [deep(np.full(100, -9999.0), "32-bit float"), deep(np.zeros(0), "32-bit float")]
+    with pytest.raises(UserError, match="hold no data at all"):
+        survey(empty, None, -9999)
+    found = survey(empty, ValueRange(0, 1), -9999)
+    assert found.values == ValueRange(0, 1, -9999)
+    mixed = survey([*empty, deep(COUNTS)], None, -9999)
+    assert mixed.values is not None
+    assert mixed.values.low == pytest.approx(100, abs=20)
+    assert mixed.notes == ()
+
+
+def test_a_said_range_keeps_the_value_without_data(shards: Path, tmp_path: Path):
+    index = tmp_path / "index"
+    done = ssl_vit("shards", "index", shards / "train", "--out", index, "--no-data", "600")
+    assert done.returncode == 0, done.stderr
+    config = read_config("mae_small_data", [f"data.shards={index}"], is_smoke=False)
+    opened = open_shards(index)
+    for word in ((), ("data.value_range=[0,4095]",)):
+        settled, _ = settle_values(apply_overrides(config, word), opened, None)
+        assert settled.data.no_data == 600
+    said, notes = settle_values(
+        apply_overrides(config, ["data.no_data=3"]), open_shards(shards / "train"), None
+    )
+    assert said.data.no_data == 3
+    assert len(notes) == 2
+    ignored, notes = settle_values(apply_overrides(config, ["data.no_data=3"]), None, None)
+    assert ignored.data.value_range == "auto"
+    assert "no effect" in notes[0]
+
+
+def test_no_data_is_a_finite_value(shards: Path, tmp_path: Path):
+    words = ("shards", "index", shards / "train", "--out", tmp_path)
+    done = ssl_vit(*words, "--no-data", "inf")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 2)
+    done = ssl_vit(*words, "--no-data", "nan")  # which never is data
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unremarkable_set_has_no_notes():
