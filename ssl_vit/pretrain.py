@@ -120,7 +120,7 @@ def _timed_before(config: RunConfig, folder: RunFolder) -> Timed:
     if config.schedule.unit != "minutes":
         return NOT_TIMED
     timed = Timed(*folder.derived_length())
-    if not timed.total_steps and newest_checkpoint(folder.checkpoints) is not None:
+    if not timed.total_steps and has_begun(folder):
         raise UserError(
             f"{folder.root} has checkpoints, but {folder.plan} is missing or damaged, and so is "
             f"the number of steps that {config.schedule.length:g} minutes came to",

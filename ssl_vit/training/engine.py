@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import _lru_cache_wrapper
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +23,7 @@ import deepspeed
 import deepspeed.comm
 import deepspeed.ops
 import torch
+from deepspeed.runtime.zero import parameter_offload
 from torch import Tensor
 
 from ssl_vit.data.bad_sample import BadSample
@@ -76,11 +78,20 @@ def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) ->
 
 
 def free_memory(device: Literal["cpu", "cuda"]) -> None:
-    """Give back what an engine held that nothing refers to any more."""
+    """Give back what an engine held that nothing of ours refers to any more."""
+    # ZeRO-3 keeps its newest module in a list, and its engine in the cache of a method.
+    parameter_offload.FWD_MODULE_STACK.clear()
+    for found in gc.get_objects():
+        if isinstance(found, _lru_cache_wrapper) and _is_of_zero(found):
+            found.cache_clear()
     gc.collect()  # modules and their hooks refer to each other
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def _is_of_zero(function: Any) -> bool:
+    return str(function.__module__).startswith("deepspeed.runtime.zero.")
 
 
 class Engine:
