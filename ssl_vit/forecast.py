@@ -131,7 +131,7 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         remedies.insert(0, f"engine.micro_batch_size={largest}")
     checkpointed = memory(activation_checkpointing=True)
     assert checkpointed is not None
-    forecast = Forecast(
+    made = Forecast(
         config=config,
         plan=plan,
         device=known,
@@ -144,11 +144,15 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         largest_micro_batch=largest,
         remedies=tuple(remedies),
     )
-    if config.schedule.unit != "minutes":
-        return forecast
-    rate = forecast.images_per_second
+    return _with_estimated_steps(made) if config.schedule.unit == "minutes" else made
+
+
+def _with_estimated_steps(forecast: Forecast) -> Forecast:
+    """With as many updates as fit into the minutes at the estimated rate."""
+    config, rate = forecast.config, forecast.images_per_second
     steps = round(60 * config.schedule.length * rate / config.data.global_batch_size)
-    return replace(forecast, plan=with_length(plan, config, Timed(max(1, steps), rate)))
+    timed = Timed(max(1, steps), rate)
+    return replace(forecast, plan=with_length(forecast.plan, config, timed))
 
 
 def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:

@@ -82,16 +82,12 @@ def free_memory(device: Literal["cpu", "cuda"]) -> None:
     # ZeRO-3 keeps its newest module in a list, and its engine in the cache of a method.
     parameter_offload.FWD_MODULE_STACK.clear()
     for found in gc.get_objects():
-        if isinstance(found, _lru_cache_wrapper) and _is_of_zero(found):
+        if isinstance(found, _lru_cache_wrapper) and "deepspeed.runtime" in str(found.__module__):
             found.cache_clear()
     gc.collect()  # modules and their hooks refer to each other
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-def _is_of_zero(function: Any) -> bool:
-    return str(function.__module__).startswith("deepspeed.runtime.zero.")
 
 
 class Engine:
