@@ -78,10 +78,12 @@ def run_legs(out: Path, world_size: int, *legs: str) -> list[Result]:
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
     assert not any(words.strip() for words in said), f"library noise: {said}"
     results = json.loads(out.read_text())
-    # A rehearsal's engine, which loads nothing, must leave room for the run's own.
-    loads = [leg.split(":")[3] != "-" for leg in legs]
-    left = [found["left"] for found in results]
-    assert not [count for count, loaded in zip(left, loads, strict=True) if count and not loaded]
+    # Such as a rehearsal's engine, from scratch and of several updates, must leave room for the
+    # run's own.
+    fresh = [leg.split(":")[1:4] == ["0", str(worker.STEPS), "-"] for leg in legs]
+    assert not any(
+        found["left"] for found, is_fresh in zip(results, fresh, strict=True) if is_fresh
+    )
     return results
 
 
