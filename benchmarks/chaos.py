@@ -29,7 +29,7 @@ from ssl_vit.training.checkpoint import complete_checkpoints, read_manifest, ste
 
 _EVERY = 8  # updates between two checkpoints
 _TOLERANCE = 1e-3  # of a loss, relative: sums over ranks and stages are rounded in other orders
-_PATIENCE = 120.0  # seconds for one start
+_PATIENCE = 600.0  # seconds for one start
 
 
 @dataclass

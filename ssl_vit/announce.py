@@ -81,10 +81,13 @@ def regrouped(config: RunConfig, before: tuple[int, int], now: tuple[int, int]) 
 
 def describe_measured(minutes: float, elapsed: float, timed: Timed, costs: Costs) -> list[str]:
     """What minutes came to, of which ``elapsed`` seconds are over."""
-    steps = "1 step" if timed.total_steps == 1 else f"{timed.total_steps:,} steps"
+
+    def steps(count: int) -> str:
+        return f"{count:,} step{'s' * (count != 1)}"
+
     lines = [
-        f"{minutes:g} minutes: {steps} at {timed.images_per_second:,.3g} "
-        f"images/s measured over {costs.num_measured} steps"
+        f"{minutes:g} minutes: {steps(timed.total_steps)} at {timed.images_per_second:,.3g} "
+        f"images/s measured over {steps(costs.num_measured)}"
     ]
     if steps_within(minutes, elapsed, costs) < timed.total_steps:
         lines.append(

@@ -131,7 +131,7 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         remedies.insert(0, f"engine.micro_batch_size={largest}")
     checkpointed = memory(activation_checkpointing=True)
     assert checkpointed is not None
-    forecast = Forecast(
+    made = Forecast(
         config=config,
         plan=plan,
         device=known,
@@ -144,15 +144,15 @@ def make_forecast(config: RunConfig, gpus: int, device: str, mfu: float, images:
         largest_micro_batch=largest,
         remedies=tuple(remedies),
     )
-    return _with_steps(forecast) if config.schedule.unit == "minutes" else forecast
+    return _with_estimated_steps(made) if config.schedule.unit == "minutes" else made
 
 
-def _with_steps(forecast: Forecast) -> Forecast:
-    """The number of steps that the minutes of a run come to at the expected rate."""
+def _with_estimated_steps(forecast: Forecast) -> Forecast:
+    """With as many updates as fit into the minutes at the estimated rate."""
     config, rate = forecast.config, forecast.images_per_second
     steps = round(60 * config.schedule.length * rate / config.data.global_batch_size)
-    plan = with_length(forecast.plan, config, Timed(max(1, steps), rate))
-    return replace(forecast, plan=plan)
+    timed = Timed(max(1, steps), rate)
+    return replace(forecast, plan=with_length(forecast.plan, config, timed))
 
 
 def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:

@@ -125,7 +125,7 @@ def _timed_before(config: RunConfig, folder: RunFolder) -> Timed:
     if config.schedule.unit != "minutes":
         return NOT_TIMED
     timed = Timed(*folder.derived_length())
-    if not timed.total_steps and newest_checkpoint(folder.checkpoints) is not None:
+    if not timed.total_steps and has_begun(folder):
         raise UserError(
             f"{folder.root} has checkpoints, but {folder.plan} is missing or damaged, so the "
             f"number of steps derived from {config.schedule.length:g} minutes is lost",

@@ -69,13 +69,17 @@ class RunFolder:
     def derived_length(self) -> tuple[int, float]:
         """(updates, measured images/s) that minutes came to; zeros before it was measured."""
         plan = self._read_plan()
-        return plan.get("total_steps", 0), plan.get("measured_images_per_second", 0.0)
+        steps, rate = plan.get("total_steps"), plan.get("measured_images_per_second")
+        if isinstance(steps, int) and isinstance(rate, int | float):
+            return steps, rate
+        return 0, 0.0
 
     def _read_plan(self) -> dict[str, Any]:
         try:
-            return json.loads(self.plan.read_text())
+            plan = json.loads(self.plan.read_text())
         except (OSError, ValueError):
             return {}
+        return plan if isinstance(plan, dict) else {}
 
     def check(self, config: RunConfig) -> dict[str, str]:
         """Refuse a folder that belongs to something else; return what a resumed run changes.

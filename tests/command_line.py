@@ -17,8 +17,9 @@ ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "passive"}
 # A run of seconds; the run folder comes next.
 SMOKE = ("pretrain", "mae_vits16", "--smoke", "--run")
 
-# Seconds after which a command is taken for one that hangs.
-PATIENCE = 300
+# Seconds after which a command is taken for one that hangs: a machine under load may be twenty
+# times slower than an idle one.
+PATIENCE = 1200
 
 
 def python(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@ mistakes.
 """
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,8 @@ def forecast(
 
 
 def test_the_command_prints_parameters_compute_hours_and_a_row_for_every_stage():
-    began = time.monotonic()
     done = ssl_vit("plan", "mae_vitl16", "--gpus", "64")
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 10  # a third of a second on a quiet machine
     for word in ("329,239,296 trained", "GFLOP an image", "64 GPUs × 1 × 64", "250,225 updates"):
         assert word in done.stdout
     rows = re.findall(r"^\s*([0-3])( \*)?\s+[\d.]+\s", done.stdout, flags=re.MULTILINE)

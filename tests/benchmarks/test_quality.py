@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ssl_vit.errors import UserError
-from tests.command_line import ENVIRONMENT
+from tests.command_line import ENVIRONMENT, PATIENCE
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # last: its files have names that others might have
@@ -173,7 +173,7 @@ def test_a_mistake_is_two_lines_and_writes_nothing(words: tuple[str, ...], tmp_p
         text=True,
         env=ENVIRONMENT,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 2
     error, fix = done.stderr.splitlines()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.index_file import Shard
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
+from tests.command_line import PATIENCE
 from tests.faulty_server import FaultyServer, serving
 from tests.synthetic import write_shards
 
@@ -91,7 +93,7 @@ def test_two_processes_share_one_download_a_shard(server: FaultyServer, tmp_path
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    outputs = [process.communicate("go\n", timeout=60)[0] for process in processes]
+    outputs = [process.communicate("go\n", timeout=PATIENCE)[0] for process in processes]
     count = len(open_shards(server.folder).shards)
     assert outputs == [f"{count}\n"] * 2
     tars = {name: n for name, n in server.requests.items() if name.endswith(".tar")}
@@ -160,7 +162,7 @@ def test_a_fetch_ahead_waits_for_room_and_a_reader_only_for_a_moment(
     for file in held:
         assert file is not None
         file.close()
-    waiting.join(10)
+    waiting.join(PATIENCE)
     assert not waiting.is_alive()
     assert cache.place_of(third).exists()
 
@@ -200,7 +202,7 @@ def test_a_killed_download_leaves_nothing_that_counts(folder: Path, tmp_path: Pa
         process.stdin.write("go\n")
         process.stdin.flush()
         cache = ShardCache(tmp_path)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not list(cache.shards.glob("*.partial")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -217,8 +219,17 @@ def test_a_killed_download_leaves_nothing_that_counts(folder: Path, tmp_path: Pa
 
 
 def test_those_who_wait_for_a_download_that_fails_are_told_and_do_not_try_again(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    try_lock, waiting = cache_module._try_lock, set[int]()
+
+    def noted(file: IO[Any]) -> bool:
+        locked = try_lock(file)
+        if not locked:
+            waiting.add(threading.get_ident())
+        return locked
+
+    monkeypatch.setattr(cache_module, "_try_lock", noted)
     with serving(folder, ["500"] * 3) as server:
         cache = ShardCache(tmp_path, attempts=3, report=lambda line: None)
         shard = remote_shards(server, cache)[0]
@@ -237,7 +248,10 @@ def test_those_who_wait_for_a_download_that_fails_are_told_and_do_not_try_again(
             threads = [threading.Thread(target=read) for _ in range(2)]
             for thread in threads:
                 thread.start()
-            time.sleep(0.3)
+            deadline = time.monotonic() + PATIENCE
+            while len(waiting) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
         for thread in threads:
             thread.join()
         assert len(problems) == 2
@@ -261,7 +275,7 @@ def test_who_waits_for_a_download_does_not_wait_for_those_who_hold_what_came_of_
         time.sleep(0.2)
         cache.place_of(shard).write_bytes((server.folder / shard.name).read_bytes())
         held = cache.hold(shard)
-    waiting.join(10)
+    waiting.join(PATIENCE)
     assert not waiting.is_alive()
     assert held is not None
     assert server.requests[shard.name] == 0
@@ -354,9 +368,10 @@ def test_what_a_killed_fetch_of_the_same_shard_left_takes_no_room(
     cache.shards.mkdir(parents=True)
     (cache.shards / f"{shard.sha256}.{shard.num_bytes}.partial").write_bytes(b"half")
     small = ShardCache(tmp_path, num_bytes=shard.num_bytes * 3 // 2)
-    began = time.monotonic()
-    small.fetch(shard)
-    assert time.monotonic() - began < 5
+    fetching = threading.Thread(target=small.fetch, args=(shard,), daemon=True)
+    fetching.start()
+    fetching.join(PATIENCE)
+    assert not fetching.is_alive(), "it waits for room that nobody will make"
     assert names(small) == {f"{shard.sha256}.tar"}
 
 

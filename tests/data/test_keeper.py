@@ -1,6 +1,7 @@
 """The process that has shards ready: what it walks, fetches ahead, verifies, and how it ends."""
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -46,7 +47,7 @@ def training_needs(shards: ShardSet, steps: int) -> TrainingNeeds:
     return TrainingNeeds(order_of(shards), range(LANES), steps)
 
 
-def wait_for(condition: object, seconds: float = 20.0) -> None:
+def wait_for(condition: object, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
@@ -126,7 +127,9 @@ def test_a_damaged_shard_is_told_while_the_run_goes_on(folder: Path, tmp_path: P
     keeper = Keeper(shards.shards, shards.cache, training_needs(shards, 10**6))
 
     def advance() -> None:
-        for step in range(1000):
+        deadline = time.monotonic() + 300
+        for step in itertools.count():
+            assert time.monotonic() < deadline
             keeper.advance(step)
             time.sleep(0.02)
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-# Seconds after which what takes one or two is taken for what never comes.
-PATIENCE = 60
+# Seconds after which what takes one or two is taken for what never comes, under load too.
+PATIENCE = 300
 
 
 def environments() -> dict[int, dict[str, str]]:

@@ -145,7 +145,8 @@ def test_a_cluster_without_accounting(
 def test_job_ids_that_come_again(shards: Path, unbroken: Path, tmp_path: Path, own_folder: Path):
     with SlurmCluster(own_folder) as cluster:
         first = Job(cluster, tmp_path / "first")
-        first.submit(write_profile(tmp_path, {"pause": 0.1}), shards)
+        # Slow enough to be still there when a machine under load has come to cancel it.
+        first.submit(write_profile(tmp_path, {"pause": 3}), shards)
         first.wait_for_update(2)
         assert launch(cluster, "cancel", first.run).returncode == 0
         first.wait_for_state("CANCELLED")
@@ -161,7 +162,8 @@ def test_job_ids_that_come_again(shards: Path, unbroken: Path, tmp_path: Path, o
         refused_cancel = launch(cluster, "cancel", first.run)
         assert refused_cancel.returncode == 2
         assert "is CANCELLED" in refused_cancel.stderr
-        again = launch(cluster, "resubmit", first.run)
+        quick = write_profile(tmp_path, {"pause": 0.1})
+        again = launch(cluster, "resubmit", first.run, "--cluster", quick)
         assert again.returncode == 0, again.stderr
         for job in (first, second):
             job.wait_for_end()
@@ -201,7 +203,7 @@ def test_sbatchs_own_words_are_passed_on(cluster: SlurmCluster, shards: Path, tm
 
 
 def test_a_run_folder_in_use_is_refused_and_its_job_named(job: Job, shards: Path, tmp_path: Path):
-    profile = write_profile(tmp_path, {"pause": 0.1})
+    profile = write_profile(tmp_path, {"pause": 3})  # it is still there when that is refused
     job.submit(profile, shards)
     said = refused(job.cluster, job.run, "--cluster", profile, f"data.shards={shards}")
     assert f"its job {job.id} is" in said

@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def norms_of(objective: Distilled) -> list[float]:
     return [float(p.detach().double().norm()) for p in objective.parameters()]
 
 
-def run_leg(engine: Any, objective: Distilled, first: int, last: int) -> dict[str, list[Any]]:
+def run_leg(engine: Any, objective: Distilled, first: int, last: int) -> dict[str, Any]:
     """Updates ``first`` to ``last``, without it."""
     processes = engine.processes
     share, size = BATCH // processes.world_size, engine.plan.micro_batch_size
@@ -149,7 +150,7 @@ def run_leg(engine: Any, objective: Distilled, first: int, last: int) -> dict[st
 def main(out: Path, legs: list[str]) -> None:
     set_library_environment("cpu")
     from ssl_vit.training.checkpoint import Checkpoints
-    from ssl_vit.training.engine import Engine, start_process_group
+    from ssl_vit.training.engine import Engine, free_memory, start_process_group
 
     torch.set_num_threads(1)
     processes = read_processes()
@@ -164,14 +165,18 @@ def main(out: Path, legs: list[str]) -> None:
         engine = Engine(objective, OPTIMIZER, config, plan, processes, SEED)
         if first_scale := os.environ.get("FIRST_LOSS_SCALE"):
             engine.loss_scale.state[0] = float(first_scale)
+        checkpoints = Checkpoints(Path(target), engine, CheckpointConfig())
         if source != "-":
             assert Checkpoints(Path(source), engine, CheckpointConfig()).restore() == int(first)
         results.append(run_leg(engine, objective, int(first), int(last)))
         if target != "-":
-            checkpoints = Checkpoints(Path(target), engine, CheckpointConfig())
             checkpoints.begin(int(last))
             assert checkpoints.finish()
-        engine.engine.destroy()
+        parameters = [weakref.ref(parameter) for parameter in objective.parameters()]
+        engine.release()
+        del engine, objective, checkpoints
+        free_memory("cpu")
+        results[-1]["left"] = sum(parameter() is not None for parameter in parameters)
     if processes.is_first:
         out.write_text(json.dumps(results))
     torch.distributed.barrier()

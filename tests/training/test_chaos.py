@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.command_line import ENVIRONMENT
+from tests.command_line import ENVIRONMENT, PATIENCE
 
 CHAOS = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
 
@@ -16,7 +16,7 @@ def test_a_run_killed_twenty_times_ends_as_if_nothing_had_been():
         text=True,
         env=ENVIRONMENT,
         check=False,
-        timeout=900,
+        timeout=12 * PATIENCE,  # 20 starts,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 kills" in done.stdout

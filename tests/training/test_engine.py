@@ -77,7 +77,14 @@ def run_legs(out: Path, world_size: int, *legs: str) -> list[Result]:
     said = [rank.stdout + rank.stderr for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
     assert not any(words.strip() for words in said), f"library noise: {said}"
-    return json.loads(out.read_text())
+    results = json.loads(out.read_text())
+    # Such as a rehearsal's engine, from scratch and of several updates, must leave room for the
+    # run's own.
+    fresh = [leg.split(":")[1:4] == ["0", str(worker.STEPS), "-"] for leg in legs]
+    assert not any(
+        found["left"] for found, is_fresh in zip(results, fresh, strict=True) if is_fresh
+    )
+    return results
 
 
 def assert_same(found: Result, expected: Result, first: int = 0) -> None:

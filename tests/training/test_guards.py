@@ -4,6 +4,7 @@ This file is also the program that a test starts: `python -m tests.training.test
 is `ssl-vit …` whose pixels are NaN in those updates, "3,7" for instance.
 """
 
+import io
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from ssl_vit.data.sources import open_shards
-from tests.command_line import SMOKE, losses, python, run_ranks, ssl_vit
+from tests.command_line import PATIENCE, SMOKE, losses, python, run_ranks, ssl_vit
 
 ROOT = Path(__file__).parents[2]
 WHOLE = "engine.micro_batch_size=8"  # one forward pass an update
@@ -72,9 +73,9 @@ def test_three_in_a_row_end_the_run_with_a_diagnosis(shards: Path, tmp_path: Pat
 
 def test_a_run_that_stands_still_says_where(shards: Path, tmp_path: Path):
     run = tmp_path / "run"
-    done = poisoned("hang", *SMOKE, run, f"data.shards={shards}", "guard.hang_minutes=0.02")
+    done = poisoned("hang", *SMOKE, run, f"data.shards={shards}", "guard.hang_minutes=0.05")
     assert done.returncode == 0, done.stderr
-    assert "no update for 0.02 minutes" in done.stderr
+    assert "no update for 0.05 minutes" in done.stderr
     stacks = (run / "hangs" / "rank_00000.txt").read_text()
     assert "in stand_still" in stacks
     assert "in train_step" in stacks
@@ -102,10 +103,15 @@ def main(updates: str, words: list[str]) -> None:
     from ssl_vit.objectives.pixels import PixelScale
 
     plain: Any = PixelScale.forward
-    calls = 0
+    calls, said, write = 0, io.StringIO(), sys.stderr.write
+    sys.stderr.write = lambda text: said.write(text) and write(text)  # type: ignore[method-assign]
 
     def stand_still() -> None:
-        time.sleep(4)
+        stacks = Path(words[words.index("--run") + 1]) / "hangs" / "rank_00000.txt"
+        deadline = time.monotonic() + PATIENCE
+        while "stand_still" not in stacks.read_text() or "no update for" not in said.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def forward(self: PixelScale, images: Any) -> Any:
         nonlocal calls

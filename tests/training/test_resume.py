@@ -12,7 +12,7 @@ import pytest
 
 from ssl_vit.recipes import read_config
 from ssl_vit.run_folder import RunFolder
-from tests.command_line import SMOKE, begin_ssl_vit, losses, ssl_vit, torchrun
+from tests.command_line import PATIENCE, SMOKE, begin_ssl_vit, losses, ssl_vit, torchrun
 
 
 def interrupt(run: Path, number: signal.Signals, *words: str) -> int:
@@ -198,7 +198,7 @@ def test_a_signal_before_the_first_update_is_not_lost(
         time.sleep(0.005)
     time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) in (0, 75)  # on a fast machine it was done
+    assert process.wait(timeout=PATIENCE) in (0, 75)  # on a fast machine it was done
     assert ssl_vit(*SMOKE, run, words).returncode == 0
     assert losses(run) == losses(unbroken)
 
