@@ -62,7 +62,7 @@ class ValueRange:
     def _convert(self, values: np.ndarray, no_data: float | None) -> np.ndarray:
         exact = values.astype(np.float64)
         scaled = (exact - self.low) * (255.0 / (self.high - self.low))
-        missing = ~(np.isfinite(exact) | np.isinf(exact))
+        missing = np.isnan(exact)
         for absent in (self.no_data, no_data):
             if absent is not None:
                 missing |= is_no_data(values, absent)
