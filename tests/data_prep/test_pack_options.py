@@ -98,9 +98,9 @@ def test_numbers_are_classes_in_their_order(images: Path, tmp_path: Path):
         ("m.csv", "path,label\n../x.png,a\n", "leads out of"),
         ("m.csv", "path,label\n/elsewhere/x.png,a\n", "which is not in"),
         ("m.csv", "path,label\n", "lists no images"),
-        ("m.jsonl", '{"path": "x.png"}\n{', "line 2, is no JSON"),
+        ("m.jsonl", '{"path": "x.png"}\n{', "line 2, is not valid JSON"),
         ("m.jsonl", '["x.png"]\n', "line 1, has no path"),
-        ("m.xlsx", "", "no manifest by its ending"),
+        ("m.xlsx", "", "not a manifest by its ending"),
         ("missing.csv", None, "cannot read"),
     ],
 )
