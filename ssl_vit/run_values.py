@@ -26,8 +26,12 @@ def settle_values(
     Raises:
         UserError: Nothing says which range, and the indexes of the data differ.
     """
-    found, origin = _found_before(config, folder)
-    if found is None and (config.data.value_range == "auto" or config.data.no_data == "auto"):
+    if folder and folder.config.is_file():
+        # Whatever it began with, no range at all among that; other runs may be gone by now.
+        found, origin = folder.read_config().data.values, "this run's config"
+    elif (found := _of_beginning(config)) is not None:
+        origin = "resume_from"
+    else:
         found, origin = _of_index(config, shards), "the index"
     data = config.data
     if (said := data.values) is None and found is None:
@@ -51,16 +55,14 @@ def _of_index(config: RunConfig, shards: ShardSet | None) -> ValueRange | None:
     return next((part.values for part in shards.parts if part.values), None)
 
 
-def _found_before(config: RunConfig, folder: RunFolder | None) -> tuple[ValueRange | None, str]:
-    """A range that was settled before these shards were opened, and by what."""
-    if folder and folder.config.is_file() and (values := folder.read_config().data.values):
-        return values, "this run's config"
+def _of_beginning(config: RunConfig) -> ValueRange | None:
+    """The range of the network that a run starts from."""
     if not config.resume_from:
-        return None, ""
+        return None
     checkpoint = find_checkpoint(config.resume_from)
     if checkpoint is None:
-        return read_export_info(config.resume_from).values, "resume_from"
-    return RunFolder(checkpoint.parent.parent).read_config().data.values, "resume_from"
+        return read_export_info(config.resume_from).values
+    return RunFolder(checkpoint.parent.parent).read_config().data.values
 
 
 def _notes(config: RunConfig, shards: ShardSet | None, origin: str) -> list[str]:
