@@ -97,17 +97,17 @@ class Job:
 
         wait_until(f"{self.run.name} has made {step} updates", made, PATIENCE)
 
-    def wait_for_end(self, seconds: float = PATIENCE) -> None:
+    def wait_for_end(self) -> None:
         """Until it is complete."""
-        wait_until(f"{self.run.name} is complete", lambda: bool(self.events("completed")), seconds)
+        wait_until(f"{self.run.name} is complete", lambda: bool(self.events("completed")), PATIENCE)
 
     def state(self) -> str:
         """Slurm's word."""
         shown = self.cluster.run("scontrol", "show", "job", self.id).stdout
         return next((word[9:] for word in shown.split() if word.startswith("JobState=")), "unknown")
 
-    def wait_for_state(self, *states: str, seconds: float = PATIENCE) -> None:
-        wait_until(f"job {self.id} is {states}", lambda: self.state() in states, seconds)
+    def wait_for_state(self, *states: str) -> None:
+        wait_until(f"job {self.id} is {states}", lambda: self.state() in states, PATIENCE)
 
     def status(self) -> str:
         done = launch(self.cluster, "status", self.run)
@@ -122,7 +122,6 @@ class Job:
         self,
         fault: str,
         act: Callable[[], object] | None,
-        seconds: float = PATIENCE,
         after: int = 20,
     ) -> None:
         """Let something happen to it in the middle, and wait until it is complete all the same.
@@ -130,7 +129,6 @@ class Job:
         Args:
             fault: Its name in the table of docs/reliability.md.
             act: Does it; None where the scheduler will, which is timed from its warning.
-            seconds: After which the run is taken for one that does not come back.
             after: The update to wait for before.
         """
         self.wait_for_update(after)
@@ -142,12 +140,13 @@ class Job:
         wait_until(
             f"{self.run.name} starts again",
             lambda: len(self.events("started")) > starts,
-            seconds,
+            PATIENCE,
         )
         if act is None:
-            warned = self.events("stopped")[starts - 1]
+            # A slow start may have been warned before it could note that.
+            warned = self.events("stopped")[-1]
             began, made = warned.time, warned.step
-        self.wait_for_end(seconds)
+        self.wait_for_end()
         step = self.events("started")[starts].step
         lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         again = next(line["time"] for line in lines if line["step"] == step + 1)

@@ -31,9 +31,9 @@ _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 # (width, depth, heads, images a forward pass)
 SIZES = {
     "first": (48, 1, 3, 4),
-    "small": (192, 6, 3, 96),
-    "middle": (384, 12, 6, 48),
-    "large": (768, 12, 12, 16),
+    "small": (192, 6, 3, 64),
+    "middle": (256, 8, 4, 32),
+    "large": (512, 12, 8, 8),
 }
 STEPS = 3
 
