@@ -36,6 +36,19 @@ def test_processes_of_a_machine_share_its_memory_and_cores(with_memory):
     assert (machine.memory_bytes, machine.device, machine.world_size) == (250, "cpu", 8)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("ATEN_CPU_CAPABILITY", "avx2"), ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")]
+)
+def test_bfloat16_is_for_processors_that_compute_in_it_and_may(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    fast = "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    assert find_machine("cpu", Processes(0, 1, 0, 1)).fast_precision == fast
+    monkeypatch.setenv(name, value)
+    assert find_machine("cpu", Processes(0, 1, 0, 1)).fast_precision == "float32"
+
+
 def test_the_micro_batch_is_the_largest_divisor_that_fits(with_memory, tmp_path: Path):
     with_memory(100_000 * MIB)
     assert prepared(tmp_path / "run").plan.micro_batch_size == 96

@@ -18,6 +18,7 @@ from ssl_vit.config import apply_overrides
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.slots import Loaded
 from ssl_vit.distributed import Processes, leave, read_processes
+from ssl_vit.machine import find_machine
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.cost import Arithmetic
 from ssl_vit.objectives.config import MaeConfig
@@ -25,7 +26,7 @@ from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.run_config import RunConfig
 from ssl_vit.training.config import EngineConfig, ScheduleConfig
 from ssl_vit.training.memory import memory_of
-from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan
+from ssl_vit.training.plan import DataFacts, RunPlan, make_plan
 
 _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 # (width, depth, heads, images a forward pass)
@@ -59,7 +60,7 @@ def config_of(size: str, world_size: int, overrides: list[str]) -> RunConfig:
 
 
 def plan_of(config: RunConfig, processes: Processes) -> RunPlan:
-    return make_plan(config, Machine(processes.world_size, 1, "cpu"), DataFacts(10_000, "none"))
+    return make_plan(config, find_machine("cpu", processes), DataFacts(10_000, "none"))
 
 
 def main(size: str, overrides: list[str]) -> dict[str, float]:
