@@ -258,9 +258,9 @@ def test_a_killed_pack_goes_on_and_ends_like_an_unbroken_one(
     assert {path.name for path in shards.glob("shard-*.tar")} - set(finished) == set()
     assert begin_pack(many, shards, *size, "--workers", later).wait() == 0
     assert everything(shards) == whole
-    # Finished shards were not written again.
+    # Finished shards were not written again; each worker may have had one whose part was not noted.
     parts = [name for name, inode in finished.items() if (shards / name).stat().st_ino == inode]
-    assert len(parts) >= len(finished) - 1
+    assert len(parts) >= len(finished) - int(workers)
 
 
 def test_a_killed_pack_of_other_options_is_not_thrown_away_unasked(many: Path, tmp_path: Path):

@@ -148,7 +148,7 @@ def test_a_crash_at_step_3_every_time_ends(job: Job, shards: Path, tmp_path: Pat
 def test_a_time_limit_shorter_than_the_run(slow: Slow, unbroken: Path):
     job = slow.time_limit.result()
     job.check_same(unbroken)
-    assert "asked to stop (SIGUSR2)" in job.status()
+    assert "asked to stop (SIGUSR2, the time limit)" in job.status()
 
 
 def test_a_failed_node_that_comes_back(slow: Slow, unbroken: Path):
