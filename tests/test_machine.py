@@ -42,6 +42,8 @@ def test_processes_of_a_machine_share_its_memory_and_cores(with_memory):
 def test_bfloat16_is_for_processors_that_compute_in_it_and_may(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ):
+    for limit in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(limit, raising=False)
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     fast = "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
     assert find_machine("cpu", Processes(0, 1, 0, 1)).fast_precision == fast

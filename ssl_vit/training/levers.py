@@ -1,6 +1,9 @@
 """What makes an objective faster or smaller without moving its losses beyond rounding."""
 
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +19,8 @@ def pull_levers(objective: Objective, engine: EngineConfig, device: Literal["cpu
     if device == "cuda":  # torch's own default is neither: products no, convolutions yes
         torch.backends.cuda.matmul.allow_tf32 = engine.tf32
         torch.backends.cudnn.allow_tf32 = engine.tf32
+    if engine.compile and device == "cpu":
+        _separate_compiled_code()
     for stem in objective.stems():
         stem.channels_last = engine.channels_last
     for block in objective.blocks():
@@ -25,6 +30,17 @@ def pull_levers(objective: Objective, engine: EngineConfig, device: Literal["cpu
         if engine.activation_checkpointing:
             forward = _checkpointed(forward)
         block.forward = forward  # type: ignore[method-assign] - hooks stay around it
+
+
+def _separate_compiled_code() -> None:
+    """Give each kind of processor its own folder of compiled code. Torch 2.13 looks code up by the
+    graph alone: what AVX-512 left there makes NaN of everything in a process that has AVX2.
+    """
+    kind = torch.backends.cpu.get_cpu_capability()
+    default = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", default))
+    if folder.name != kind:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / kind)
 
 
 def _compiled_in_training(block: nn.Module) -> Callable[[Tensor], Tensor]:

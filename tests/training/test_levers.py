@@ -1,5 +1,7 @@
 """What each lever does where losses cannot show it; that none moves them is in test_engine.py."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,3 +122,13 @@ def test_names_of_parameters_stay():
     settings = EngineConfig(activation_checkpointing=True, compile=True, channels_last=True)
     pull_levers(objective, settings, "cpu")
     assert [name for name, _ in objective.named_parameters()] == names
+
+
+def test_compiled_code_is_kept_by_kind_of_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for _ in range(2):
+        pull_levers(build(), EngineConfig(compile=True), "cpu")
+        kind = torch.backends.cpu.get_cpu_capability()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / kind)

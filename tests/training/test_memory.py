@@ -26,7 +26,7 @@ COST = Cost(trained=1000, frozen=500, kept_bytes=40.0, checkpointed_bytes=4.0, r
         ("middle", ("engine.zero_stage=0",)),
         ("middle", ("engine.zero_stage=2", "engine.micro_batch_size=16")),
         ("middle", ("engine.zero_stage=3",)),
-        ("middle", ("engine.activation_checkpointing=true", "engine.precision=bfloat16")),
+        ("deep", ("engine.activation_checkpointing=true",)),
         ("middle", ("backbone.drop_path=0.5",)),
     ],
 )
