@@ -274,9 +274,9 @@ def test_a_folder_that_looks_like_a_number_is_answered_with_quotes() -> None:
 @pytest.mark.parametrize(
     ("word", "allowed"),
     [
-        ("engine.micro_batch_size=max", "a whole number from 1, auto"),
-        ("engine.micro_batch_size=0", "a whole number from 1, auto"),
-        ("engine.workers=lots", "a whole number from 0, auto"),
+        ("engine.micro_batch_size=max", "a whole number from 1 to 16777216, auto"),
+        ("engine.micro_batch_size=0", "a whole number from 1 to 16777216, auto"),
+        ("engine.workers=lots", "a whole number from 0 to 1024, auto"),
         ("engine.activation_checkpointing=maybe", "true, false"),
         ("engine.precision=half", "auto, float32, bfloat16, float16"),
         ("seed=99999999999999999999999", "seed < 9223372036854775808"),

@@ -48,10 +48,10 @@ class DataConfig(Config):
     allow_shell_urls: bool = False
     """Whether `pipe:` URLs in an index may run their commands in a shell."""
 
-    global_batch_size: int = Field(default=256, ge=1)
+    global_batch_size: int = Field(default=256, ge=1, le=2**24)
     """Images an update, over all processes and micro-batches."""
 
-    lanes: int = Field(default=64, ge=1)
+    lanes: int = Field(default=64, ge=1, le=2**20)
     """Independent streams an epoch is cut into; divides the global batch, and the number of
     processes divides it.
     """

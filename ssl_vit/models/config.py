@@ -59,19 +59,19 @@ class BackboneConfig(Config):
     ``models.config.VIT_SIZES``.
     """
 
-    width: int = Field(default=768, ge=16)
+    width: int = Field(default=768, ge=16, le=65_536)
     """Features a token, D."""
 
-    depth: int = Field(default=12, ge=1)
+    depth: int = Field(default=12, ge=1, le=1_000)
     """Transformer blocks."""
 
-    heads: int = Field(default=12, ge=1)
+    heads: int = Field(default=12, ge=1, le=65_536)
     """Attention heads; divides the width."""
 
-    patch_size: int = Field(default=16, ge=1)
+    patch_size: int = Field(default=16, ge=1, le=1_024)
     """Pixels a side of one patch."""
 
-    image_size: int = Field(default=224, ge=1)
+    image_size: int = Field(default=224, ge=1, le=16_384)
     """Pixels a side of the training crop; the grid of the position embedding. Other sizes are
     interpolated.
     """
@@ -84,16 +84,16 @@ class BackboneConfig(Config):
     position: Literal["sincos", "learned"] = "learned"
     """`sincos`: fixed, 2-D (He et al. 2021). `learned`: trained (Dosovitskiy et al. 2020)."""
 
-    registers: int = Field(default=0, ge=0)
+    registers: int = Field(default=0, ge=0, le=1_024)
     """Extra tokens without a place (Darcet et al. 2023)."""
 
     feed_forward: Literal["mlp", "swiglu"] = "mlp"
     """GELU MLP, or SwiGLU (Shazeer 2020) with two thirds of the hidden width."""
 
-    mlp_ratio: float = Field(default=4.0, gt=0)
+    mlp_ratio: float = Field(default=4.0, ge=0.1, le=64)
     """Hidden width of the feed-forward part over the token width."""
 
-    layer_scale: float = Field(default=0.0, ge=0)
+    layer_scale: float = Field(default=0.0, ge=0, le=100)
     """Initial LayerScale (Touvron et al. 2021); 0 leaves it out."""
 
     drop_path: float = Field(default=0.0, ge=0, lt=1)

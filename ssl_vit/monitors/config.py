@@ -16,7 +16,7 @@ class MonitorConfig(Config):
     every_steps: int = Field(default=20, ge=1)
     """Updates between two looks at the features for collapse: their spread, RankMe, α-ReQ."""
 
-    buffer: int = Field(default=512, ge=16)
+    buffer: int = Field(default=512, ge=16, le=2**24)
     """Latest feature vectors looked at, of the first process, from as many updates as that takes;
     RankMe can at most be this, and at most the backbone's width.
     """
@@ -29,7 +29,7 @@ class MonitorConfig(Config):
     labelled_every_steps: int = Field(default=500, ge=1)
     """Updates between two such probes."""
 
-    labelled_images: int = Field(default=2_000, ge=FEWEST_PROBED)
+    labelled_images: int = Field(default=2_000, ge=FEWEST_PROBED, le=2**24)
     """At most so many labelled images, the same share of every class; a quarter of them is the test
     set.
     """

@@ -18,13 +18,13 @@ class MaeConfig(Config):
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     """Share of the patches that is hidden; the count is exact (section 3, "Masking")."""
 
-    decoder_width: int = Field(default=512, ge=16)
+    decoder_width: int = Field(default=512, ge=16, le=65_536)
     """Features a token in the decoder (table 1b)."""
 
-    decoder_depth: int = Field(default=8, ge=1)
+    decoder_depth: int = Field(default=8, ge=1, le=1_000)
     """Blocks of the decoder (table 1a)."""
 
-    decoder_heads: int = Field(default=16, ge=1)
+    decoder_heads: int = Field(default=16, ge=1, le=65_536)
     """Attention heads of the decoder."""
 
     normalize_targets: bool = True
@@ -74,13 +74,13 @@ class DinoConfig(Config):
     name: Literal["dino"] = "dino"
     """Which objective this is."""
 
-    dino_weight: float = Field(default=1.0, ge=0)
+    dino_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Of the class token's cross-entropy between views."""
 
-    ibot_weight: float = Field(default=1.0, ge=0)
+    ibot_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Of the masked patches' cross-entropy; 0 masks nothing (DINO)."""
 
-    koleo_weight: float = Field(default=0.1, ge=0)
+    koleo_weight: float = Field(default=0.1, ge=0, le=1e6)
     """Of KoLeo on the global views' class tokens (Oquab et al., section 4). Nearest neighbours are
     sought in a micro-batch, which therefore is part of the result.
     """
@@ -93,13 +93,13 @@ class DinoConfig(Config):
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of the moving average."""
 
-    student_temperature: float = Field(default=0.1, gt=0)
+    student_temperature: float = Field(default=0.1, ge=1e-4, le=100)
     """Of the student's softmax."""
 
-    teacher_temperature: float = Field(default=0.07, gt=0)
+    teacher_temperature: float = Field(default=0.07, ge=1e-4, le=100)
     """Of the teacher's targets, after the warm-up."""
 
-    first_teacher_temperature: float = Field(default=0.04, gt=0)
+    first_teacher_temperature: float = Field(default=0.04, ge=1e-4, le=100)
     """Of the teacher's targets, at the start."""
 
     temperature_warmup: float = Field(default=0.3, ge=0, le=1)
@@ -111,22 +111,22 @@ class DinoConfig(Config):
     final_momentum: float = Field(default=1.0, ge=0, le=1)
     """Of the teacher at the end."""
 
-    prototypes: int = Field(default=65536, ge=2)
+    prototypes: int = Field(default=65536, ge=2, le=2**24)
     """Of the class token's head."""
 
-    bottleneck: int = Field(default=256, ge=1)
+    bottleneck: int = Field(default=256, ge=1, le=65_536)
     """Width before the prototypes of that head."""
 
-    ibot_prototypes: int = Field(default=0, ge=0)
+    ibot_prototypes: int = Field(default=0, ge=0, le=2**24)
     """Of a head of its own for patches; 0: patches share the class token's head."""
 
-    ibot_bottleneck: int = Field(default=256, ge=1)
+    ibot_bottleneck: int = Field(default=256, ge=1, le=65_536)
     """Width before the prototypes of the patches' own head, where there is one."""
 
-    head_hidden: int = Field(default=2048, ge=1)
+    head_hidden: int = Field(default=2048, ge=1, le=2**20)
     """Width of the heads' hidden layers."""
 
-    head_layers: int = Field(default=3, ge=1)
+    head_layers: int = Field(default=3, ge=1, le=100)
     """Linear layers of a head before its prototypes."""
 
     freeze_prototypes: float = Field(default=0.01, ge=0, lt=1)
@@ -138,10 +138,10 @@ class DinoConfig(Config):
     stem_rate: float = Field(default=0.2, gt=0, le=1)
     """Learning rate of the stem, times this (besides the layer decay)."""
 
-    local_crops: int = Field(default=8, ge=0)
+    local_crops: int = Field(default=8, ge=0, le=256)
     """Small views of each image, beside two global ones of `backbone.image_size`."""
 
-    local_size: int = Field(default=96, ge=5)
+    local_size: int = Field(default=96, ge=5, le=16_384)
     """Pixels a side of a local view; a multiple of the patch size."""
 
     min_local_area: float = Field(default=0.05, gt=0, le=1)
@@ -168,13 +168,13 @@ class DinoConfig(Config):
     jitter: float = Field(default=0.8, ge=0, le=1)
     """Probability of changing colours."""
 
-    brightness: float = Field(default=0.4, ge=0)
+    brightness: float = Field(default=0.4, ge=0, le=10)
     """Factors are drawn from 1 ± this."""
 
-    contrast: float = Field(default=0.4, ge=0)
+    contrast: float = Field(default=0.4, ge=0, le=10)
     """Factors are drawn from 1 ± this."""
 
-    saturation: float = Field(default=0.2, ge=0)
+    saturation: float = Field(default=0.2, ge=0, le=10)
     """Factors are drawn from 1 ± this."""
 
     hue: float = Field(default=0.1, ge=0, le=0.5)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ssl_vit.config import Config
 from ssl_vit.quantities import parse_bytes
@@ -16,10 +16,10 @@ class ScheduleConfig(Config):
     run's first start; a resumed run keeps them.
     """
 
-    length: float = Field(default=800.0, gt=0)
+    length: float = Field(default=800.0, gt=0, le=1e12)
     """Length of the run."""
 
-    warmup: float = Field(default=40.0, ge=0)
+    warmup: float = Field(default=40.0, ge=0, le=1e12)
     """Part of the length in which the learning rate rises from 0."""
 
     @model_validator(mode="after")
@@ -35,19 +35,19 @@ class ScheduleConfig(Config):
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2017)."""
 
-    base_learning_rate: float = Field(default=1.5e-4, gt=0)
+    base_learning_rate: float = Field(default=1.5e-4, gt=0, le=1_000)
     """Learning rate at the rule's reference batch."""
 
     learning_rate_rule: Literal["linear_256", "sqrt_1024", "absolute"] = "linear_256"
     """Peak = base × batch/256 (Goyal et al. 2017), base × √(batch/1024) (DINOv2), or base."""
 
-    final_learning_rate: float = Field(default=0.0, ge=0)
+    final_learning_rate: float = Field(default=0.0, ge=0, le=1_000)
     """Learning rate at the end of the cosine."""
 
-    weight_decay: float = Field(default=0.05, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0, le=1_000)
     """Decoupled weight decay at the start; none on biases, norms, tokens and positions."""
 
-    final_weight_decay: float = Field(default=0.05, ge=0)
+    final_weight_decay: float = Field(default=0.05, ge=0, le=1_000)
     """Weight decay at the end, reached on a cosine."""
 
     betas: tuple[float, float] = (0.9, 0.95)
@@ -92,7 +92,7 @@ class EngineConfig(Config):
     a GPU, float32 on a CPU.
     """
 
-    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 64
+    micro_batch_size: Annotated[int, Field(ge=1, le=2**24)] | Literal["auto"] = 64
     """Images a forward pass and process; a process's whole share where that is smaller. `auto`: the
     largest that fits into 80 % of its memory, by `ssl-vit plan`'s figures, found once for a run.
     It is part of the result where images are compared with each other or dropped: KoLeo looks for
@@ -120,10 +120,10 @@ class EngineConfig(Config):
     stems.
     """
 
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=1_024)] | Literal["auto"] = "auto"
     """Data workers a process; `auto`: one for every core it has but one, at least 1, at most 16."""
 
-    prefetch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    prefetch: Annotated[int, Field(ge=1, le=1_024)] | Literal["auto"] = "auto"
     """Micro-batches each data worker prepares ahead; `auto`: enough for two updates, at least 2, at
     most 8, but fewer, down to 1, where a process would hold more than 1 GiB of pixels.
     """
@@ -145,6 +145,13 @@ class EngineConfig(Config):
     def _size_is_readable(self) -> "EngineConfig":
         parse_bytes(str(self.cache_bytes), "engine.cache_bytes=")
         return self
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: object) -> object:
+        if isinstance(value, bool):  # Python takes true for 1
+            raise ValueError("engine.zero_stage is a number; allowed: 0, 1, 2, 3")
+        return value
 
     @model_validator(mode="after")
     def _levers_go_together(self) -> "EngineConfig":
