@@ -160,8 +160,8 @@ def _newest_whole(run: Path) -> int:
         manifest = read_manifest(checkpoint)
         if isinstance(manifest, str):
             raise SystemExit(f"WRONG: half written and in place: {manifest}")
-        for name, facts in manifest["files"].items():
-            if hash_file(checkpoint / name) != facts["sha256"]:
+        for name, facts in manifest.files.items():
+            if hash_file(checkpoint / name) != facts.sha256:
                 raise SystemExit(f"WRONG: half written and in place: {checkpoint / name}")
         newest = step_of(checkpoint)
     return newest

@@ -100,12 +100,12 @@ def main() -> None:
             error.show()
             sys.exit(2)
         mistake = _usage_mistake(error)
-        print(f"error: {mistake.problem}\nfix:   {mistake.remedy}", file=sys.stderr)
+        print(mistake.two_lines, file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         # Every process of a machine finds the same mistake; one of them says it.
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
+            print(error.two_lines, file=sys.stderr)
         code = 2
     if code == _INTERRUPTED:
         print("stopped: the same command goes on where it can", file=sys.stderr)

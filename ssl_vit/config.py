@@ -11,12 +11,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from ssl_vit import foreign
 from ssl_vit.errors import UserError
 
 
@@ -34,6 +34,7 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+_QUOTE = "values are YAML; quote them against the shell"
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -83,17 +84,16 @@ def apply_overrides(config: C, overrides: Sequence[str]) -> C:
         for unknown, siblings in _unknown_paths(kind, _nest(path, value), "", config):
             raise unknown_path_error(kind, unknown, siblings, "the command line")
         try:
-            OmegaConf.update(merged, path, _read_value(value), merge=True)
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            OmegaConf.update(merged, path, _read_value(word), merge=True)
+        except (OmegaConfBaseException, RecursionError) as error:
             raise UserError(
-                f"cannot read the value of '{word}': {str(error).splitlines()[0]}",
-                "values are YAML; quote them against the shell",
+                f"cannot read the value of '{word}': {_first_line(error)}", _QUOTE
             ) from None
     try:
         values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(
-            f"cannot resolve the overrides: {str(error).splitlines()[0]}",
+            f"cannot resolve the overrides: {_first_line(error)}",
             "${…} names another config path, or an environment variable as ${oc.env:NAME}",
         ) from None
     assert isinstance(values, dict)
@@ -109,13 +109,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no config file at {path}", "check the path")
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        values = OmegaConf.to_container(OmegaConf.create(foreign.read_yaml(path)), resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(
-            f"{path} is no readable YAML: {str(error).splitlines()[0]}", "mend the file"
+            f"cannot resolve the values of {path}: {_first_line(error)}", "fix the file"
         ) from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no YAML mapping", "a config file is a mapping of sections")
+    assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
@@ -175,10 +174,17 @@ def unknown_path_error(
     return UserError(f"unknown config path {path} in {source}", remedy)
 
 
-def _read_value(text: str) -> Any:
-    """A word as OmegaConf reads it in files; plain YAML takes `1e-3` for a string."""
-    values: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
+def _read_value(word: str) -> Any:
+    """The value of a `path=value` word, which is YAML as in files."""
+    text = word.partition("=")[2]
+    values = foreign.parse_yaml(f"value: {text}", f"the value of '{word}'", _QUOTE)
+    if values.keys() != {"value"}:
+        raise UserError(f"'{word}' has more than one line", _QUOTE)
     return values["value"]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _nest(path: str, value: Any) -> dict[str, Any]:
@@ -277,11 +283,10 @@ def _in_words(annotation: Any) -> Iterator[str]:
     if annotation in names:
         yield names[annotation]
     elif get_origin(annotation) is Annotated:
-        (least,) = [rule.ge for rule in arguments[1].metadata if hasattr(rule, "ge")] or [None]
-        yield from (
-            f"{word} from {least}" if least is not None else word
-            for word in _in_words(arguments[0])
-        )
+        rules = arguments[1].metadata
+        least = next((f" from {rule.ge}" for rule in rules if hasattr(rule, "ge")), "")
+        most = next((f" to {rule.le}" for rule in rules if hasattr(rule, "le")), "")
+        yield from (f"{word}{least}{most}" for word in _in_words(arguments[0]))
     elif get_origin(annotation) is Literal:
         yield from map(str, arguments)
     elif get_origin(annotation) in (Union, UnionType):

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import ssl_vit
+from ssl_vit.data.index_file import MOST_INDEX_BYTES
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
-from ssl_vit.files import replacing
+from ssl_vit.files import readable, replacing
+from ssl_vit.foreign import Document, checked, read_json
 
 PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "submitit", "numpy")
 
@@ -79,7 +81,7 @@ def record_start(file: Path, data: dict[str, Any], world_size: int, start_step: 
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "start_step": start_step,
             "world_size": world_size,
-            "command": sys.argv,
+            "command": [readable(word) for word in sys.argv],
             "host": platform.node(),
             "python": platform.python_version(),
             "versions": {"ssl-vit": ssl_vit.__version__, **_versions()},
@@ -90,13 +92,24 @@ def record_start(file: Path, data: dict[str, Any], world_size: int, start_step: 
         partial.write_text(json.dumps(environment, indent=1) + "\n")
 
 
+class _Data(Document):
+    fingerprint: str
+    num_samples: int
+    shards: list[str]
+
+
+class _Environment(Document):
+    data: _Data
+    starts: list[dict[str, Any]]
+
+
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"cannot read {file}: {error}", "mend it, or use another --run") from None
+    remedy = "restore it, or use another --run folder"
+    values = read_json(file, remedy, MOST_INDEX_BYTES)
+    checked(_Environment, values, str(file), remedy)
+    return values
 
 
 def _versions() -> dict[str, str]:

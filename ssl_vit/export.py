@@ -14,6 +14,7 @@ from ssl_vit.config import Config, to_plain, validate
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing, share_like_folder
+from ssl_vit.foreign import read_json
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.run_config import CONFIG_FILE, RunConfig
 
@@ -160,11 +161,8 @@ def read_export_info(path: Path | str) -> ExportInfo:
         UserError: There is none, or it cannot be read.
     """
     file = find_export(path) / INFO_FILE
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}", "export again") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = read_json(file, "export again")
+    if values.get("format") != FORMAT:
         raise UserError(f"{file} is not of the format {FORMAT}", "export again with this version")
     return validate(ExportInfo, values, str(file))
 

@@ -4,17 +4,29 @@ reused by mistake.
 
 import contextlib
 import fcntl
-import json
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated
+
+from pydantic import Field
 
 from ssl_vit.config import differences, read_yaml, to_yaml, validate
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
+from ssl_vit.foreign import Count, Document, checked, read_json
 from ssl_vit.run_config import CONFIG_FILE, RunConfig, may_change_on_resume
 
 _LOCK = ".lock"
+
+
+class _Plan(Document):
+    """What later starts and other commands read of a `plan.json` (training/plan.py)."""
+
+    micro_batch_size: Count = 0
+    micro_batch_found_for: str = ""
+    world_size: Count = 0
+    total_steps: Count = 0
+    measured_images_per_second: Annotated[float, Field(ge=0)] = 0.0
 
 
 class RunFolder:
@@ -55,31 +67,27 @@ class RunFolder:
     def found_micro_batch(self) -> tuple[str, int]:
         """What this folder's run found its micro-batch for, and that; ("", 0) where it did not."""
         plan = self._read_plan()
-        return plan.get("micro_batch_found_for", ""), plan.get("micro_batch_size", 0)
+        return plan.micro_batch_found_for, plan.micro_batch_size
 
     def grouping(self) -> tuple[int, int]:
         """(images a micro-batch, processes) of this folder's newest start; zeros before one."""
         plan = self._read_plan()
-        return plan.get("micro_batch_size", 0), plan.get("world_size", 0)
+        return plan.micro_batch_size, plan.world_size
 
     def total_steps(self) -> int:
         """Updates of the whole run; 0 before its first start."""
-        return self._read_plan().get("total_steps", 0)
+        return self._read_plan().total_steps
 
     def derived_length(self) -> tuple[int, float]:
         """(updates, measured images/s) that minutes came to; zeros before it was measured."""
         plan = self._read_plan()
-        steps, rate = plan.get("total_steps"), plan.get("measured_images_per_second")
-        if isinstance(steps, int) and isinstance(rate, int | float):
-            return steps, rate
-        return 0, 0.0
+        return plan.total_steps, plan.measured_images_per_second
 
-    def _read_plan(self) -> dict[str, Any]:
-        try:
-            plan = json.loads(self.plan.read_text())
-        except (OSError, ValueError):
-            return {}
-        return plan if isinstance(plan, dict) else {}
+    def _read_plan(self) -> _Plan:
+        if not self.plan.is_file():
+            return _Plan()
+        remedy = f"restore it; or delete it, and the run is planned again ({self.plan})"
+        return checked(_Plan, read_json(self.plan, remedy), str(self.plan), remedy)
 
     def check(self, config: RunConfig) -> dict[str, str]:
         """Refuse a folder that belongs to something else; return what a resumed run changes.

@@ -146,7 +146,7 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
     assert not isinstance(manifest, str)
     state = objective.state_dict(keep_vars=True)
     try:
-        reader = StateReader([checkpoint / name for name in manifest["files"]])
+        reader = StateReader([checkpoint / name for name in manifest.files])
         for name, tensor in state.items():
             is_weight = isinstance(tensor, torch.nn.Parameter)
             is_position = name.endswith("pos_embed")

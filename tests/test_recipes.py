@@ -169,5 +169,5 @@ def test_another_recipes_name_is_no_setting():
 def test_a_file_of_other_bytes_is_refused(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="no readable YAML"):
+    with pytest.raises(UserError, match="not text in UTF-8"):
         read_config(str(file), [], is_smoke=False)

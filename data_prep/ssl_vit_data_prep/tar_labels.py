@@ -1,6 +1,5 @@
 """Where the labels of foreign tars are, what they say, and where they might be if nothing does."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
+from pydantic_core import from_json
 
 from ssl_vit.data.index_file import (
     INDEX_FILE,
@@ -126,7 +126,7 @@ def read_tar_label(name: str, content: bytes, rule: LabelRule) -> FoundLabel | R
     try:
         value: object = content.decode()
         if rule.source == "json":
-            fields = json.loads(content)
+            fields = from_json(content)
             if not isinstance(fields, dict):
                 return Refusal(name, "unreadable label", "its JSON is not an object")
             found, value = look_up(fields, rule.field)
@@ -134,7 +134,7 @@ def read_tar_label(name: str, content: bytes, rule: LabelRule) -> FoundLabel | R
                 return FoundLabel("")
     except UnicodeDecodeError:
         return Refusal(name, "unreadable label", "it is not text in UTF-8")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Refusal(name, "unreadable label", f"it is not JSON: {error}")
     try:
         label = read_label(value)
@@ -157,8 +157,8 @@ def look_up(fields: Mapping[str, Any], name: str) -> tuple[bool, object]:
 def list_fields(content: bytes) -> list[str]:
     """Names of the fields of a `.json` that hold one value, as :func:`look_up` takes them."""
     try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError):
+        fields = from_json(content)
+    except ValueError:
         return []
     return list(_flatten(fields, "", 1)) if isinstance(fields, dict) else []
 

@@ -16,6 +16,7 @@ from ssl_vit.config import to_plain
 from ssl_vit.data.labels import labelled_numbers
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.files import replacing
+from ssl_vit.foreign import MIB, read_json
 from ssl_vit_eval.classes import LabelledImages
 from ssl_vit_eval.inputs import Inputs
 from ssl_vit_eval.metrics import LARGEST_CONFUSION, chance_difference, class_scores, summarize
@@ -26,6 +27,7 @@ from ssl_vit_eval.tables import class_table, percent, print_table, row_table, wi
 FORMAT = "ssl-vit-evaluation-1"
 # Share of the test images that are also in train from which the verdict speaks of it.
 _MANY_REPEATED = 0.02
+_MOST_BYTES = 256 * MIB  # of a result: it may hold a confusion matrix
 # A list of numbers that JSON's indentation spread over as many lines. No string holds a line break.
 _NUMBERS = re.compile(r"\[\n\s*(\d+(?:,\n\s*\d+)*)\n\s*\]")
 
@@ -112,7 +114,7 @@ def result_path(inputs: Inputs, protocol: str) -> Path:
 def _is_of(path: Path, inputs: Inputs) -> bool:
     """Whether a result is of these images and classes."""
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_json(path, "", _MOST_BYTES)
         # Before sets could differ in their classes, a result had one list of them.
         return all(
             earlier[side]["fingerprint"] == shards.fingerprint
@@ -125,7 +127,7 @@ def _is_of(path: Path, inputs: Inputs) -> bool:
 
 def _has_other_settings(path: Path, inputs: Inputs, evaluation: Evaluation) -> bool:
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_json(path, "", _MOST_BYTES)
         now = json.loads(json.dumps({"name": evaluation.protocol, **evaluation.settings}))
         return (earlier["protocol"], earlier["crop_ratio"]) != (now, inputs.crop_ratio)
     except (OSError, ValueError, KeyError, TypeError):

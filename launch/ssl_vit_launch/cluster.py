@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from ssl_vit.config import Config, validate
 from ssl_vit.errors import UserError
+from ssl_vit.foreign import read_yaml
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -193,13 +193,5 @@ def read_cluster(name: str) -> ClusterConfig:
         raise UserError(
             f"no cluster profile at {name}", "write one (launch/clusters has examples), or local"
         )
-    try:
-        # Not through OmegaConf: `${NAME}` in a line of bash is bash's.
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{name} is no readable YAML: {' '.join(str(error).split())}", "mend it"
-        ) from None
-    if not isinstance(values, dict):
-        raise UserError(f"{name} holds no YAML mapping", "a profile is a mapping: partition: gpu")
-    return validate(ClusterConfig, values, name)
+    # Not through OmegaConf: `${NAME}` in a line of bash is bash's.
+    return validate(ClusterConfig, read_yaml(file), name)

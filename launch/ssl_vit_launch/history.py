@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssl_vit.foreign import Count, Seconds, typed_lines
+
 Kind = Literal[
     "submitted",  # a job was queued
     "started",  # its first process began
@@ -30,13 +32,13 @@ class Event:
     kind: Kind
     job: str
     """The scheduler's id of the job."""
-    time: float
+    time: Seconds
     """In seconds since 1970."""
-    step: int = 0
+    step: Count = 0
     """Updates in the newest checkpoint, where that was looked at."""
-    nodes: int = 0
+    nodes: Count = 0
     """Of a start: how many machines took part."""
-    rank: int = 0
+    rank: Count = 0
     """Of an error: whose."""
     code: int = 0
     """Of a crash: the exit code; above 128 a signal's number and 128."""
@@ -75,11 +77,7 @@ class History:
 
     def _events(self) -> Iterator[Event]:
         for file in self.folder.glob("history*.jsonl"):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    yield Event(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue
+            yield from typed_lines(Event, file.read_text("utf-8", "replace").splitlines())
 
 
 def read_crashes(file: Path, job: str) -> list[Event]:

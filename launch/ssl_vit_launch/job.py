@@ -150,7 +150,7 @@ def run_process(
         _train(run, submission, job, processes)
     except UserError as error:
         _ignore_signals()
-        print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
+        print(error.two_lines, file=sys.stderr)
         if error.may_pass:
             history.add("failed", job, rank, text=error.problem)
             leave(1)

@@ -1,9 +1,14 @@
 """All runs of a folder in one table."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from ssl_vit.errors import UserError
+from ssl_vit.files import readable
+from ssl_vit.foreign import Count, Document, checked, read_json
 from ssl_vit.quantities import format_seconds
 from ssl_vit_launch.status import RunStatus, read_status
 from ssl_vit_launch.submission import find_runs
@@ -12,12 +17,16 @@ HEADINGS = ("run", "state", "updates", "loss", "images/s", "ETA", "restarts", "e
 
 
 def table_of(runs: Sequence[Path], folder: Path) -> list[tuple[str, ...]]:
-    """A row for each run, under a row of headings."""
+    """A row for each run, under a row of headings; of one that is damaged, what is wrong."""
     rows = []
     for run in runs:
-        status = read_status(run)
-        left, progress = status.seconds_left, status.progress
         name = str(run.relative_to(folder)) if run != folder else run.name
+        try:
+            status = read_status(run)
+        except UserError as error:
+            rows.append((name, f"damaged: {error.problem}", *[""] * (len(HEADINGS) - 2)))
+            continue
+        left, progress = status.seconds_left, status.progress
         rows.append(
             (
                 name,
@@ -38,18 +47,34 @@ def _made(status: RunStatus) -> str:
     return f"{made:,}/{status.total_steps:,}" if status.total_steps else str(made)
 
 
+class _Protocol(Document):
+    name: str
+
+
+class _Row(Document):
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+
+
+class _Rows(Document):
+    pretrained: Annotated[_Row, Field(alias="pre-trained")]
+
+
+class _Result(Document):
+    protocol: _Protocol
+    step: Count
+    rows: _Rows
+
+
 def _evaluations(run: Path) -> str:
     """The newest number of each protocol, such as `knn 74.2`."""
     newest: dict[str, tuple[int, float]] = {}
     for file in (run / "evals").glob("*.json"):
         try:
-            result = json.loads(file.read_text())
-            protocol, step = result["protocol"]["name"], result["step"]
-            accuracy = result["rows"]["pre-trained"]["accuracy"]
-        except (OSError, ValueError, KeyError, TypeError):
+            result = checked(_Result, read_json(file, ""), "", "")
+        except UserError:
             continue
-        if step >= newest.get(protocol, (-1, 0.0))[0]:
-            newest[protocol] = (step, accuracy)
+        if result.step >= newest.get(result.protocol.name, (-1, 0.0))[0]:
+            newest[result.protocol.name] = (result.step, result.rows.pretrained.accuracy)
     return ", ".join(f"{name} {100 * value[1]:.1f}" for name, value in sorted(newest.items()))
 
 
@@ -62,6 +87,7 @@ def print_table(folder: Path) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     rows = table_of(find_runs(folder), folder)
     table = Table(box=SIMPLE, pad_edge=False)
@@ -70,6 +96,8 @@ def print_table(folder: Path) -> None:
             justify = "right" if heading in ("updates", "loss", "images/s", "ETA") else "left"
             table.add_column(heading, justify=justify)
     for row in rows:
-        table.add_row(*(cell for place, cell in enumerate(row) if any(r[place] for r in rows)))
+        # As texts: a run named `x[/y]` is no markup.
+        cells = [Text(readable(cell)) for cell in row]
+        table.add_row(*(cell for place, cell in enumerate(cells) if any(r[place] for r in rows)))
     # A table that goes into a file or a pipe is not cut.
     Console(width=None if Console().is_terminal else 200, highlight=False).print(table)

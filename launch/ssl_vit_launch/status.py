@@ -2,7 +2,6 @@
 asked, what it alone would know is said to be unknown.
 """
 
-import json
 import re
 import shlex
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from ssl_vit.foreign import Count, Document, Seconds, typed_lines
 from ssl_vit.pretrain import is_complete
 from ssl_vit.quantities import format_seconds
 from ssl_vit.run_folder import RunFolder
@@ -140,24 +140,27 @@ def _end_of(events: Sequence[Event], submission: Submission | None) -> str:
     return "" if any(event.kind == "completed" for event in after) else why_ended(after)
 
 
+class _MetricsLine(Document):
+    step: Count
+    time: Seconds
+    loss: float | None = None
+    images_per_second: float | None = None
+
+
 def read_progress(metrics: Path) -> Progress | None:
     """The last updates of a `metrics.jsonl`, read from its end; None where there are none."""
     if not metrics.is_file():
         return None
-    lines = []
-    for line in tail_of(metrics)[-_WINDOW:]:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # the first is cut, the last may be on its way
-            continue
+    # The first is cut, the last may be on its way.
+    lines = list(typed_lines(_MetricsLine, tail_of(metrics)[-_WINDOW:]))
     if not lines:
         return None
-    speeds = [line["images_per_second"] for line in lines if line.get("images_per_second")]
+    speeds = [line.images_per_second for line in lines if line.images_per_second]
     return Progress(
-        step=lines[-1]["step"],
-        loss=lines[-1].get("loss"),
+        step=lines[-1].step,
+        loss=lines[-1].loss,
         images_per_second=fmean(speeds) if speeds else 0.0,
-        time=lines[-1]["time"],
+        time=lines[-1].time,
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from ssl_vit.config import Config, to_plain, validate
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
+from ssl_vit.foreign import read_json
 from ssl_vit.run_folder import RunFolder
 from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.history import Event, History, read_crashes
@@ -181,9 +182,4 @@ def events_of(run: Path) -> list[Event]:
 
 
 def _read(file: Path) -> Submission:
-    try:
-        return validate(Submission, json.loads(file.read_text()), str(file))
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"cannot read {file}: {error}", "move that folder away") from None
+    return validate(Submission, read_json(file, "move that folder away"), str(file))

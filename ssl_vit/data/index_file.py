@@ -7,22 +7,25 @@ costs what opening ten costs. No torch here.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from ssl_vit.data.urls import name_of, scheme_of
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
+from ssl_vit.foreign import MIB, Document, checked, parse_json, read_bounded
 
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.npy"
 FORMAT = "ssl-vit-shards-2"
+MOST_INDEX_BYTES = 256 * MIB
+"""Of an `index.json`; a million shards take as much."""
 UNFINISHED_FOLDER = ".unfinished"
 """In a set's folder as long as the command that makes the set has not ended."""
 
@@ -175,10 +178,7 @@ def read_index(folder: Path) -> Index:
             if parts
             else "ssl-vit shards pack IMAGES SHARDS  makes one",
         )
-    try:
-        return parse_index(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", "make it readable") from None
+    return parse_index(read_bounded(path, "make it readable", MOST_INDEX_BYTES), str(path))
 
 
 def parse_index(content: bytes, source: str) -> Index:
@@ -190,70 +190,73 @@ def parse_index(content: bytes, source: str) -> Index:
     Raises:
         UserError: It is damaged, or not of this format.
     """
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"cannot read {source}: {error}", "pack the images again") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise UserError(
-            f"{source} is not of the format {FORMAT}", "make it again with  ssl-vit shards index"
-        )
-    try:
-        statistics = values["statistics"]
-        index = Index(
-            tuple(_shard(entry, source) for entry in values["shardlist"]),
-            tuple(values["classes"]),
-            statistics
-            and Statistics(
-                tuple(statistics["mean"]), tuple(statistics["std"]), statistics["num_images"]
-            ),
-            _values(values.get("values")),
-            str(values.get("labels_from", "cls")),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{source} is incomplete: {error!r}", "pack the images again") from None
+    again = "make it again with  ssl-vit shards index"
+    values = parse_json(content, source, again)
+    if values.get("format") != FORMAT:
+        raise UserError(f"{source} is not of the format {FORMAT}", again)
+    said = checked(_IndexDocument, values, source, again)
+    index = Index(
+        tuple(_shard(entry, source) for entry in said.shardlist),
+        tuple(said.classes),
+        said.statistics and said.statistics.as_statistics(),
+        said.values and ValueRange(**said.values.model_dump()),
+        said.labels_from,
+    )
     if not index.num_samples:
         raise UserError(f"{source} lists no samples", "pack a folder that has images")
     return index
 
 
-def _values(entry: dict[str, Any] | None) -> ValueRange | None:
-    if entry is None:
-        return None  # of 8-bit images, or from before there were ranges
-    no_data = entry["no_data"]
-    return ValueRange(
-        float(entry["low"]),
-        float(entry["high"]),
-        None if no_data is None else float(no_data),
-        int(entry["num_images"]),
-    )
+Count = Annotated[int, Field(ge=0, le=2**40)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # hashes become names in the cache
+Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
-def _shard(entry: dict[str, Any], source: str) -> Shard:
-    shard = Shard(
-        str(entry["url"]),
-        int(entry["nsamples"]),
-        int(entry["filesize"]),
-        str(entry["sha256"]),
-        str(entry["records_sha256"]),
-    )
-    # Hashes become names in the cache.
-    hashes = (shard.sha256, shard.records_sha256)
-    if not all(re.fullmatch(r"[0-9a-f]{64}", text) for text in hashes):
-        raise UserError(
-            f"{source} has no sha256 for {shard.url}", "make it again with  ssl-vit shards index"
-        )
-    if shard.num_samples < 0 or shard.num_bytes < 0:
-        raise UserError(
-            f"{source} counts less than nothing in {shard.url}",
-            "make it again with  ssl-vit shards index",
-        )
+class _ShardEntry(Document):
+    url: Annotated[str, Field(min_length=1, max_length=4096)]
+    nsamples: Count
+    filesize: Annotated[int, Field(ge=0, le=2**60)]
+    sha256: Sha256
+    records_sha256: Sha256
+
+
+class _StatisticsEntry(Document):
+    mean: Triple
+    std: Triple
+    num_images: Count
+
+    def as_statistics(self) -> Statistics:
+        mean, std = ((red, green, blue) for red, green, blue in (self.mean, self.std))
+        return Statistics(mean, std, self.num_images)
+
+
+class _ValuesEntry(Document):
+    low: float
+    high: float
+    no_data: float | None
+    num_images: Count
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        ValueRange(self.low, self.high)
+        return self
+
+
+class _IndexDocument(Document):
+    shardlist: Annotated[list[_ShardEntry], Field(max_length=2**20)]
+    classes: list[str]
+    statistics: _StatisticsEntry | None
+    values: _ValuesEntry | None = None
+    """Missing in sets from before there were ranges."""
+    labels_from: str = "cls"
+
+
+def _shard(entry: _ShardEntry, source: str) -> Shard:
     # A shard set may come from a stranger: a name in its index must not lead out of its folder.
-    if not scheme_of(shard.url) and Path(shard.url).name != shard.url:
+    is_path = not scheme_of(entry.url)
+    if not entry.url.isprintable() or (is_path and Path(entry.url).name != entry.url):
         raise UserError(
-            f"{source} names {shard.url}, which is not in its folder",
+            f"{source} names {entry.url!r}, which is not in its folder",
             "pack the images again, or move the shard there",
         )
-    return shard
+    return Shard(entry.url, entry.nsamples, entry.filesize, entry.sha256, entry.records_sha256)

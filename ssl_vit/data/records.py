@@ -24,7 +24,7 @@ class Records:
     """The records of one index.
 
     Args:
-        folder: Holds `samples.npy`.
+        path: The `samples.npy`.
         num_records: That its `index.json` counts.
         is_copy: Whether the folder is the cache's copy of a remote index.
 
@@ -32,8 +32,8 @@ class Records:
         UserError: The file cannot be read, or does not fit its index.
     """
 
-    def __init__(self, folder: Path, num_records: int, is_copy: bool = False) -> None:
-        self.path, self.is_copy = folder / SAMPLES_FILE, is_copy
+    def __init__(self, path: Path, num_records: int, is_copy: bool = False) -> None:
+        self.path, self.is_copy = path, is_copy
         try:
             self._file = self.path.open("rb", buffering=0)
             found = _read_header(self._file)

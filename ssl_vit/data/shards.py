@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ssl_vit.data.cache import ShardCache
-from ssl_vit.data.index_file import INDEX_FILE, Shard, fingerprint, records_digest
+from ssl_vit.data.index_file import INDEX_FILE, SAMPLES_FILE, Shard, fingerprint, records_digest
 from ssl_vit.data.records import SMALL, Records
 from ssl_vit.data.urls import is_local
 from ssl_vit.data.values import ValueRange
@@ -110,7 +110,11 @@ class ShardSet:
     def _records(self) -> list[Records]:
         """Of each part."""
         return [
-            Records(part.folder, part.num_records, part.folder.is_relative_to(self.cache.indexes))
+            Records(
+                part.folder / SAMPLES_FILE,
+                part.num_records,
+                part.folder.is_relative_to(self.cache.indexes),
+            )
             for part in self.parts
         ]
 

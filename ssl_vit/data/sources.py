@@ -23,7 +23,7 @@ from ssl_vit.data.index_file import (
     read_index,
     records_digest,
 )
-from ssl_vit.data.records import SMALL
+from ssl_vit.data.records import SMALL, Records
 from ssl_vit.data.shards import Part, ShardSet
 from ssl_vit.data.urls import check_allowed, expand, is_local, local_path, scheme_of, split_base
 from ssl_vit.errors import UserError
@@ -178,7 +178,7 @@ def _is_kept(folder: Path, content: bytes, index: Index, cache: ShardCache) -> b
             raise OSError(f"its {INDEX_FILE} has other bytes")
         if index.num_samples <= SMALL:  # those of a larger set are compared shard by shard later
             _compare_records(folder / SAMPLES_FILE, index)
-    except Exception as error:  # numpy's parser of damaged headers raises many kinds
+    except OSError as error:
         cache.report(f"{folder}: this copy of an index is damaged ({error}); fetching it again")
         return False
     return True
@@ -195,8 +195,12 @@ def _fetch_records(url: str, target: Path, index: Index, cache: ShardCache) -> N
 
 
 def _compare_records(file: Path, index: Index) -> None:
-    records = np.load(file, mmap_mode="r")
-    firsts = np.cumsum([0, *(shard.num_samples for shard in index.shards)])
-    for shard, first in zip(index.shards, firsts, strict=False):
-        if records_digest(records[first : first + shard.num_samples]) != shard.records_sha256:
-            raise OSError(f"its records of {shard.name} do not fit {INDEX_FILE}")
+    first = 0
+    try:
+        records = Records(file, index.num_samples)
+        for shard in index.shards:
+            if records_digest(records.some(first, shard.num_samples)) != shard.records_sha256:
+                raise OSError(f"its records of {shard.name} do not fit {INDEX_FILE}")
+            first += shard.num_samples
+    except UserError as error:
+        raise OSError(error.problem) from None  # the next try may bring it whole

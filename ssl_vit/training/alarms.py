@@ -1,13 +1,13 @@
 """The first rank's alarms: said once, and kept in the run folder."""
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ssl_vit.foreign import typed_lines
 from ssl_vit.monitors.collapse import Alarm
-from ssl_vit.training.metrics_file import cut_after
+from ssl_vit.training.metrics_file import cut_after, lines_of
 
 
 class AlarmFile:
@@ -33,11 +33,7 @@ class AlarmFile:
 
 def read_alarms(file: Path) -> list[Alarm]:
     """Those of a run, oldest first; a line that a kill cut short is left out."""
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        with contextlib.suppress(ValueError, TypeError):
-            found.append(Alarm(**json.loads(line)))
-    return found
+    return list(typed_lines(Alarm, lines_of(file)))
 
 
 def in_words(alarm: Alarm) -> str:

@@ -20,11 +20,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
 from ssl_vit.files import hash_file
+from ssl_vit.foreign import Document, checked, read_json
 from ssl_vit.training.config import CheckpointConfig
 
 if TYPE_CHECKING:
@@ -32,6 +35,24 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = "ssl-vit-checkpoint-3"
+
+
+class FileFacts(Document):
+    """One file of a checkpoint as it was written."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class Manifest(Document):
+    """What a `manifest.json` says."""
+
+    step: Annotated[int, Field(ge=0)]
+    applied_updates: Annotated[int, Field(ge=0)]
+    files: Annotated[
+        dict[Annotated[str, Field(pattern=r"^rank_\d+\.safetensors$")], FileFacts],
+        Field(min_length=1),
+    ]
 
 
 class Checkpoints:
@@ -199,15 +220,15 @@ class Checkpoints:
         manifest = read_manifest(checkpoint)
         assert not isinstance(manifest, str)
         try:
-            files = [checkpoint / name for name in manifest["files"]]
-            self.engine.load_state(files, manifest["applied_updates"])
+            files = [checkpoint / name for name in manifest.files]
+            self.engine.load_state(files, manifest.applied_updates)
         except Exception as error:  # safetensors and the file system each raise their own
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"cannot read checkpoint {checkpoint}: {reason}",
                 f"delete {checkpoint} and run the same command again to go on from the one before",
             ) from error
-        return int(manifest["step"])
+        return manifest.step
 
 
 class _Writing(threading.Thread):
@@ -250,20 +271,24 @@ def newest_checkpoint(folder: Path) -> Path | None:
         manifest = read_manifest(checkpoint)
         if isinstance(manifest, str):
             continue
-        files = manifest["files"].items()
+        files = manifest.files.items()
         if all(_wrong_size(checkpoint, name, facts) is None for name, facts in files):
             return checkpoint
     return None
 
 
-def read_manifest(checkpoint: Path) -> dict[str, Any] | str:
-    """A checkpoint's manifest, or why there is none."""
+def read_manifest(checkpoint: Path) -> Manifest | str:
+    """A checkpoint's manifest, or why there is none that can be used."""
+    file = checkpoint / MANIFEST
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"checkpoint {checkpoint} has no readable {MANIFEST}: {error}"
-    if manifest.get("format") != FORMAT:
-        return f"checkpoint {checkpoint} is of another version of ssl-vit"
+        values = read_json(file, "")
+        if values.get("format") != FORMAT:
+            return f"checkpoint {checkpoint} is of another version of ssl-vit"
+        manifest = checked(Manifest, values, str(file), "")
+    except UserError as error:
+        return error.problem
+    if manifest.step != step_of(checkpoint):
+        return f"{file} is of update {manifest.step:,}, and its folder is not"
     return manifest
 
 
@@ -272,17 +297,17 @@ def damage(checkpoint: Path, processes: Processes) -> str | None:
     manifest = read_manifest(checkpoint)
     if isinstance(manifest, str):
         return manifest
-    names = sorted(manifest["files"])[processes.rank :: processes.world_size]
+    names = sorted(manifest.files)[processes.rank :: processes.world_size]
     for name in names:
-        if (problem := _wrong_size(checkpoint, name, manifest["files"][name])) is not None:
+        if (problem := _wrong_size(checkpoint, name, manifest.files[name])) is not None:
             return problem
-        if hash_file(checkpoint / name) != manifest["files"][name]["sha256"]:
+        if hash_file(checkpoint / name) != manifest.files[name].sha256:
             return f"checkpoint file {checkpoint / name} is damaged: its sha256 differs"
     return None
 
 
-def _wrong_size(checkpoint: Path, name: str, facts: dict[str, Any]) -> str | None:
-    file, size = checkpoint / name, facts["bytes"]
+def _wrong_size(checkpoint: Path, name: str, facts: FileFacts) -> str | None:
+    file, size = checkpoint / name, facts.bytes
     if file.is_file() and file.stat().st_size == size:
         return None
     found = f"{file.stat().st_size:,} bytes" if file.is_file() else "none"

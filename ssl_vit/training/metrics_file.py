@@ -1,11 +1,11 @@
 """Reading and mending `metrics.jsonl`. Apart from the writer so that it needs no torch."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ssl_vit.files import replacing
+from ssl_vit.foreign import json_lines
 
 
 def cut_after(file: Path, step: int) -> None:
@@ -14,34 +14,35 @@ def cut_after(file: Path, step: int) -> None:
     """
     if not file.is_file():
         return
-    kept = [line for line in _lines(file) if _step_of(line) <= step]
+    kept = [line for line in lines_of(file) if _step_of(line) <= step]
     with replacing(file) as partial:
         partial.write_text("".join(kept), encoding="utf-8")
 
 
 def count_until(file: Path, step: int) -> int:
     """Lines of updates up to this one; 0 where there is no such file."""
-    return sum(_step_of(line) <= step for line in _lines(file)) if file.is_file() else 0
+    return sum(_step_of(line) <= step for line in lines_of(file))
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in _lines(file)]
+    """The lines of a `metrics.jsonl`; damaged ones are left out."""
+    return list(json_lines(lines_of(file)))
 
 
 def lines_with(file: Path, name: str) -> Iterator[dict[str, Any]]:
     """Those that say something of ``name``, one after the other; the others are not parsed, since
     all of a long run's are gigabytes as objects.
     """
-    return (json.loads(line) for line in _lines(file) if f'"{name}":' in line)
+    return json_lines(line for line in lines_of(file) if f'"{name}":' in line)
 
 
-def _lines(file: Path) -> list[str]:
+def lines_of(file: Path) -> list[str]:
+    """With their newlines; none where there is no such file."""
+    if not file.is_file():
+        return []
     return file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
 
 
 def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")
+    step = next((values.get("step") for values in json_lines([line])), None)
+    return step if isinstance(step, int | float) else float("inf")

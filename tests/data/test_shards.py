@@ -167,20 +167,34 @@ def test_the_index_is_a_list_of_shards_for_other_tools(folder: Path):
     assert read_index(folder).statistics == STATISTICS
 
 
+def change_shard(folder: Path, **values: object) -> None:
+    change_index(folder, lambda index: index["shardlist"][1].update(values))
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
         (lambda folder: (folder / "index.json").unlink(), "have no index"),
-        (lambda folder: (folder / "index.json").write_text("{"), "cannot read"),
-        (lambda folder: (folder / "index.json").write_text("[]"), "not of the format"),
+        (lambda folder: (folder / "index.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "index.json").write_text("[" * 10**5), "not valid JSON"),
+        (lambda folder: (folder / "index.json").write_text("[]"), "not a JSON object"),
         (lambda folder: change_index(folder, lambda i: i.update(format="1")), "not of the format"),
-        (lambda folder: change_index(folder, lambda i: i.pop("shardlist")), "is incomplete"),
+        (lambda folder: change_index(folder, lambda i: i.pop("shardlist")), "has no shardlist"),
+        (lambda folder: change_index(folder, lambda i: i.update(classes=[[1]])), "classes"),
+        (lambda folder: change_shard(folder, nsamples=10**30), "nsamples=10{20}"),
+        (lambda folder: change_shard(folder, nsamples=2**41), "nsamples"),
+        (lambda folder: change_shard(folder, filesize=float("inf")), "not valid JSON"),
+        (lambda folder: change_shard(folder, url="a\0b"), "not in its folder"),
+        (lambda folder: change_shard(folder, url="a\ud800"), "not valid JSON"),
         (lambda folder: change_index(folder, lambda i: i.update(shardlist=[])), "no samples"),
         (lambda folder: (folder / "shard-1.tar").unlink(), "shard-1.tar is missing"),
         (lambda folder: (folder / "shard-0.tar").write_bytes(b"short"), "shard-0.tar has another"),
         (lambda folder: [path.unlink() for path in folder.iterdir()], "is empty"),
         (lambda folder: (folder / "samples.npy").unlink(), "cannot read"),
         (lambda folder: (folder / "samples.npy").write_bytes(b"junk"), "cannot read"),
+        (lambda folder: (folder / "samples.npy").write_bytes(b""), "cannot read"),
+        (lambda folder: (folder / "samples.npy").write_bytes(b"PK\3\4junk"), "cannot read"),
+        (lambda folder: np.save(folder / "samples.npy", np.zeros((), SAMPLE_RECORD)), "not fit"),
         (lambda folder: np.save(folder / "samples.npy", np.zeros(5)), "does not fit"),
         (lambda folder: np.save(folder / "samples.npy", np.zeros(4, SAMPLE_RECORD)), "not fit"),
     ],
@@ -255,7 +269,7 @@ def test_a_member_name_is_cut_as_webdataset_cuts_it(name: str, key: str, ending:
 
 @pytest.mark.parametrize(
     ("change", "problem"),
-    [({"sha256": "../../x"}, "no sha256"), ({"nsamples": -1}, "less than nothing")],
+    [({"sha256": "../../x"}, "sha256="), ({"nsamples": -1}, "nsamples=-1")],
 )
 def test_an_index_cannot_name_files_of_the_cache(
     change: dict[str, object], problem: str, folder: Path
