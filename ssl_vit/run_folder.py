@@ -84,10 +84,10 @@ class RunFolder:
         return plan.total_steps, plan.measured_images_per_second
 
     def _read_plan(self) -> _Plan:
-        if not self.plan.is_file():
-            return _Plan()
-        remedy = f"restore it; or delete it, and the run is planned again ({self.plan})"
-        return checked(_Plan, read_json(self.plan, remedy), str(self.plan), remedy)
+        try:
+            return checked(_Plan, read_json(self.plan, ""), str(self.plan), "")
+        except UserError:
+            return _Plan()  # as before the first start: a run whose length needs it is refused
 
     def check(self, config: RunConfig) -> dict[str, str]:
         """Refuse a folder that belongs to something else; return what a resumed run changes.
