@@ -87,13 +87,13 @@ def apply_overrides(config: C, overrides: Sequence[str]) -> C:
             OmegaConf.update(merged, path, _read_value(word), merge=True)
         except (OmegaConfBaseException, RecursionError) as error:
             raise UserError(
-                f"cannot read the value of '{word}': {_first_line(error)}", _QUOTE
+                f"cannot read the value of '{word}': {foreign.first_line(error)}", _QUOTE
             ) from None
     try:
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(
-            f"cannot resolve the overrides: {_first_line(error)}",
+            f"cannot resolve the overrides: {foreign.first_line(error)}",
             "${…} names another config path, or an environment variable as ${oc.env:NAME}",
         ) from None
     assert isinstance(values, dict)
@@ -112,7 +112,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = OmegaConf.to_container(OmegaConf.create(foreign.read_yaml(path)), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(
-            f"cannot resolve the values of {path}: {_first_line(error)}", "fix the file"
+            f"cannot resolve the values of {path}: {foreign.first_line(error)}", "fix the file"
         ) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -181,10 +181,6 @@ def _read_value(word: str) -> Any:
     if values.keys() != {"value"}:
         raise UserError(f"'{word}' has more than one line", _QUOTE)
     return values["value"]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _nest(path: str, value: Any) -> dict[str, Any]:

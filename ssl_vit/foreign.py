@@ -54,7 +54,7 @@ def read_bounded(path: Path, remedy: str, most_bytes: int = 16 * MIB) -> bytes:
         with path.open("rb") as file:
             content = file.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(f"cannot read {path}: {_reason(error)}", remedy) from None
+        raise UserError(f"cannot read {path}: {first_line(error)}", remedy) from None
     if len(content) > most_bytes:
         raise UserError(f"{path} is larger than {most_bytes // MIB:,} MiB", remedy)
     return content
@@ -74,7 +74,7 @@ def parse_json(content: bytes | str, source: str, remedy: str) -> dict[str, Any]
     try:
         values = from_json(content, allow_inf_nan=False)
     except ValueError as error:
-        raise UserError(f"{source} is not valid JSON: {_reason(error)}", remedy) from None
+        raise UserError(f"{source} is not valid JSON: {first_line(error)}", remedy) from None
     if not isinstance(values, dict):
         raise UserError(f"{source} is not a JSON object", remedy)
     return values
@@ -234,7 +234,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _reason(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -96,7 +96,7 @@ def print_table(folder: Path) -> None:
             justify = "right" if heading in ("updates", "loss", "images/s", "ETA") else "left"
             table.add_column(heading, justify=justify)
     for row in rows:
-        # As texts: a run named `x[/y]` is no markup.
+        # Text, not markup: a run may be named `x[/y]`.
         cells = [Text(readable(cell)) for cell in row]
         table.add_row(*(cell for place, cell in enumerate(cells) if any(r[place] for r in rows)))
     # A table that goes into a file or a pipe is not cut.

@@ -13,6 +13,7 @@ import numpy as np
 
 from ssl_vit.data.index_file import INDEX_FILE, SAMPLE_RECORD, SAMPLES_FILE
 from ssl_vit.errors import UserError
+from ssl_vit.foreign import first_line
 
 SMALL = 2_000_000
 """Records (40 MB) up to which a set's are compared with the index as a whole when it is opened, and
@@ -38,7 +39,7 @@ class Records:
             self._file = self.path.open("rb", buffering=0)
             found = _read_header(self._file)
         except Exception as error:  # numpy's parser of damaged headers raises many kinds
-            raise self.unusable(f"cannot read {self.path}: {_first_line(error)}") from None
+            raise self.unusable(f"cannot read {self.path}: {first_line(error)}") from None
         self._begin = self._file.tell()
         size = os.fstat(self._file.fileno()).st_size - self._begin
         if found != (num_records,) or size != num_records * SAMPLE_RECORD.itemsize:
@@ -109,9 +110,3 @@ def _read_header(file: IO[bytes]) -> tuple[int, ...]:
     shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
     # One that is of another kind has no shape that could fit.
     return () if dtype != SAMPLE_RECORD or is_fortran else shape
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0]

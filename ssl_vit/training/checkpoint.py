@@ -27,7 +27,7 @@ from pydantic import Field
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
 from ssl_vit.files import hash_file
-from ssl_vit.foreign import Document, checked, read_json
+from ssl_vit.foreign import Count, Document, checked, read_json
 from ssl_vit.training.config import CheckpointConfig
 
 if TYPE_CHECKING:
@@ -40,15 +40,15 @@ FORMAT = "ssl-vit-checkpoint-3"
 class FileFacts(Document):
     """One file of a checkpoint as it was written."""
 
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Count
     sha256: str
 
 
 class Manifest(Document):
     """What a `manifest.json` says."""
 
-    step: Annotated[int, Field(ge=0)]
-    applied_updates: Annotated[int, Field(ge=0)]
+    step: Count
+    applied_updates: Count
     files: Annotated[
         dict[Annotated[str, Field(pattern=r"^rank_\d+\.safetensors$")], FileFacts],
         Field(min_length=1),

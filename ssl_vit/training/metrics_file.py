@@ -37,7 +37,7 @@ def lines_with(file: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def lines_of(file: Path) -> list[str]:
-    """With their newlines; none where there is no such file."""
+    """The lines of a file with their newlines; an empty list if there is no such file."""
     if not file.is_file():
         return []
     return file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
