@@ -8,14 +8,13 @@ microseconds. The rest are rare, and are decoded.
 import os
 from pathlib import Path
 
-from ssl_vit.data.decode import MAX_PIXELS, Picture, facts_of
+from ssl_vit.data.decode import Picture, facts_of
 from ssl_vit.data.jpeg import END_OF_IMAGE, segments
+from ssl_vit.data.limits import MAX_DECODE_BYTES, MAX_PIXELS, TooLargeError, TooManyPixelsError
 from ssl_vit.data.png import chunks
 from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.values import ValueRange
-from ssl_vit_data_prep.refusals import RefusedError
-
-_LARGEST_IMAGE = 0x7FFFF000  # bytes that Linux gives in one `pread`, which is how samples are read
+from ssl_vit_data_prep.refusals import Kind, RefusedError
 
 
 def read_image_file(
@@ -47,8 +46,8 @@ def read_file(path: str | Path) -> bytes:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size > _LARGEST_IMAGE:
-                raise RefusedError("too large", "larger than 2 GiB")
+            if (size := os.fstat(file.fileno()).st_size) > MAX_DECODE_BYTES:
+                raise RefusedError("too large", f"a file of {size / 1e6:,.0f} MB")
             return file.readall()
     except OSError as error:
         raise RefusedError("unreadable", f"cannot be read: {error.strerror}") from None
@@ -72,8 +71,7 @@ def inspect(
     try:
         facts = facts_of(data)
     except ValueError as error:
-        kind = "too many pixels" if "pixels" in str(error) else "no image"
-        raise RefusedError(kind, str(error)) from None
+        raise refusal_of(error, "no image") from None
     _check_pixels(facts.height, facts.width, max_pixels)
     if facts.is_deep and values is None:
         raise RefusedError(
@@ -92,8 +90,22 @@ def inspect(
             Picture(data, values).pixels()
         except ValueError as error:
             kind = "truncated" if "truncated" in str(error) else "damaged"
-            raise RefusedError(kind, str(error)) from None
+            raise refusal_of(error, kind) from None
     return facts
+
+
+def refusal_of(error: ValueError, otherwise: Kind) -> RefusedError:
+    """The refusal of a file that a decoder refused.
+
+    Args:
+        otherwise: Its kind, unless decoding would take too much.
+    """
+    kind = otherwise
+    if isinstance(error, TooManyPixelsError):
+        kind = "too many pixels"
+    elif isinstance(error, TooLargeError):
+        kind = "too large"
+    return RefusedError(kind, str(error))
 
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:

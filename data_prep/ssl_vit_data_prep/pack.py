@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from ssl_vit.data.decode import MAX_PIXELS
 from ssl_vit.data.index_file import NO_LABEL, Index, Statistics, write_index
+from ssl_vit.data.limits import MAX_PIXELS
 from ssl_vit.data.order import permutation
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError

@@ -7,7 +7,10 @@ import numpy as np
 from PIL import Image
 
 from ssl_vit.data.decode import Picture, largest_shrink
+from ssl_vit.data.limits import TooLargeError
 from ssl_vit.data.values import ValueRange
+
+_LONGEST_JPEG = 65_500  # pixels; libjpeg's own limit
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ def reencode(
         values: How values of more than 8 bits become the 8 of the JPEG.
 
     Raises:
-        ValueError: It cannot be decoded.
+        ValueError: It cannot be decoded, or would be larger than a JPEG can be.
     """
     if not how.short_side:
         return data, ending
@@ -37,10 +40,15 @@ def reencode(
     shorter = min(picture.height, picture.width)
     if shorter <= how.short_side:
         return data, ending
-    # Twice the size that is wanted leaves the resize enough to average over.
-    image = Image.fromarray(picture.pixels(largest_shrink(shorter, 2 * how.short_side)))
     scale = how.short_side / shorter
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    if max(size) > _LONGEST_JPEG:
+        raise TooLargeError(
+            f"{picture.width} × {picture.height} pixels would become {size[0]} × {size[1]}, and a "
+            f"JPEG has at most {_LONGEST_JPEG:,} a side"
+        )
+    # Twice the size that is wanted leaves the resize enough to average over.
+    image = Image.fromarray(picture.pixels(largest_shrink(shorter, 2 * how.short_side)))
     image = image.resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     if _is_grey(image):

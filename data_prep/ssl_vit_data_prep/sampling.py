@@ -1,6 +1,6 @@
 """A look at some images of a folder or a tar, spread evenly over all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,10 +8,10 @@ import numpy as np
 
 from ssl_vit.data.decode import facts_of
 from ssl_vit.data.order import permutation
+from ssl_vit.data.pages import split_page
 from ssl_vit.progress import progress
 from ssl_vit_data_prep.image_counts import ImageCounts
 from ssl_vit_data_prep.inspection import read_file
-from ssl_vit_data_prep.refusals import RefusedError
 from ssl_vit_data_prep.scan import ImageFile
 from ssl_vit_data_prep.shard_writer import PackOptions
 from ssl_vit_data_prep.survey import Look, Survey, check_readable, look_at, survey
@@ -30,23 +30,45 @@ def survey_files(
         UserError: Most of them cannot be read.
     """
 
-    def look(place: int) -> Look:
+    places = permutation(len(files), options.shuffle_seed)[:SAMPLED_IMAGES].tolist()
+    pages_of_each = -(-SAMPLED_IMAGES // max(1, len(places)))
+
+    def look(turn: int) -> list[Look]:
         try:
-            return look_at(read_file(images / files[place].path))
-        except RefusedError as error:
-            return Look(error.reason)
+            data = read_file(images / files[places[turn]].path)
+            return [look_at(page) for page in _pages(data, options, pages_of_each, turn)]
+        except ValueError as error:  # a RefusedError is one
+            return [Look(str(error))]
         finally:
             advance(1)
 
-    places = permutation(len(files), options.shuffle_seed)[:SAMPLED_IMAGES].tolist()
     # Threads: decoders leave Python to others, and a process would take longer to start.
     with (
         progress("sampling", len(places), "images") as advance,
         ThreadPoolExecutor(workers) as pool,
     ):
-        looks = list(pool.map(look, places))
+        looks = [each for found in pool.map(look, range(len(places))) for each in found]
     check_readable(looks, images)
     return survey(looks, options.values, options.no_data)
+
+
+def _pages(data: bytes, options: PackOptions, most: int, turn: int) -> Iterator[bytes]:
+    """What is packed of a file: itself, its middle page, or some of all its pages.
+
+    Args:
+        most: Pages of a file.
+        turn: Where there are more files than that, other pages of each.
+    """
+    count = 1 if options.page == "first" else facts_of(data).num_pages
+    if count == 1:
+        yield data
+        return
+    numbers = {count // 2}
+    if options.page == "each":
+        wanted = min(most, count)
+        numbers = {(turn + place * count // wanted) % count for place in range(wanted)}
+    for number in sorted(numbers):
+        yield split_page(data, number)[0]
 
 
 def num_sampled(number: int, num_shards: int) -> int:

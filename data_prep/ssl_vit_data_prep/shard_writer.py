@@ -1,21 +1,22 @@
 """One shard of a pack: what a worker process does with its share of the images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from ssl_vit.data.decode import MAX_PIXELS, Picture
+from ssl_vit.data.decode import Picture
 from ssl_vit.data.index_file import NO_LABEL, SAMPLE_RECORD, describe_shard
+from ssl_vit.data.limits import MAX_PIXELS
 from ssl_vit.data.pages import split_page
 from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.values import ValueRange
 from ssl_vit.files import replacing
 from ssl_vit_data_prep.contact_sheet import thumbnail
 from ssl_vit_data_prep.image_counts import ImageCounts
-from ssl_vit_data_prep.inspection import read_image_file
+from ssl_vit_data_prep.inspection import read_image_file, refusal_of
 from ssl_vit_data_prep.manifest import Columns
 from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import PlannedSample
@@ -26,6 +27,7 @@ from ssl_vit_data_prep.tar import HashedTar
 from ssl_vit_data_prep.workers import count_done
 
 _COUNTED = 16  # images between two words to the progress line
+_MEASURED_PAGES = 16  # of a file that holds several
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ def write_shard(task: ShardTask) -> WrittenShard:
             try:
                 images, facts = _read_images(sample, task)
                 if sample.is_measured or sample.is_shown:
-                    sums, sheet = _measure(images[0][1], sample, task, sums, sheet)
+                    spread = images[:: -(-len(images) // _MEASURED_PAGES)]
+                    pages = [data for _, data, _ in spread]
+                    sums, sheet = _measure(pages, sample, task, sums, sheet)
                 rows += [_add_sample(tar, each, ending, data) for each, data, ending in images]
                 counts = counts.add(facts)
             except RefusedError as error:
@@ -148,7 +152,7 @@ def _read_images(
             )
         ]
     except ValueError as error:
-        raise RefusedError("damaged", str(error)) from None
+        raise refusal_of(error, "damaged") from None
     return images, facts
 
 
@@ -172,22 +176,26 @@ def split_pages(
 
 
 def _measure(
-    data: bytes,
+    pages: Sequence[bytes],
     sample: PlannedSample,
     task: ShardTask,
     sums: PixelSums,
     sheet: list[tuple[str, np.ndarray]],
 ) -> tuple[PixelSums, list[tuple[str, np.ndarray]]]:
-    """The statistics and the sheet with one more image."""
-    try:
-        pixels = pixels_to_measure(Picture(data, task.values))
-    except ValueError as error:
-        raise RefusedError("damaged", str(error)) from None
-    if sample.is_measured:
-        sums = sums.add(pixels)
-    if sample.is_shown:
-        caption = sample.key if sample.label == NO_LABEL else task.classes[sample.label]
-        sheet = [*sheet, (caption, thumbnail(pixels))]
+    """The statistics with the pages of one more file, and the sheet with the middle one."""
+    for place, data in enumerate(pages):
+        is_shown = sample.is_shown and place == len(pages) // 2
+        if not (sample.is_measured or is_shown):
+            continue
+        try:
+            pixels = pixels_to_measure(Picture(data, task.values))
+        except ValueError as error:
+            raise refusal_of(error, "damaged") from None
+        if sample.is_measured:
+            sums = sums.add(pixels)
+        if is_shown:
+            caption = sample.key if sample.label == NO_LABEL else task.classes[sample.label]
+            sheet = [*sheet, (caption, thumbnail(pixels))]
     return sums, sheet
 
 

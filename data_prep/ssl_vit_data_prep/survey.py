@@ -39,6 +39,10 @@ class Look:
     """(N,) float64: some of its finite stored values."""
     no_data: float | None = None
     """The value without data, by the file."""
+    has_nonfinite: bool = False
+    """Some values are NaN or infinite."""
+    is_inverted: bool = False
+    """Its low values are white; they were turned around."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,16 @@ def look_at(data: bytes) -> Look:
         if raster is None:
             pixels = pixels_to_measure(Picture(data))
             return Look(depth=facts.depth, values=_some(pixels.reshape(-1)))
-        return Look("", facts.depth, True, _some(raster.measured()), raster.no_data)
+        nonfinite = raster.values.dtype.kind == "f" and not np.isfinite(raster.values).all()
+        return Look(
+            "",
+            facts.depth,
+            True,
+            _some(raster.measured()),
+            raster.no_data,
+            bool(nonfinite),
+            raster.is_inverted,
+        )
     except ValueError as error:
         return Look(str(error))
 
@@ -80,10 +93,11 @@ def check_readable(looks: Sequence[Look], place: object) -> None:
     if count * 2 <= len(looks):
         return
     reason, times = problems.most_common(1)[0]
+    remedy = "convert them to JPEG, PNG or TIFF (grey or RGB), or leave them out"
     raise UserError(
         f"{count:,} of {len(looks):,} sampled files in {place} cannot be read, {times:,} of them: "
         f"{reason}",
-        "convert them to JPEG, PNG or TIFF (grey or RGB), or leave them out",
+        f"install that, or {remedy}" if "pip install" in reason else remedy,
     )
 
 
@@ -113,6 +127,7 @@ def survey(looks: Sequence[Look], given: ValueRange | None, no_data: float | Non
                 "say which values are black and white:  --value-range LOW HIGH",
             )
         return Survey(len(looks), replace(given, no_data=absent), tuple(notes))
+    notes += _notes_on_values(deep)
     # As many values of each, so that a large image counts no more than a small one.
     measured = np.concatenate([look.values for look in measured_looks])
     measured, saturated = _without_saturation(measured)
@@ -203,6 +218,21 @@ def _notes_on_extremes(no_data: float | None, said: bool, saturated: float | Non
         notes.append(
             f"warning: {format_value(saturated)} is far from all other values, and white, like a "
             f"saturated pixel; --no-data {saturated:g} makes it black"
+        )
+    return notes
+
+
+def _notes_on_values(deep: Sequence[Look]) -> list[str]:
+    notes = []
+    if nonfinite := sum(look.has_nonfinite for look in deep):
+        notes.append(
+            f"{nonfinite:,} of {len(deep):,} sampled images have values that are not finite: NaN "
+            "becomes black, infinity black or white"
+        )
+    if inverted := sum(look.is_inverted for look in deep):
+        notes.append(
+            f"{inverted:,} of {len(deep):,} sampled images are TIFFs in which low values are "
+            "white; the range is of their values turned around, such as 65,535 − value"
         )
     return notes
 

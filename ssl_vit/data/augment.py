@@ -124,11 +124,14 @@ def resize_into(pixels: np.ndarray, box: Box, target: Tensor) -> None:
     """Cut a box out and scale it, antialiased bicubic in integer arithmetic.
 
     Args:
-        pixels: (H, W, 3) uint8.
+        pixels: (H, W, 3) uint8, of any strides.
         box: Inside the image.
         target: (S, S, 3) uint8, contiguous; filled.
     """
-    cut = torch.from_numpy(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
+    part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    if not pixels.flags.c_contiguous:
+        part = np.ascontiguousarray(part)  # of a turned image; torch knows no negative strides
+    cut = torch.from_numpy(part)
     if cut.shape == target.shape:
         target.copy_(cut)
         return

@@ -13,21 +13,30 @@ from functools import cached_property
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ssl_vit.data import jpeg, png, tiff
 from ssl_vit.data.formats import is_heic, name_of_content, registered
+from ssl_vit.data.limits import (
+    MAX_DECODE_BYTES,
+    MAX_PIXELS,
+    TooLargeError,
+    TooManyPixelsError,
+    check_memory,
+)
 from ssl_vit.data.raster import ImageFacts, Raster
 from ssl_vit.data.values import ValueRange
-
-MAX_PIXELS = 178_956_970
-"""Height × width beyond which an image is taken for a decompression bomb; Pillow's own limit."""
 
 SHRINKS = (1, 2, 4, 8)
 """By how much a JPEG's sides can be divided while it is decoded."""
 
 _ORIENTATION = 0x0112
 _WHITE = (255, 255, 255, 255)
+
+# Bytes of a pixel that Pillow's decoders hold beside the image, as measured.
+_DECODERS = {"WEBP": 9, "AVIF": 8, "HEIF": 12}
+# Pixels that become RGB at a time: Pillow's copies would be four bytes a pixel each.
+_BLOCK = 2**18
 
 
 class Picture:
@@ -38,7 +47,8 @@ class Picture:
         values: How values of more than 8 bits are shown; None: such an image is refused.
 
     Raises:
-        ValueError: The bytes are not an image that we read, or one of more than ``MAX_PIXELS``.
+        ValueError: The bytes are not an image that we read; a ``TooLargeError`` where it would take
+            more memory or time than ``data.limits`` allows.
     """
 
     height: int
@@ -47,6 +57,8 @@ class Picture:
     """Pixels, upright."""
 
     def __init__(self, data: bytes, values: ValueRange | None = None) -> None:
+        if len(data) > MAX_DECODE_BYTES:
+            raise TooLargeError(f"a file of {len(data) / 1e6:,.0f} MB")
         self._data, self._values = data, values
         self._orientation = 1
         self._is_jpeg = data[:3] == jpeg.MAGIC and self._read_jpeg_header()
@@ -69,8 +81,9 @@ class Picture:
             rows: How many upper rows of the image are needed; more may come. None: all.
 
         Returns:
-            (H, W, 3) uint8 RGB, upright; a shrunk side is rounded up. Grey is repeated,
-            transparency composited on white, more than 8 bits shown by the value range.
+            (H, W, 3) uint8 RGB, upright, perhaps a view with other strides; a shrunk side is
+            rounded up. Grey is repeated, transparency composited on white, more than 8 bits shown
+            by the value range.
 
         Raises:
             ValueError: The image is damaged.
@@ -103,7 +116,7 @@ class Picture:
         height, width = int(rows), int(columns)
         if colours in ("CMYK", "YCCK"):
             return False  # Pillow knows that Adobe stores them inverted
-        _check_size(height, width)
+        jpeg.check_cost(self._data, height, width)
         if jpeg.has_exif(self._data):
             self._orientation = _read_orientation(self._data)
         self.height, self.width = (height, width) if self._orientation < 5 else (width, height)
@@ -146,7 +159,6 @@ def facts_of(data: bytes) -> ImageFacts:
                 is_transparent=image.has_transparency_data,
                 num_pages=getattr(image, "n_frames", 1),
             )
-    _check_size(facts.height, facts.width)
     return facts
 
 
@@ -157,14 +169,10 @@ def read_raster(data: bytes) -> Raster | None:
         ValueError: It is damaged, or not grey or RGB; says what it is.
     """
     if png.is_deep(data):
-        facts = png.facts_of(data)
-        _check_size(facts.height, facts.width)
         return png.read_deep(data, _read_orientation(data))
     if tiff.is_tiff(data):
-        return tiff.read_unusual(data, _check_size)
+        return tiff.read_unusual(data)
     if jpeg.is_deep(data):
-        facts = jpeg.facts_of_deep(data)
-        _check_size(facts.height, facts.width)
         return jpeg.read_deep(data, _read_orientation(data))
     return None
 
@@ -182,7 +190,7 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         orientation: 1 to 8, as in EXIF 2.3, section 4.6.4, tag 0x0112.
 
     Returns:
-        (H, W, C), or (W, H, C) for 5 to 8; contiguous.
+        (H, W, C), or (W, H, C) for 5 to 8; a view.
     """
     if orientation == 1:
         return pixels
@@ -192,16 +200,19 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         pixels = pixels[:, ::-1]
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
-    return np.ascontiguousarray(pixels)
+    return pixels
 
 
 def open_by_pillow(data: bytes) -> Image.Image:
     """The image with its header read, of a format and size that we take.
 
     Raises:
-        ValueError: It is not; the message says what it is.
+        ValueError: It is not; the message says what it is. A ``TooLargeError`` where decoding would
+            take too much memory or time.
     """
     formats = registered(is_heic(data))
+    if tiff.is_tiff(data):
+        tiff.quiet_libtiff()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata, from every data worker
@@ -209,12 +220,12 @@ def open_by_pillow(data: bytes) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise ValueError(f"its content is {name_of_content(data)}") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
+        raise TooManyPixelsError(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:
         # Anything: Pillow's parsers raise whatever a broken header makes them trip over, and one
         # file must not end the work on a million.
         raise ValueError(f"no readable image header: {error}") from None
-    _check_size(image.height, image.width)
+    _check_cost(data, image)
     return image
 
 
@@ -230,7 +241,7 @@ def _decode_whole(data: bytes, values: ValueRange | None) -> np.ndarray:
             if data[:8] != png.MAGIC or len(plain := png.without_metadata(data)) == len(data):
                 raise
             return _decode_by_pillow(plain)
-    except MemoryError:
+    except (MemoryError, TooLargeError):
         raise
     except Exception as error:
         # As above: a damaged TIFF was seen to raise TypeError, OverflowError and struct.error.
@@ -241,40 +252,56 @@ def _decode_by_pillow(data: bytes) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_by_pillow(data) as image:
-            image.load()
-            return np.array(_to_rgb(_upright(image)))
+            image.load()  # first: a TIFF may be turned by its decoder, which then says so
+            return turn_upright(_to_rgb(image), _orientation_of(image))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image  # a broken EXIF block must not cost the image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """In mode RGB, on white where it is transparent."""
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8, on white where it is transparent, not yet turned."""
     if image.mode.startswith("I") or image.mode == "F":
         raise ValueError(f"a {image.format} of mode {image.mode}, whose range is not known")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
-    return image.convert("RGB")
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    rows = max(1, _BLOCK // image.width)
+    for top in range(0, image.height, rows):
+        end = min(top + rows, image.height)
+        part = image
+        if rows < image.height:
+            part = image.crop((0, top, image.width, end))
+        if part.has_transparency_data:
+            part = part.convert("RGBA")
+            part = Image.alpha_composite(Image.new("RGBA", part.size, _WHITE), part)
+        pixels[top:end] = np.asarray(part.convert("RGB"))
+    return pixels
 
 
 def _read_orientation(data: bytes) -> int:
-    """1 to 8; 1 where a file's EXIF block says nothing that makes sense."""
+    """EXIF's, of a JPEG or PNG."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                orientation = image.getexif().get(_ORIENTATION, 1)
+                return _orientation_of(image)
+    except Exception:
+        return 1
+
+
+def _orientation_of(image: Image.Image) -> int:
+    """1 to 8; 1 where a file's EXIF block says nothing that makes sense."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:
         # A broken EXIF block must not cost the image; Pillow's parser trips over it in many ways.
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
-def _check_size(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"{width} × {height} pixels, more than {MAX_PIXELS:,}")
+def _check_cost(data: bytes, image: Image.Image) -> None:
+    """Refuse what Pillow opened by its header."""
+    stored = 1 if image.mode in ("1", "L", "P") else 4
+    if image.format == "JPEG":
+        jpeg.check_cost(data, image.height, image.width, stored + 3)
+    else:
+        beside = _DECODERS.get(image.format or "", 0.0)
+        if image.format == "TIFF":
+            beside = stored * tiff.largest_part(data)
+        check_memory(image.height, image.width, stored + beside + 3)

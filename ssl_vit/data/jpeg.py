@@ -12,12 +12,14 @@ import imagecodecs
 import numpy as np
 import simplejpeg
 
-from ssl_vit.data.raster import ImageFacts, Raster, check_decoded_bytes
+from ssl_vit.data.limits import check_memory, check_scans
+from ssl_vit.data.raster import ImageFacts, Raster
 
 MAGIC = b"\xff\xd8\xff"
 END_OF_IMAGE = b"\xff\xd9"
 _SEQUENTIAL = (0xC0, 0xC1)  # frames of one pass; progressive ones go over the image many times
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 _STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 _MCU = 16  # rows of a whole row of blocks with the usual subsampling
@@ -54,13 +56,45 @@ def has_exif(data: bytes) -> bool:
 
 
 def facts_of(data: bytes) -> ImageFacts | None:
-    """What the header says; None where libjpeg-turbo does not take it, which Pillow may."""
+    """What the header says; None where libjpeg-turbo does not take it, which Pillow may.
+
+    Raises:
+        TooLargeError: Decoding would take too much memory or time.
+    """
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
+    check_cost(data, int(height), int(width))
     channels = {"Gray": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}.get(colors, "RGB")
     return ImageFacts("JPEG", int(height), int(width), channels, "8-bit")
+
+
+def check_cost(data: bytes, height: int, width: int, kept: float = 3.0) -> None:
+    """Refuse a JPEG by its header.
+
+    Args:
+        kept: Bytes of a pixel that are held beside what the decoder keeps.
+
+    Raises:
+        TooLargeError: Decoding would take too much memory or time.
+    """
+    components, progressive, coefficients = 0, False, 0.0
+    for marker, place in segments(data):
+        if marker in _FRAMES and place + 8 <= len(data):
+            progressive = marker in _PROGRESSIVE
+            components = data[place + 7]
+            # Each component's samples across and down, in the halves of a byte.
+            factors = data[place + 9 : place + 8 + 3 * components : 3]
+            samples = [(factor >> 4) * (factor & 15) for factor in factors]
+            coefficients = 2 * sum(samples) / max(1, *samples)
+        # What comes in several scans is kept whole, as 16-bit coefficients.
+        elif marker == _START_OF_SCAN and (
+            progressive or data[place + 2 : place + 3] < bytes([components])
+        ):
+            check_scans(data.count(b"\xff\xda", place - 2), height, width)
+            kept += coefficients
+    check_memory(height, width, kept)
 
 
 def is_deep(data: bytes) -> bool:
@@ -69,10 +103,15 @@ def is_deep(data: bytes) -> bool:
 
 
 def facts_of_deep(data: bytes) -> ImageFacts:
-    """What the header of a JPEG of more than 8 bits says."""
+    """What the header of a JPEG of more than 8 bits says.
+
+    Raises:
+        TooLargeError: Decoding would take too much memory or time.
+    """
     frame = _frame(data)
     assert frame is not None
     bits, height, width, components = frame
+    check_cost(data, height, width, 3 + 2 * components)
     channels = {1: "grey", 3: "RGB"}.get(components, f"{components} channels")
     return ImageFacts("JPEG", height, width, channels, f"{bits}-bit", is_deep=True)
 
@@ -87,7 +126,6 @@ def read_deep(data: bytes, orientation: int) -> Raster:
         ValueError: It is damaged, or neither grey nor RGB.
     """
     facts = facts_of_deep(data)
-    check_decoded_bytes(facts.height * facts.width * 2 * 3)
     try:
         values = imagecodecs.jpeg_decode(data)
     except Exception as error:  # libjpeg's own kind

@@ -7,9 +7,9 @@ import struct
 from collections.abc import Iterator
 
 import imagecodecs
-import numpy as np
 
-from ssl_vit.data.raster import ImageFacts, Raster, check_decoded_bytes
+from ssl_vit.data.limits import check_memory
+from ssl_vit.data.raster import ImageFacts, Raster
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: ("grey", 1), 2: ("RGB", 3), 3: ("palette", 1), 4: ("grey", 2), 6: ("RGB", 4)}
@@ -35,13 +35,16 @@ def facts_of(data: bytes) -> ImageFacts:
     """What the header says.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or decoding would take too much memory.
     """
     if data[12:16] != b"IHDR" or len(data) < 33:
         raise ValueError("the PNG has no header")
     width, height, bits, color = struct.unpack(">IIBB", data[16:26])
     if color not in _CHANNELS:
         raise ValueError(f"the PNG has the unknown color type {color}")
+    samples = _CHANNELS[color][1]
+    # Pillow keeps one byte of a pixel, or four.
+    check_memory(height, width, 3 + (2 * samples if bits == 16 else 1 if samples == 1 else 4))
     frames, has_color_key = 1, False
     for kind, place, length in chunks(data):
         if kind == b"acTL" and length >= 8:
@@ -77,7 +80,6 @@ def read_deep(data: bytes, orientation: int) -> Raster:
         ValueError: It is damaged.
     """
     facts = facts_of(data)
-    check_decoded_bytes(facts.height * facts.width * 2 * _CHANNELS[data[25]][1])
     try:
         values = imagecodecs.png_decode(without_metadata(data))
     except Exception as error:  # libpng's own kind
@@ -86,9 +88,9 @@ def read_deep(data: bytes, orientation: int) -> Raster:
         raise ValueError("damaged PNG: its data do not fill it")
     opacity = None
     if values.ndim == 3 and values.shape[2] in (2, 4):
-        opacity = values[:, :, -1].astype(np.float32) / 65535
+        opacity = values[:, :, -1]
         values = values[:, :, 0] if values.shape[2] == 2 else values[:, :, :3]
-    return Raster(values, facts.depth, opacity, orientation=orientation)
+    return Raster(values, facts.depth, opacity, 65535.0, orientation=orientation)
 
 
 def without_metadata(data: bytes) -> bytes:

@@ -8,8 +8,8 @@ import numpy as np
 
 from ssl_vit.data.values import ValueRange, is_no_data
 
-MAX_DECODED_BYTES = 2**29
-"""Stored values of one image beyond which it is refused: every data worker would need as much."""
+# Pixels that are shown at a time: a float copy of a whole image could be eight times its size.
+_BLOCK = 2**18
 
 
 class ImageFacts(NamedTuple):
@@ -41,13 +41,17 @@ class Raster(NamedTuple):
     depth: str
     """As in :class:`ImageFacts`."""
     opacity: np.ndarray | None = None
-    """(H, W) float32 in [0, 1]."""
+    """(H, W), of any real type."""
+    opaque: float = 1.0
+    """The opacity of a pixel that nothing shines through."""
     is_premultiplied: bool = False
     """Whether the values were multiplied by the opacity."""
     orientation: int = 1
     """EXIF's, 1 to 8."""
     no_data: float | None = None
     """The value of pixels that were not measured, if the file says so."""
+    is_inverted: bool = False
+    """Whether low values are white in the file; here they are turned around."""
 
     def measured(self) -> np.ndarray:
         """(N,) finite values that carry data."""
@@ -62,31 +66,29 @@ class Raster(NamedTuple):
         Raises:
             ValueError: More than 8 bits, and no range.
         """
-        if self.values.dtype == np.uint8:
-            pixels = self.values
-        elif values is None:
+        if self.values.dtype != np.uint8 and values is None:
             raise ValueError(
                 f"{self.depth} values, and no value range that says which are black and white: "
                 "make the index again, or set one"
             )
-        else:
-            pixels = values.to_bytes(self.values, self.no_data)
+        height, width = self.values.shape[:2]
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        rows = max(1, _BLOCK // width)
+        for top in range(0, height, rows):
+            part = slice(top, top + rows)
+            pixels[part] = self._show(part, values)
+        return pixels
+
+    def _show(self, rows: slice, values: ValueRange | None) -> np.ndarray:
+        """(h, W, 1 or 3) uint8 of some rows."""
+        pixels = self.values[rows]
+        if values is not None and pixels.dtype != np.uint8:
+            pixels = values.to_bytes(pixels, self.no_data)
         if pixels.ndim == 2:
-            pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-        if self.opacity is not None:
-            opacity = self.opacity[:, :, None]
-            shown = pixels if self.is_premultiplied else pixels * opacity
-            pixels = (shown + 255.0 * (1.0 - opacity)).round().clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(pixels)
-
-
-def check_decoded_bytes(num_bytes: int) -> None:
-    """Refuse an image whose values would fill a worker's memory.
-
-    Raises:
-        ValueError: More than ``MAX_DECODED_BYTES``.
-    """
-    if num_bytes > MAX_DECODED_BYTES:
-        raise ValueError(
-            f"decodes to {num_bytes / 1e6:,.0f} MB, more than {MAX_DECODED_BYTES / 1e6:,.0f}"
-        )
+            pixels = pixels[:, :, None]
+        if self.opacity is None:
+            return pixels
+        opacity = np.nan_to_num(self.opacity[rows, :, None].astype(np.float32) / self.opaque)
+        opacity = opacity.clip(0, 1)
+        shown = pixels if self.is_premultiplied else pixels * opacity
+        return (shown + 255.0 * (1.0 - opacity)).round().clip(0, 255).astype(np.uint8)

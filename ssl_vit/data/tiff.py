@@ -6,15 +6,20 @@ is.
 """
 
 import contextlib
+import ctypes
+import functools
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 import tifffile
 
-from ssl_vit.data.raster import ImageFacts, Raster, check_decoded_bytes
+from ssl_vit.data.limits import check_memory
+from ssl_vit.data.raster import ImageFacts, Raster
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA, _ORIENTATION = 42113, 274
@@ -41,6 +46,20 @@ def is_tiff(data: bytes) -> bool:
     return data[:4] in _MAGIC
 
 
+@functools.cache
+def quiet_libtiff() -> None:
+    """Keep the library within Pillow from writing its complaints to the terminal, from every data
+    worker; what is wrong with an image is raised anyway.
+    """
+    for library in (Path(PIL.__file__).parents[1] / "pillow.libs").glob("libtiff*.so*"):
+        with contextlib.suppress(OSError, AttributeError):
+            loaded = ctypes.CDLL(str(library))
+            for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+                set_handler = getattr(loaded, name)
+                set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+                set_handler(None)
+
+
 def facts_of(data: bytes) -> ImageFacts:
     """What the header of the first page says, and how many pages there are.
 
@@ -63,11 +82,8 @@ def facts_of(data: bytes) -> ImageFacts:
         )
 
 
-def read_unusual(data: bytes, check_size: Callable[[int, int], None]) -> Raster | None:
+def read_unusual(data: bytes) -> Raster | None:
     """Decode the first page, if Pillow does not read it right; None for a plain one.
-
-    Args:
-        check_size: Given height and width, raises a ValueError where they are too large.
 
     Raises:
         ValueError: Damaged, too large, or not grey or RGB; says what it is.
@@ -77,14 +93,12 @@ def read_unusual(data: bytes, check_size: Callable[[int, int], None]) -> Raster 
         layout = _layout(page)
         if layout.plain:
             return None
-        check_size(page.imagelength, page.imagewidth)
         values = _page_values(file, 0)
-        opacity = None
-        if layout.opacity is not None:
-            opacity = _share(values[:, :, layout.opacity], page.bitspersample)
+        opacity = None if layout.opacity is None else values[:, :, layout.opacity]
         if values.ndim == 3:
             values = values[:, :, :3] if layout.color == "RGB" else values[:, :, 0]
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        is_inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        if is_inverted:
             values = _inverted(values, page.bitspersample)
         if page.dtype == bool:
             values = values.astype(np.uint8) * 255
@@ -93,10 +107,23 @@ def read_unusual(data: bytes, check_size: Callable[[int, int], None]) -> Raster 
             values,
             layout.depth,
             opacity,
+            1.0 if values.dtype.kind == "f" else float(2**page.bitspersample - 1),
             layout.is_premultiplied,
             orientation.value if orientation and orientation.value in range(1, 9) else 1,
             _no_data(page),
+            is_inverted,
         )
+
+
+def largest_part(data: bytes) -> float:
+    """Share of the first page that its strips or tiles hold, which are unpacked at once; 1 where
+    the header makes no sense.
+    """
+    try:
+        with _open(data) as file:
+            return _part(file.pages.first)
+    except ValueError:
+        return 1.0
 
 
 def split_page(data: bytes, number: int) -> bytes:
@@ -214,7 +241,7 @@ def _same_pages(file: tifffile.TiffFile) -> list[Any]:
 def _page_values(file: tifffile.TiffFile, number: int) -> np.ndarray:
     """(H, W) or (H, W, S) stored values of a page of the first one's kind."""
     first: Any = file.pages.first
-    check_decoded_bytes(int(np.prod(first.shape)) * first.dtype.itemsize)
+    _check_cost(first)
     if number and len(file.pages) == 1:
         stack = file.series[0].asarray(maxworkers=1)
         return stack.reshape(-1, *first.shape)[number]
@@ -231,6 +258,28 @@ def _page_values(file: tifffile.TiffFile, number: int) -> np.ndarray:
     return np.moveaxis(values, 0, 2) if page.axes.startswith("S") else values
 
 
+def _check_cost(page: Any) -> None:
+    """Refuse a page by its header.
+
+    Raises:
+        TooLargeError: Decoding it would take too much memory.
+    """
+    stored = page.samplesperpixel * page.dtype.itemsize
+    # A strip or tile is unpacked at a time.
+    unpacked = 0 if page.compression == 1 else stored * _part(page)
+    check_memory(page.imagelength, page.imagewidth, stored + unpacked + 3)
+
+
+def _part(page: Any) -> float:
+    """Share of a page that one strip or tile holds."""
+    pixels = page.imagelength * page.imagewidth
+    if page.is_tiled:
+        part = page.tilelength * page.tilewidth
+    else:
+        part = (page.rowsperstrip or page.imagelength) * page.imagewidth
+    return min(1.0, part / max(1, pixels))
+
+
 def _inverted(values: np.ndarray, bits: int) -> np.ndarray:
     """Min-is-white values with their sense turned around."""
     if values.dtype.kind == "u":
@@ -238,13 +287,6 @@ def _inverted(values: np.ndarray, bits: int) -> np.ndarray:
     if values.dtype == bool:
         return ~values
     raise ValueError(f"a min-is-white TIFF of {values.dtype} values, which have no white")
-
-
-def _share(opacity: np.ndarray, bits: int) -> np.ndarray:
-    """(H, W) float32 in [0, 1]."""
-    if opacity.dtype.kind == "f":
-        return np.nan_to_num(opacity).clip(0, 1).astype(np.float32)
-    return (opacity / float(2**bits - 1)).clip(0, 1).astype(np.float32)
 
 
 def _no_data(page: Any) -> float | None:

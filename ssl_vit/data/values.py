@@ -5,6 +5,7 @@ use. One range for a whole set, kept in its index, makes a value the same grey i
 Images of 8 bits have no range: their pixels stay as they are. No torch here.
 """
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -48,18 +49,20 @@ class ValueRange:
         Returns:
             uint8 of the same shape.
         """
-        if values.dtype in (np.uint16, np.int16):
-            # All values that there can be, once, instead of every pixel.
-            first = np.iinfo(values.dtype).min
-            table = self._convert(np.arange(first, first + 2**16), no_data)
-            return table[values.astype(np.int32) - first]
         result = np.empty(values.size, dtype=np.uint8)
         flat = values.reshape(-1)
         for start in range(0, flat.size, _BLOCK):
-            result[start : start + _BLOCK] = self._convert(flat[start : start + _BLOCK], no_data)
+            part = flat[start : start + _BLOCK]
+            if values.dtype in (np.uint16, np.int16):
+                first = int(np.iinfo(values.dtype).min)
+                shown = _table(self, first, no_data)[part.astype(np.int32) - first]
+            else:
+                shown = self.convert(part, no_data)
+            result[start : start + _BLOCK] = shown
         return result.reshape(values.shape)
 
-    def _convert(self, values: np.ndarray, no_data: float | None) -> np.ndarray:
+    def convert(self, values: np.ndarray, no_data: float | None) -> np.ndarray:
+        """:meth:`to_bytes` of few values, by way of float64."""
         exact = values.astype(np.float64)
         scaled = (exact - self.low) * (255.0 / (self.high - self.low))
         missing = np.isnan(exact)
@@ -81,6 +84,12 @@ class ValueRange:
     def __str__(self) -> str:
         without = "" if self.no_data is None else f" ({format_value(self.no_data)} is no data)"
         return f"{format_value(self.low)} … {format_value(self.high)}{without}"
+
+
+@functools.lru_cache(maxsize=8)
+def _table(values: ValueRange, first: int, no_data: float | None) -> np.ndarray:
+    """(65536,) uint8: all 16-bit values that there can be, instead of every pixel's."""
+    return values.convert(np.arange(first, first + 2**16), no_data)
 
 
 def parse_range(given: tuple[float, float] | None) -> ValueRange | None:

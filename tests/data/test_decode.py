@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ssl_vit.data import decode
-from ssl_vit.data.decode import MAX_PIXELS, SHRINKS, Picture, decode_image
+from ssl_vit.data import limits
+from ssl_vit.data.decode import SHRINKS, Picture, decode_image
+from ssl_vit.data.limits import MAX_PIXELS
 from ssl_vit.data.values import ValueRange
 from tests.pictures import encode, photograph
 
@@ -176,7 +177,7 @@ def test_bytes_behind_the_end_of_a_jpeg_do_no_harm(pixels: np.ndarray):
 def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch):
     assert MAX_PIXELS == 178_956_970
     data = {kind: encode(photograph(40, 50), kind) for kind in ("JPEG", "PNG", "WEBP", "BMP")}
-    monkeypatch.setattr(decode, "MAX_PIXELS", 1999)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 1999)
     for file in data.values():
         with pytest.raises(ValueError, match="pixels"):
             Picture(file)

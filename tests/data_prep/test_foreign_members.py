@@ -19,6 +19,7 @@ from ssl_vit.errors import UserError
 from ssl_vit_data_prep.check import check_shards
 from ssl_vit_data_prep.class_names import read_class_names
 from ssl_vit_data_prep.index import IndexOptions, IndexSummary, index_shards
+from ssl_vit_data_prep.reports import echo_refused
 from ssl_vit_data_prep.reshard import reshard
 from tests.command_line import ssl_vit
 from tests.data_prep.test_folders import labels_in
@@ -360,3 +361,10 @@ def test_a_tar_of_tars_is_named(tmp_path: Path):
     write_tar(tmp_path / "outer/x.tar", [("n01440764.tar", inner), ("n01443537.tar", inner)])
     with pytest.raises(UserError, match=r"hold archives .*n01440764\.tar"):
         index(tmp_path / "outer")
+
+
+def test_tars_that_were_joined_by_cat_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    echo_refused({"behind the end mark": 1}, tmp_path)
+    assert "WARNING  1 tar with more behind the end mark" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -294,3 +295,39 @@ def test_a_deep_image_that_no_sample_showed_is_refused_by_name(
         assert each.refused == expected
         assert each.num_images == 12 - len(expected)
     assert {bool(each.refused) for each in made} == {True, False}
+
+
+@pytest.mark.parametrize(("page", "high"), [("first", 300), ("middle", 4000), ("each", 4000)])
+@pytest.mark.parametrize("count", [1, 20])
+def test_the_range_is_that_of_the_pages_that_are_packed(
+    page: Literal["first", "middle", "each"], high: int, count: int, tmp_path: Path
+):
+    (tmp_path / "images").mkdir()
+    for number in range(count):
+        share = photograph(40, 48, seed=number)[..., 0] / 255
+        stack = np.stack([share * most for most in (300, 4000, 800)]).astype(np.uint16)
+        tifffile.imwrite(
+            tmp_path / "images" / f"{number}.tif", stack, photometric="minisblack", metadata=None
+        )
+    made = pack_images(tmp_path / "images", tmp_path / "shards", PackOptions(page=page))
+    values = made.survey.values
+    assert values is not None
+    assert 0.8 * high < values.high < high
+    (packed,) = made.sets
+    assert packed.statistics is not None
+    assert packed.statistics.num_images == count * (3 if page == "each" else 1)
+    assert 0.1 < packed.statistics.mean[0] < 0.7
+
+
+def test_values_that_are_not_finite_or_turned_around_are_said(tmp_path: Path):
+    values = photograph(40, 48)[..., 0].astype(np.float32)
+    values[3, 3], values[4, 4] = np.inf, np.nan
+    tifffile.imwrite(tmp_path / "float.tif", values)
+    tifffile.imwrite(
+        tmp_path / "white.tif",
+        photograph(40, 48)[..., 0].astype(np.uint16),
+        photometric="miniswhite",
+    )
+    done = ssl_vit("shards", "pack", tmp_path, tmp_path.with_name("shards"))
+    assert "note     1 of 2 sampled images have values that are not finite" in done.stdout
+    assert "note     1 of 2 sampled images are TIFFs in which low values are white" in done.stdout

@@ -1,0 +1,68 @@
+"""What decoding one image may take, told from its header before a pixel is decoded.
+
+A file of a few hundred kilobytes can ask for gigabytes or for minutes, in every data worker.
+"""
+
+MAX_PIXELS = 178_956_970
+"""Height × width beyond which an image is taken for a decompression bomb; Pillow's own limit."""
+
+MAX_DECODE_BYTES = 600_000_000
+"""Memory that decoding one image may take: its stored values, what the decoder keeps, its pixels.
+
+The most that is left are 178 million pixels of a JPEG, 85 million of an 8-bit color PNG, 120
+million of 16-bit grey.
+"""
+
+MAX_SCANS = 100
+"""Times that a progressive JPEG may go over the image; programs write about ten, at most 64."""
+
+MAX_SCANNED_PIXELS = 3e9
+"""Scans × pixels of a progressive JPEG: a few seconds."""
+
+
+class TooLargeError(ValueError):
+    """An image that would take too much memory or time."""
+
+
+class TooManyPixelsError(TooLargeError):
+    """A decompression bomb."""
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Refuse a decompression bomb.
+
+    Raises:
+        TooManyPixelsError: More than ``MAX_PIXELS``.
+    """
+    if height * width > MAX_PIXELS:
+        raise TooManyPixelsError(f"{width} × {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def check_memory(height: int, width: int, bytes_per_pixel: float) -> None:
+    """Refuse an image whose decoding would fill a worker's memory.
+
+    Args:
+        bytes_per_pixel: Of everything that is held at once.
+
+    Raises:
+        TooLargeError: More than ``MAX_PIXELS`` or ``MAX_DECODE_BYTES``.
+    """
+    check_pixels(height, width)
+    if (needed := height * width * bytes_per_pixel) > MAX_DECODE_BYTES:
+        raise TooLargeError(
+            f"{width} × {height} pixels take {needed / 1e6:,.0f} MB to decode, more than "
+            f"{MAX_DECODE_BYTES / 1e6:,.0f}; cut it into tiles"
+        )
+
+
+def check_scans(scans: int, height: int, width: int) -> None:
+    """Refuse a progressive JPEG that would take minutes.
+
+    Raises:
+        TooLargeError: More than ``MAX_SCANS``, or ``MAX_SCANNED_PIXELS`` in all.
+    """
+    if scans > MAX_SCANS or scans * height * width > MAX_SCANNED_PIXELS:
+        raise TooLargeError(
+            f"a progressive JPEG of {width} × {height} pixels in {scans:,} scans would take too "
+            "long to decode; save it again"
+        )
