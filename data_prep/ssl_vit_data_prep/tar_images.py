@@ -5,6 +5,7 @@ as a refusal with its reason. A hard link is a file of its own name with another
 """
 
 import hashlib
+import math
 import os
 import tarfile
 from collections.abc import Iterator
@@ -13,10 +14,13 @@ from typing import IO, Any, assert_never
 
 from ssl_vit.data.shards import is_in_sample, split_key
 from ssl_vit.files import readable
+from ssl_vit.foreign import first_line
 from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.tar_labels import LabelRule, read_tar_label, stem_of
 
 _BUFFER = 2**20
+# Of the headers between two files: a long name, a few attributes. Others would be kept in memory.
+_MOST_HEADER_BYTES = 4 * 2**20
 _ARCHIVES = ("tar", "zip", "gz", "tgz", "zst", "xz", "bz2", "7z", "rar")
 # A record holds the distance from a link's header back to its bytes in 32 bits.
 _FARTHEST_LINK = 2**31
@@ -73,9 +77,17 @@ class HashingReader:
         self._stream = stream
         self._hash = hashlib.sha256()
         self.num_bytes = 0
+        self.most_bytes: float = math.inf
+        """``num_bytes`` beyond which there is something wrong with what is read."""
 
     def read(self, size: int = _BUFFER) -> bytes:
-        """As of any stream."""
+        """As of any stream.
+
+        Raises:
+            tarfile.ReadError: Beyond ``most_bytes``.
+        """
+        if self.num_bytes > self.most_bytes:
+            raise tarfile.ReadError(f"a damaged header before byte {self.num_bytes:,}")
         data = self._stream.read(size)
         self._hash.update(data)
         self.num_bytes += len(data)
@@ -118,15 +130,11 @@ def walk_samples(
         LabelError: A label is a list, or longer than a name can be.
     """
     walk = _Walk(stream, rule or LabelRule(), num_json)
-    source: Any = stream
-    with tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER) as tar:
-        # Not `for member in tar`: it keeps every member, a kilobyte each.
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined] - typeshed has no such attribute
-            if tar.offset > walk.size + tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"it is broken off inside {readable(member.name)}")
-            yield from walk.add(member)
-        end = tar.offset
+    end = 0
+    for member, end in _members(stream):
+        if member.size < 0 or end > walk.size + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"it is broken off inside {readable(member.name)}")
+        yield from walk.add(member)
     if walk.sample:
         yield walk.sample
     # tarfile takes a damaged header for the end, and says nothing of what lies behind it.
@@ -135,10 +143,35 @@ def walk_samples(
         raise tarfile.ReadError(f"it is broken off or damaged at byte {end:,}{last}")
     if rest := _bytes_behind(stream, end + 2 * tarfile.BLOCKSIZE, walk.size):
         reason = (
-            f"{rest:,} bytes behind the end mark, which no reader of tars sees: "
-            "join tars with  tar --concatenate,  not with cat"
+            f"{rest:,} bytes behind the end mark, probably of tars that were joined by cat: "
+            "tar --ignore-zeros -xf  unpacks all; tar --concatenate joins"
         )
         yield Refusal("", "behind the end mark", reason)
+
+
+def _members(stream: HashingReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """(member, offset behind it) of all that a tar holds.
+
+    Raises:
+        tarfile.TarError: It is not a tar, or a header is damaged.
+    """
+    source: Any = stream
+    stream.most_bytes = _BUFFER + _MOST_HEADER_BYTES
+    try:
+        with tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER) as tar:
+            # Not `for member in tar`: it keeps every member, a kilobyte each.
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined] - typeshed has no such attribute
+                stream.most_bytes = math.inf
+                yield member, tar.offset
+                stream.most_bytes = tar.offset + _BUFFER + _MOST_HEADER_BYTES
+    except (tarfile.TarError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # tarfile raises whatever a damaged header makes it trip over; RecursionError among them.
+        raise tarfile.ReadError(f"a damaged header: {first_line(error)}") from None
+    finally:
+        stream.most_bytes = math.inf
 
 
 class _Walk:

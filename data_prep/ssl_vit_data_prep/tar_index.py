@@ -10,6 +10,7 @@ import numpy as np
 from ssl_vit.data.fetch import ATTEMPTS, fetch_file, try_often
 from ssl_vit.data.formats import ENDINGS
 from ssl_vit.data.index_file import NO_LABEL, SAMPLE_RECORD, describe_shard
+from ssl_vit.data.limits import MAX_DECODE_BYTES
 from ssl_vit.data.urls import is_local, local_path
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
@@ -133,9 +134,10 @@ def _read_shard(task: IndexTask, reader: HashingReader) -> WrittenShard:
         before = len(rows)
         images = list(_wanted(sample, task.options.endings))
         for image in images:
-            if not 0 < image.length < 2**31:
+            if not 0 < image.length <= MAX_DECODE_BYTES:
                 kind: Kind = "too large" if image.length else "empty"
-                refused.append(Refusal(f"{task.entry}/{image.name}", kind, f"{image.length} bytes"))
+                reason = f"{image.length:,} bytes"
+                refused.append(Refusal(f"{task.entry}/{image.name}", kind, reason))
                 continue
             # Only now: a label without an image makes no class.
             label = labels.setdefault(text, len(labels)) if text else NO_LABEL

@@ -12,6 +12,7 @@ from pydantic_core import from_json
 
 from ssl_vit.data.index_file import (
     INDEX_FILE,
+    MOST_CLASSES,
     NO_LABEL,
     Index,
     fingerprint,
@@ -186,7 +187,13 @@ def number_labels(
     """
     label_of = _classes_of_folders(results) if rule.source == "folder" else {}
     texts = [label_of.get(text, text) for result in results for text in result.labels]
-    known = [text for text in texts if text]
+    known = list(dict.fromkeys(text for text in texts if text))
+    if len(known) > MOST_CLASSES:
+        raise UserError(
+            f"{len(known):,} different labels, such as {list_some(known[:3])}, name samples, not "
+            "classes",
+            "--labels none  makes an index without them; --label-field FIELD  takes others",
+        )
     table = number_by_names(known, names) if names else number_classes(known)
     numbered = []
     for result in results:

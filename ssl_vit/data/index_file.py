@@ -15,6 +15,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from ssl_vit.data.formats import name_of_content
 from ssl_vit.data.urls import name_of, scheme_of
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
@@ -26,6 +27,8 @@ SAMPLES_FILE = "samples.npy"
 FORMAT = "ssl-vit-shards-2"
 MOST_INDEX_BYTES = 256 * MIB
 """Of an `index.json`; a million shards take as much."""
+MOST_CLASSES = 2**21
+"""Of a set: more are names of samples, and would not fit into an `index.json`."""
 UNFINISHED_FOLDER = ".unfinished"
 """In a set's folder as long as the command that makes the set has not ended."""
 
@@ -191,6 +194,11 @@ def parse_index(content: bytes, source: str) -> Index:
         UserError: It is damaged, or not of this format.
     """
     again = "make it again with  ssl-vit shards index"
+    if name_of_content(content[:4096]).startswith("an HTML page"):
+        raise UserError(
+            f"{source} is an HTML page and no index",
+            "give the address of the files themselves; a server that wants a login answers so",
+        )
     values = parse_json(content, source, again)
     if values.get("format") != FORMAT:
         raise UserError(f"{source} is not of the format {FORMAT}", again)

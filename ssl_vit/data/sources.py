@@ -81,7 +81,8 @@ def _split(source: str) -> tuple[str, list[str]]:
             f"ssl-vit shards index '{source}' --out INDEX --allow-shell-urls,  "
             "then data.shards=INDEX",
         )
-    if not source.endswith("/") and source.partition("?")[0].endswith(".tar"):
+    is_folder = is_local(source) and local_path(source).is_dir()
+    if not is_folder and not source.endswith("/") and source.partition("?")[0].endswith(".tar"):
         split = [split_base(location) for location in expand(source)]
         bases = {base for base, _ in split}
         if len(bases) > 1:

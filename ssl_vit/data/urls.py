@@ -3,15 +3,23 @@
 Braces stand for numbers, as webdataset writes them: `shard-{000000..000007}.tar` are eight shards.
 """
 
+import re
+from itertools import islice
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from braceexpand import braceexpand
 
 from ssl_vit.errors import UserError
+from ssl_vit.files import path_of
 
 SCHEMES = ("https", "http", "s3", "gs", "hf", "file", "pipe")
 """`file` is a local path, `pipe` a shell command whose output is the shard."""
+
+
+MOST_SHARDS = 2**20
+"""That braces may stand for."""
+
+_RANGE = re.compile(r"\{([-+]?\d+)\.\.([-+]?\d+)(?:\.\.([-+]?\d+))?\}")
 
 
 def scheme_of(location: str) -> str:
@@ -38,23 +46,33 @@ def is_local(location: str) -> bool:
 
 def local_path(location: str) -> Path:
     """The path that a local location means."""
-    if scheme_of(location) == "file":
-        return Path(unquote(urlsplit(location).path))
-    return Path(location).expanduser()
+    scheme_of(location)  # refuses a URL of an unknown kind
+    return path_of(location)
 
 
 def expand(source: str) -> list[str]:
     """The locations that a source with braces stands for; itself where it has none.
 
     Raises:
-        UserError: A brace is not closed.
+        UserError: A brace is not closed, or they stand for more than ``MOST_SHARDS``.
     """
     try:
-        return list(braceexpand(source))
-    except ValueError:
+        # Ranges first: braceexpand makes a list of each.
+        counts = [
+            abs(int(last) - int(first)) // max(1, abs(int(step or 1))) + 1
+            for first, last, step in _RANGE.findall(source)
+        ]
+        if sum(counts) <= MOST_SHARDS:
+            found = list(islice(braceexpand(source), MOST_SHARDS + 1))
+            if len(found) <= MOST_SHARDS:
+                return found
+    except (ValueError, RecursionError):
         raise UserError(
             f"the braces of {source} do not match", "write for example  shard-{000000..000007}.tar"
         ) from None
+    raise UserError(
+        f"the braces of {source} stand for more than {MOST_SHARDS:,} shards", "name fewer"
+    )
 
 
 def split_base(location: str) -> tuple[str, str]:
