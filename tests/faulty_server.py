@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -10,7 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
-Fault = Literal["refuse", "500", "403", "cut", "other bytes", "drip", "hang"]
+Fault = Literal[
+    *("refuse", "500", "403", "cut", "other bytes", "drip", "hang"),
+    *("short", "long", "html", "endless"),
+]
 
 
 class FaultyServer(ThreadingHTTPServer):
@@ -41,6 +45,7 @@ class FaultyServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: FaultyServer
+    protocol_version = "HTTP/1.1"  # which keeps connections
 
     def do_GET(self) -> None:
         name = self.path.strip("/").partition("?")[0]
@@ -61,8 +66,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(path.read_bytes(), fault)
 
     def _send(self, data: bytes, fault: str) -> None:
+        if fault == "html":
+            data = b"<!DOCTYPE html><html><body>Please log in</body></html>"
         self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
+        if fault != "endless":
+            said = len(data) // 2 if fault == "long" else len(data)
+            self.send_header("Content-Length", str(said))
+        if fault not in ("short", "long"):
+            self.send_header("Connection", "close")  # a server that is gone answers nobody
         self.end_headers()
         match fault:
             case "cut":
@@ -70,6 +81,19 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             case "other bytes":
                 self.wfile.write(bytes([data[0] ^ 1]) + data[1:])
+            case "short":
+                self.wfile.write(data[: len(data) // 2])  # and the connection stays
+            case "long":
+                # What comes when the next request is on its way passes for its answer.
+                self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
+                time.sleep(0.2)
+                self.wfile.write(data[len(data) // 2 :])
+            case "endless":
+                self.close_connection = True
+                with contextlib.suppress(OSError):
+                    while True:
+                        self.wfile.write(data)
             case "drip":
                 for place in range(min(len(data), 40)):
                     self.wfile.write(data[place : place + 1])
@@ -80,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(data[:10])
                 self.wfile.flush()
                 time.sleep(3)
+                self.close_connection = True
             case _:
                 self.wfile.write(data)
 
@@ -101,3 +126,9 @@ def serving(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+if __name__ == "__main__":  # FOLDER NAME FAULT …, for benchmarks/fuzz.py
+    alone = FaultyServer(Path(sys.argv[1]), sys.argv[3:], sys.argv[2])  # type: ignore[arg-type]
+    print(alone.url, flush=True)
+    alone.serve_forever()

@@ -5,16 +5,18 @@ is not there or may not be read is an error at once, everything else may be the 
 """
 
 import errno
+import math
 import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.data.index_file import Shard
+from ssl_vit.data.index_file import MOST_INDEX_BYTES, Shard
 from ssl_vit.data.urls import local_path, scheme_of
 from ssl_vit.errors import UserError
 from ssl_vit.files import hash_file
@@ -67,7 +69,7 @@ def fetch_shard(shard: Shard, target: Path, attempts: int = ATTEMPTS, report: Re
     """
 
     def fetch_and_compare() -> None:
-        fetch_file(shard.url, target)
+        fetch_file(shard.url, target, shard.num_bytes)
         size = target.stat().st_size
         if size != shard.num_bytes:
             raise OSError(f"{size:,} of {shard.num_bytes:,} bytes came")
@@ -81,17 +83,18 @@ def fetch_shard(shard: Shard, target: Path, attempts: int = ATTEMPTS, report: Re
 
 
 def fetch_bytes(url: str, attempts: int = ATTEMPTS, report: Report = say) -> bytes:
-    """The content of a small remote file.
+    """The content of a remote file of at most ``MOST_INDEX_BYTES``.
 
     Raises:
         UserError: It cannot be had; names it.
         FileNotFoundError: The server says that there is none.
     """
-    found: list[bytes] = []
-    try_often(
-        url, lambda: found.append(_filesystem(url).cat_file(url)), attempts, report, absent_ok=True
-    )
-    return found[0]
+    with tempfile.TemporaryDirectory(prefix="ssl-vit-") as folder:
+        copy = Path(folder) / "copy"
+        try_often(
+            url, lambda: fetch_file(url, copy, MOST_INDEX_BYTES), attempts, report, absent_ok=True
+        )
+        return copy.read_bytes()
 
 
 def try_often(
@@ -141,8 +144,12 @@ def try_often(
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def fetch_file(url: str, target: Path) -> None:
-    """Download once, without looking at what came."""
+def fetch_file(url: str, target: Path, most_bytes: float = math.inf) -> None:
+    """Download once, without looking at what came.
+
+    Args:
+        most_bytes: An answer that is longer is broken off.
+    """
     match scheme_of(url):
         case "pipe":
             command = url.removeprefix("pipe:")
@@ -157,7 +164,7 @@ def fetch_file(url: str, target: Path) -> None:
         case "" | "file":
             _filesystem(url).get_file(str(local_path(url)), str(target))
         case _:
-            _filesystem(url).get_file(url, str(target), callback=_stall_watch())
+            _filesystem(url).get_file(url, str(target), callback=_watch(most_bytes))
 
 
 def _filesystem(url: str) -> Any:
@@ -186,20 +193,23 @@ def _filesystem(url: str) -> Any:
     return fsspec.filesystem(scheme, **options)
 
 
-def _stall_watch() -> Any:
+def _watch(most_bytes: float) -> Any:
     from fsspec.callbacks import Callback
 
-    class StallWatch(Callback):
-        """Ends a download that hardly moves; a drop now and then keeps a socket's own clock
-        quiet.
+    class Watch(Callback):
+        """Ends a download that does not end, or hardly moves; a drop now and then keeps a socket's
+        own clock quiet.
         """
 
         def __init__(self) -> None:
             super().__init__()
-            self.since, self.came = time.monotonic(), 0
+            self.since, self.came, self.total = time.monotonic(), 0, 0
 
         def relative_update(self, inc: int = 1) -> None:
             self.came += inc
+            self.total += inc
+            if self.total > most_bytes:
+                raise OSError(f"more than {most_bytes:,} bytes came")
             seconds = time.monotonic() - self.since
             if seconds < _STALL_SECONDS:
                 return
@@ -207,14 +217,28 @@ def _stall_watch() -> Any:
                 raise TimeoutError(f"only {self.came:,} bytes came in {seconds:.0f} s")
             self.since, self.came = time.monotonic(), 0
 
-    return StallWatch()
+    return Watch()
 
 
 def _is_final(error: Exception) -> bool:
-    return isinstance(error, _FINAL) or getattr(error, "status", None) in _FINAL_STATUS
+    if _is_garbled(error):
+        return False
+    # A ValueError: the address makes no sense.
+    known = isinstance(error, (*_FINAL, ValueError))
+    return known or getattr(error, "status", None) in _FINAL_STATUS
+
+
+def _is_garbled(error: Exception) -> bool:
+    """Whether what came is no HTTP: aiohttp gives that the status 400, as if the server had said
+    so. The rest of a body that was cut short looks like this on a kept connection.
+    """
+    has_status = getattr(error, "status", None) is not None
+    return has_status and type(error.__cause__).__module__.startswith("aiohttp.http")
 
 
 def _describe(error: Exception) -> str:
+    if _is_garbled(error):
+        return "the answer was no HTTP"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if (status := getattr(error, "status", None)) is not None:
