@@ -4,6 +4,7 @@ Command modules import nothing slow at their top; `ssl-vit --help` answers on a 
 moment.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ssl_vit.distributed import leave
-from ssl_vit.errors import UserError
+from ssl_vit.errors import UserError, disk_error
 
 GROUP = "ssl_vit.commands"
 
@@ -23,6 +24,7 @@ GROUP = "ssl_vit.commands"
 # Of click, which newer typers carry within themselves.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
+_BROKEN_PIPE = 141  # what a shell makes of SIGPIPE
 
 
 @cache
@@ -93,6 +95,8 @@ def _usage_mistake(error: Any) -> UserError:
 
 def main() -> None:
     """Run the command line; a user's mistake is two lines and exit code 2, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know no UTF-8
     try:
         code = app(standalone_mode=False)
     except _UsageError as error:
@@ -107,12 +111,36 @@ def main() -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(error.two_lines, file=sys.stderr)
         code = 2
+    except BrokenPipeError:
+        code = _BROKEN_PIPE  # who read the output has left, as `head` does
+    except OSError as error:
+        if (mistake := disk_error(error)) is None:
+            raise
+        print(mistake.two_lines, file=sys.stderr)
+        code = 2
     if code == _INTERRUPTED:
         print("stopped: the same command goes on where it can", file=sys.stderr)
-    code = code if isinstance(code, int) else 0
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    code = _flush(code if isinstance(code, int) else 0)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         leave(code)
     sys.exit(code)
+
+
+def _flush(code: int) -> int:
+    """Write what waits for standard output; the exit code."""
+    try:
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        # Nothing more goes there, not at the interpreter's end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return code or _BROKEN_PIPE
+        mistake = disk_error(error) or UserError(
+            f"the output: {error.strerror}", "write it elsewhere"
+        )
+        print(mistake.two_lines, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -2,7 +2,26 @@
 exits with 2.
 """
 
+import errno
+import os
+import re
+
 _LONGEST_LINE = 1000
+
+# What the file system says of itself, and not of a mistake in this program.
+_OF_DISKS = {
+    errno.ENOSPC: "make room there, and run the same command again",
+    errno.EDQUOT: "delete what is not needed, or ask for a larger quota; then run the same command",
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "change its permissions, or give another path",
+    errno.EPERM: "change its permissions, or give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EIO: "the disk or its server fails: run the same command again, or use another",
+    errno.ESTALE: "its server lost it: run the same command again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOTDIR: "give another path",
+}
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 class UserError(ValueError):
@@ -30,6 +49,27 @@ class UserError(ValueError):
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, bool]]:
         # Exceptions are rebuilt from `args` when they cross a process boundary.
         return (UserError, (self.problem, self.remedy, self.may_pass))
+
+
+def refuse_control_characters(what: str, text: str, remedy: str) -> None:
+    """Refuse a name that a terminal, a script or a scheduler would not take as it is.
+
+    Raises:
+        UserError: It holds a line break or another control character.
+    """
+    if found := re.search(r"[\x00-\x1f\x7f]", text):
+        raise UserError(f"{what} holds the control character {found[0]!r}", remedy)
+
+
+def disk_error(error: OSError) -> UserError | None:
+    """What to say of a full, read-only or failing disk, or a path that cannot be; None where the
+    error is of another kind.
+    """
+    remedy = _OF_DISKS.get(error.errno or 0)
+    if remedy is None:
+        return None
+    place = "a file" if error.filename is None else os.fsdecode(error.filename)
+    return UserError(f"{place}: {error.strerror}", remedy, may_pass=error.errno in _PASSING)
 
 
 def _one_line(text: str) -> str:

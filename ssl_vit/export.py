@@ -13,7 +13,7 @@ import ssl_vit
 from ssl_vit.config import Config, to_plain, validate
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
-from ssl_vit.files import replacing, share_like_folder
+from ssl_vit.files import BestEffort, path_of, replacing, share_like_folder
 from ssl_vit.foreign import read_json
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.run_config import CONFIG_FILE, RunConfig
@@ -95,18 +95,21 @@ class RunExports:
     ) -> None:
         self.folder, self.objective, self.info = folder, objective, info
         self.every_steps, self.is_first = every_steps, is_first
+        self._effort = BestEffort(f"an export into {folder}", "The run goes on without")
 
     def due(self, step: int) -> bool:
         """Whether an export belongs after ``step`` updates."""
         return step % self.every_steps == 0
 
-    def write(self, step: int) -> None:
-        """Write one; every rank calls it."""
+    def write(self, step: int) -> bool:
+        """Write one; every rank calls it. False where it could not be written, which was said."""
         if not self.is_first:
-            return
+            return True
         state = self.objective.exported_backbone().state_dict()
         info = self.info.model_copy(update={"step": step})
-        write_export(self.folder / f"step_{step:08d}", state, info)
+        with self._effort.attempt():
+            write_export(self.folder / f"step_{step:08d}", state, info)
+        return not self._effort.failed
 
 
 def write_export(folder: Path, state: dict[str, Any], info: ExportInfo) -> None:
@@ -116,13 +119,20 @@ def write_export(folder: Path, state: dict[str, Any], info: ExportInfo) -> None:
         folder: Created where missing.
         state: The backbone's state dict, on any device.
         info: Its description.
+
+    Raises:
+        OSError: It cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
     with replacing(folder / WEIGHTS_FILE) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+        try:
+            save_file(tensors, partial, metadata={"format": "pt"})
+        except SafetensorError as error:  # which wraps those of the file system
+            raise OSError(str(error)) from error
         share_like_folder(partial)
     with replacing(folder / INFO_FILE) as partial:
         partial.write_text(json.dumps(to_plain(info), indent=1) + "\n")
@@ -135,7 +145,7 @@ def find_export(path: Path | str) -> Path:
     Raises:
         UserError: Nothing of the kind is there.
     """
-    path = Path(path)
+    path = path_of(str(path))
     if path.name in (WEIGHTS_FILE, INFO_FILE):
         path = path.parent
     if (path / INFO_FILE).is_file():

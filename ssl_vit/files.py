@@ -2,9 +2,14 @@
 
 import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 
 @contextlib.contextmanager
@@ -18,6 +23,39 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+class BestEffort:
+    """Files that whoever writes them can do without: where the disk is full, it is said once, and
+    the work goes on.
+
+    Args:
+        what: For the message: "exports", a path.
+        instead: What happens now, for the message.
+    """
+
+    failed = False
+    """Whether the last attempt came to nothing."""
+
+    def __init__(self, what: str, instead: str) -> None:
+        self.what, self.instead = what, instead
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """An OSError in the block is said instead of raised."""
+        try:
+            yield
+        except OSError as error:
+            if not self.failed:
+                reason = error.strerror or str(error)
+                print(
+                    f"cannot write {self.what}: {reason}; make room. {self.instead}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self.failed = True
+        else:
+            self.failed = False
+
+
 def share_like_folder(file: Path) -> None:
     """Give a file the permissions of its folder, as far as they make sense for a file: safetensors
     writes for its owner alone, and a group could not read a colleague's exports.
@@ -28,6 +66,31 @@ def share_like_folder(file: Path) -> None:
 def readable(name: str) -> str:
     """A file name as valid UTF-8: bytes that are none are spelled out as `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def path_of(location: str) -> Path:
+    """The path that a local location means: a path, with `~` for the home, or a `file:` URL."""
+    if location.lower().startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(urlsplit(location).path)))
+    return Path(location).expanduser()
+
+
+def location_of_bytes(text: str) -> str:
+    """A location, or a list of some in brackets, as text: a path whose bytes are not UTF-8, which a
+    config cannot hold, becomes a `file:` URL. Anything else stays.
+    """
+    if not re.search("[\udc80-\udcff]", text):
+        return text
+    if text.startswith("[") and text.endswith("]"):
+        return f"[{','.join(location_of_bytes(part.strip()) for part in text[1:-1].split(','))}]"
+    path = os.path.abspath(os.path.expanduser(text.strip("\"'")))
+    return "file://" + quote(os.fsencode(path), safe="/{}.,*-_ ")
+
+
+def to_json_line(values: Mapping[str, Any]) -> str:
+    """An object as a line; bytes of file names that are no UTF-8 are spelled out."""
+    text = json.dumps(values, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda found: rf"\\x{ord(found[0]) & 0xFF:02x}", text) + "\n"
 
 
 def hash_file(path: Path) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from ssl_vit.config import to_plain
 from ssl_vit.data.labels import labelled_numbers
 from ssl_vit.data.shards import ShardSet
+from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.foreign import MIB, read_json
 from ssl_vit_eval.classes import LabelledImages
@@ -62,7 +63,11 @@ def verdict(rows: Sequence[RowResult], num_test: int) -> str:
 
 
 def publish(inputs: Inputs, evaluation: Evaluation) -> Path:
-    """Print the tables to stdout and write the JSON; returns the JSON's path."""
+    """Print the tables to stdout and write the JSON; returns the JSON's path.
+
+    Raises:
+        UserError: It cannot be written; everything was printed.
+    """
     num_test = len(inputs.classes.test.labels)
     conclusion = verdict(evaluation.rows, num_test) + _warning(evaluation)
     path = result_path(inputs, evaluation.protocol)
@@ -75,8 +80,6 @@ def publish(inputs: Inputs, evaluation: Evaluation) -> Path:
         ensure_ascii=False,
         allow_nan=False,
     )
-    with replacing(path) as partial:
-        partial.write_text(_NUMBERS.sub(_on_one_line, text) + "\n", encoding="utf-8")
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     info = inputs.info
     title = f"{evaluation.protocol} · {info.recipe} · step {info.step:,}"
@@ -88,6 +91,16 @@ def publish(inputs: Inputs, evaluation: Evaluation) -> Path:
         console.print()
         print_table(console, class_table(class_scores(best.scores, inputs.classes.names)))
     console.print(f"\n{conclusion}", markup=False)
+    try:
+        with replacing(path) as partial:
+            partial.write_text(
+                _NUMBERS.sub(_on_one_line, text) + "\n", "utf-8", errors="backslashreplace"
+            )
+    except OSError as error:
+        raise UserError(
+            f"the numbers above could not be written to {path}: {error.strerror}",
+            "make room before the next evaluation",
+        ) from None
     console.print(f"\nall numbers: {path}", markup=False)
     return path
 

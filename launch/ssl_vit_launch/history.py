@@ -4,13 +4,13 @@ The run's metrics say what it learned; this says when it was started, asked to s
 that a status needs neither the scheduler's memory nor its accounting.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssl_vit.files import BestEffort, to_json_line
 from ssl_vit.foreign import Count, Seconds, typed_lines
 
 Kind = Literal[
@@ -61,11 +61,13 @@ class History:
         """Append what happened now, to or on a rank."""
         line = {"kind": kind, "job": job, "time": time.time(), "rank": rank, **facts}
         file = self.folder / (f"history_{rank}.jsonl" if rank else "history.jsonl")
-        # A newline first where a kill has cut the last line short.
-        before = file.read_bytes()[-1:] if file.is_file() else b""
-        text = "" if before in (b"", b"\n") else "\n"
-        with file.open("a", encoding="utf-8") as opened:
-            opened.write(f"{text}{json.dumps(line, ensure_ascii=False)}\n")
+        # What is lost on a full disk is a line of a status.
+        with BestEffort(f"the history {file}", "The job goes on without").attempt():
+            # A newline first where a kill has cut the last line short.
+            before = file.read_bytes()[-1:] if file.is_file() else b""
+            text = "" if before in (b"", b"\n") else "\n"
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(text + to_json_line(line))
 
     def read(self, crashes: Sequence["Event"] = ()) -> list[Event]:
         """Everything so far, oldest first; a line that a kill cut short is left out.

@@ -21,13 +21,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ssl_vit.distributed import Processes, leave, read_processes
-from ssl_vit.errors import UserError
+from ssl_vit.errors import UserError, disk_error
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.preemption import EXIT_SAVED
 from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.evaluations import ExportWatch
-from ssl_vit_launch.history import restarts
+from ssl_vit_launch.history import History, restarts
 from ssl_vit_launch.submission import Submission, events_of, history_of, last_submission
 
 if TYPE_CHECKING:
@@ -148,7 +148,10 @@ def run_process(
                 watch = ExportWatch(submission)
                 watch.start()
         _train(run, submission, job, processes)
-    except UserError as error:
+    except (UserError, OSError) as problem:
+        error = problem if isinstance(problem, UserError) else disk_error(problem)
+        if error is None:
+            _fail(history, job, rank, problem)
         _ignore_signals()
         print(error.two_lines, file=sys.stderr)
         if error.may_pass:
@@ -159,16 +162,21 @@ def run_process(
         submission.refusal.write_text(f"{error.problem}\n{error.remedy}\n")
         leave(2)
     except Exception as error:
-        _ignore_signals()
-        traceback.print_exc()
-        line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
-        history.add("failed", job, rank, text=line[:500])
-        leave(1)
+        _fail(history, job, rank, error)
     if watch is not None:
         watch.finish()
     if processes.is_first:
         history.add("completed", job, step=newest_step(run))
     leave(0)
+
+
+def _fail(history: History, job: str, rank: int, error: Exception) -> NoReturn:
+    """Note an error of the program, and end."""
+    _ignore_signals()
+    traceback.print_exception(error)
+    line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    history.add("failed", job, rank, text=line[:500])
+    leave(1)
 
 
 def _begin(run: Path, submission: Submission, job: str, nodes: str) -> None:

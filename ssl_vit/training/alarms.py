@@ -1,13 +1,12 @@
 """The first rank's alarms: said once, and kept in the run folder."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ssl_vit.foreign import typed_lines
 from ssl_vit.monitors.collapse import Alarm
-from ssl_vit.training.metrics_file import cut_after, lines_of
+from ssl_vit.training.metrics_file import AppendedLines, lines_of
 
 
 class AlarmFile:
@@ -19,16 +18,15 @@ class AlarmFile:
     """
 
     def __init__(self, file: Path, start_step: int) -> None:
-        self.file = file
-        cut_after(file, start_step)
+        self._lines = AppendedLines(file, start_step)
 
     def write(self, alarms: Sequence[Alarm]) -> None:
         """Append them."""
-        if alarms:
-            with self.file.open("a", encoding="utf-8") as opened:
-                opened.writelines(
-                    json.dumps(asdict(alarm), ensure_ascii=False) + "\n" for alarm in alarms
-                )
+        self._lines.write(asdict(alarm) for alarm in alarms)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
 
 
 def read_alarms(file: Path) -> list[Alarm]:

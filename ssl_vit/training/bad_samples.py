@@ -1,6 +1,5 @@
 """Samples that could not be decoded: listed in the run folder, every update's once, and limited."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.data.config import DataConfig
 from ssl_vit.errors import UserError
-from ssl_vit.training.metrics_file import count_until, cut_after
+from ssl_vit.training.metrics_file import AppendedLines, count_until
 
 # A share of the first few samples says nothing about the rest.
 _FEWEST_SEEN = 1_000
@@ -25,21 +24,21 @@ class BadSamples:
     """
 
     def __init__(self, file: Path, start_step: int, data: DataConfig, is_first: bool) -> None:
-        self.file, self.is_first = file, is_first
+        self.file = file
         self.max_fraction, self.batch = data.max_bad_fraction, data.global_batch_size
-        if is_first:
-            cut_after(file, start_step)
+        self._lines = AppendedLines(file, start_step) if is_first else None
         self.count = count_until(file, start_step)
 
     def record(self, step: int, bad: Sequence[BadSample]) -> None:
         """Add those of all ranks in update ``step``, counted from 0."""
         self.count += len(bad)
-        if not bad or not self.is_first:
-            return
-        with self.file.open("a", encoding="utf-8") as file:
-            for sample in bad:
-                line = {"step": step + 1, **asdict(sample)}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self._lines is not None:
+            self._lines.write({"step": step + 1, **asdict(sample)} for sample in bad)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._lines is not None:
+            self._lines.close()
 
     def are_too_many(self, num_updates: int) -> bool:
         """Whether their share of all samples of so many updates is above the limit."""

@@ -27,7 +27,7 @@ from pydantic import Field
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
 from ssl_vit.files import hash_file
-from ssl_vit.foreign import Count, Document, checked, read_json
+from ssl_vit.foreign import Count, Document, checked, first_line, read_json
 from ssl_vit.training.config import CheckpointConfig
 
 if TYPE_CHECKING:
@@ -115,21 +115,26 @@ class Checkpoints:
             any_writes, any_failed: What the ranks voted on their ``state``.
 
         Returns:
-            False where a rank failed: that checkpoint is given up, and the older ones are kept.
+            False where a rank failed, or the first could not complete it: that checkpoint is given
+            up, and the older ones are kept.
         """
         if self._writing is None or any_writes:
             return True
         writing, self._writing = self._writing, None
-        if writing.problem is not None:
-            _say(
-                f"checkpoint step_{self._step:08d} could not be written to {self.folder}: "
-                f"{writing.problem}; make room. The run goes on, and older checkpoints are kept"
-            )
+        problem = writing.problem
         if self.engine.processes.is_first:
+            if not any_failed:
+                try:
+                    self._complete(writing.num_applied)
+                except OSError as error:
+                    problem, any_failed = first_line(error), True
             if any_failed:
                 shutil.rmtree(self._partial(self._step), ignore_errors=True)
-            else:
-                self._complete(writing.num_applied)
+        if problem is not None:
+            _say(
+                f"checkpoint step_{self._step:08d} could not be written to {self.folder}: "
+                f"{problem}; make room. The run goes on, and older checkpoints are kept"
+            )
         return not any_failed
 
     def finish(self) -> bool:
@@ -143,9 +148,9 @@ class Checkpoints:
         began = time.perf_counter()
         self._writing.join()
         done = self.settle(*self.engine.any_rank(*self.state))
-        self.engine.barrier()
+        failed = self.engine.any_rank(not done)[0]  # the first rank alone completes it
         self._blocked_seconds += time.perf_counter() - began
-        return done
+        return not failed
 
     def restore(self) -> int:
         """Load the newest whole checkpoint; returns the updates it has seen, 0 where there is
@@ -210,11 +215,13 @@ class Checkpoints:
 
     def _prune(self) -> None:
         every = self.config.keep_every_steps
-        for old in complete_checkpoints(self.folder)[: -self.config.keep_last]:
-            if not every or step_of(old) % every:
-                shutil.rmtree(old)
-        for partial in self.folder.glob(".partial_*"):
-            shutil.rmtree(partial)
+        old = complete_checkpoints(self.folder)[: -self.config.keep_last]
+        unneeded = [path for path in old if not every or step_of(path) % every]
+        for path in [*unneeded, *self.folder.glob(".partial_*")]:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                _say(f"cannot delete {path}: {first_line(error)}; the run goes on")
 
     def _load(self, checkpoint: Path) -> int:
         manifest = read_manifest(checkpoint)

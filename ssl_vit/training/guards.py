@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import json
 import math
 import sys
 import threading
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ssl_vit.errors import UserError
 from ssl_vit.training.config import GuardConfig
-from ssl_vit.training.metrics_file import cut_after
+from ssl_vit.training.metrics_file import AppendedLines
 
 if TYPE_CHECKING:
     from ssl_vit.training.update import StepResult
@@ -41,12 +40,11 @@ class NonfiniteUpdates:
         is_first: bool,
         name_samples: Callable[[Sequence[int]], list[str]],
     ) -> None:
-        self.file, self.is_first = file, is_first
+        self.file = file
         self.most = config.max_consecutive_nonfinite
         self.name_samples = name_samples
         self.in_a_row = 0
-        if is_first:
-            cut_after(file, start_step)
+        self._lines = AppendedLines(file, start_step) if is_first else None
 
     def record(self, step: int, result: "StepResult") -> None:
         """Look at update ``step``, counted from 0.
@@ -59,8 +57,8 @@ class NonfiniteUpdates:
         if result.applied or result.overflowed:  # float16 looks for its scale by trying
             return
         self.in_a_row += 1
-        if self.is_first:
-            self._write(step, result)
+        if self._lines is not None:
+            self._write(step, result, self._lines)
         if self.in_a_row >= self.most:
             raise UserError(
                 f"{self.in_a_row} updates in a row came to nothing, up to update {step + 1}: "
@@ -70,7 +68,12 @@ class NonfiniteUpdates:
                 "engine.precision=float32; if it is always the same samples, look at them",
             )
 
-    def _write(self, step: int, result: "StepResult") -> None:
+    def close(self) -> None:
+        """Close the file."""
+        if self._lines is not None:
+            self._lines.close()
+
+    def _write(self, step: int, result: "StepResult", lines: AppendedLines) -> None:
         numbers = result.suspects[:_KEYS]
         line = {
             "step": step + 1,
@@ -78,8 +81,7 @@ class NonfiniteUpdates:
             "suspects": len(result.suspects),
             "keys": self.name_samples(numbers),
         }
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines.write([line])
         print(
             f"update {step + 1} was not applied: {_what(result)}; its samples are in {self.file}",
             file=sys.stderr,

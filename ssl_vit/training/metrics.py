@@ -1,17 +1,18 @@
 """What the run tells: `metrics.jsonl` (every update once, kills included) and TensorBoard."""
 
-import json
 import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ssl_vit.files import BestEffort
 from ssl_vit.training.devices import GIB
-from ssl_vit.training.metrics_file import cut_after
+from ssl_vit.training.metrics_file import AppendedLines
 from ssl_vit.training.plan import RunPlan
 from ssl_vit.training.update import Seconds, StepResult
 
@@ -25,6 +26,8 @@ _SPEED = {
     "peak_memory_gib",
     "save_blocked_seconds",
 }
+
+_RETRY_SECONDS = 60.0
 
 
 class MetricsLog:
@@ -55,16 +58,14 @@ class MetricsLog:
         self._since: list[StepResult] = []
         self._blocked_seconds = 0.0
         self._measures: dict[str, float] = {}
-        cut_after(file, start_step)
-        self.file = file.open("a")
-        self.writer = SummaryWriter(str(tensorboard), purge_step=start_step + 1)
+        self._lines = AppendedLines(file, start_step)
+        self._curves = _Curves(tensorboard, start_step)
 
     def begin(self, measures: Mapping[str, float]) -> None:
         """Measures before the first update; curves only, as `metrics.jsonl` has one line an
         update.
         """
-        for name, value in measures.items():
-            self.writer.add_scalar(name, value, 0)
+        self._curves.draw(dict(measures), 0)
 
     def record(
         self,
@@ -104,11 +105,12 @@ class MetricsLog:
             "samples": result.samples,
             "time": round(time.time(), 3),
         }
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        for name, value in finite.items():
-            tag = name if "/" in name else f"{'speed' if name in _SPEED else 'train'}/{name}"
-            self.writer.add_scalar(tag, value, made)
+        self._lines.write([line])
+        tags = {
+            name if "/" in name else f"{'speed' if name in _SPEED else 'train'}/{name}": value
+            for name, value in finite.items()
+        }
+        self._curves.draw(tags, made)
 
     def _speed(self, results: Sequence[StepResult]) -> dict[str, float]:
         """Over all updates since the last line."""
@@ -130,17 +132,83 @@ class MetricsLog:
 
     def panel(self, step: int, pictures: dict[str, Tensor]) -> None:
         """Show (3, H, W) uint8 pictures."""
-        for name, picture in pictures.items():
-            self.writer.add_image(name, picture.cpu(), step + 1)
+        self._curves.show(pictures, step + 1)
 
     def text(self, name: str, text: str) -> None:
         """Show a text, such as the config, as a code block."""
-        self.writer.add_text(name, "    " + text.replace("\n", "\n    "))
+        self._curves.tell(name, "    " + text.replace("\n", "\n    "))
 
     def close(self) -> None:
         """Flush both."""
-        self.file.close()
-        self.writer.close()
+        self._lines.close()
+        self._curves.close()
+
+
+class _Curves:
+    """TensorBoard's event files. Where they cannot be written, a part of the curves is missing, and
+    a new file is begun later.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        self.folder, self.step = folder, start_step
+        self._effort = BestEffort(f"TensorBoard's files in {folder}", "The run goes on without")
+        self._writer: SummaryWriter | None = None
+        self._retry_at = 0.0
+        _quiet_writers()
+
+    def draw(self, scalars: Mapping[str, float], step: int) -> None:
+        """Add a point to each curve."""
+        self.step = step
+
+        def add(writer: SummaryWriter) -> None:
+            for tag, value in scalars.items():
+                writer.add_scalar(tag, value, step)
+
+        self._write(add)
+
+    def show(self, pictures: Mapping[str, Tensor], step: int) -> None:
+        """Add (3, H, W) uint8 pictures."""
+
+        def add(writer: SummaryWriter) -> None:
+            for name, picture in pictures.items():
+                writer.add_image(name, picture.cpu(), step)
+
+        self._write(add)
+
+    def tell(self, name: str, text: str) -> None:
+        """Add a text in Markdown."""
+        self._write(lambda writer: writer.add_text(name, text))
+
+    def close(self) -> None:
+        """Write what waits."""
+        if self._writer is not None:
+            with self._effort.attempt():
+                self._writer.close()
+
+    def _write(self, add: Callable[[SummaryWriter], None]) -> None:
+        if self._writer is None and time.monotonic() < self._retry_at:
+            return
+        with self._effort.attempt():
+            try:
+                if self._writer is None:
+                    self._writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
+                add(self._writer)
+            except OSError:
+                # Its thread has ended with the error.
+                self._writer, self._retry_at = None, time.monotonic() + _RETRY_SECONDS
+                raise
+
+
+def _quiet_writers() -> None:
+    """Let no traceback be printed by TensorBoard's threads, whose errors are raised here again."""
+    before = threading.excepthook
+
+    def hook(error: threading.ExceptHookArgs) -> None:
+        of_writer = type(error.thread).__name__ == "_AsyncWriterThread"
+        if not (of_writer and isinstance(error.exc_value, OSError)):
+            before(error)
+
+    threading.excepthook = hook
 
 
 def _learning(results: Sequence[StepResult]) -> dict[str, float]:

@@ -1,11 +1,50 @@
-"""Reading and mending `metrics.jsonl`. Apart from the writer so that it needs no torch."""
+"""The run folder's files of JSON lines, `metrics.jsonl` and others: every update stands there once.
+No torch here.
+"""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ssl_vit.files import replacing
+from ssl_vit.files import BestEffort, replacing, to_json_line
 from ssl_vit.foreign import json_lines
+
+_MOST_WAITING = 16 * 2**20  # bytes
+
+
+class AppendedLines:
+    """A file that grows by lines. Where the disk is full they wait until there is room.
+
+    Args:
+        file: Created with the first line; lines of updates that will be made again are cut off.
+        start_step: Updates already made.
+    """
+
+    def __init__(self, file: Path, start_step: int) -> None:
+        self.path = file
+        cut_after(file, start_step)
+        self._file: IO[bytes] | None = None
+        self._waiting = b""
+        self._effort = BestEffort(str(file), "Its lines wait, and the run goes on")
+
+    def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Append objects; each holds its `step`."""
+        added = "".join(to_json_line(line) for line in lines).encode()
+        if len(self._waiting) + len(added) <= _MOST_WAITING:
+            self._waiting += added
+        if not self._waiting:
+            return
+        with self._effort.attempt():
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+            while self._waiting:
+                # A full disk takes a part of it; the rest follows where that ends.
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 def cut_after(file: Path, step: int) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ssl_vit.files import BestEffort
+
 _FIRST, _COUNT, _ROWS = 3, 3, 30
 
 
@@ -48,11 +50,13 @@ class StepProfile:
             print(f"no profile: the run ended before its update {last}", file=sys.stderr)
 
     def _write(self, profiler: Any) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"step_{self._made:08d}"
-        profiler.export_chrome_trace(f"{stem}.json.gz")
         self._written = True
         key = f"self_{self.device.type}_time_total"
         table = profiler.key_averages().table(sort_by=key, row_limit=_ROWS)
-        Path(f"{stem}.txt").write_text(table + "\n")
-        print(f"profile of {_COUNT} updates: {stem}.txt and .json.gz", file=sys.stderr, flush=True)
+        with BestEffort(f"the profile into {self.folder}", "The run goes on without").attempt():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(f"{stem}.json.gz")
+            Path(f"{stem}.txt").write_text(table + "\n")
+            words = f"profile of {_COUNT} updates: {stem}.txt and .json.gz"
+            print(words, file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_vit.errors import UserError
+from ssl_vit.files import BestEffort, replacing
 from ssl_vit.monitors.monitor import Monitor
 from ssl_vit.monitors.probes import Probe, summary
 from ssl_vit.objectives.objective import Objective, Observed
@@ -58,8 +59,8 @@ class Exports(Protocol):
         """Whether one belongs after ``step`` updates."""
         ...
 
-    def write(self, step: int) -> None:
-        """Write one; every rank calls it."""
+    def write(self, step: int) -> bool:
+        """Write one; every rank calls it. False where it could not be written, which was said."""
         ...
 
 
@@ -73,6 +74,8 @@ class Log:
     alarms: AlarmFile
     panels: Path
     """Folder of the pictures as PNG, for those without TensorBoard."""
+    skipped: BestEffort
+    """Of the pictures."""
 
     def record(
         self,
@@ -103,15 +106,18 @@ class Log:
     def show(self, step: int, pictures: dict[str, Tensor]) -> None:
         """(3, H, W) uint8 pictures, to TensorBoard and as PNG."""
         self.metrics.panel(step, pictures)
-        self.panels.mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            pixels = picture.permute(1, 2, 0).cpu().numpy()
-            Image.fromarray(pixels).save(self.panels / f"{name}_{step + 1:08d}.png")
+        with self.skipped.attempt():
+            self.panels.mkdir(exist_ok=True)
+            for name, picture in pictures.items():
+                pixels = picture.permute(1, 2, 0).cpu().numpy()
+                with replacing(self.panels / f"{name}_{step + 1:08d}.png") as partial:
+                    Image.fromarray(pixels).save(partial, "PNG")
 
     def close(self) -> None:
         """Leave terminal and files in order."""
         self.progress.close()
         self.metrics.close()
+        self.alarms.close()
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,10 @@ class Trainer:
                 saved.
         """
         if start_step >= total_steps:
-            self._export(total_steps)  # it was deleted, or a kill came between the two
+            # It was deleted, could not be written, or a kill came between the two.
+            self._require(self._export(total_steps), total_steps)
         self._probe_first(start_step)
+        exported = True
         for step in range(start_step, total_steps):
             result = self._train_step(step)
             self.hangs.beat()
@@ -171,7 +179,7 @@ class Trainer:
             # The export first: a kill between the two then costs nothing, as the step is
             # redone.
             if is_last or self.exports.due(step + 1):
-                self._export(step + 1)
+                exported = self._export(step + 1)
             if stop or is_last or self.checkpoints.due(step + 1):
                 self.checkpoints.begin(step + 1)
             if (stop or is_last) and not self.checkpoints.finish():
@@ -185,12 +193,16 @@ class Trainer:
                 raise self.bad_samples.error(step + 1)
             if stop and not is_last:
                 return False
+            if is_last:
+                self._require(exported, total_steps)
         return True
 
     def close(self) -> None:
         """End the data workers, and leave all files in order."""
         self.hangs.close()
         self.batches.close()
+        self.bad_samples.close()
+        self.nonfinite.close()
         if self.profile is not None:
             self.profile.close()
         if self.log is not None:
@@ -247,9 +259,18 @@ class Trainer:
                 "`ssl-vit plan` says what each gives",
             ) from None
 
-    def _export(self, step: int) -> None:
+    def _export(self, step: int) -> bool:
         with self.engine.gathered():
-            self.exports.write(step)
+            return self.exports.write(step)
+
+    def _require(self, exported: bool, total_steps: int) -> None:
+        """A run without its last export is not complete."""
+        if self.engine.any_rank(not exported)[0]:
+            raise UserError(
+                f"the export of update {total_steps} could not be written",
+                "make room and run the same command again; nothing else is left to do",
+                may_pass=True,
+            )
 
     def _probe_first(self, start_step: int) -> None:
         """What is there before anything is learned."""

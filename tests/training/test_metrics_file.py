@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from ssl_vit.training.metrics_file import count_until, cut_after, lines_with, read_metrics
+import pytest
+
+from ssl_vit.training.metrics_file import (
+    AppendedLines,
+    count_until,
+    cut_after,
+    lines_with,
+    read_metrics,
+)
 
 
 def test_lines_of_updates_that_will_be_made_again_and_half_lines_are_cut(tmp_path: Path):
@@ -29,3 +37,22 @@ def test_lines_are_counted_whatever_a_kill_left_of_the_last(tmp_path: Path):
     file.write_bytes('{"step": 2, "key": "ü"}\n{"step": 7}\n{"step": 3, "key": "ü'.encode()[:-1])
     assert count_until(file, 5) == 1
     assert count_until(file, 7) == 2
+
+
+def test_lines_wait_where_the_disk_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "metrics.jsonl"
+    file.symlink_to("/dev/full")
+    lines = AppendedLines(file, 0)
+    lines.write([{"step": 1, "key": "a\udce9"}])
+    lines.write([{"step": 2}])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"cannot write {file}: No space left on device; make room" in said[0]
+    lines.close()
+    # There is room again.
+    file.unlink()
+    again = AppendedLines(file, 0)
+    again._waiting = lines._waiting
+    again.write([{"step": 3}])
+    assert [line["step"] for line in read_metrics(file)] == [1, 2, 3]
+    assert file.read_text().startswith('{"step": 1, "key": "a\\\\xe9"}\n')
