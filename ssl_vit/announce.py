@@ -12,6 +12,9 @@ from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import newest_checkpoint
 from ssl_vit.training.length import Costs, Timed, steps_within
 
+SMALL_DATA = "mae_small_data"
+"""The recipe for small folders."""
+
 if TYPE_CHECKING:
     from ssl_vit.pretrain import Prepared
 
@@ -41,9 +44,10 @@ def announce(prepared: "Prepared", start_step: int) -> None:
     if len(plan.sets) > 1:
         lines += [describe_set(each) for each in plan.sets]
     if config.data.global_batch_size > plan.samples_per_epoch:
+        other = "" if config.recipe == SMALL_DATA else f"; for small folders there is {SMALL_DATA}"
         lines.append(
             f"note: one update takes {config.data.global_batch_size:,} images, more than an "
-            f"epoch's {plan.samples_per_epoch:,}; for small folders there is mae_small_data"
+            f"epoch's {plan.samples_per_epoch:,}{other}"
         )
     if config.engine.tf32 and (plan.device == "cpu" or plan.precision != "float32"):
         lines.append(f"note: engine.tf32 does nothing on {plan.device} in {plan.precision}")

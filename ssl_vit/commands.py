@@ -44,7 +44,7 @@ def pretrain(
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe or a config.yaml.")],
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs in all.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, max=2**20, help="GPUs in all.")] = 1,
     device: Annotated[str, typer.Option("--device", help="Which, such as a100 or v100.")] = "h100",
     mfu: Annotated[
         float, typer.Option("--mfu", help="Share of its peak that is expected, for the hours.")
@@ -52,7 +52,10 @@ def plan(
     images: Annotated[
         int,
         typer.Option(
-            "--images", min=0, help="In the data, if data.shards is not given [ImageNet-1k's]."
+            "--images",
+            min=0,
+            max=2**40,
+            help="In the data, if data.shards is not given [ImageNet-1k's].",
         ),
     ] = 0,
     minutes: MinutesOption = None,

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from ssl_vit import foreign
 from ssl_vit.errors import UserError
+from ssl_vit.files import location_of_bytes
 
 
 class Config(BaseModel):
@@ -176,7 +177,7 @@ def unknown_path_error(
 
 def _read_value(word: str) -> Any:
     """The value of a `path=value` word, which is YAML as in files."""
-    text = word.partition("=")[2]
+    text = location_of_bytes(word.partition("=")[2])
     values = foreign.parse_yaml(f"value: {text}", f"the value of '{word}'", _QUOTE)
     if values.keys() != {"value"}:
         raise UserError(f"'{word}' has more than one line", _QUOTE)

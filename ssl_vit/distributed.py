@@ -6,6 +6,7 @@ five variables. Bare SLURM tasks do not, and are refused.
 
 import ctypes
 import os
+import re
 import socket
 import sys
 from dataclasses import dataclass
@@ -36,19 +37,34 @@ def read_processes() -> Processes:
     """This process's place, from RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where
     they are not set.
     """
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if "RANK" not in os.environ and int(tasks) > 1:
+    tasks = _number("SLURM_STEP_NUM_TASKS", 1)
+    if "RANK" not in os.environ and tasks > 1:
         raise UserError(
             f"srun started {tasks} processes that do not know of each other (RANK is not set)",
             "use  ssl-vit launch submit …,  or srun one torchrun a node",
         )
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    return Processes(
-        rank=int(os.environ.get("RANK", "0")),
+    world_size = _number("WORLD_SIZE", 1)
+    found = Processes(
+        rank=_number("RANK", 0),
         world_size=world_size,
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
+        local_rank=_number("LOCAL_RANK", 0),
+        local_world_size=_number("LOCAL_WORLD_SIZE", world_size),
     )
+    if found.rank >= world_size or found.local_rank >= found.local_world_size:
+        raise UserError(
+            f"RANK={found.rank} of WORLD_SIZE={world_size}, LOCAL_RANK={found.local_rank} of "
+            f"LOCAL_WORLD_SIZE={found.local_world_size} cannot be: ranks count from 0",
+            "unset them, or start the processes by torchrun",
+        )
+    return found
+
+
+def _number(name: str, default: int) -> int:
+    """An environment variable; sizes, whose default is not 0, are at least 1."""
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < min(default, 1):
+        raise UserError(f"{name}={text} in the environment is no number", f"unset {name}")
+    return int(text)
 
 
 def complete_environment() -> None:

@@ -3,14 +3,13 @@
 No torch here.
 """
 
-from pathlib import Path
-
 from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.config import SYNTHETIC_SAMPLES
 from ssl_vit.data.labels import check_labels, check_probed
 from ssl_vit.data.order import lanes_of_rank
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
+from ssl_vit.data.urls import local_path
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
 from ssl_vit.monitors.config import FEWEST_PROBED
@@ -23,7 +22,7 @@ def open_data(config: RunConfig) -> tuple[ShardCache, ShardSet | None]:
     """The shards of a run, and where remote ones are kept; no shards where they are synthetic."""
     engine = config.engine
     cache = ShardCache(
-        None if engine.cache_folder == "auto" else Path(engine.cache_folder).expanduser(),
+        None if engine.cache_folder == "auto" else local_path(engine.cache_folder),
         parse_bytes(str(engine.cache_bytes), "engine.cache_bytes="),
         config.data.allow_shell_urls,
     )

@@ -11,7 +11,7 @@ from typing import IO, Annotated
 from pydantic import Field
 
 from ssl_vit.config import differences, read_yaml, to_yaml, validate
-from ssl_vit.errors import UserError
+from ssl_vit.errors import UserError, refuse_control_characters
 from ssl_vit.files import replacing
 from ssl_vit.foreign import Count, Document, checked, read_json
 from ssl_vit.run_config import CONFIG_FILE, RunConfig, may_change_on_resume
@@ -118,6 +118,9 @@ class RunFolder:
         Raises:
             UserError: It does, or it cannot be written to.
         """
+        refuse_control_characters(
+            "the path of --run", str(self.root), "choose another --run folder"
+        )
         self._check_writable()
         if not self.root.is_dir() or all(path.name == _LOCK for path in self.root.iterdir()):
             return False

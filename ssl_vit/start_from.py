@@ -13,6 +13,7 @@ from ssl_vit.config import differences
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
 from ssl_vit.export import find_export, load_backbone, read_export_info
+from ssl_vit.files import path_of
 from ssl_vit.run_config import RunConfig
 from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import (
@@ -35,7 +36,7 @@ def find_checkpoint(path: Path | str) -> Path | None:
     """The checkpoint that is meant by a run folder (its newest one) or by itself; None where there
     is none.
     """
-    path = Path(path)
+    path = path_of(str(path))
     if (path / MANIFEST).is_file():
         return path
     return newest_checkpoint(RunFolder(path).checkpoints)

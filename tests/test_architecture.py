@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ssl_vit.schedules": set(),
     "ssl_vit.distributed": {"ssl_vit.errors"},
     "ssl_vit.foreign": {"ssl_vit.errors"},
-    "ssl_vit.config": {"ssl_vit.errors", "ssl_vit.foreign"},
+    "ssl_vit.config": {"ssl_vit.errors", "ssl_vit.files", "ssl_vit.foreign"},
     "ssl_vit.quantities": {"ssl_vit.errors"},
     "ssl_vit.progress": {"ssl_vit.quantities"},
     "ssl_vit.environment": {
@@ -121,6 +121,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.distributed",
         "ssl_vit.errors",
         "ssl_vit.export",
+        "ssl_vit.files",
         "ssl_vit.models.vit",
         "ssl_vit.objectives.build",
         "ssl_vit.objectives.objective",

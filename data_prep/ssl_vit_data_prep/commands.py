@@ -229,7 +229,8 @@ def reshard(
         str, typer.Option("--shard-bytes", help="Largest size of one tar; 256MiB if not given.")
     ] = "",
     num_shards: Annotated[
-        int, typer.Option("--num-shards", min=0, help="Make so many, whatever their size.")
+        int,
+        typer.Option("--num-shards", min=0, max=2**20, help="Make so many, whatever their size."),
     ] = 0,
     shuffle_seed: SeedOption = 0,
     workers: WorkersOption = 0,

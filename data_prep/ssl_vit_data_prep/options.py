@@ -29,7 +29,7 @@ SourceArgument = Annotated[
     str, typer.Argument(metavar="SHARDS", help="Folder of the shards, or its URL.")
 ]
 WorkersOption = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes; 0 takes one per core.")
+    int, typer.Option("--workers", min=0, max=1024, help="Processes; 0 takes one per core.")
 ]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the set of shards that is there.")
@@ -115,6 +115,7 @@ ShortSideOption = Annotated[
     typer.Option(
         "--short-side",
         min=0,
+        max=2**16,
         help="Scale larger images down to this shorter side, as JPEG; --shard-bytes is then "
         "an estimate.",
     ),

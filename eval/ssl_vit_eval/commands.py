@@ -24,10 +24,13 @@ CropOption = Annotated[
 ]
 BatchOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Images a forward pass; 32 on CPU, 256 on CUDA unless given."),
+    typer.Option(
+        min=1, max=2**16, help="Images a forward pass; 32 on CPU, 256 on CUDA unless given."
+    ),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Processes that decode; one a core but one unless given.")
+    int | None,
+    typer.Option(min=0, max=1024, help="Processes that decode; one a core but one unless given."),
 ]
 KnownOption = Annotated[
     bool,
@@ -102,7 +105,9 @@ def linear(
     test: TestOption,
     known_classes_only: KnownOption = False,
     value_range: RangeOption = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the train features.")] = 100,
+    epochs: Annotated[
+        int, typer.Option(min=1, max=10**6, help="Passes over the train features.")
+    ] = 100,
     crop_ratio: CropOption = 0.875,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,

@@ -3,8 +3,13 @@
 A mistake that is found here costs a second; one that is found in the job costs the wait for it.
 """
 
+import contextlib
+import grp
 import os
+import pwd
+import shlex
 import shutil
+import stat
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -167,6 +172,34 @@ def mount_note(run: Path, cluster: ClusterConfig) -> str:
     if not box.image or any(run.is_relative_to(folder) for folder in inside):
         return ""
     return f"note: no folder of container.mounts holds {run}; shards must be seen inside too"
+
+
+def pickle_note(run: Path) -> str:
+    """What to say where somebody else could change what a job reads; empty where nobody can."""
+    for folder in (run / "jobs", run):
+        if folder.is_dir() and (who := _others_writing(folder.stat())):
+            return (
+                f"note: {folder} can be written by {who}; submitit reads a pickle there, by which "
+                f"they could run programs as you:  chmod go-w {shlex.quote(str(folder))}"
+            )
+    return ""
+
+
+def _others_writing(facts: os.stat_result) -> str:
+    if facts.st_mode & stat.S_IWOTH:
+        return "everybody"
+    if facts.st_uid not in (os.geteuid(), 0):
+        return "its owner, another user"
+    if not facts.st_mode & stat.S_IWGRP:
+        return ""
+    with contextlib.suppress(KeyError):  # of a container that knows no names
+        me = pwd.getpwuid(os.geteuid())
+        group = grp.getgrgid(facts.st_gid)
+        # Many systems give every user a group of their own.
+        if group.gr_gid == me.pw_gid and not set(group.gr_mem) - {me.pw_name}:
+            return ""
+        return f"the group {group.gr_name}"
+    return "its group"
 
 
 def file_system(path: Path) -> str:

@@ -23,6 +23,15 @@ _OURS_REMEDY = "leave it out; timeout_minutes, warn_seconds and --nodes say it"
 # Settings that a job on this machine heeds.
 _LOCAL = {"scheduler", "processes_per_node", "max_crashes", "environment", "network_interface"}
 _LOCAL |= {"local_cache"}
+_TEXTS = (
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "exclude",
+    "network_interface",
+    "local_cache",
+)
 
 
 class ContainerConfig(Config):
@@ -118,6 +127,7 @@ class ClusterConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        refuse_odd_characters(self)
         wrong = [name for name in self.environment if not _VARIABLE.fullmatch(name)]
         if wrong:
             raise ValueError(
@@ -133,6 +143,9 @@ class ClusterConfig(Config):
                 f"processes_per_node={self.processes_per_node} are more than gpus_per_node="
                 f"{self.gpus_per_node}; one process for every GPU"
             )
+        odd = [name for name in self.sbatch if not re.fullmatch("[a-z][a-z0-9-]*", name)]
+        if odd:
+            raise ValueError(f"sbatch.{odd[0]!r} is no long option of sbatch, such as mail-type")
         ours = sorted(set(self.sbatch) & _OURS)
         if ours:
             raise ValueError(f"sbatch.{ours[0]} is for the launcher to say; {_OURS_REMEDY}")
@@ -178,6 +191,30 @@ class ClusterConfig(Config):
                 gpus = ["--nv"] if self.gpus_per_node else []
                 run = ["apptainer", "exec", *gpus, *binds, *box.arguments, box.image]
                 return [*words, *run, *inside]
+
+
+def refuse_odd_characters(profile: ClusterConfig) -> None:
+    """Refuse line breaks and other control characters, which would become lines of the batch
+    script; `setup` is lines of bash, and the values of `environment` are quoted there.
+    """
+    box = profile.container
+    texts = {
+        **{name: getattr(profile, name) for name in _TEXTS},
+        "modules": " ".join(profile.modules),
+        "srun": " ".join(profile.srun),
+        "container": " ".join((box.image, *box.mounts, *box.arguments, box.python)),
+        **{f"sbatch.{name}": str(value) for name, value in profile.sbatch.items()},
+    }
+    for name, text in texts.items():
+        if found := re.search(r"[\x00-\x1f\x7f]", text):
+            raise ValueError(f"{name} holds the control character {found[0]!r}; leave it out")
+    for name in _TEXTS:
+        if "%" in texts[name]:
+            raise ValueError(
+                f"{name}={texts[name]} holds a %, which SLURM may replace; leave it out"
+            )
+    if any("\0" in text for text in (*profile.setup, *profile.environment.values())):
+        raise ValueError("setup and environment hold no NUL characters; leave them out")
 
 
 def read_cluster(name: str) -> ClusterConfig:

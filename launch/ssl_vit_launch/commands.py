@@ -20,10 +20,12 @@ RunArgument = Annotated[Path, typer.Argument(help="A run folder that was submitt
 ClusterOption = Annotated[
     str, typer.Option("--cluster", help="A cluster profile (YAML), or the word local.")
 ]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Machines.")]
+NodesOption = Annotated[int, typer.Option("--nodes", min=1, max=2**16, help="Machines.")]
 MinNodesOption = Annotated[
     int | None,
-    typer.Option("--min-nodes", min=1, help="So many will do, at the start too (else --nodes)."),
+    typer.Option(
+        "--min-nodes", min=1, max=2**16, help="So many will do, at the start too (else --nodes)."
+    ),
 ]
 SmokeOption = Annotated[bool, typer.Option("--smoke", help="Shrink the recipe.")]
 ProfileOption = Annotated[
@@ -104,7 +106,8 @@ def resubmit(
         str | None, typer.Option("--cluster", help="Another cluster profile, or local.")
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option("--nodes", min=1, help="Machines (as before unless given).")
+        int | None,
+        typer.Option("--nodes", min=1, max=2**16, help="Machines (as before unless given)."),
     ] = None,
     min_nodes: MinNodesOption = None,
     from_snapshot: Annotated[

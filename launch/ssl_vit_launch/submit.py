@@ -17,7 +17,7 @@ from ssl_vit.pretrain import Prepared, is_complete
 from ssl_vit.quantities import format_bytes
 from ssl_vit.run_folder import RunFolder
 from ssl_vit_launch.batch import batch_parameters, batch_text, queue_jobs
-from ssl_vit_launch.checks import check_partition, check_run, mount_note, sharing_note
+from ssl_vit_launch.checks import check_partition, check_run, mount_note, pickle_note, sharing_note
 from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.evaluations import check_evaluation, submit_evaluations
 from ssl_vit_launch.job import PretrainJob
@@ -91,6 +91,11 @@ def check(request: Request) -> Prepared:
 
 def _check_here(request: Request) -> Prepared:
     """Without asking SLURM."""
+    if request.cluster.scheduler == "slurm" and "%" in str(request.run):
+        raise UserError(
+            f"the path {request.run} holds a %, which SLURM replaces in the names of logs",
+            "choose another --run folder",
+        )
     nodes = (request.nodes, request.min_nodes)
     prepared = check_run(
         request.recipe, request.run, request.overrides, request.is_smoke, request.cluster, nodes
@@ -258,7 +263,8 @@ def describe_request(prepared: Prepared, request: Request) -> list[str]:
         f"{format_bytes(disk.checkpoint)}",
     ]
     lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
-    notes = (sharing_note(prepared.folder.root), mount_note(prepared.folder.root, cluster))
+    root = prepared.folder.root
+    notes = (sharing_note(root), mount_note(root, cluster), pickle_note(root))
     return [*lines, *filter(None, notes if cluster.scheduler == "slurm" else ())]
 
 

@@ -24,6 +24,22 @@ _SHARD_ORDER, _EPOCH_OFFSET, _BLOCK_ORDER, _SAMPLE = 1, 2, 3, 4
 _64_BITS = 2**64 - 1
 
 
+def too_few_samples(
+    num_samples: int, lanes: int, global_batch_size: int, world_size: int = 1
+) -> UserError:
+    """What to say of a set with fewer samples than lanes: values that train."""
+    fitting = [
+        count
+        for count in range(1, num_samples + 1)
+        if global_batch_size % count == 0 and count % world_size == 0
+    ]
+    if fitting:
+        remedy = f"add  data.lanes={fitting[-1]}"
+    else:
+        remedy = f"use at most {num_samples} processes with  data.lanes=PROCESSES, or more images"
+    return UserError(f"{num_samples} samples are fewer than data.lanes={lanes}", remedy)
+
+
 class SampleRef(NamedTuple):
     """One sample of one epoch: what a data worker needs to make it."""
 
@@ -80,10 +96,7 @@ class SampleOrder:
                 "choose a number of lanes that does",
             )
         if self.num_samples < lanes:
-            raise UserError(
-                f"{self.num_samples} samples are fewer than data.lanes={lanes}",
-                f"set data.lanes to at most {self.num_samples}",
-            )
+            raise too_few_samples(self.num_samples, lanes, global_batch_size)
         self.per_lane = global_batch_size // lanes
         # Samples of one lane in one epoch; the rest of the division is the epoch's unseen remainder
         # (< lanes).
