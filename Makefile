@@ -7,12 +7,15 @@ TORCH ?= torch
 # Files of tests that run at a time; each takes the threads of two cores, but many wait for Slurm.
 TEST_PROCESSES ?= 2
 BIN := .venv/bin
+# Of benchmarks/fuzz.py: the kinds that do not train.
+FUZZED := index,run,words,profile,image,tar,http
 
-.PHONY: help demo test check format golden bench quality clean
+.PHONY: help demo test check fuzz format golden bench quality clean
 help:
 	@echo "make demo    folder of images -> shards -> MAE -> k-NN and linear probe (about 10 minutes)"
 	@echo "make test    all tests"
 	@echo "make check   formatting, lint, types, architecture"
+	@echo "make fuzz    a minute of damaged and hostile bytes (benchmarks/fuzz.py)"
 	@echo "make format  let ruff rewrite the files"
 	@echo "make golden  rewrite tests/golden (say why in the commit)"
 	@echo "make bench   the benchmarks of docs/benchmarks.md"
@@ -42,6 +45,9 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+fuzz: .venv/.dev
+	$(BIN)/python benchmarks/fuzz.py --seconds 60 --kinds $(FUZZED)
 
 format: .venv/.dev
 	$(BIN)/ruff format .

@@ -68,7 +68,7 @@ def disk_error(error: OSError) -> UserError | None:
     remedy = _OF_DISKS.get(error.errno or 0)
     if remedy is None:
         return None
-    place = "a file" if error.filename is None else os.fsdecode(error.filename)
+    place = "cannot write" if error.filename is None else os.fsdecode(error.filename)
     return UserError(f"{place}: {error.strerror}", remedy, may_pass=error.errno in _PASSING)
 
 

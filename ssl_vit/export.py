@@ -13,8 +13,8 @@ import ssl_vit
 from ssl_vit.config import Config, to_plain, validate
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
-from ssl_vit.files import BestEffort, path_of, replacing, share_like_folder
-from ssl_vit.foreign import read_json
+from ssl_vit.files import BestEffort, path_of, replacing, share_like_folder, spelled_in_utf8
+from ssl_vit.foreign import first_line, read_json
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.run_config import CONFIG_FILE, RunConfig
 
@@ -132,7 +132,7 @@ def write_export(folder: Path, state: dict[str, Any], info: ExportInfo) -> None:
         try:
             save_file(tensors, partial, metadata={"format": "pt"})
         except SafetensorError as error:  # which wraps those of the file system
-            raise OSError(str(error)) from error
+            raise OSError(first_line(error)) from error
         share_like_folder(partial)
     with replacing(folder / INFO_FILE) as partial:
         partial.write_text(json.dumps(to_plain(info), indent=1) + "\n")
@@ -199,7 +199,8 @@ def load_backbone(path: Path | str) -> "VisionTransformer":
     info = read_export_info(folder)
     model = VisionTransformer(info.backbone)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        with spelled_in_utf8(folder / WEIGHTS_FILE) as place:
+            model.load_state_dict(load_file(place))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load {folder / WEIGHTS_FILE}: {reason}", "export again") from None

@@ -19,6 +19,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        if error.filename is None:  # of a write
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -85,6 +89,23 @@ def location_of_bytes(text: str) -> str:
         return f"[{','.join(location_of_bytes(part.strip()) for part in text[1:-1].split(','))}]"
     path = os.path.abspath(os.path.expanduser(text.strip("\"'")))
     return "file://" + quote(os.fsencode(path), safe="/{}.,*-_ ")
+
+
+@contextlib.contextmanager
+def spelled_in_utf8(path: Path) -> Iterator[Path]:
+    """The path itself, or for as long as the block lasts another one to the same place: some
+    libraries know UTF-8 only. The last name must be UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            yield Path(f"/proc/self/fd/{folder}", path.name)
+        finally:
+            os.close(folder)
+    else:
+        yield path
 
 
 def to_json_line(values: Mapping[str, Any]) -> str:

@@ -238,4 +238,7 @@ def first_line(error: Exception) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    # Of the file system, as Rust's libraries pass it on.
+    found = re.search(r"I/O error: (.+) \(os error \d+\)", line)
+    return found[1] if found else line

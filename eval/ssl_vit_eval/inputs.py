@@ -18,7 +18,7 @@ from ssl_vit_eval.classes import MatchedClasses, match_classes
 
 # The smallest k of the k-NN protocol, and the least of which a tenth can be held out.
 MIN_IMAGES = 10
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 @dataclass(frozen=True)

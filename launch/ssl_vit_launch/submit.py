@@ -96,6 +96,13 @@ def _check_here(request: Request) -> Prepared:
             f"the path {request.run} holds a %, which SLURM replaces in the names of logs",
             "choose another --run folder",
         )
+    try:
+        str(request.run).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the path {request.run} is not UTF-8, which a job's files cannot hold",
+            "choose another --run folder; ssl-vit pretrain takes any",
+        ) from None
     nodes = (request.nodes, request.min_nodes)
     prepared = check_run(
         request.recipe, request.run, request.overrides, request.is_smoke, request.cluster, nodes

@@ -26,6 +26,7 @@ from ssl_vit.data.limits import (
 )
 from ssl_vit.data.raster import ImageFacts, Raster
 from ssl_vit.data.values import ValueRange
+from ssl_vit.foreign import first_line
 
 SHRINKS = (1, 2, 4, 8)
 """By how much a JPEG's sides can be divided while it is decoded."""
@@ -111,7 +112,7 @@ class Picture:
         """Set size and orientation; false where libjpeg-turbo does not take the header."""
         try:
             rows, columns, colours, _ = simplejpeg.decode_jpeg_header(self._data)
-        except ValueError:
+        except Exception:  # a KeyError for color spaces it does not know
             return False
         height, width = int(rows), int(columns)
         if colours in ("CMYK", "YCCK"):
@@ -136,19 +137,20 @@ def facts_of(data: bytes) -> ImageFacts:
     """What an image's header says of it.
 
     Raises:
-        ValueError: The bytes are not an image that we read; says what they are.
+        ValueError: The bytes are not an image that we read; says what they are. A ``TooLargeError``
+            where decoding would take too much memory or time.
     """
-    if data[:8] == png.MAGIC:
-        facts = png.facts_of(data)
-    elif tiff.is_tiff(data):
-        facts = tiff.facts_of(data)
-    elif jpeg.is_deep(data):
-        facts = jpeg.facts_of_deep(data)
-    elif data[:3] == jpeg.MAGIC and (found := jpeg.facts_of(data)):
-        facts = found
-    else:
+    try:
+        if data[:8] == png.MAGIC:
+            return png.facts_of(data)
+        if tiff.is_tiff(data):
+            return tiff.facts_of(data)
+        if jpeg.is_deep(data):
+            return jpeg.facts_of_deep(data)
+        if data[:3] == jpeg.MAGIC and (found := jpeg.facts_of(data)):
+            return found
         with open_by_pillow(data) as image:
-            facts = ImageFacts(
+            return ImageFacts(
                 image.format or "",
                 image.height,
                 image.width,
@@ -159,7 +161,10 @@ def facts_of(data: bytes) -> ImageFacts:
                 is_transparent=image.has_transparency_data,
                 num_pages=getattr(image, "n_frames", 1),
             )
-    return facts
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # whatever a broken header makes a parser trip over
+        raise ValueError(f"damaged: {first_line(error)}") from None
 
 
 def read_raster(data: bytes) -> Raster | None:

@@ -241,6 +241,8 @@ def _describe(error: Exception) -> str:
         return "the answer was no HTTP"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
+    if isinstance(error, ValueError):
+        return "that is no address"
     if (status := getattr(error, "status", None)) is not None:
         return f"the server answered {status} {getattr(error, 'message', '')}".rstrip()
     text = str(error).splitlines()

@@ -63,7 +63,7 @@ def facts_of(data: bytes) -> ImageFacts | None:
     """
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except Exception:  # a KeyError for color spaces it does not know
         return None
     check_cost(data, int(height), int(width))
     channels = {"Gray": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}.get(colors, "RGB")

@@ -16,6 +16,7 @@ from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.fetch import FIRST_ATTEMPTS, fetch_bytes, fetch_file, try_often
 from ssl_vit.data.index_file import (
     INDEX_FILE,
+    SAMPLE_RECORD,
     SAMPLES_FILE,
     Index,
     Shard,
@@ -28,6 +29,8 @@ from ssl_vit.data.shards import Part, ShardSet
 from ssl_vit.data.urls import check_allowed, expand, is_local, local_path, scheme_of, split_base
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
+
+_MOST_HEADER = 2**16  # bytes, of a `samples.npy`
 
 
 def open_shards(
@@ -186,10 +189,11 @@ def _is_kept(folder: Path, content: bytes, index: Index, cache: ShardCache) -> b
 
 
 def _fetch_records(url: str, target: Path, index: Index, cache: ShardCache) -> None:
+    most = _MOST_HEADER + index.num_samples * SAMPLE_RECORD.itemsize
     with replacing(target) as partial:
 
         def fetch_and_compare() -> None:
-            fetch_file(url, partial)
+            fetch_file(url, partial, most)
             _compare_records(partial, index)
 
         try_often(url, fetch_and_compare, cache.attempts, cache.report)

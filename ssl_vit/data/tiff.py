@@ -180,6 +180,8 @@ def _open(data: bytes) -> Iterator[tifffile.TiffFile]:
 
 
 def _layout(page: Any) -> _Layout:
+    if not all(isinstance(side, int) for side in (page.imagelength, page.imagewidth)):
+        raise ValueError("damaged TIFF: its sides are no numbers")
     bits, kinds = page.bitspersample, tifffile.PHOTOMETRIC
     if page.dtype is None or isinstance(bits, tuple):
         raise ValueError(f"a TIFF of samples with {bits} bits")

@@ -230,9 +230,8 @@ class Checkpoints:
             files = [checkpoint / name for name in manifest.files]
             self.engine.load_state(files, manifest.applied_updates)
         except Exception as error:  # safetensors and the file system each raise their own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"cannot read checkpoint {checkpoint}: {reason}",
+                f"cannot read checkpoint {checkpoint}: {first_line(error)}",
                 f"delete {checkpoint} and run the same command again to go on from the one before",
             ) from error
         return manifest.step
@@ -256,7 +255,7 @@ class _Writing(threading.Thread):
             facts = {"bytes": self.file.stat().st_size, "sha256": hash_file(self.file)}
             self.file.with_name(f"{self.file.name}.sum").write_text(json.dumps(facts))
         except Exception as error:  # safetensors wraps the file system's errors in its own
-            self.problem = str(error) or type(error).__name__
+            self.problem = first_line(error)
         finally:
             self.tensors = {}
 

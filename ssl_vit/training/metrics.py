@@ -1,5 +1,6 @@
 """What the run tells: `metrics.jsonl` (every update once, kills included) and TensorBoard."""
 
+import contextlib
 import math
 import threading
 import time
@@ -10,7 +11,7 @@ from statistics import fmean
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ssl_vit.files import BestEffort
+from ssl_vit.files import BestEffort, spelled_in_utf8
 from ssl_vit.training.devices import GIB
 from ssl_vit.training.metrics_file import AppendedLines
 from ssl_vit.training.plan import RunPlan
@@ -154,6 +155,7 @@ class _Curves:
         self._effort = BestEffort(f"TensorBoard's files in {folder}", "The run goes on without")
         self._writer: SummaryWriter | None = None
         self._retry_at = 0.0
+        self._places = contextlib.ExitStack()
         _quiet_writers()
 
     def draw(self, scalars: Mapping[str, float], step: int) -> None:
@@ -184,6 +186,7 @@ class _Curves:
         if self._writer is not None:
             with self._effort.attempt():
                 self._writer.close()
+        self._places.close()
 
     def _write(self, add: Callable[[SummaryWriter], None]) -> None:
         if self._writer is None and time.monotonic() < self._retry_at:
@@ -191,7 +194,8 @@ class _Curves:
         with self._effort.attempt():
             try:
                 if self._writer is None:
-                    self._writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
+                    place = self._places.enter_context(spelled_in_utf8(self.folder))
+                    self._writer = SummaryWriter(str(place), purge_step=self.step + 1)
                 add(self._writer)
             except OSError:
                 # Its thread has ended with the error.

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssl_vit.files import share_like_folder
+from ssl_vit.files import share_like_folder, spelled_in_utf8
 from ssl_vit.training.pieces import Piece
 
 
@@ -48,7 +48,8 @@ class StateReader:
     def __init__(self, files: Sequence[Path]) -> None:
         self._stored: dict[str, list[_Stored]] = {}
         for path in files:
-            file: Any = safe_open(path, framework="pt")
+            with spelled_in_utf8(path) as place:
+                file: Any = safe_open(place, framework="pt")
             for name in file.keys():  # noqa: SIM118 - not a dict
                 key, _, start = name.rpartition("@")
                 (length,) = file.get_slice(name).get_shape()

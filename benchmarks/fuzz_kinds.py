@@ -1,0 +1,232 @@
+"""What the fuzzing changes: indexes, run folders, words, cluster profiles, servers, disks, runs.
+
+Images and tars are in fuzz_files.py.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from fuzz_trial import NASTY, Kind, Trial, change_file, judge, make_set, run
+
+from ssl_vit.config import field_paths
+from ssl_vit.data import fetch
+from ssl_vit.run_config import RunConfig
+
+
+class Indexes(Kind):
+    """`index.json` and `samples.npy` of a set, read by training, checks and resharding."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        make_set(folder)
+
+    def trial(self, rng: random.Random) -> Trial:
+        target = self.folder / "changed"
+        for old in (target, self.folder / "out"):
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(self.folder / "sets" / "train", target)
+        said = change_file(target / rng.choice(("index.json", "index.json", "samples.npy")), rng)
+        commands = (
+            ["plan", "mae_vits16", f"data.shards={target}"],
+            ["shards", "check", str(target), "--workers", "1"],
+            ["shards", "reshard", str(target), str(self.folder / "out"), "--workers", "1"],
+        )
+        words = rng.choice(commands)
+        return Trial(said, list(words), may_be_1=words[1] in ("check", "mae_vits16"))
+
+
+class RunFolders(Kind):
+    """The files of a run folder, read by its status, by lists and by evaluations."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        make_set(folder)
+        run(
+            *("pretrain", "mae_vits16", "--smoke", "--run", folder / "run"),
+            *(f"data.shards={folder / 'sets' / 'train'}", "schedule.length=4", "schedule.warmup=1"),
+            *("checkpoint.every_steps=2", "export.every_steps=2"),
+        )
+        sets = ("--train", folder / "sets" / "train", "--test", folder / "sets" / "val")
+        run("eval", "knn", folder / "run", *sets)
+
+    def trial(self, rng: random.Random) -> Trial:
+        runs = self.folder / "runs"
+        shutil.rmtree(runs, ignore_errors=True)
+        shutil.copytree(self.folder / "run", runs / "run")
+        files = [
+            path for path in sorted(runs.rglob("*")) if path.suffix in (".json", ".jsonl", ".yaml")
+        ]
+        said = change_file(rng.choice(files), rng)
+        words = rng.choice(
+            (
+                ["launch", "status", str(runs / "run")],
+                ["launch", "list", str(runs)],
+                ["launch", "logs", str(runs / "run")],
+                ["plan", str(runs / "run" / "config.yaml")],
+            )
+        )
+        return Trial(said, words, may_be_1=words[0] == "plan")
+
+
+class Words(Kind):
+    """Settings on the command line."""
+
+    PATHS = tuple(field_paths(RunConfig))
+
+    def trial(self, rng: random.Random) -> Trial:
+        value = rng.choice(NASTY)
+        text = value if isinstance(value, str) else json.dumps(value)
+        text = text[:10_000].replace("\0", "\\0")
+        word = f"{rng.choice(self.PATHS)}={text}"
+        recipe = rng.choice(("mae_vits16", "dinov2_vitl16"))
+        return Trial(word[:80], ["plan", recipe, word], may_be_1=True)
+
+
+PROFILE = {
+    "partition": "gpu",
+    "account": "lab",
+    "processes_per_node": 8,
+    "cpus_per_process": 12,
+    "timeout_minutes": 120,
+    "warn_seconds": 120,
+    "environment": {"A": "b"},
+    "setup": ["module load cuda"],
+    "network_interface": "ib0",
+}
+
+
+class Profiles(Kind):
+    """Cluster profiles."""
+
+    def trial(self, rng: random.Random) -> Trial:
+        file = self.folder / "profile.yaml"
+        file.write_text(yaml.safe_dump(PROFILE))
+        said = change_file(file, rng)
+        words = ["launch", "submit", "mae_vits16", "--run", str(self.folder / "run"), "--dry-run"]
+        return Trial(said, [*words, "--cluster", str(file), "data.source=synthetic"])
+
+
+class Servers(Kind):
+    """A server that fails: a set is read through it, and must come whole or be refused."""
+
+    # What passes when it is asked again, and what does not.
+    PASSING = ("refuse", "500", "cut", "short", "long", "hang", "other bytes", "endless")
+    FINAL = ("403", "html")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        make_set(folder)
+        fetch._FIRST_PAUSE, fetch._STALL_SECONDS = 0.01, 1.0
+
+    def trial(self, rng: random.Random) -> Trial:
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        os.environ["SSL_VIT_CACHE"] = str(self.folder / "cache")
+        faulty = rng.choice(("index.json", "samples.npy", "shard-000000.tar"))
+        is_final = rng.random() < 0.2
+        faults = rng.choices(self.PASSING, k=rng.randrange(3))
+        faults += [rng.choice(self.FINAL)] if is_final else []
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.faulty_server", self.folder / "sets/train"),
+                *(faulty, *faults),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+
+        def check(code: int) -> str:
+            server.kill()
+            server.wait()
+            # Nothing says which bytes an index should have, so it is not fetched again for them.
+            is_other = faulty == "index.json" and {"other bytes", "long"} & set(faults)
+            lenient = is_final or is_other
+            return "" if lenient or code == 0 else "the set did not come whole"
+
+        words = ["shards", "check", url, "--workers", "1"]
+        return Trial(f"{faulty}: {', '.join(faults)}", words, may_be_1=is_final, check=check)
+
+
+class Runs(Kind):
+    """A run folder that was damaged while the run was away: it goes on to the same losses, or says
+    why not.
+    """
+
+    seconds, num_bytes = 120, 64 * 10**9
+    SETTINGS: Sequence[str] = (
+        *("schedule.length=6", "schedule.warmup=1", "checkpoint.every_steps=2"),
+        *("export.every_steps=2", "log.panel_every_steps=2", "log.every_steps=1"),
+    )
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        make_set(folder)
+        run(*self.words(folder / "unbroken"))
+        self.expected = losses_in(folder / "unbroken")
+        self.half = folder / "half"
+        shutil.copytree(folder / "unbroken", self.half)
+        for part in ("checkpoints", "exports"):
+            shutil.rmtree(self.half / part / "step_00000006")
+
+    def words(self, target: Path) -> list[str]:
+        """The command."""
+        shards = f"data.shards={self.folder / 'sets' / 'train'}"
+        words = ["pretrain", "mae_vits16", "--smoke", "--run", str(target), shards]
+        return [*words, "engine.workers=0", *self.SETTINGS]
+
+    def trial(self, rng: random.Random) -> Trial:
+        target = self.folder / "run"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(self.half, target)
+        files = [
+            path for path in sorted(target.rglob("*")) if path.is_file() and path.stat().st_size
+        ]
+        said = change_file(rng.choice(files), rng)
+
+        def check(code: int) -> str:
+            if code == 0 and losses_in(target) != self.expected:
+                return f"losses {losses_in(target)}, and {self.expected} of the unbroken run"
+            return ""
+
+        return Trial(said, self.words(target), check=check)
+
+
+class Disks(Runs):
+    """A disk that becomes full anywhere in a run; after room is made, the run ends as if nothing
+    had been. Needs the right to mount.
+    """
+
+    def trial(self, rng: random.Random) -> Trial:
+        disk = self.folder / "disk"
+        disk.mkdir(exist_ok=True)
+        size = rng.randrange(50, 6000)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
+        subprocess.run(mount, check=True)
+
+        def check(code: int) -> str:
+            try:
+                subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+                again, said = self.attempt(self.words(disk / "run"))
+                if problem := judge(again, said):
+                    return f"with room: {problem}"
+                found = losses_in(disk / "run")
+                return "" if found == self.expected else f"losses {found}, not {self.expected}"
+            finally:
+                subprocess.run(["umount", "-l", str(disk)], check=False)
+
+        return Trial(f"a disk of {size} kB", self.words(disk / "run"), check=check)
+
+
+def losses_in(run: Path) -> list[tuple[int, float]]:
+    """(update, loss) of every line of a run's metrics."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    return [(line["step"], line["loss"]) for line in values]
