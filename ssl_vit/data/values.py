@@ -54,8 +54,7 @@ class ValueRange:
         for start in range(0, flat.size, _BLOCK):
             part = flat[start : start + _BLOCK]
             if values.dtype in (np.uint16, np.int16):
-                first = int(np.iinfo(values.dtype).min)
-                shown = _table(self, first, no_data)[part.astype(np.int32) - first]
+                shown = _table(self, values.dtype.name, no_data).take(part.view(np.uint16))
             else:
                 shown = self.convert(part, no_data)
             result[start : start + _BLOCK] = shown
@@ -87,9 +86,9 @@ class ValueRange:
 
 
 @functools.lru_cache(maxsize=8)
-def _table(values: ValueRange, first: int, no_data: float | None) -> np.ndarray:
-    """(65536,) uint8: all 16-bit values that there can be, instead of every pixel's."""
-    return values.convert(np.arange(first, first + 2**16), no_data)
+def _table(values: ValueRange, dtype: str, no_data: float | None) -> np.ndarray:
+    """(65536,) uint8 by a value's 16 bits: all that there can be, instead of every pixel's."""
+    return values.convert(np.arange(2**16, dtype=np.uint16).view(dtype), no_data)
 
 
 def parse_range(given: tuple[float, float] | None) -> ValueRange | None:
