@@ -7,8 +7,6 @@ TORCH ?= torch
 # Files of tests that run at a time; each takes the threads of two cores, but many wait for Slurm.
 TEST_PROCESSES ?= 2
 BIN := .venv/bin
-# Of benchmarks/fuzz.py: the kinds that do not train.
-FUZZED := index,run,words,profile,image,tar,http
 
 .PHONY: help demo test check fuzz format golden bench quality clean
 help:
@@ -47,7 +45,7 @@ check: .venv/.dev
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 fuzz: .venv/.dev
-	$(BIN)/python benchmarks/fuzz.py --seconds 60 --kinds $(FUZZED)
+	$(BIN)/python benchmarks/fuzz.py --seconds 60
 
 format: .venv/.dev
 	$(BIN)/ruff format .

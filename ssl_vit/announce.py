@@ -12,11 +12,11 @@ from ssl_vit.run_folder import RunFolder
 from ssl_vit.training.checkpoint import newest_checkpoint
 from ssl_vit.training.length import Costs, Timed, steps_within
 
-SMALL_DATA = "mae_small_data"
-"""The recipe for small folders."""
-
 if TYPE_CHECKING:
     from ssl_vit.pretrain import Prepared
+
+SMALL_DATA = "mae_small_data"
+"""The recipe for small folders."""
 
 
 def announce(prepared: "Prepared", start_step: int) -> None:

@@ -35,6 +35,17 @@ def _entry_points() -> dict[str, EntryPoint]:
 class EntryPointGroup(TyperGroup):
     """A command group whose members are looked up among the installed entry points."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """Typer takes every broken pipe for a closed output, and says nothing."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                sys.exit(_flush(0))
+            raise RuntimeError("a process that this one talks to has ended") from error
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_entry_points())
 
@@ -111,12 +122,10 @@ def main() -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(error.two_lines, file=sys.stderr)
         code = 2
-    except BrokenPipeError:
-        code = _BROKEN_PIPE  # who read the output has left, as `head` does
     except OSError as error:
         if (mistake := disk_error(error)) is None:
             raise
-        print(mistake.two_lines, file=sys.stderr)
+        print(mistake.two_lines, file=sys.stderr)  # by every process: it may be one node's disk
         code = 2
     if code == _INTERRUPTED:
         print("stopped: the same command goes on where it can", file=sys.stderr)
@@ -128,6 +137,8 @@ def main() -> None:
 
 def _flush(code: int) -> int:
     """Write what waits for standard output; the exit code."""
+    if sys.stdout is None:  # closed by the shell
+        return code
     try:
         sys.stdout.flush()
         return code

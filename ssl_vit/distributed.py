@@ -4,6 +4,7 @@ One process needs no launcher; `torchrun`, submitit's jobs and DeepSpeed's launc
 five variables. Bare SLURM tasks do not, and are refused.
 """
 
+import contextlib
 import ctypes
 import os
 import re
@@ -37,33 +38,36 @@ def read_processes() -> Processes:
     """This process's place, from RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where
     they are not set.
     """
-    tasks = _number("SLURM_STEP_NUM_TASKS", 1)
+    tasks = _number("SLURM_STEP_NUM_TASKS", 1, least=1)
     if "RANK" not in os.environ and tasks > 1:
         raise UserError(
             f"srun started {tasks} processes that do not know of each other (RANK is not set)",
             "use  ssl-vit launch submit …,  or srun one torchrun a node",
         )
-    world_size = _number("WORLD_SIZE", 1)
+    world_size = _number("WORLD_SIZE", 1, least=1)
     found = Processes(
         rank=_number("RANK", 0),
         world_size=world_size,
         local_rank=_number("LOCAL_RANK", 0),
-        local_world_size=_number("LOCAL_WORLD_SIZE", world_size),
+        local_world_size=_number("LOCAL_WORLD_SIZE", world_size, least=1),
     )
     if found.rank >= world_size or found.local_rank >= found.local_world_size:
         raise UserError(
             f"RANK={found.rank} of WORLD_SIZE={world_size}, LOCAL_RANK={found.local_rank} of "
-            f"LOCAL_WORLD_SIZE={found.local_world_size} cannot be: ranks count from 0",
+            f"LOCAL_WORLD_SIZE={found.local_world_size} are inconsistent: ranks run from 0 to "
+            "size - 1",
             "unset them, or start the processes by torchrun",
         )
     return found
 
 
-def _number(name: str, default: int) -> int:
-    """An environment variable; sizes, whose default is not 0, are at least 1."""
+def _number(name: str, default: int, least: int = 0) -> int:
     text = os.environ.get(name, str(default))
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < min(default, 1):
-        raise UserError(f"{name}={text} in the environment is no number", f"unset {name}")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise UserError(
+            f"{name}={text} in the environment is not a whole number of at least {least}",
+            f"unset {name}",
+        )
     return int(text)
 
 
@@ -102,8 +106,9 @@ def leave(code: int) -> NoReturn:
     With gloo that farewell aborts now and then ("terminate called without an active exception"),
     even after the process group is gone, and a launcher takes a good run for a crash.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # a full disk; closed by the shell
+            stream.flush()
     os._exit(code)
 
 

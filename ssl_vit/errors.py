@@ -8,8 +8,7 @@ import re
 
 _LONGEST_LINE = 1000
 
-# What the file system says of itself, and not of a mistake in this program.
-_OF_DISKS = {
+OF_DISKS = {
     errno.ENOSPC: "make room there, and run the same command again",
     errno.EDQUOT: "delete what is not needed, or ask for a larger quota; then run the same command",
     errno.EROFS: "give a folder that can be written",
@@ -21,7 +20,8 @@ _OF_DISKS = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENOTDIR: "give another path",
 }
-_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+"""Remedies for what a file system says of itself, by `errno`."""
+_TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
 
 
 class UserError(ValueError):
@@ -65,11 +65,13 @@ def disk_error(error: OSError) -> UserError | None:
     """What to say of a full, read-only or failing disk, or a path that cannot be; None where the
     error is of another kind.
     """
-    remedy = _OF_DISKS.get(error.errno or 0)
+    remedy = OF_DISKS.get(error.errno or 0)
     if remedy is None:
         return None
-    place = "cannot write" if error.filename is None else os.fsdecode(error.filename)
-    return UserError(f"{place}: {error.strerror}", remedy, may_pass=error.errno in _PASSING)
+    name = error.filename
+    place = f"{os.fsdecode(name) if isinstance(name, str | bytes) else name}: " if name else ""
+    # A read-only file system is often that of one node.
+    return UserError(f"{place}{error.strerror}", remedy, may_pass=error.errno in _TRANSIENT)
 
 
 def _one_line(text: str) -> str:

@@ -13,7 +13,7 @@ import ssl_vit
 from ssl_vit.config import Config, to_plain, validate
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
-from ssl_vit.files import BestEffort, path_of, replacing, share_like_folder, spelled_in_utf8
+from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder, spelled_in_utf8
 from ssl_vit.foreign import first_line, read_json
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.run_config import CONFIG_FILE, RunConfig
@@ -95,7 +95,7 @@ class RunExports:
     ) -> None:
         self.folder, self.objective, self.info = folder, objective, info
         self.every_steps, self.is_first = every_steps, is_first
-        self._effort = BestEffort(f"an export into {folder}", "The run goes on without")
+        self._effort = OptionalWrites(f"an export into {folder}", "Training continues without it")
 
     def due(self, step: int) -> bool:
         """Whether an export belongs after ``step`` updates."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+from ssl_vit.errors import UserError, disk_error
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -20,27 +22,28 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        if error.filename is None:  # of a write
+        if error.filename is None and error.errno is not None:  # of a write
             error.filename = str(path)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
-class BestEffort:
+class OptionalWrites:
     """Files that whoever writes them can do without: where the disk is full, it is said once, and
     the work goes on.
 
     Args:
         what: For the message: "exports", a path.
-        instead: What happens now, for the message.
+        consequence: What happens now, for the message.
     """
 
     failed = False
-    """Whether the last attempt came to nothing."""
+    """Whether the last attempt failed."""
 
-    def __init__(self, what: str, instead: str) -> None:
-        self.what, self.instead = what, instead
+    def __init__(self, what: str, consequence: str) -> None:
+        self.what, self.consequence = what, consequence
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
@@ -49,9 +52,11 @@ class BestEffort:
             yield
         except OSError as error:
             if not self.failed:
-                reason = error.strerror or str(error)
+                mistake = disk_error(error)
+                remedy = f" ({mistake.remedy})" if mistake is not None else ""
                 print(
-                    f"cannot write {self.what}: {reason}; make room. {self.instead}",
+                    f"cannot write {self.what}: {error.strerror or error}{remedy}. "
+                    f"{self.consequence}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -82,9 +87,14 @@ def path_of(location: str) -> Path:
 def location_of_bytes(text: str) -> str:
     """A location, or a list of some in brackets, as text: a path whose bytes are not UTF-8, which a
     config cannot hold, becomes a `file:` URL. Anything else stays.
+
+    Raises:
+        UserError: A URL that is not UTF-8.
     """
     if not re.search("[\udc80-\udcff]", text):
         return text
+    if "://" in text:
+        raise UserError(f"{text} is not UTF-8", "write its other bytes as %XX")
     if text.startswith("[") and text.endswith("]"):
         return f"[{','.join(location_of_bytes(part.strip()) for part in text[1:-1].split(','))}]"
     path = os.path.abspath(os.path.expanduser(text.strip("\"'")))
@@ -109,7 +119,7 @@ def spelled_in_utf8(path: Path) -> Iterator[Path]:
 
 
 def to_json_line(values: Mapping[str, Any]) -> str:
-    """An object as a line; bytes of file names that are no UTF-8 are spelled out."""
+    """An object as a line; bytes of file names that are not UTF-8 are spelled out."""
     text = json.dumps(values, ensure_ascii=False)
     return re.sub("[\ud800-\udfff]", lambda found: rf"\\x{ord(found[0]) & 0xFF:02x}", text) + "\n"
 

@@ -7,7 +7,7 @@ from ssl_vit.config import to_yaml
 from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.needs import TrainingNeeds
 from ssl_vit.data.order import lanes_of_rank
-from ssl_vit.files import BestEffort
+from ssl_vit.files import OptionalWrites
 
 if TYPE_CHECKING:
     import torch
@@ -156,5 +156,5 @@ def open_log(prepared: "Prepared", start_step: int, device: "torch.device") -> "
         Monitor(config.monitor, watch),
         AlarmFile(folder.alarms, start_step),
         folder.panels,
-        BestEffort(f"pictures into {folder.panels}", "The run goes on without"),
+        OptionalWrites(f"pictures into {folder.panels}", "Training continues without it"),
     )

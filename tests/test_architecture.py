@@ -28,7 +28,7 @@ CONFIGS = ("data", "models", "monitors", "objectives", "training")
 MAY_IMPORT: dict[str, set[str]] = {
     # The ground: knows nothing of ours.
     "ssl_vit.errors": set(),
-    "ssl_vit.files": set(),
+    "ssl_vit.files": {"ssl_vit.errors"},
     "ssl_vit.schedules": set(),
     "ssl_vit.distributed": {"ssl_vit.errors"},
     "ssl_vit.foreign": {"ssl_vit.errors"},

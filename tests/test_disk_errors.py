@@ -28,7 +28,7 @@ def test_standard_output_on_a_full_disk():
             check=False,
         )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-2] == "error: cannot write: No space left on device"
+    assert done.stderr.splitlines()[-2] == "error: No space left on device"
     assert "Traceback" not in done.stderr
 
 
@@ -57,7 +57,7 @@ def test_an_error_of_the_disk_names_the_file_that_was_to_be_replaced(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("WORLD_SIZE", "x", "WORLD_SIZE=x in the environment is no number"),
+        ("WORLD_SIZE", "x", "WORLD_SIZE=x in the environment is not a whole number"),
         ("WORLD_SIZE", "0", "WORLD_SIZE=0"),
         ("RANK", "-1", "RANK=-1"),
         ("RANK", "5", "RANK=5 of WORLD_SIZE=1"),

@@ -16,6 +16,8 @@ from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.values import ValueRange
 from ssl_vit_data_prep.refusals import Kind, RefusedError
 
+_LARGEST_FILE = 0x7FFFF000  # bytes that Linux gives in one `read`
+
 
 def read_image_file(
     path: str | Path,
@@ -46,8 +48,8 @@ def read_file(path: str | Path) -> bytes:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            if (size := os.fstat(file.fileno()).st_size) > MAX_DECODE_BYTES:
-                raise RefusedError("too large", f"a file of {size / 1e6:,.0f} MB")
+            if os.fstat(file.fileno()).st_size > _LARGEST_FILE:
+                raise RefusedError("too large", "larger than 2 GiB")
             return file.readall()
     except OSError as error:
         raise RefusedError("unreadable", f"cannot be read: {error.strerror}") from None
@@ -85,7 +87,8 @@ def inspect(
         _check_png_end(data)
     else:
         decodes = True
-    if decodes:
+    # A stack of pages may be larger than one image; each page is looked at when it is packed.
+    if decodes and (facts.num_pages == 1 or len(data) <= MAX_DECODE_BYTES):
         try:
             Picture(data, values).pixels()
         except ValueError as error:

@@ -140,8 +140,8 @@ def echo_refused(counts: "Mapping[Kind, int]", folder: Path) -> None:
     """How many files were refused, by kind, and where they are listed."""
     if joined := counts.get("behind the end mark"):
         print(
-            f"WARNING  {count_of(joined, 'tar')} with more behind the end mark, probably other "
-            "tars joined by cat: what is there is not indexed"
+            f"WARNING  {count_of(joined, 'tar')} with data after the end mark, probably tars "
+            "joined by cat; it is not indexed"
         )
     if counts:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())

@@ -34,13 +34,15 @@ def survey_files(
     pages_of_each = -(-SAMPLED_IMAGES // max(1, len(places)))
 
     def look(turn: int) -> list[Look]:
+        found: list[Look] = []
         try:
             data = read_file(images / files[places[turn]].path)
-            return [look_at(page) for page in _pages(data, options, pages_of_each, turn)]
+            for page in _pages(data, options, pages_of_each, turn):
+                found.append(look_at(page))
         except ValueError as error:  # a RefusedError is one
-            return [Look(str(error))]
-        finally:
-            advance(1)
+            found.append(Look(str(error)))
+        advance(1)
+        return found
 
     # Threads: decoders leave Python to others, and a process would take longer to start.
     with (

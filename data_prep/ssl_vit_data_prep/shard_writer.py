@@ -9,7 +9,7 @@ import numpy as np
 
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.index_file import NO_LABEL, SAMPLE_RECORD, describe_shard
-from ssl_vit.data.limits import MAX_PIXELS
+from ssl_vit.data.limits import MAX_PIXELS, check_file_size
 from ssl_vit.data.pages import split_page
 from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.values import ValueRange
@@ -142,15 +142,12 @@ def _read_images(
         f"{task.images}/{sample.path}", options.max_pixels, options.decodes, task.values
     )
     try:
-        images = [
-            (
-                replace(sample, key=sample.key + suffix),
-                *reencode(page, ending, options.reencoding, task.values),
-            )
-            for suffix, page, ending in split_pages(
-                data, sample.ending, facts.num_pages, options.page
-            )
-        ]
+        images = []
+        pages = split_pages(data, sample.ending, facts.num_pages, options.page)
+        for suffix, page, ending in pages:
+            check_file_size(len(page))
+            small = reencode(page, ending, options.reencoding, task.values)
+            images.append((replace(sample, key=sample.key + suffix), *small))
     except ValueError as error:
         raise refusal_of(error, "damaged") from None
     return images, facts

@@ -162,7 +162,6 @@ def _members(stream: HashingReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
             # Not `for member in tar`: it keeps every member, a kilobyte each.
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined] - typeshed has no such attribute
-                stream.most_bytes = math.inf
                 yield member, tar.offset
                 stream.most_bytes = tar.offset + _BUFFER + _MOST_HEADER_BYTES
     except (tarfile.TarError, OSError, MemoryError):

@@ -195,8 +195,8 @@ def _others_writing(facts: os.stat_result) -> str:
     with contextlib.suppress(KeyError):  # of a container that knows no names
         me = pwd.getpwuid(os.geteuid())
         group = grp.getgrgid(facts.st_gid)
-        # Many systems give every user a group of their own.
-        if group.gr_gid == me.pw_gid and not set(group.gr_mem) - {me.pw_name}:
+        # Many systems give every user a group of their own, of the same name.
+        if group.gr_name == me.pw_name and not set(group.gr_mem) - {me.pw_name}:
             return ""
         return f"the group {group.gr_name}"
     return "its group"

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from ssl_vit.config import Config, validate
-from ssl_vit.errors import UserError
+from ssl_vit.errors import UserError, refuse_control_characters
 from ssl_vit.foreign import read_yaml
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -127,7 +127,7 @@ class ClusterConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        refuse_odd_characters(self)
+        _refuse_control_characters(self)
         wrong = [name for name in self.environment if not _VARIABLE.fullmatch(name)]
         if wrong:
             raise ValueError(
@@ -145,7 +145,7 @@ class ClusterConfig(Config):
             )
         odd = [name for name in self.sbatch if not re.fullmatch("[a-z][a-z0-9-]*", name)]
         if odd:
-            raise ValueError(f"sbatch.{odd[0]!r} is no long option of sbatch, such as mail-type")
+            raise ValueError(f"sbatch.{odd[0]!r} is not a long sbatch option, such as mail-type")
         ours = sorted(set(self.sbatch) & _OURS)
         if ours:
             raise ValueError(f"sbatch.{ours[0]} is for the launcher to say; {_OURS_REMEDY}")
@@ -193,7 +193,7 @@ class ClusterConfig(Config):
                 return [*words, *run, *inside]
 
 
-def refuse_odd_characters(profile: ClusterConfig) -> None:
+def _refuse_control_characters(profile: ClusterConfig) -> None:
     """Refuse line breaks and other control characters, which would become lines of the batch
     script; `setup` is lines of bash, and the values of `environment` are quoted there.
     """
@@ -206,13 +206,10 @@ def refuse_odd_characters(profile: ClusterConfig) -> None:
         **{f"sbatch.{name}": str(value) for name, value in profile.sbatch.items()},
     }
     for name, text in texts.items():
-        if found := re.search(r"[\x00-\x1f\x7f]", text):
-            raise ValueError(f"{name} holds the control character {found[0]!r}; leave it out")
-    for name in _TEXTS:
+        refuse_control_characters(name, text, "leave it out")
+    for name in ("partition", "account", "qos", "constraint", "exclude"):
         if "%" in texts[name]:
-            raise ValueError(
-                f"{name}={texts[name]} holds a %, which SLURM may replace; leave it out"
-            )
+            raise ValueError(f"{name}={texts[name]} holds a %; leave it out")
     if any("\0" in text for text in (*profile.setup, *profile.environment.values())):
         raise ValueError("setup and environment hold no NUL characters; leave them out")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssl_vit.files import BestEffort, to_json_line
+from ssl_vit.files import OptionalWrites, to_json_line
 from ssl_vit.foreign import Count, Seconds, typed_lines
 
 Kind = Literal[
@@ -62,7 +62,7 @@ class History:
         line = {"kind": kind, "job": job, "time": time.time(), "rank": rank, **facts}
         file = self.folder / (f"history_{rank}.jsonl" if rank else "history.jsonl")
         # What is lost on a full disk is a line of a status.
-        with BestEffort(f"the history {file}", "The job goes on without").attempt():
+        with OptionalWrites(f"the history {file}", "The job continues without it").attempt():
             # A newline first where a kill has cut the last line short.
             before = file.read_bytes()[-1:] if file.is_file() else b""
             text = "" if before in (b"", b"\n") else "\n"

@@ -6,6 +6,7 @@ signal back. The others leave without a result, because a result would tell subm
 is done; so does a process that fails, which may be an echo of a failed node.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -158,8 +159,9 @@ def run_process(
             history.add("failed", job, rank, text=error.problem)
             leave(1)
         history.add("refused", job, rank, text=error.problem)
-        submission = last_submission(run).model_copy(update={"job": job})
-        submission.refusal.write_text(f"{error.problem}\n{error.remedy}\n")
+        with contextlib.suppress(OSError, UserError):  # of the run folder, perhaps
+            submission = last_submission(run).model_copy(update={"job": job})
+            submission.refusal.write_text(f"{error.problem}\n{error.remedy}\n")
         leave(2)
     except Exception as error:
         _fail(history, job, rank, error)

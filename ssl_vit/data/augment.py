@@ -129,8 +129,9 @@ def resize_into(pixels: np.ndarray, box: Box, target: Tensor) -> None:
         target: (S, S, 3) uint8, contiguous; filled.
     """
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    if not pixels.flags.c_contiguous:
-        part = np.ascontiguousarray(part)  # of a turned image; torch knows no negative strides
+    # Of a turned image; torch knows no negative strides, which numpy allows on sides of 1.
+    if min(part.strides) < 0 or not pixels.flags.c_contiguous:
+        part = part.copy()
     cut = torch.from_numpy(part)
     if cut.shape == target.shape:
         target.copy_(cut)

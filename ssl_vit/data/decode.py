@@ -18,10 +18,10 @@ from PIL import Image
 from ssl_vit.data import jpeg, png, tiff
 from ssl_vit.data.formats import is_heic, name_of_content, registered
 from ssl_vit.data.limits import (
-    MAX_DECODE_BYTES,
     MAX_PIXELS,
     TooLargeError,
     TooManyPixelsError,
+    check_file_size,
     check_memory,
 )
 from ssl_vit.data.raster import ImageFacts, Raster
@@ -58,8 +58,7 @@ class Picture:
     """Pixels, upright."""
 
     def __init__(self, data: bytes, values: ValueRange | None = None) -> None:
-        if len(data) > MAX_DECODE_BYTES:
-            raise TooLargeError(f"a file of {len(data) / 1e6:,.0f} MB")
+        check_file_size(len(data))
         self._data, self._values = data, values
         self._orientation = 1
         self._is_jpeg = data[:3] == jpeg.MAGIC and self._read_jpeg_header()
@@ -111,11 +110,11 @@ class Picture:
     def _read_jpeg_header(self) -> bool:
         """Set size and orientation; false where libjpeg-turbo does not take the header."""
         try:
-            rows, columns, colours, _ = simplejpeg.decode_jpeg_header(self._data)
+            rows, columns, colors, _ = simplejpeg.decode_jpeg_header(self._data)
         except Exception:  # a KeyError for color spaces it does not know
             return False
         height, width = int(rows), int(columns)
-        if colours in ("CMYK", "YCCK"):
+        if colors in ("CMYK", "YCCK"):
             return False  # Pillow knows that Adobe stores them inverted
         jpeg.check_cost(self._data, height, width)
         if jpeg.has_exif(self._data):
@@ -303,10 +302,10 @@ def _orientation_of(image: Image.Image) -> int:
 def _check_cost(data: bytes, image: Image.Image) -> None:
     """Refuse what Pillow opened by its header."""
     stored = 1 if image.mode in ("1", "L", "P") else 4
-    if image.format == "JPEG":
+    if data[:3] == jpeg.MAGIC:  # Pillow has another name for those of several pictures
         jpeg.check_cost(data, image.height, image.width, stored + 3)
     else:
         beside = _DECODERS.get(image.format or "", 0.0)
         if image.format == "TIFF":
-            beside = stored * tiff.largest_part(data)
+            beside = stored * tiff.strip_or_tile_share(data)
         check_memory(image.height, image.width, stored + beside + 3)

@@ -4,7 +4,7 @@ The only module that imports fsspec. Which errors are worth another try is decid
 is not there or may not be read is an error at once, everything else may be the network's.
 """
 
-import errno
+import json
 import math
 import os
 import random
@@ -18,7 +18,7 @@ from typing import Any
 
 from ssl_vit.data.index_file import MOST_INDEX_BYTES, Shard
 from ssl_vit.data.urls import local_path, scheme_of
-from ssl_vit.errors import UserError
+from ssl_vit.errors import OF_DISKS, UserError
 from ssl_vit.files import hash_file
 
 ATTEMPTS = 8
@@ -126,7 +126,7 @@ def try_often(
         except Exception as error:  # each filesystem raises its own
             if isinstance(error, FileNotFoundError) and absent_ok:
                 raise
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS):
+            if isinstance(error, OSError) and error.errno in OF_DISKS:
                 raise
             problem = _describe(error)
             # Other bytes may have been changed on their way, but not in the same way twice.
@@ -148,7 +148,7 @@ def fetch_file(url: str, target: Path, most_bytes: float = math.inf) -> None:
     """Download once, without looking at what came.
 
     Args:
-        most_bytes: An answer that is longer is broken off.
+        most_bytes: A longer answer is broken off; a command's output and a local file are not.
     """
     match scheme_of(url):
         case "pipe":
@@ -164,7 +164,7 @@ def fetch_file(url: str, target: Path, most_bytes: float = math.inf) -> None:
         case "" | "file":
             _filesystem(url).get_file(str(local_path(url)), str(target))
         case _:
-            _filesystem(url).get_file(url, str(target), callback=_watch(most_bytes))
+            _filesystem(url).get_file(url, str(target), callback=_download_guard(most_bytes))
 
 
 def _filesystem(url: str) -> Any:
@@ -193,7 +193,7 @@ def _filesystem(url: str) -> Any:
     return fsspec.filesystem(scheme, **options)
 
 
-def _watch(most_bytes: float) -> Any:
+def _download_guard(most_bytes: float) -> Any:
     from fsspec.callbacks import Callback
 
     class Watch(Callback):
@@ -223,9 +223,13 @@ def _watch(most_bytes: float) -> Any:
 def _is_final(error: Exception) -> bool:
     if _is_garbled(error):
         return False
-    # A ValueError: the address makes no sense.
-    known = isinstance(error, (*_FINAL, ValueError))
+    known = isinstance(error, _FINAL) or _is_of_address(error)
     return known or getattr(error, "status", None) in _FINAL_STATUS
+
+
+def _is_of_address(error: Exception) -> bool:
+    """Whether the URL is not valid; answers and certificates raise other kinds of ValueError."""
+    return isinstance(error, ValueError) and not isinstance(error, (OSError, json.JSONDecodeError))
 
 
 def _is_garbled(error: Exception) -> bool:
@@ -238,11 +242,11 @@ def _is_garbled(error: Exception) -> bool:
 
 def _describe(error: Exception) -> str:
     if _is_garbled(error):
-        return "the answer was no HTTP"
+        return "the server sent an invalid HTTP response"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, ValueError):
-        return "that is no address"
+    if _is_of_address(error):
+        return "the URL is not valid"
     if (status := getattr(error, "status", None)) is not None:
         return f"the server answered {status} {getattr(error, 'message', '')}".rstrip()
     text = str(error).splitlines()

@@ -101,9 +101,9 @@ def name_of_content(data: bytes) -> str:
     for offset, magic, name in _MAGIC:
         if data[offset : offset + len(magic)] == magic:
             return name
-    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+    if is_html(data):
         return "an HTML page, as a failed download leaves one"
+    start = _start_of_text(data)
     if start.startswith((b"<?xml", b"<svg")):
         return "an SVG drawing" if b"<svg" in data[:4096].lower() else "XML"
     if start.startswith((b"{", b"[")) and _is_text(data[:512]):
@@ -111,6 +111,15 @@ def name_of_content(data: bytes) -> str:
     if not data.strip(b"\0"):
         return "nothing but zeros"
     return "text" if _is_text(data[:512]) else f"none of {', '.join(FORMATS)}"
+
+
+def is_html(data: bytes) -> bool:
+    """Whether the bytes are an HTML page."""
+    return _start_of_text(data).startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
+
+
+def _start_of_text(data: bytes) -> bytes:
+    return data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
 
 
 def name_of_ending(ending: str) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from ssl_vit.data.formats import name_of_content
+from ssl_vit.data.formats import is_html
 from ssl_vit.data.urls import name_of, scheme_of
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
@@ -194,10 +194,9 @@ def parse_index(content: bytes, source: str) -> Index:
         UserError: It is damaged, or not of this format.
     """
     again = "make it again with  ssl-vit shards index"
-    if name_of_content(content[:4096]).startswith("an HTML page"):
+    if is_html(content):
         raise UserError(
-            f"{source} is an HTML page and no index",
-            "give the address of the files themselves; a server that wants a login answers so",
+            f"{source} is an HTML page, not an index", "log in there, or give a direct URL"
         )
     values = parse_json(content, source, again)
     if values.get("format") != FORMAT:

@@ -6,13 +6,14 @@ complains of the rest that it did not read. That complaint, and no other, is exp
 first, so all that was decoded was sound. The rows are those of a whole decode, bit by bit.
 """
 
+import re
 from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
 import simplejpeg
 
-from ssl_vit.data.limits import check_memory, check_scans
+from ssl_vit.data.limits import MAX_SCANS, check_memory, check_scans
 from ssl_vit.data.raster import ImageFacts, Raster
 
 MAGIC = b"\xff\xd8\xff"
@@ -22,6 +23,8 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 _STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
+_END_OF_IMAGE = 0xD9
+_IN_SCAN_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _MCU = 16  # rows of a whole row of blocks with the usual subsampling
 _UNREAD = "extraneous bytes before marker 0xd9"
 # libjpeg's words where pixels are lost and it goes on with grey; its other complaints are harmless.
@@ -79,7 +82,8 @@ def check_cost(data: bytes, height: int, width: int, kept: float = 3.0) -> None:
     Raises:
         TooLargeError: Decoding would take too much memory or time.
     """
-    components, progressive, coefficients = 0, False, 0.0
+    components, progressive, coefficients = 0, False, 6.0
+    start = 2
     for marker, place in segments(data):
         if marker in _FRAMES and place + 8 <= len(data):
             progressive = marker in _PROGRESSIVE
@@ -87,14 +91,32 @@ def check_cost(data: bytes, height: int, width: int, kept: float = 3.0) -> None:
             # Each component's samples across and down, in the halves of a byte.
             factors = data[place + 9 : place + 8 + 3 * components : 3]
             samples = [(factor >> 4) * (factor & 15) for factor in factors]
-            coefficients = 2 * sum(samples) / max(1, *samples)
-        # What comes in several scans is kept whole, as 16-bit coefficients.
-        elif marker == _START_OF_SCAN and (
-            progressive or data[place + 2 : place + 3] < bytes([components])
-        ):
-            check_scans(data.count(b"\xff\xda", place - 2), height, width)
-            kept += coefficients
-    check_memory(height, width, kept)
+            coefficients = 2 * sum(samples) / max([1, *samples])
+        elif marker == _START_OF_SCAN:
+            start = place - 2
+            has_all = data[place + 2 : place + 3] >= bytes([components])
+            if has_all and not progressive:
+                check_memory(height, width, kept)
+                return
+    # What comes in several scans is kept whole, as 16-bit coefficients; so may be what has garbage
+    # between its segments, which libjpeg skips.
+    check_scans(_count_scans(data, start), height, width)
+    check_memory(height, width, kept + coefficients)
+
+
+def _count_scans(data: bytes, start: int) -> int:
+    """Scans of an image, from the first one's marker or before it; at most one above the limit."""
+    if (count := data.count(b"\xff\xda", start)) <= MAX_SCANS:
+        return count
+    # Some of them may stand behind the image's end, in a phone's video.
+    count, place = 0, start
+    while count <= MAX_SCANS and (found := _IN_SCAN_MARKER.search(data, place)):
+        marker, place = found[1][0], found.end()
+        if marker == _END_OF_IMAGE:
+            break
+        count += marker == _START_OF_SCAN
+        place += int.from_bytes(data[place : place + 2], "big")
+    return count
 
 
 def is_deep(data: bytes) -> bool:

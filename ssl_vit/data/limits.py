@@ -33,9 +33,25 @@ def check_pixels(height: int, width: int) -> None:
 
     Raises:
         TooManyPixelsError: More than ``MAX_PIXELS``.
+        ValueError: None at all.
     """
+    if not height * width:
+        raise ValueError("damaged: it has no pixels")
     if height * width > MAX_PIXELS:
         raise TooManyPixelsError(f"{width} × {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def check_file_size(num_bytes: int) -> None:
+    """Refuse a file that would fill a worker's memory before it is decoded.
+
+    Raises:
+        TooLargeError: More than ``MAX_DECODE_BYTES``.
+    """
+    if num_bytes > MAX_DECODE_BYTES:
+        raise TooLargeError(
+            f"a file of {num_bytes / 1e6:,.0f} MB, more than {MAX_DECODE_BYTES / 1e6:,.0f}; cut "
+            "it into tiles"
+        )
 
 
 def check_memory(height: int, width: int, bytes_per_pixel: float) -> None:
@@ -46,6 +62,7 @@ def check_memory(height: int, width: int, bytes_per_pixel: float) -> None:
 
     Raises:
         TooLargeError: More than ``MAX_PIXELS`` or ``MAX_DECODE_BYTES``.
+        ValueError: No pixels.
     """
     check_pixels(height, width)
     if (needed := height * width * bytes_per_pixel) > MAX_DECODE_BYTES:
@@ -64,5 +81,5 @@ def check_scans(scans: int, height: int, width: int) -> None:
     if scans > MAX_SCANS or scans * height * width > MAX_SCANNED_PIXELS:
         raise TooLargeError(
             f"a progressive JPEG of {width} × {height} pixels in {scans:,} scans would take too "
-            "long to decode; save it again"
+            "long to decode; save it as a baseline JPEG"
         )

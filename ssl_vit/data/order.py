@@ -24,7 +24,7 @@ _SHARD_ORDER, _EPOCH_OFFSET, _BLOCK_ORDER, _SAMPLE = 1, 2, 3, 4
 _64_BITS = 2**64 - 1
 
 
-def too_few_samples(
+def too_few_samples_error(
     num_samples: int, lanes: int, global_batch_size: int, world_size: int = 1
 ) -> UserError:
     """What to say of a set with fewer samples than lanes: values that train."""
@@ -36,7 +36,7 @@ def too_few_samples(
     if fitting:
         remedy = f"add  data.lanes={fitting[-1]}"
     else:
-        remedy = f"use at most {num_samples} processes with  data.lanes=PROCESSES, or more images"
+        remedy = f"add images, or use 1 process (of {world_size}) with  data.lanes=1"
     return UserError(f"{num_samples} samples are fewer than data.lanes={lanes}", remedy)
 
 
@@ -96,7 +96,7 @@ class SampleOrder:
                 "choose a number of lanes that does",
             )
         if self.num_samples < lanes:
-            raise too_few_samples(self.num_samples, lanes, global_batch_size)
+            raise too_few_samples_error(self.num_samples, lanes, global_batch_size)
         self.per_lane = global_batch_size // lanes
         # Samples of one lane in one epoch; the rest of the division is the epoch's unseen remainder
         # (< lanes).

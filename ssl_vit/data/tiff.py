@@ -64,11 +64,14 @@ def facts_of(data: bytes) -> ImageFacts:
     """What the header of the first page says, and how many pages there are.
 
     Raises:
-        ValueError: Not grey or RGB, or no readable header; says what it is.
+        ValueError: Not grey or RGB, or no readable header; says what it is. A ``TooLargeError``
+            where decoding it would take too much memory.
     """
     with _open(data) as file:
         page = file.pages.first
         layout = _layout(page)
+        if not layout.plain:
+            _check_cost(page)
         return ImageFacts(
             "TIFF",
             page.imagelength,
@@ -115,7 +118,7 @@ def read_unusual(data: bytes) -> Raster | None:
         )
 
 
-def largest_part(data: bytes) -> float:
+def strip_or_tile_share(data: bytes) -> float:
     """Share of the first page that its strips or tiles hold, which are unpacked at once; 1 where
     the header makes no sense.
     """
@@ -181,7 +184,7 @@ def _open(data: bytes) -> Iterator[tifffile.TiffFile]:
 
 def _layout(page: Any) -> _Layout:
     if not all(isinstance(side, int) for side in (page.imagelength, page.imagewidth)):
-        raise ValueError("damaged TIFF: its sides are no numbers")
+        raise ValueError("damaged TIFF: its width or height is not a number")
     bits, kinds = page.bitspersample, tifffile.PHOTOMETRIC
     if page.dtype is None or isinstance(bits, tuple):
         raise ValueError(f"a TIFF of samples with {bits} bits")
@@ -275,11 +278,10 @@ def _check_cost(page: Any) -> None:
 def _part(page: Any) -> float:
     """Share of a page that one strip or tile holds."""
     pixels = page.imagelength * page.imagewidth
-    if page.is_tiled:
-        part = page.tilelength * page.tilewidth
-    else:
-        part = (page.rowsperstrip or page.imagelength) * page.imagewidth
-    return min(1.0, part / max(1, pixels))
+    if page.is_tiled:  # a tile may be larger than the page
+        return page.tilelength * page.tilewidth / max(1, pixels)
+    rows = min(page.rowsperstrip or page.imagelength, page.imagelength)
+    return rows * page.imagewidth / max(1, pixels)
 
 
 def _inverted(values: np.ndarray, bits: int) -> np.ndarray:

@@ -126,7 +126,7 @@ class Checkpoints:
             if not any_failed:
                 try:
                     self._complete(writing.num_applied)
-                except OSError as error:
+                except Exception as error:  # of a damaged `.sum` too: the other ranks wait
                     problem, any_failed = first_line(error), True
             if any_failed:
                 shutil.rmtree(self._partial(self._step), ignore_errors=True)

@@ -1,6 +1,7 @@
 """What the run tells: `metrics.jsonl` (every update once, kills included) and TensorBoard."""
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -11,7 +12,7 @@ from statistics import fmean
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ssl_vit.files import BestEffort, spelled_in_utf8
+from ssl_vit.files import OptionalWrites, spelled_in_utf8
 from ssl_vit.training.devices import GIB
 from ssl_vit.training.metrics_file import AppendedLines
 from ssl_vit.training.plan import RunPlan
@@ -66,7 +67,7 @@ class MetricsLog:
         """Measures before the first update; curves only, as `metrics.jsonl` has one line an
         update.
         """
-        self._curves.draw(dict(measures), 0)
+        self._curves.add_scalars(dict(measures), 0)
 
     def record(
         self,
@@ -111,7 +112,7 @@ class MetricsLog:
             name if "/" in name else f"{'speed' if name in _SPEED else 'train'}/{name}": value
             for name, value in finite.items()
         }
-        self._curves.draw(tags, made)
+        self._curves.add_scalars(tags, made)
 
     def _speed(self, results: Sequence[StepResult]) -> dict[str, float]:
         """Over all updates since the last line."""
@@ -133,11 +134,11 @@ class MetricsLog:
 
     def panel(self, step: int, pictures: dict[str, Tensor]) -> None:
         """Show (3, H, W) uint8 pictures."""
-        self._curves.show(pictures, step + 1)
+        self._curves.add_images(pictures, step + 1)
 
     def text(self, name: str, text: str) -> None:
         """Show a text, such as the config, as a code block."""
-        self._curves.tell(name, "    " + text.replace("\n", "\n    "))
+        self._curves.add_text(name, "    " + text.replace("\n", "\n    "))
 
     def close(self) -> None:
         """Flush both."""
@@ -152,13 +153,16 @@ class _Curves:
 
     def __init__(self, folder: Path, start_step: int) -> None:
         self.folder, self.step = folder, start_step
-        self._effort = BestEffort(f"TensorBoard's files in {folder}", "The run goes on without")
+        self._effort = OptionalWrites(
+            f"TensorBoard's files in {folder}", "Training continues without it"
+        )
         self._writer: SummaryWriter | None = None
         self._retry_at = 0.0
-        self._places = contextlib.ExitStack()
+        self._opened = contextlib.ExitStack()
+        self._place: Path | None = None
         _quiet_writers()
 
-    def draw(self, scalars: Mapping[str, float], step: int) -> None:
+    def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Add a point to each curve."""
         self.step = step
 
@@ -168,7 +172,7 @@ class _Curves:
 
         self._write(add)
 
-    def show(self, pictures: Mapping[str, Tensor], step: int) -> None:
+    def add_images(self, pictures: Mapping[str, Tensor], step: int) -> None:
         """Add (3, H, W) uint8 pictures."""
 
         def add(writer: SummaryWriter) -> None:
@@ -177,7 +181,7 @@ class _Curves:
 
         self._write(add)
 
-    def tell(self, name: str, text: str) -> None:
+    def add_text(self, name: str, text: str) -> None:
         """Add a text in Markdown."""
         self._write(lambda writer: writer.add_text(name, text))
 
@@ -186,7 +190,7 @@ class _Curves:
         if self._writer is not None:
             with self._effort.attempt():
                 self._writer.close()
-        self._places.close()
+        self._opened.close()
 
     def _write(self, add: Callable[[SummaryWriter], None]) -> None:
         if self._writer is None and time.monotonic() < self._retry_at:
@@ -194,8 +198,9 @@ class _Curves:
         with self._effort.attempt():
             try:
                 if self._writer is None:
-                    place = self._places.enter_context(spelled_in_utf8(self.folder))
-                    self._writer = SummaryWriter(str(place), purge_step=self.step + 1)
+                    if self._place is None:
+                        self._place = self._opened.enter_context(spelled_in_utf8(self.folder))
+                    self._writer = SummaryWriter(str(self._place), purge_step=self.step + 1)
                 add(self._writer)
             except OSError:
                 # Its thread has ended with the error.
@@ -203,6 +208,7 @@ class _Curves:
                 raise
 
 
+@functools.cache
 def _quiet_writers() -> None:
     """Let no traceback be printed by TensorBoard's threads, whose errors are raised here again."""
     before = threading.excepthook

@@ -2,11 +2,12 @@
 No torch here.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ssl_vit.files import BestEffort, replacing, to_json_line
+from ssl_vit.files import OptionalWrites, replacing, to_json_line
 from ssl_vit.foreign import json_lines
 
 _MOST_WAITING = 16 * 2**20  # bytes
@@ -24,14 +25,16 @@ class AppendedLines:
         self.path = file
         cut_after(file, start_step)
         self._file: IO[bytes] | None = None
-        self._waiting = b""
-        self._effort = BestEffort(str(file), "Its lines wait, and the run goes on")
+        self._waiting, self._lost = b"", 0
+        self._effort = OptionalWrites(str(file), "Its lines wait for room")
 
     def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Append objects; each holds its `step`."""
         added = "".join(to_json_line(line) for line in lines).encode()
         if len(self._waiting) + len(added) <= _MOST_WAITING:
             self._waiting += added
+        else:
+            self._lost += added.count(b"\n")
         if not self._waiting:
             return
         with self._effort.attempt():
@@ -42,9 +45,14 @@ class AppendedLines:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        """Write what waits, if there is room now, and close the file."""
+        self.write(())
+        if self._waiting or self._lost:
+            count = self._waiting.count(b"\n") + self._lost
+            print(f"{count:,} lines of {self.path} are lost", file=sys.stderr, flush=True)
+        with self._effort.attempt():
+            if self._file is not None:
+                self._file.close()
 
 
 def cut_after(file: Path, step: int) -> None:

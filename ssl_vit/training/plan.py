@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from ssl_vit.config import Config
 from ssl_vit.data.config import SLOTS_IN_USE
-from ssl_vit.data.order import lanes_of_rank, too_few_samples
+from ssl_vit.data.order import lanes_of_rank, too_few_samples_error
 from ssl_vit.errors import UserError
 from ssl_vit.models.cost import Arithmetic, Cost, Precision
 from ssl_vit.objectives.config import DinoConfig
@@ -126,7 +126,7 @@ def make_plan(
     batch, lanes = config.data.global_batch_size, config.data.lanes
     lanes_of_rank(lanes, 0, machine.world_size)
     if data.num_samples < lanes:
-        raise too_few_samples(data.num_samples, lanes, batch, machine.world_size)
+        raise too_few_samples_error(data.num_samples, lanes, batch, machine.world_size)
     arithmetic = choose_arithmetic(config.engine, machine)
     cost = objective_cost(config.objective, config.backbone, arithmetic)
     wanted, same = config.engine.micro_batch_size, found_for(config, machine, arithmetic)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ssl_vit.files import BestEffort
+from ssl_vit.files import OptionalWrites
 
 _FIRST, _COUNT, _ROWS = 3, 3, 30
 
@@ -54,7 +54,9 @@ class StepProfile:
         self._written = True
         key = f"self_{self.device.type}_time_total"
         table = profiler.key_averages().table(sort_by=key, row_limit=_ROWS)
-        with BestEffort(f"the profile into {self.folder}", "The run goes on without").attempt():
+        with OptionalWrites(
+            f"the profile into {self.folder}", "Training continues without it"
+        ).attempt():
             self.folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(f"{stem}.json.gz")
             Path(f"{stem}.txt").write_text(table + "\n")

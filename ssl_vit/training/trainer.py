@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_vit.errors import UserError
-from ssl_vit.files import BestEffort, replacing
+from ssl_vit.files import OptionalWrites, replacing
 from ssl_vit.monitors.monitor import Monitor
 from ssl_vit.monitors.probes import Probe, summary
 from ssl_vit.objectives.objective import Objective, Observed
@@ -74,7 +74,7 @@ class Log:
     alarms: AlarmFile
     panels: Path
     """Folder of the pictures as PNG, for those without TensorBoard."""
-    skipped: BestEffort
+    panel_writes: OptionalWrites
     """Of the pictures."""
 
     def record(
@@ -106,7 +106,7 @@ class Log:
     def show(self, step: int, pictures: dict[str, Tensor]) -> None:
         """(3, H, W) uint8 pictures, to TensorBoard and as PNG."""
         self.metrics.panel(step, pictures)
-        with self.skipped.attempt():
+        with self.panel_writes.attempt():
             self.panels.mkdir(exist_ok=True)
             for name, picture in pictures.items():
                 pixels = picture.permute(1, 2, 0).cpu().numpy()
@@ -155,7 +155,7 @@ class Trainer:
         """
         if start_step >= total_steps:
             # It was deleted, could not be written, or a kill came between the two.
-            self._require(self._export(total_steps), total_steps)
+            self._require_export(self._export(total_steps), total_steps)
         self._probe_first(start_step)
         exported = True
         for step in range(start_step, total_steps):
@@ -194,7 +194,7 @@ class Trainer:
             if stop and not is_last:
                 return False
             if is_last:
-                self._require(exported, total_steps)
+                self._require_export(exported, total_steps)
         return True
 
     def close(self) -> None:
@@ -263,12 +263,12 @@ class Trainer:
         with self.engine.gathered():
             return self.exports.write(step)
 
-    def _require(self, exported: bool, total_steps: int) -> None:
+    def _require_export(self, exported: bool, total_steps: int) -> None:
         """A run without its last export is not complete."""
         if self.engine.any_rank(not exported)[0]:
             raise UserError(
                 f"the export of update {total_steps} could not be written",
-                "make room and run the same command again; nothing else is left to do",
+                "make room and run the same command again; only the export is missing",
                 may_pass=True,
             )
 

@@ -48,7 +48,7 @@ def remote_shard(shards: Path, url: str, number: int = 0) -> Shard:
         (["refuse"], []),  # aiohttp asks once more by itself
         (["500", "500"], ["answered 500", "answered 500"]),
         (["cut"], ["payload"]),
-        (["long"], ["20,480 of 40,960 bytes", "the answer was no HTTP"]),
+        (["long"], ["20,480 of 40,960 bytes", "invalid HTTP response"]),
         (["other bytes"], ["sha256 differs"]),
         (["500", "cut", "other bytes", "refuse"], ["500", "payload", "sha256"]),
     ],

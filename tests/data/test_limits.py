@@ -87,11 +87,13 @@ def test_a_jpeg_of_many_scans_is_refused():
     with pytest.raises(TooLargeError, match="scans would take too long"):
         Picture(many)
     assert decode_image(data).shape == (16, 16, 3)
+    # A phone's video behind the image is none of it.
+    assert decode_image(data + b"\xff\xda\x00\x08" * MAX_SCANS).shape == (16, 16, 3)
 
 
 def test_a_file_larger_than_its_pixels_could_need(monkeypatch: pytest.MonkeyPatch):
     data = encode(photograph(16, 16), "PNG")
-    monkeypatch.setattr("ssl_vit.data.decode.MAX_DECODE_BYTES", len(data) - 1)
+    monkeypatch.setattr(limits, "MAX_DECODE_BYTES", len(data) - 1)
     with pytest.raises(TooLargeError, match="a file of"):
         Picture(data)
 

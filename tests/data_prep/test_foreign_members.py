@@ -367,4 +367,4 @@ def test_tars_that_were_joined_by_cat_are_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     echo_refused({"behind the end mark": 1}, tmp_path)
-    assert "WARNING  1 tar with more behind the end mark" in capsys.readouterr().out
+    assert "WARNING  1 tar with data after the end mark" in capsys.readouterr().out

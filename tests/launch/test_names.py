@@ -19,7 +19,7 @@ from ssl_vit_launch.submit import Request, dry_run
         ({"partition": "gpu\nrm -rf x"}, "partition holds the control character"),
         ({"account": "%j"}, "holds a %"),
         ({"sbatch": {"comment": "a\nb"}}, "sbatch.comment holds"),
-        ({"sbatch": {"a\nb": "c"}}, "is no long option of sbatch"),
+        ({"sbatch": {"a\nb": "c"}}, "is not a long sbatch option"),
         ({"srun": ("--x\n",)}, "srun holds"),
         ({"modules": ("a\x00",)}, "modules holds"),
         ({"container": {"image": "a\nb"}}, "container holds"),
