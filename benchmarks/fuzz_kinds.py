@@ -192,8 +192,11 @@ class Runs(Kind):
         said = change_file(rng.choice(files), rng)
 
         def check(code: int) -> str:
-            if code == 0 and losses_in(target) != self.expected:
-                return f"losses {losses_in(target)}, and {self.expected} of the unbroken run"
+            found, expected = losses_in(target), self.expected
+            if said.startswith("metrics.jsonl"):  # what was damaged stays lost
+                found, expected = found[-2:], expected[-2:]
+            if code == 0 and found != expected:
+                return f"losses {found}, and {expected} of the unbroken run"
             return ""
 
         return Trial(said, self.words(target), check=check)

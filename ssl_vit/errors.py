@@ -44,7 +44,7 @@ class UserError(ValueError):
         """As it is printed: control characters and bytes that are not text spelled out, each line
         cut where it is longer than anybody reads.
         """
-        return f"error: {_one_line(self.problem)}\nfix:   {_one_line(self.remedy)}"
+        return f"error: {one_line(self.problem)}\nfix:   {one_line(self.remedy)}"
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, bool]]:
         # Exceptions are rebuilt from `args` when they cross a process boundary.
@@ -74,7 +74,8 @@ def disk_error(error: OSError) -> UserError | None:
     return UserError(f"{place}{error.strerror}", remedy, may_pass=error.errno in _TRANSIENT)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text for the terminal: control characters are spelled out, what is too long is cut."""
     text = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}…"
     # A lone surrogate is a byte of a file name that is not UTF-8.
     plain = text.encode("utf-8", "backslashreplace").decode()

@@ -16,6 +16,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder, spelled_in_utf8
 from ssl_vit.foreign import first_line, read_json
 from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.cost import backbone_parameters
 from ssl_vit.run_config import CONFIG_FILE, RunConfig
 
 if TYPE_CHECKING:
@@ -197,11 +198,19 @@ def load_backbone(path: Path | str) -> "VisionTransformer":
 
     folder = find_export(path)
     info = read_export_info(folder)
-    model = VisionTransformer(info.backbone)
+    file = folder / WEIGHTS_FILE
     try:
-        with spelled_in_utf8(folder / WEIGHTS_FILE) as place:
-            model.load_state_dict(load_file(place))
+        with spelled_in_utf8(file) as place:
+            state = load_file(place)
+        count = sum(tensor.numel() for tensor in state.values())
+        # Before anything is allocated for a network that the file is not of.
+        if count < (wanted := backbone_parameters(info.backbone)):
+            raise RuntimeError(f"{count:,} values, and {INFO_FILE} describes {wanted:,} parameters")
+        odd = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+        if odd:
+            raise RuntimeError(f"{odd[0]} is of type {str(state[odd[0]].dtype)[6:]}")
+        model = VisionTransformer(info.backbone)
+        model.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load {folder / WEIGHTS_FILE}: {reason}", "export again") from None
+        raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
     return model.eval()

@@ -134,7 +134,9 @@ def parse_yaml(text: str, source: str, remedy: str = "fix the file") -> dict[str
     try:
         _bound(text)
         values = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # its constructors raise KeyError and IndexError too
         reason = " ".join(str(error).split())
         raise UserError(f"{source} is not readable as YAML: {reason}", remedy) from None
     if values is None:
@@ -221,7 +223,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int",
-    re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"),
+    re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]{1,64}|0b[01_]{1,64})$"),
     list("-+0123456789"),
 )
 _Loader.add_implicit_resolver(

@@ -1,5 +1,6 @@
 """Exports: round trip, timm, and refusals."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -105,4 +106,21 @@ def test_a_cut_off_file_is_refused(tmp_path: Path):
     weights = tmp_path / "backbone.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot load"):
+        ssl_vit.load_backbone(tmp_path)
+
+
+def test_a_description_of_a_network_that_the_file_cannot_be_of_allocates_nothing(tmp_path: Path):
+    export(tmp_path, SMALL)
+    info = json.loads((tmp_path / "backbone.json").read_text())
+    info["backbone"] |= {"width": 49152, "depth": 1000, "heads": 768}
+    (tmp_path / "backbone.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"values, and backbone\.json describes .* parameters"):
+        ssl_vit.load_backbone(tmp_path)
+
+
+def test_weights_that_are_whole_numbers_are_refused(tmp_path: Path):
+    export(tmp_path, SMALL)
+    weights = tmp_path / "backbone.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b'"F32"', b'"I32"', 1))
+    with pytest.raises(UserError, match="is of type int32"):
         ssl_vit.load_backbone(tmp_path)

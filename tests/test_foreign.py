@@ -153,6 +153,8 @@ LAUGHS = "l0: &l0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("? [1]\n: 2", "a key is not a text"),
         ("a: 1\na: 2", "a stands there twice"),
         ("a: " + "9" * 5000, "4300 digits"),
+        ("a: !!bool maybe", "not readable as YAML"),
+        ('a: !!float ""', "not readable as YAML"),
         ("a: \0", "special characters"),
     ],
 )
@@ -179,3 +181,8 @@ def test_an_error_is_two_lines_whatever_it_names():
     assert problem.startswith("error: a\\nb\\x1b[31m \\udcff é xxx")
     assert len(problem) < 1100
     assert remedy == "fix:   do\\tthis"
+
+
+def test_a_long_number_in_hexadecimal_is_a_text():
+    assert parse_yaml("a: 0x" + "f" * 6000, "S")["a"] == "0x" + "f" * 6000
+    assert parse_yaml("a: 0xff", "S")["a"] == 255

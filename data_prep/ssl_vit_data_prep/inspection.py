@@ -50,6 +50,8 @@ def read_file(path: str | Path) -> bytes:
         with open(path, "rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size > _LARGEST_FILE:
                 raise RefusedError("too large", "larger than 2 GiB")
+            if not os.fstat(file.fileno()).st_size:
+                raise RefusedError("empty", "empty file")  # some of /proc never end
             return file.readall()
     except OSError as error:
         raise RefusedError("unreadable", f"cannot be read: {error.strerror}") from None
@@ -91,6 +93,8 @@ def inspect(
     if decodes and (facts.num_pages == 1 or len(data) <= MAX_DECODE_BYTES):
         try:
             Picture(data, values).pixels()
+        except MemoryError:
+            raise RefusedError("too large", "there is not enough memory to decode it") from None
         except ValueError as error:
             kind = "truncated" if "truncated" in str(error) else "damaged"
             raise refusal_of(error, kind) from None

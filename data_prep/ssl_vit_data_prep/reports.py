@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssl_vit.errors import one_line
 from ssl_vit.quantities import format_bytes
 from ssl_vit_data_prep.class_names import describe_missing
 from ssl_vit_data_prep.image_counts import add_counts
@@ -28,29 +29,29 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
     """
     resumed = f", {count_shards(made.num_resumed)} of them before" if made.num_resumed else ""
     for each in made.sets:
-        print(
+        _say(
             f"packed   {count_of(each.num_images, 'image')} into {count_shards(each.num_shards)}, "
             f"{format_bytes(each.num_bytes)}: {shards / each.name}"
         )
-        print(f"classes  {_describe_classes(each.class_counts, each.num_images)}")
+        _say(f"classes  {_describe_classes(each.class_counts, each.num_images)}")
         if each.statistics:
-            print(f"pixels   {_describe_statistics(each.statistics)}")
+            _say(f"pixels   {_describe_statistics(each.statistics)}")
         if each.num_images:
-            print(f"images   {each.counts.describe()}")
+            _say(f"images   {each.counts.describe()}")
     echo_range(made.survey)
     counted = add_counts(each.counts for each in made.sets).notes(made.page)
     for note in (*made.notes, *counted):
-        print(f"note     {note}")
+        _say(f"note     {note}")
     echo_refused(made.refused, shards)
     rate = made.num_images / made.seconds
-    print(f"time     {made.seconds:.1f} s ({rate:,.0f} images/s){resumed}")
+    _say(f"time     {made.seconds:.1f} s ({rate:,.0f} images/s){resumed}")
     first = next(each for each in made.sets if each.num_images)
-    print(f"look     {shards / first.name / 'contact_sheet.png'}")
+    _say(f"look     {shards / first.name / 'contact_sheet.png'}")
     word = shlex.quote(f"data.shards={shards / first.name}")
-    print(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
+    _say(f"next     ssl-vit pretrain mae_small_data --run RUN {word}")
     looked_at = sum(each.statistics.num_images for each in made.sets if each.statistics)
     if not decoded and looked_at < made.num_images:
-        print(
+        _say(
             f"note     {made.num_images - looked_at:,} images were not decoded, only looked "
             "through; --decode, or  ssl-vit shards check,  finds damage inside them"
         )
@@ -58,30 +59,30 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
 
 def echo_sampled(made: "IndexSummary") -> None:
     """What the sampled images of an index are like."""
-    print(f"images   {made.counts.describe()} (of {made.survey.num_images:,} sampled)")
+    _say(f"images   {made.counts.describe()} (of {made.survey.num_images:,} sampled)")
     echo_range(made.survey)
     for note in made.counts.notes(None):
-        print(f"note     of the sampled images: {note}")
+        _say(f"note     of the sampled images: {note}")
     if unreadable := made.survey.num_images - made.counts.counts["images"]:
-        print(f"WARNING  {unreadable:,} sampled images cannot be read: ssl-vit shards check")
+        _say(f"WARNING  {unreadable:,} sampled images cannot be read: ssl-vit shards check")
 
 
 def echo_checked(counts: "ImageCounts", values: "ValueRange | None") -> None:
     """What the images of a checked set are like."""
-    print(f"images   {counts.describe()}")
+    _say(f"images   {counts.describe()}")
     if values:
-        print(f"range    more than 8 bits: {values.describe()}")
+        _say(f"range    more than 8 bits: {values.describe()}")
     for note in counts.notes(None):
-        print(f"note     {note}")
+        _say(f"note     {note}")
 
 
 def echo_range(surveyed: "Survey") -> None:
     """The value range of a set, and what is odd about it."""
     if surveyed.values:
-        print(f"range    more than 8 bits: {surveyed.values.describe()}")
+        _say(f"range    more than 8 bits: {surveyed.values.describe()}")
     for note in surveyed.notes:
         is_warning = note.startswith("warning: ")
-        print(f"{'WARNING ' if is_warning else 'note    '} {note.removeprefix('warning: ')}")
+        _say(f"{'WARNING ' if is_warning else 'note    '} {note.removeprefix('warning: ')}")
 
 
 def echo_labels(made: "IndexSummary") -> None:
@@ -96,18 +97,23 @@ def echo_labels(made: "IndexSummary") -> None:
         said = f"none: {made.hints[0]}"
     else:
         said = "none"
-    print(f"labels   {said}")
+    _say(f"labels   {said}")
     for hint in made.hints[1:]:
-        print(f"note     {hint}")
+        _say(f"note     {hint}")
     if missing := describe_missing(made.saw["missing"]):
-        print(f"note     no label where it says {missing}")
+        _say(f"note     no label where it says {missing}")
     if made.merged:
-        print(f"note     other ways to write the same number: {list_some(made.merged)}")
+        _say(f"note     other ways to write the same number: {list_some(made.merged)}")
     if repeated := made.saw["repeated"].get("", 0):
-        print(
+        _say(
             f"note     {count_of(repeated, 'file')} with a name that came before in the tar; "
             "images among them count, though tar unpacks only the last"
         )
+
+
+def _say(line: str) -> None:
+    """One line on standard output; names of classes and folders may hold anything."""
+    print(one_line(line))
 
 
 def count_shards(count: int) -> str:
@@ -139,11 +145,11 @@ def _describe_statistics(statistics: "Statistics") -> str:
 def echo_refused(counts: "Mapping[Kind, int]", folder: Path) -> None:
     """How many files were refused, by kind, and where they are listed."""
     if joined := counts.get("behind the end mark"):
-        print(
+        _say(
             f"WARNING  {count_of(joined, 'tar')} with data after the end mark, probably tars "
             "joined by cat; it is not indexed"
         )
     if counts:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
         listed = f"listed in {folder / 'refused.jsonl'}"
-        print(f"refused  {count_of(sum(counts.values()), 'file')}, {listed}: {kinds}")
+        _say(f"refused  {count_of(sum(counts.values()), 'file')}, {listed}: {kinds}")

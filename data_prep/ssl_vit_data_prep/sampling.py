@@ -8,7 +8,7 @@ import numpy as np
 
 from ssl_vit.data.decode import facts_of
 from ssl_vit.data.order import permutation
-from ssl_vit.data.pages import split_page
+from ssl_vit.data.pages import take_pages
 from ssl_vit.progress import progress
 from ssl_vit_data_prep.image_counts import ImageCounts
 from ssl_vit_data_prep.inspection import read_file
@@ -69,8 +69,8 @@ def _pages(data: bytes, options: PackOptions, most: int, turn: int) -> Iterator[
     if options.page == "each":
         wanted = min(most, count)
         numbers = {(turn + place * count // wanted) % count for place in range(wanted)}
-    for number in sorted(numbers):
-        yield split_page(data, number)[0]
+    for page, _ in take_pages(data, sorted(numbers)):
+        yield page
 
 
 def num_sampled(number: int, num_shards: int) -> int:

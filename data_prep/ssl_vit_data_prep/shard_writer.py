@@ -10,7 +10,7 @@ import numpy as np
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.index_file import NO_LABEL, SAMPLE_RECORD, describe_shard
 from ssl_vit.data.limits import MAX_PIXELS, check_file_size
-from ssl_vit.data.pages import split_page
+from ssl_vit.data.pages import take_pages
 from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.values import ValueRange
 from ssl_vit.files import replacing
@@ -108,6 +108,9 @@ def write_shard(task: ShardTask) -> WrittenShard:
                 counts = counts.add(facts)
             except RefusedError as error:
                 refused.append(Refusal(sample.path, error.kind, error.reason))
+            except MemoryError:
+                reason = "there is not enough memory to decode it"
+                refused.append(Refusal(sample.path, "too large", reason))
             if place % _COUNTED == 0:
                 count_done(min(_COUNTED, len(task.samples) - place))
         sha256 = tar.finish()
@@ -165,11 +168,12 @@ def split_pages(
     if num_pages == 1 or page == "first":
         yield "", data, ending
     elif page == "middle":
-        yield "", *split_page(data, num_pages // 2)
+        for taken in take_pages(data, [num_pages // 2]):
+            yield "", *taken
     else:
         digits = len(str(num_pages))
-        for number in range(num_pages):
-            yield f"_page_{number + 1:0{digits}d}", *split_page(data, number)
+        for number, taken in enumerate(take_pages(data, range(num_pages)), 1):
+            yield f"_page_{number:0{digits}d}", *taken
 
 
 def _measure(

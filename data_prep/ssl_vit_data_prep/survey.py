@@ -75,8 +75,8 @@ def look_at(data: bytes) -> Look:
             bool(nonfinite),
             raster.is_inverted,
         )
-    except ValueError as error:
-        return Look(str(error))
+    except (ValueError, MemoryError) as error:
+        return Look(str(error) or "there is not enough memory to decode it")
 
 
 def check_readable(looks: Sequence[Look], place: object) -> None:

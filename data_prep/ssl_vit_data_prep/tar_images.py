@@ -10,7 +10,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, assert_never
+from typing import IO, Any, Self, assert_never
 
 from ssl_vit.data.shards import is_in_sample, split_key
 from ssl_vit.files import readable
@@ -21,6 +21,11 @@ from ssl_vit_data_prep.tar_labels import LabelRule, read_tar_label, stem_of
 _BUFFER = 2**20
 # Of the headers between two files: a long name, a few attributes. Others would be kept in memory.
 _MOST_HEADER_BYTES = 4 * 2**20
+_LONGEST_HEADER = 2**14  # bytes; a path has 4,096 at most
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 _ARCHIVES = ("tar", "zip", "gz", "tgz", "zst", "xz", "bz2", "7z", "rar")
 # A record holds the distance from a link's header back to its bytes in 32 bits.
 _FARTHEST_LINK = 2**31
@@ -149,6 +154,18 @@ def walk_samples(
         yield Refusal("", "behind the end mark", reason)
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose own content is bounded: some Pythons take minutes for long attributes."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """As of the standard library."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENDED and not 0 <= header.size <= _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
+
+
 def _members(stream: HashingReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """(member, offset behind it) of all that a tar holds.
 
@@ -158,7 +175,7 @@ def _members(stream: HashingReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
     source: Any = stream
     stream.most_bytes = _BUFFER + _MOST_HEADER_BYTES
     try:
-        with tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER) as tar:
+        with tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER, tarinfo=_Header) as tar:
             # Not `for member in tar`: it keeps every member, a kilobyte each.
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined] - typeshed has no such attribute

@@ -18,7 +18,7 @@ from typing import Any
 
 from ssl_vit.data.index_file import MOST_INDEX_BYTES, Shard
 from ssl_vit.data.urls import local_path, scheme_of
-from ssl_vit.errors import OF_DISKS, UserError
+from ssl_vit.errors import OF_DISKS, UserError, one_line
 from ssl_vit.files import hash_file
 
 ATTEMPTS = 8
@@ -48,7 +48,7 @@ Report = Callable[[str], None]
 
 def say(line: str) -> None:
     """The default report: standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 class _OtherBytesError(OSError):

@@ -22,9 +22,9 @@ _SEQUENTIAL = (0xC0, 0xC1)  # frames of one pass; progressive ones go over the i
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
-_STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
+_MOST_SEGMENTS = 10_000  # a color profile or a large preview has hundreds
 _END_OF_IMAGE = 0xD9
-_IN_SCAN_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _MCU = 16  # rows of a whole row of blocks with the usual subsampling
 _UNREAD = "extraneous bytes before marker 0xd9"
 # libjpeg's words where pixels are lost and it goes on with grey; its other complaints are harmless.
@@ -34,20 +34,16 @@ _DAMAGE = ("premature end", "bad huffman code", "bad arithmetic code", "instead 
 def segments(data: bytes) -> Iterator[tuple[int, int]]:
     """(marker, offset behind it) of everything before the pixels, the start of the scan the last.
 
-    Ends early where the file makes no sense.
+    Skips what libjpeg skips: padding, markers without a length, and bytes that belong to nothing.
     """
     place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:  # padding
-            place += 1
-        elif marker in _STANDALONE:
-            place += 2
-        else:
-            yield marker, place + 2
-            if marker == _START_OF_SCAN:
-                return
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    for _ in range(_MOST_SEGMENTS):
+        if (found := _MARKER.search(data, place)) is None or found[1][0] == _END_OF_IMAGE:
+            return
+        yield found[1][0], found.end()
+        if found[1][0] == _START_OF_SCAN:
+            return
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
 
 
 def has_exif(data: bytes) -> bool:
@@ -110,7 +106,7 @@ def _count_scans(data: bytes, start: int) -> int:
         return count
     # Some of them may stand behind the image's end, in a phone's video.
     count, place = 0, start
-    while count <= MAX_SCANS and (found := _IN_SCAN_MARKER.search(data, place)):
+    while count <= MAX_SCANS and (found := _MARKER.search(data, place)):
         marker, place = found[1][0], found.end()
         if marker == _END_OF_IMAGE:
             break
@@ -165,6 +161,12 @@ def _frame(data: bytes) -> tuple[int, int, int, int] | None:
             width = int.from_bytes(data[place + 5 : place + 7], "big")
             return data[place + 2], height, width, data[place + 7]
     return None
+
+
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of the frame header; None where there is none."""
+    frame = _frame(data)
+    return frame and frame[1:3]
 
 
 def decode(data: bytes, size: tuple[int, int], shrink: int, rows: int) -> np.ndarray:

@@ -3,35 +3,43 @@ animation as PNG.
 """
 
 import io
+from collections.abc import Iterable, Iterator
 
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from ssl_vit.data import tiff
 from ssl_vit.data.decode import open_by_pillow
 
 
-def split_page(data: bytes, number: int) -> tuple[bytes, str]:
-    """(bytes, file ending) of one page.
+def take_pages(data: bytes, numbers: Iterable[int]) -> Iterator[tuple[bytes, str]]:
+    """(bytes, file ending) of some pages.
 
     Args:
         data: A file of several pages.
-        number: From 0.
+        numbers: From 0, ascending.
 
     Raises:
         ValueError: It is damaged, or of a color that would not survive.
     """
     if tiff.is_tiff(data):
-        return tiff.split_page(data, number), "tif"
+        for page in tiff.take_pages(data, numbers):
+            yield page, "tif"
+        return
+    with open_by_pillow(data) as image:
+        for number in numbers:
+            yield _take_frame(image, number), "png"
+
+
+def _take_frame(image: Image.Image, number: int) -> bytes:
     stream = io.BytesIO()
     try:
-        with open_by_pillow(data) as image:
-            image.seek(number)
-            frame = ImageOps.exif_transpose(image.convert("RGBA"))
-            is_opaque = frame.getchannel("A").getextrema() == (255, 255)
-            frame = frame.convert("RGB") if is_opaque else frame
-            frame.save(stream, "PNG", compress_level=1)
-    except ValueError:
+        image.seek(number)
+        frame = ImageOps.exif_transpose(image.convert("RGBA"))
+        is_opaque = frame.getchannel("A").getextrema() == (255, 255)
+        frame = frame.convert("RGB") if is_opaque else frame
+        frame.save(stream, "PNG", compress_level=1)
+    except (ValueError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged frame makes Pillow trip over
         raise ValueError(f"frame {number} cannot be read: {error}") from None
-    return stream.getvalue(), "png"
+    return stream.getvalue()

@@ -43,8 +43,6 @@ def facts_of(data: bytes) -> ImageFacts:
     if color not in _CHANNELS:
         raise ValueError(f"the PNG has the unknown color type {color}")
     samples = _CHANNELS[color][1]
-    # Pillow keeps one byte of a pixel, or four.
-    check_memory(height, width, 3 + (2 * samples if bits == 16 else 1 if samples == 1 else 4))
     frames, has_color_key = 1, False
     for kind, place, length in chunks(data):
         if kind == b"acTL" and length >= 8:
@@ -53,6 +51,9 @@ def facts_of(data: bytes) -> ImageFacts:
             has_color_key = True
         elif kind == b"IDAT":
             break
+    # A transparent color becomes a channel. Pillow keeps one byte of a pixel, or four.
+    deep = 2 * (samples + has_color_key)
+    check_memory(height, width, 3 + (deep if bits == 16 else 1 if samples == 1 else 4))
     return ImageFacts(
         "PNG",
         height,

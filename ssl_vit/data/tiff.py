@@ -10,7 +10,8 @@ import ctypes
 import functools
 import io
 import logging
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,16 @@ import numpy as np
 import PIL
 import tifffile
 
-from ssl_vit.data.limits import check_memory
+from ssl_vit.data import jpeg
+from ssl_vit.data.limits import TooLargeError, check_memory
 from ssl_vit.data.raster import ImageFacts, Raster
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA, _ORIENTATION = 42113, 274
 _ASSOCIATED = 1  # TIFF 6.0, section 18: color was multiplied by the opacity
+_MOST_PAGES = 2**16
+# None, LZW, deflate, PackBits, LERC, LZMA, Zstandard: no more bytes than they are asked for.
+_COMPRESSIONS = (1, 5, 8, 32773, 32946, 34887, 34925, 50000)
 _KINDS = {"u": "", "i": " signed", "f": " float", "c": " complex"}
 
 
@@ -96,7 +101,7 @@ def read_unusual(data: bytes) -> Raster | None:
         layout = _layout(page)
         if layout.plain:
             return None
-        values = _page_values(file, 0)
+        values = _page_values(file, page)
         opacity = None if layout.opacity is None else values[:, :, layout.opacity]
         if values.ndim == 3:
             values = values[:, :, :3] if layout.color == "RGB" else values[:, :, 0]
@@ -129,42 +134,59 @@ def strip_or_tile_share(data: bytes) -> float:
         return 1.0
 
 
-def split_page(data: bytes, number: int) -> bytes:
-    """One page as a TIFF of its own, with the same values.
+def take_pages(data: bytes, numbers: Iterable[int]) -> Iterator[bytes]:
+    """Some pages as TIFFs of their own, with the same values.
+
+    Args:
+        numbers: Of pages of the first one's kind, from 0.
 
     Raises:
         ValueError: See :func:`read_unusual`; or a page in a color that would not survive.
     """
     with _open(data) as file:
-        page: Any = file.pages.first
-        _layout(page)
+        first: Any = file.pages.first
+        _layout(first)
         kinds = tifffile.PHOTOMETRIC
-        if page.photometric not in (kinds.MINISBLACK, kinds.MINISWHITE, kinds.RGB):
+        if first.photometric not in (kinds.MINISBLACK, kinds.MINISWHITE, kinds.RGB):
             raise ValueError(
-                f"a TIFF of several pages in {page.photometric.name}, which are not taken apart"
+                f"a TIFF of several pages in {first.photometric.name}, which are not taken apart"
             )
-        values = _page_values(file, number)
-        is_inverted = page.photometric == kinds.MINISWHITE
-        if is_inverted:
-            values = _inverted(values, page.bitspersample)
-        if values.dtype == bool or (values.dtype == np.uint8 and page.bitspersample < 8):
-            values = values.astype(np.uint8) * (255 // (2**page.bitspersample - 1))
-        tags = []
-        if (turned := page.tags.get(_ORIENTATION)) is not None:
-            tags.append((_ORIENTATION, "H", 1, int(turned.value), True))
-        if (no_data := _no_data(page)) is not None:
-            tags.append((_GDAL_NODATA, "s", 0, f"{no_data!r}", True))
-        stream = io.BytesIO()
-        tifffile.imwrite(
-            stream,
-            values,
-            photometric=kinds.MINISBLACK if is_inverted else page.photometric,
-            extrasamples=page.extrasamples or None,
-            planarconfig="contig" if values.ndim == 3 else None,
-            compression="zlib",
-            extratags=tags,
-            metadata=None,
-        )
+        if len(file.pages) > 1:
+            pages = _same_pages(file)
+            for number in numbers:
+                yield _as_file(first, _page_values(file, pages[number]))
+            return
+        # ImageJ writes a large stack as one page and more pixels behind it.
+        _check_cost(first)
+        stack = file.series[0].asarray(maxworkers=1).reshape(-1, *first.shape)
+        for number in numbers:
+            yield _as_file(first, stack[number])
+
+
+def _as_file(page: Any, values: np.ndarray) -> bytes:
+    """A TIFF of stored values, with what a page says of them."""
+    kinds = tifffile.PHOTOMETRIC
+    is_inverted = page.photometric == kinds.MINISWHITE
+    if is_inverted:
+        values = _inverted(values, page.bitspersample)
+    if values.dtype == bool or (values.dtype == np.uint8 and page.bitspersample < 8):
+        values = values.astype(np.uint8) * (255 // (2**page.bitspersample - 1))
+    tags = []
+    if (turned := page.tags.get(_ORIENTATION)) is not None:
+        tags.append((_ORIENTATION, "H", 1, int(turned.value), True))
+    if (no_data := _no_data(page)) is not None:
+        tags.append((_GDAL_NODATA, "s", 0, f"{no_data!r}", True))
+    stream = io.BytesIO()
+    tifffile.imwrite(
+        stream,
+        values,
+        photometric=kinds.MINISBLACK if is_inverted else page.photometric,
+        extrasamples=page.extrasamples or None,
+        planarconfig="contig" if values.ndim == 3 else None,
+        compression="zlib",
+        extratags=tags,
+        metadata=None,
+    )
     return stream.getvalue()
 
 
@@ -232,6 +254,8 @@ def _count_pages(file: tifffile.TiffFile) -> int:
 
 
 def _same_pages(file: tifffile.TiffFile) -> list[Any]:
+    if (count := len(file.pages)) > _MOST_PAGES:
+        raise TooLargeError(f"a TIFF of {count:,} pages, more than {_MOST_PAGES:,}; split it")
     first: Any = file.pages.first
     pages: list[Any] = list(file.pages)
     kind = (first.shape, first.dtype, first.photometric, first.bitspersample)
@@ -243,16 +267,10 @@ def _same_pages(file: tifffile.TiffFile) -> list[Any]:
     ]
 
 
-def _page_values(file: tifffile.TiffFile, number: int) -> np.ndarray:
-    """(H, W) or (H, W, S) stored values of a page of the first one's kind."""
-    first: Any = file.pages.first
-    _check_cost(first)
-    if number and len(file.pages) == 1:
-        stack = file.series[0].asarray(maxworkers=1)
-        return stack.reshape(-1, *first.shape)[number]
-    page = first
-    if number:
-        page = _same_pages(file)[number]
+def _page_values(file: tifffile.TiffFile, page: Any) -> np.ndarray:
+    """(H, W) or (H, W, S) stored values of a page."""
+    _check_cost(page)
+    _check_parts(file, page)
     size = file.filehandle.size
     for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
         if offset + length > size:
@@ -271,8 +289,33 @@ def _check_cost(page: Any) -> None:
     """
     stored = page.samplesperpixel * page.dtype.itemsize
     # A strip or tile is unpacked at a time.
-    unpacked = 0 if page.compression == 1 else stored * _part(page)
+    unpacked = stored * _part(page)
+    if page.compression == 1:  # read in place, and copied to be turned around
+        unpacked = stored * (page.photometric == tifffile.PHOTOMETRIC.MINISWHITE)
     check_memory(page.imagelength, page.imagewidth, stored + unpacked + 3)
+
+
+def _check_parts(file: tifffile.TiffFile, page: Any) -> None:
+    """Refuse strips and tiles that hold an image in a format of its own, larger than they are.
+
+    Raises:
+        ValueError: They do, or are in a format whose header is not known here.
+    """
+    if page.compression in _COMPRESSIONS:
+        return
+    most = page.imagelength * page.imagewidth * max(1.0, _part(page))
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
+        file.filehandle.seek(offset)
+        data = file.filehandle.read(length)
+        if data[:2] == b"\xff\xd8" and (size := jpeg.size_of(data)):
+            jpeg.check_cost(data, *size)
+        elif data[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: T.800, A.5.1
+            size = struct.unpack(">II", data[8:16].ljust(8, b"\0"))
+        else:
+            name = getattr(page.compression, "name", page.compression)
+            raise ValueError(f"a TIFF compressed by {name}, which is not read beyond 8 bits")
+        if size[0] * size[1] > most:
+            raise ValueError("damaged TIFF: what is in a strip or tile is larger than it")
 
 
 def _part(page: Any) -> float:
@@ -287,7 +330,8 @@ def _part(page: Any) -> float:
 def _inverted(values: np.ndarray, bits: int) -> np.ndarray:
     """Min-is-white values with their sense turned around."""
     if values.dtype.kind == "u":
-        return values.dtype.type(2**bits - 1) - values
+        white = values.dtype.type(2**bits - 1)
+        return np.subtract(white, values, out=values if values.flags.writeable else None)
     if values.dtype == bool:
         return ~values
     raise ValueError(f"a min-is-white TIFF of {values.dtype} values, which have no white")

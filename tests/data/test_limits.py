@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from ssl_vit.data import limits
 from ssl_vit.data.decode import Picture, decode_image, facts_of
 from ssl_vit.data.limits import MAX_SCANS, TooLargeError
+from ssl_vit.data.pages import take_pages
 from ssl_vit.data.values import ValueRange
 from tests.pictures import encode, photograph
 
@@ -89,6 +91,38 @@ def test_a_jpeg_of_many_scans_is_refused():
     assert decode_image(data).shape == (16, 16, 3)
     # A phone's video behind the image is none of it.
     assert decode_image(data + b"\xff\xda\x00\x08" * MAX_SCANS).shape == (16, 16, 3)
+
+
+def test_bytes_that_belong_to_nothing_hide_no_scans():
+    data = encode(photograph(16, 16), "JPEG", progressive=True)
+    frame, scan = data.find(b"\xff\xc2"), data.find(b"\xff\xda")
+    many = data[:frame] + b"xy\xff\xd0\xff" + data[frame:-2]
+    many += data[scan:-2] * MAX_SCANS + b"\xff\xd9"
+    with pytest.raises(TooLargeError, match="scans"):
+        Picture(many)
+
+
+def test_a_tile_that_is_larger_than_its_page_counts_as_it_is():
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((16, 16), np.uint16), tile=(16, 16), compression="zlib")
+    changed = bytearray(stream.getvalue())
+    start = struct.unpack("<I", changed[4:8])[0]
+    for place in range(start + 2, start + 2 + 12 * changed[start], 12):
+        if struct.unpack("<H", changed[place : place + 2])[0] in (322, 323):
+            changed[place + 2 : place + 12] = struct.pack("<HII", 4, 1, 131_056)
+    with pytest.raises(TooLargeError):
+        decode_image(bytes(changed), WHOLE)
+
+
+def test_a_long_stack_is_taken_apart_in_one_pass():
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        for number in range(40):
+            file.write(np.full((8, 8), number, np.uint16), photometric="minisblack", metadata=None)
+    with mock.patch.object(tifffile, "TiffFile", wraps=tifffile.TiffFile) as opened:
+        pages = list(take_pages(stream.getvalue(), range(40)))
+    assert opened.call_count == 1
+    assert decode_image(pages[7][0], ValueRange(0, 255))[0, 0, 0] == 7
 
 
 def test_a_file_larger_than_its_pixels_could_need(monkeypatch: pytest.MonkeyPatch):

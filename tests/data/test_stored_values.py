@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from ssl_vit.data.decode import Picture, decode_image, facts_of, read_raster
-from ssl_vit.data.pages import split_page
+from ssl_vit.data.pages import take_pages
 from ssl_vit.data.values import ValueRange
 from tests.pictures import encode, photograph
 
@@ -336,7 +336,7 @@ def test_pages_of_a_stack_are_counted_and_taken_apart(data: bytes):
     assert facts_of(data).num_pages == 3
     np.testing.assert_array_equal(decode_image(data, values), shown(STACK[0], 0, 4000))
     for number in range(3):
-        page, ending = split_page(data, number)
+        page, ending = next(take_pages(data, [number]))
         assert (facts_of(page).num_pages, ending) == (1, "tif")
         np.testing.assert_array_equal(decode_image(page, values), shown(STACK[number], 0, 4000))
 
@@ -365,7 +365,7 @@ def test_pages_of_8_bits(make: Callable[[list[np.ndarray]], bytes]):
     data = make(pages)
     assert facts_of(data).num_pages == 3
     for number, expected in enumerate(pages):
-        np.testing.assert_array_equal(decode_image(split_page(data, number)[0]), expected)
+        np.testing.assert_array_equal(decode_image(next(take_pages(data, [number]))[0]), expected)
 
 
 @pytest.mark.parametrize("no_data", ["-9999", "-3.4e+38", "70000", "nan", "none"])
@@ -382,7 +382,7 @@ def test_a_page_of_its_own_keeps_sense_and_orientation():
     pages = np.stack([4095 - LEVELS, 4000 - LEVELS])
     data = tiff(pages, photometric="miniswhite", extratags=turned)
     whole, values = decode_image(data, ValueRange(61440, 65535)), ValueRange(61440, 65535)
-    page, _ = split_page(data, 0)
+    page, _ = next(take_pages(data, [0]))
     np.testing.assert_array_equal(decode_image(page, values), whole)
     assert whole.shape == (64, 48, 3)
     frames = [Image.fromarray(photograph(20, 40, seed)) for seed in range(2)]
@@ -391,7 +391,7 @@ def test_a_page_of_its_own_keeps_sense_and_orientation():
     webp = encode(
         frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, exif=exif
     )
-    np.testing.assert_array_equal(decode_image(split_page(webp, 0)[0]), decode_image(webp))
+    np.testing.assert_array_equal(decode_image(next(take_pages(webp, [0]))[0]), decode_image(webp))
 
 
 def test_an_orientation_survives_long_texts():
