@@ -9,18 +9,19 @@ import re
 _LONGEST_LINE = 1000
 
 OF_DISKS = {
-    errno.ENOSPC: "make room there, and run the same command again",
-    errno.EDQUOT: "delete what is not needed, or ask for a larger quota; then run the same command",
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "delete what is not needed, or ask for a larger quota",
     errno.EROFS: "give a folder that can be written",
     errno.EACCES: "change its permissions, or give another path",
     errno.EPERM: "change its permissions, or give another path",
     errno.ENAMETOOLONG: "give a shorter path",
-    errno.EIO: "the disk or its server fails: run the same command again, or use another",
-    errno.ESTALE: "its server lost it: run the same command again",
+    errno.EIO: "the disk or its server fails",
+    errno.ESTALE: "its server lost it",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENOTDIR: "give another path",
 }
 """Remedies for what a file system says of itself, by `errno`."""
+# A read-only file system is often that of one node.
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
 
 
@@ -70,8 +71,9 @@ def disk_error(error: OSError) -> UserError | None:
         return None
     name = error.filename
     place = f"{os.fsdecode(name) if isinstance(name, str | bytes) else name}: " if name else ""
-    # A read-only file system is often that of one node.
-    return UserError(f"{place}{error.strerror}", remedy, may_pass=error.errno in _TRANSIENT)
+    may_pass = error.errno in _TRANSIENT
+    again = ", and run the same command again" if may_pass else ""
+    return UserError(f"{place}{error.strerror}", f"{remedy}{again}", may_pass)
 
 
 def one_line(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from ssl_vit.errors import UserError, disk_error
+from ssl_vit.errors import OF_DISKS, UserError
 
 
 @contextlib.contextmanager
@@ -52,10 +52,10 @@ class OptionalWrites:
             yield
         except OSError as error:
             if not self.failed:
-                mistake = disk_error(error)
-                remedy = f" ({mistake.remedy})" if mistake is not None else ""
+                remedy = OF_DISKS.get(error.errno or 0)
+                advice = f" ({remedy})" if remedy else ""
                 print(
-                    f"cannot write {self.what}: {error.strerror or error}{remedy}. "
+                    f"cannot write {self.what}: {error.strerror or error}{advice}. "
                     f"{self.consequence}",
                     file=sys.stderr,
                     flush=True,
