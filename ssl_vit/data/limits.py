@@ -79,7 +79,8 @@ def check_scans(scans: int, height: int, width: int) -> None:
         TooLargeError: More than ``MAX_SCANS``, or ``MAX_SCANNED_PIXELS`` in all.
     """
     if scans > MAX_SCANS or scans * height * width > MAX_SCANNED_PIXELS:
+        count = f"more than {MAX_SCANS}" if scans > MAX_SCANS else f"{scans}"
         raise TooLargeError(
-            f"a progressive JPEG of {width} × {height} pixels in {scans:,} scans would take too "
+            f"a progressive JPEG of {width} × {height} pixels in {count} scans would take too "
             "long to decode; save it as a baseline JPEG"
         )
