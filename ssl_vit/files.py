@@ -31,8 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class OptionalWrites:
-    """Files that whoever writes them can do without: where the disk is full, it is said once, and
-    the work goes on.
+    """Files that their writer can do without: where the disk is full, that is reported once, and
+    work continues.
 
     Args:
         what: For the message: "exports", a path.

@@ -245,7 +245,8 @@ def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunCon
         file = file / CONFIG_FILE
     if file.suffix in (".yaml", ".yml"):
         values = read_yaml(file)
-        if (base := values.get("recipe")) in RECIPES:
+        base = values.get("recipe")
+        if isinstance(base, str) and base in RECIPES:
             whole = RECIPES[base]()
             values = merged(to_plain(whole), fill_in_warmup(values, whole.schedule))
         config = validate(RunConfig, values, str(file))

@@ -171,3 +171,10 @@ def test_a_file_of_other_bytes_is_refused(tmp_path: Path):
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not text in UTF-8"):
         read_config(str(file), [], is_smoke=False)
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path: Path):
+    file = tmp_path / "config.yaml"
+    file.write_text("recipe: [mae_vits16]\n")
+    with pytest.raises(UserError, match="recipe="):
+        read_config(str(file), [], False)

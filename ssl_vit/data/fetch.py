@@ -233,8 +233,8 @@ def _is_of_address(error: Exception) -> bool:
 
 
 def _is_garbled(error: Exception) -> bool:
-    """Whether what came is no HTTP: aiohttp gives that the status 400, as if the server had said
-    so. The rest of a body that was cut short looks like this on a kept connection.
+    """Whether the response was invalid HTTP, which aiohttp reports as status 400, as if the server
+    had sent it. On a kept connection, bytes left over from an earlier body look like this.
     """
     has_status = getattr(error, "status", None) is not None
     return has_status and type(error.__cause__).__module__.startswith("aiohttp.http")
