@@ -14,7 +14,7 @@ from ssl_vit.data.limits import MAX_DECODE_BYTES, MAX_PIXELS, TooLargeError, Too
 from ssl_vit.data.png import chunks
 from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.values import ValueRange
-from ssl_vit_data_prep.refusals import Kind, RefusedError
+from ssl_vit_data_prep.refusals import NO_MEMORY, Kind, RefusedError
 
 _LARGEST_FILE = 0x7FFFF000  # bytes that Linux gives in one `read`
 
@@ -48,9 +48,10 @@ def read_file(path: str | Path) -> bytes:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size > _LARGEST_FILE:
+            size = os.fstat(file.fileno()).st_size
+            if size > _LARGEST_FILE:
                 raise RefusedError("too large", "larger than 2 GiB")
-            if not os.fstat(file.fileno()).st_size:
+            if not size:
                 raise RefusedError("empty", "empty file")  # some of /proc never end
             return file.readall()
     except OSError as error:
@@ -94,7 +95,7 @@ def inspect(
         try:
             Picture(data, values).pixels()
         except MemoryError:
-            raise RefusedError("too large", "there is not enough memory to decode it") from None
+            raise RefusedError("too large", NO_MEMORY) from None
         except ValueError as error:
             kind = "truncated" if "truncated" in str(error) else "damaged"
             raise refusal_of(error, kind) from None

@@ -10,6 +10,7 @@ from typing import Literal
 from ssl_vit.files import replacing
 
 REFUSED_FILE = "refused.jsonl"
+NO_MEMORY = "there is not enough memory to decode it"
 
 Kind = Literal[
     "no image ending",

@@ -21,7 +21,7 @@ from ssl_vit_data_prep.manifest import Columns
 from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import PlannedSample
 from ssl_vit_data_prep.reencode import Reencoding, reencode
-from ssl_vit_data_prep.refusals import Refusal, RefusedError
+from ssl_vit_data_prep.refusals import NO_MEMORY, Refusal, RefusedError
 from ssl_vit_data_prep.statistics import PixelSums, pixels_to_measure
 from ssl_vit_data_prep.tar import HashedTar
 from ssl_vit_data_prep.workers import count_done
@@ -109,8 +109,7 @@ def write_shard(task: ShardTask) -> WrittenShard:
             except RefusedError as error:
                 refused.append(Refusal(sample.path, error.kind, error.reason))
             except MemoryError:
-                reason = "there is not enough memory to decode it"
-                refused.append(Refusal(sample.path, "too large", reason))
+                refused.append(Refusal(sample.path, "too large", NO_MEMORY))
             if place % _COUNTED == 0:
                 count_done(min(_COUNTED, len(task.samples) - place))
         sha256 = tar.finish()

@@ -15,6 +15,7 @@ import numpy as np
 from ssl_vit.data.decode import Picture, facts_of, read_raster
 from ssl_vit.data.values import PERCENTILES, ValueRange, format_value, is_no_data
 from ssl_vit.errors import UserError
+from ssl_vit_data_prep.refusals import NO_MEMORY
 from ssl_vit_data_prep.statistics import pixels_to_measure
 
 _VALUES = 4096  # of each of them
@@ -76,7 +77,7 @@ def look_at(data: bytes) -> Look:
             raster.is_inverted,
         )
     except (ValueError, MemoryError) as error:
-        return Look(str(error) or "there is not enough memory to decode it")
+        return Look(str(error) or NO_MEMORY)
 
 
 def check_readable(looks: Sequence[Look], place: object) -> None:

@@ -304,8 +304,6 @@ def _check_cost(data: bytes, image: Image.Image) -> None:
     stored = 1 if image.mode in ("1", "L", "P") else 4
     if data[:3] == jpeg.MAGIC:  # Pillow has another name for those of several pictures
         jpeg.check_cost(data, image.height, image.width, stored + 3)
-    else:
+    elif image.format != "TIFF":  # whose strips and tiles tiff.read_unusual has looked at
         beside = _DECODERS.get(image.format or "", 0.0)
-        if image.format == "TIFF":
-            beside = stored * tiff.strip_or_tile_share(data)
         check_memory(image.height, image.width, stored + beside + 3)

@@ -100,6 +100,9 @@ def read_unusual(data: bytes) -> Raster | None:
         page: Any = file.pages.first
         layout = _layout(page)
         if layout.plain:
+            # Pillow keeps one byte of a pixel, or four, and unpacks a strip or tile at a time.
+            stored = 1 if page.samplesperpixel == 1 else 4
+            check_memory(page.imagelength, page.imagewidth, stored * (1 + _part(page)) + 3)
             return None
         values = _page_values(file, page)
         opacity = None if layout.opacity is None else values[:, :, layout.opacity]
@@ -121,17 +124,6 @@ def read_unusual(data: bytes) -> Raster | None:
             _no_data(page),
             is_inverted,
         )
-
-
-def strip_or_tile_share(data: bytes) -> float:
-    """Share of the first page that its strips or tiles hold, which are unpacked at once; 1 where
-    the header makes no sense.
-    """
-    try:
-        with _open(data) as file:
-            return _part(file.pages.first)
-    except ValueError:
-        return 1.0
 
 
 def take_pages(data: bytes, numbers: Iterable[int]) -> Iterator[bytes]:

@@ -133,7 +133,7 @@ class Checkpoints:
         if problem is not None:
             _say(
                 f"checkpoint step_{self._step:08d} could not be written to {self.folder}: "
-                f"{problem}; make room. The run goes on, and older checkpoints are kept"
+                f"{problem}; make room. Training continues, and older checkpoints are kept"
             )
         return not any_failed
 
@@ -221,7 +221,7 @@ class Checkpoints:
             try:
                 shutil.rmtree(path)
             except OSError as error:
-                _say(f"cannot delete {path}: {first_line(error)}; the run goes on")
+                _say(f"cannot delete {path}: {first_line(error)}; training continues")
 
     def _load(self, checkpoint: Path) -> int:
         manifest = read_manifest(checkpoint)

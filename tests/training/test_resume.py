@@ -174,7 +174,7 @@ def test_a_full_disk_costs_that_checkpoint_and_not_the_run(shards: Path, tmp_pat
         (disk / "something else").write_bytes(bytes(1_500_000))
         done = ssl_vit(*SMOKE, run, *words)
         assert "could not be written" in done.stderr
-        assert "The run goes on" in done.stderr
+        assert "Training continues" in done.stderr
         assert done.returncode == 2  # the last update could not be saved either
         assert "update 20 could not be saved" in done.stderr
         assert [path.name for path in disk.glob("step_*")] == ["step_00000004"]
