@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ssl_vit.data.config import DataConfig
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives import dino
+from ssl_vit.objectives.color_jitter import apply
 from ssl_vit.objectives.config import DinoConfig
-from ssl_vit.objectives.dino import Dino
-from ssl_vit.objectives.dino_views import NUM_GLOBALS, DinoBatch, DinoViews
-from ssl_vit.objectives.photometry import apply
+from ssl_vit.objectives.dino.objective import Dino
+from ssl_vit.objectives.dino.views import NUM_GLOBALS, DinoBatch, DinoViews
 from ssl_vit.objectives.pixels import PixelScale
-from ssl_vit.run_config import RunConfig
+from ssl_vit.run.config import RunConfig
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.engine import to_device
 from ssl_vit.training.optimizer import build_optimizer
@@ -83,7 +83,7 @@ def dino_config(
 
 
 def draw_dino_batch(config: RunConfig) -> DinoBatch:
-    """Noise images with the views, colours and masks of a run, on the CPU."""
+    """Noise images with the views, colors and masks of a run, on the CPU."""
     views, batch = DinoViews(_objective(config), config.backbone), config.data.global_batch_size
     rng = np.random.Generator(np.random.Philox(0))
     draws = [views.draw(_PICTURE, _PICTURE, rng) for _ in range(batch)]
@@ -97,7 +97,7 @@ def draw_dino_batch(config: RunConfig) -> DinoBatch:
 def our_dino_step(
     config: RunConfig, batch: DinoBatch, clock: PieceClock | None = None
 ) -> TrainingStep:
-    """Our objective in a plain torch loop; colours, blur and the scale of pixels are part of it.
+    """Our objective in a plain torch loop; colors, blur and the scale of pixels are part of it.
 
     Args:
         config: What is computed.
@@ -175,7 +175,7 @@ class LightlyNetwork(nn.Module):
         """(views, D) class tokens, and (R, D) of the patches that are asked for.
 
         Args:
-            images: (views, 3, H, W) normalised.
+            images: (views, 3, H, W) normalized.
             hidden, asked: (views, 1 + N) bool; None: none.
         """
         features = self.backbone.encode(images, mask=hidden)
@@ -238,7 +238,7 @@ def lightly_dino_step(
         clock.watch(optimizer, "step", "AdamW")
         clock.watch(utils, "update_momentum", "teacher's update")
     batch = to_device(batch, device)
-    views, local = _normalised(config, batch)
+    views, local = _normalized(config, batch)
     grid = batch.hidden.unflatten(1, config.backbone.grid)
     masked = nn.functional.pad(batch.hidden, (1, 0))  # never the class token
 
@@ -286,7 +286,7 @@ def measure_pieces(
         return (now() - began) / steps, {k: v / steps for k, v in clock.seconds.items()}
 
 
-def _normalised(config: RunConfig, batch: DinoBatch) -> tuple[Tensor, Tensor]:
+def _normalized(config: RunConfig, batch: DinoBatch) -> tuple[Tensor, Tensor]:
     """Global and local views, as our objective prepares them."""
     pixel_scale = PixelScale(config.data.pixel_mean, config.data.pixel_std).to(batch.images.device)
     rows = batch.photometry.split([len(batch.images), len(batch.local)])

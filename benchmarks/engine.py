@@ -81,7 +81,7 @@ def theory(stage: int, world: int) -> float:
 def start(arguments: argparse.Namespace) -> None:
     """Seconds from the command to the first update, and what of it are imports."""
     imports, firsts = [], []
-    code = "import ssl_vit.pretrain, ssl_vit.training.trainer, ssl_vit.training.engine"
+    code = "import ssl_vit.run.pretrain, ssl_vit.training.trainer, ssl_vit.training.engine"
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(arguments.pairs):
             began = time.perf_counter()

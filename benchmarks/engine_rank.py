@@ -89,11 +89,11 @@ def memory(processes: Processes, stage: str, width: str, depth: str) -> dict[str
     import torch
     from mae_steps import draw_batch, engine_step, run_config
 
+    from ssl_vit.cost.memory import memory_of
     from ssl_vit.models.cost import Arithmetic
     from ssl_vit.objectives.cost import objective_cost
     from ssl_vit.training.config import EngineConfig
     from ssl_vit.training.measures import peak_memory
-    from ssl_vit.training.memory import memory_of
 
     def steps(size: int, layers: int) -> tuple[Any, Any, Callable[[], Any]]:
         world = processes.world_size
@@ -128,7 +128,7 @@ def state(processes: Processes, width: str, depth: str, pairs: str, folder: str)
     import torch
     from mae_steps import draw_batch, run_config
 
-    from ssl_vit.data.slots import Loaded
+    from ssl_vit.data.shared_buffers import Loaded
     from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
     from ssl_vit.training.checkpoint import Checkpoints

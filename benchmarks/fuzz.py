@@ -26,7 +26,7 @@ from fuzz_trial import Kind, judge
 
 # What the children would each import again.
 PRELOADED = (
-    *("ssl_vit.commands", "ssl_vit.forecast", "ssl_vit.pretrain", "ssl_vit.data.sources"),
+    *("ssl_vit.commands", "ssl_vit.cost.estimate", "ssl_vit.run.pretrain", "ssl_vit.data.sources"),
     *("ssl_vit_data_prep.commands", "ssl_vit_data_prep.check", "ssl_vit_data_prep.reshard"),
     *("ssl_vit_data_prep.pack", "ssl_vit_data_prep.index", "ssl_vit.data.decode", "tifffile"),
     *("ssl_vit_launch.commands", "ssl_vit_launch.listing", "ssl_vit_launch.submit"),

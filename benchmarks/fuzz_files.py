@@ -24,7 +24,7 @@ def sound_images() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
     deep = rng.integers(0, 4096, (40, 48), dtype=np.uint16)
-    color, grey = Image.fromarray(pixels), Image.fromarray(pixels[..., 0])
+    color, gray = Image.fromarray(pixels), Image.fromarray(pixels[..., 0])
     found: dict[str, bytes] = {}
 
     def save(name: str, image: Image.Image, kind: str, **options: object) -> None:
@@ -34,7 +34,7 @@ def sound_images() -> dict[str, bytes]:
 
     save("plain.jpg", color, "JPEG")
     save("progressive.jpg", color, "JPEG", progressive=True)
-    save("grey.jpg", grey, "JPEG")
+    save("gray.jpg", gray, "JPEG")
     save("cmyk.jpg", color.convert("CMYK"), "JPEG")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -43,7 +43,7 @@ def sound_images() -> dict[str, bytes]:
     save("opacity.png", color.convert("RGBA"), "PNG")
     save("palette.png", color.quantize(16), "PNG")
     save("deep.png", Image.fromarray(deep), "PNG")
-    save("moving.gif", grey, "GIF", save_all=True, append_images=[grey, color.convert("L")])
+    save("moving.gif", gray, "GIF", save_all=True, append_images=[gray, color.convert("L")])
     save("plain.bmp", color, "BMP")
     save("plain.webp", color, "WEBP")
     save("plain.avif", color, "AVIF")

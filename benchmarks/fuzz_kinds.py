@@ -17,7 +17,7 @@ from fuzz_trial import NASTY, Kind, Trial, change_file, judge, make_set, run
 
 from ssl_vit.config import field_paths
 from ssl_vit.data import fetch
-from ssl_vit.run_config import RunConfig
+from ssl_vit.run.config import RunConfig
 
 
 class Indexes(Kind):

@@ -27,20 +27,20 @@ from typing import Any
 from photographs import USUAL, write_photographs
 from timing import Pairs, describe_machine, repeated, take_turns, times_per_turn
 
-from ssl_vit.config import apply_overrides
+from ssl_vit.cost.estimate import make_estimate
 from ssl_vit.data.config import DataConfig
 from ssl_vit.distributed import Processes, set_library_environment
-from ssl_vit.forecast import make_forecast
-from ssl_vit.machine import find_machine
+from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import read_config
-from ssl_vit.run_config import RunConfig
-from ssl_vit.run_data import data_facts
+from ssl_vit.run.config import RunConfig
+from ssl_vit.run.data import data_facts
+from ssl_vit.run.machine import find_machine
 from ssl_vit.training.plan import make_plan
 
 # (parts that run side by side, their seconds at most)
 ROUNDS = ((("losses", "resume", "memory"), 120), (("speed",), 200), (("clock",), 70))
 # `ssl-vit pretrain`, which itself needs the package installed.
-PRETRAIN = """import sys; from pathlib import Path; from ssl_vit.pretrain import prepare, start
+PRETRAIN = """import sys; from pathlib import Path; from ssl_vit.run.pretrain import prepare, start
 size, run, *words = sys.argv[1:]
 sys.exit(start(prepare("mae_vitb16", Path(run), words, size == "smoke")))"""
 # (name, all of `Sizes` but the batch, micro-batches to choose from)
@@ -206,7 +206,7 @@ def _peak(device: str, recipe: str, batch: int, micro: int | str, *words: str) -
         return f"FAILED: {type(error).__name__}: {str(error)[:250]}"
     took, size = results[-1].peak_memory_bytes - before, plan.micro_batch_size
     config = apply_overrides(config, [f"engine.micro_batch_size={size}"])
-    said = make_forecast(config, 1, "h100", 0.4, 0).memory[config.engine.zero_stage]
+    said = make_estimate(config, 1, "h100", 0.4, 0).memory[config.engine.zero_stage]
     chosen = f"{size} of {batch} at once, " if micro == "auto" else ""
     return f"{chosen}{took / 2**30:.2f} ({took / said.total:.2f}×)"
 
@@ -302,7 +302,7 @@ def _build(config: RunConfig) -> Any:
 
 
 def _stepper(config: RunConfig) -> tuple[Callable[[Any], Any], Any]:
-    from ssl_vit.data.slots import Loaded
+    from ssl_vit.data.shared_buffers import Loaded
 
     engine, steps = _build(config), itertools.count(1)  # norms as often as in a run
     take = engine.train_step
@@ -312,7 +312,7 @@ def _stepper(config: RunConfig) -> tuple[Callable[[Any], Any], Any]:
 def _train(config: RunConfig, last: int, folder: Path | None = None) -> tuple[list[Any], Any]:
     from mae_steps import draw_batch
 
-    from ssl_vit.data.slots import Loaded
+    from ssl_vit.data.shared_buffers import Loaded
     from ssl_vit.training.checkpoint import Checkpoints
 
     engine = _build(config)

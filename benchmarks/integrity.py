@@ -1,10 +1,10 @@
-"""What it costs to hold data to its index: the start of a command, and the keeper's share of a run.
+"""What verifying data costs: the start of a command, and the prefetcher's share of a run.
 
     python benchmarks/integrity.py [--quick]
 
 Start: a process opens a set of a million records, with and without comparing them with their
-sha256, in turns. Keeper: the processor time of the process that hashes shards and looks at them
-again, over the wall time of a run of the loader at full speed.
+sha256, in turns. Prefetcher: the processor time of the process that hashes shards and looks at
+them again, over the wall time of a run of the loader at full speed.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from large_index import make_set
 from photographs import write_photographs
 from timing import Spent, describe_machine, interleave, positive, processor_seconds, with_defaults
 
+from ssl_vit.data.access_plan import TrainingAccess
 from ssl_vit.data.dataset import TrainingBatches
-from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
-from ssl_vit.data.needs import TrainingNeeds
 from ssl_vit.data.order import SampleOrder
+from ssl_vit.data.prefetcher import ShardPrefetcher
 from ssl_vit.data.sources import open_shards
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.build import build_views
@@ -86,7 +86,7 @@ def _open(folder: Path, verifies: bool) -> Spent:
 
 
 def measure_keeper(scratch: Path, num_images: int, seconds: int) -> None:
-    """Print the keeper's share of a run: of all of it, and after its first quarter."""
+    """Print the prefetcher's share of a run: of all of it, and after its first quarter."""
     write_photographs(scratch / "images", num_images, (500, 375), [], 0)
     pack_images(scratch / "images", scratch / "shards", PackOptions(shard_bytes=2**20))
     shards = open_shards(scratch / "shards")
@@ -99,10 +99,10 @@ def measure_keeper(scratch: Path, num_images: int, seconds: int) -> None:
         _BATCH,
         LoaderSettings(workers, prefetch=2, pin_memory=False),
     )
-    keeper = Keeper(shards.shards, shards.cache, TrainingNeeds(order, lanes, _STEPS))
-    process = keeper._process
+    prefetcher = ShardPrefetcher(shards.shards, shards.cache, TrainingAccess(order, lanes, _STEPS))
+    process = prefetcher._process
     assert process is not None
-    batches = LoadedBatches(loader, keeper, lambda batch: batch)
+    batches = LoadedBatches(loader, prefetcher, lambda batch: batch)
     marks = []
     began = time.perf_counter()
     for end in (seconds / 4, seconds):
@@ -115,8 +115,8 @@ def measure_keeper(scratch: Path, num_images: int, seconds: int) -> None:
     early, late = marks
     share = (late.processor - early.processor) / (late.wall - early.wall)
     print(
-        f"keeper    {len(shards.shards):,} shards of {shards.num_bytes / 2**20:,.0f} MiB, all in "
-        f"use: {late.processor:.2f} s of processor time in {late.wall:.0f} s "
+        f"prefetcher  {len(shards.shards):,} shards of {shards.num_bytes / 2**20:,.0f} MiB, all "
+        f"in use: {late.processor:.2f} s of processor time in {late.wall:.0f} s "
         f"({late.processor / late.wall:.2%}), of which {early.processor:.2f} s are its start and "
         f"the first {early.wall:.0f} s\n"
         f"          after that {share:.2%} of the time   (target ≤ 1 %)",

@@ -6,11 +6,11 @@ from pathlib import Path
 import psutil
 from photographs import write_photographs
 
+from ssl_vit.data.access_plan import TrainingAccess
 from ssl_vit.data.dataset import TrainingBatches
-from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
-from ssl_vit.data.needs import TrainingNeeds
 from ssl_vit.data.order import SampleOrder
+from ssl_vit.data.prefetcher import ShardPrefetcher
 from ssl_vit.data.sources import open_shards
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.build import build_views
@@ -36,8 +36,8 @@ def measure_loader_memory(scratch: Path, num_samples: int) -> None:
         _BATCH,
         LoaderSettings(_WORKERS, prefetch=4, pin_memory=False),
     )
-    keeper = Keeper(shards.shards, shards.cache, TrainingNeeds(order, lanes, steps))
-    batches = LoadedBatches(loader, keeper, lambda batch: batch)
+    prefetcher = ShardPrefetcher(shards.shards, shards.cache, TrainingAccess(order, lanes, steps))
+    batches = LoadedBatches(loader, prefetcher, lambda batch: batch)
     sizes = {}
     for step in range(steps):
         next(batches)
@@ -47,7 +47,7 @@ def measure_loader_memory(scratch: Path, num_samples: int) -> None:
     batches.close()
     early, late = sizes[steps // 10], sizes[steps]
     print(
-        f"memory    rank, {_WORKERS} data workers and keeper after "
+        f"memory    rank, {_WORKERS} data workers and prefetcher after "
         f"{num_samples // 10:,} samples {early / 2**20:.1f} MiB, "
         f"after {num_samples:,} {late / 2**20:.1f} MiB: {(late - early) / 2**20:+.1f} MiB"
         "   (target: flat)",

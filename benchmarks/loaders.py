@@ -15,12 +15,12 @@ import torch
 from timing import Spent, Turn, processor_seconds
 from torch import Tensor
 
+from ssl_vit.data.access_plan import TrainingAccess
 from ssl_vit.data.augment import Crop, random_resized_crop_box
 from ssl_vit.data.dataset import TrainingBatches
-from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
-from ssl_vit.data.needs import TrainingNeeds
 from ssl_vit.data.order import SampleOrder
+from ssl_vit.data.prefetcher import ShardPrefetcher
 
 if TYPE_CHECKING:
     from ssl_vit.data.shards import ShardSet
@@ -99,7 +99,7 @@ class Workload:
 
 
 def ours(shards: "ShardSet", work: Workload) -> Turn:
-    """Shards, order, decoding and keeper, as `ssl_vit.pretrain` puts them together."""
+    """Shards, order, decoding and prefetcher, as `ssl_vit.run.pretrain` puts them together."""
     order = SampleOrder(
         [shard.num_samples for shard in shards.shards], work.batch, work.batch, 8192, _SEED
     )
@@ -113,8 +113,10 @@ def ours(shards: "ShardSet", work: Workload) -> Turn:
             work.batch,
             LoaderSettings(workers=1, prefetch=PREFETCH, pin_memory=False),
         )
-        keeper = Keeper(shards.shards, shards.cache, TrainingNeeds(order, lanes, total), 0, False)
-        return LoadedBatches(loader, keeper, lambda batch: batch)
+        prefetcher = ShardPrefetcher(
+            shards.shards, shards.cache, TrainingAccess(order, lanes, total), 0, False
+        )
+        return LoadedBatches(loader, prefetcher, lambda batch: batch)
 
     return _turn(begin, work)
 

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_vit.data.config import DataConfig
-from ssl_vit.data.slots import Loaded
+from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import Processes
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
-from ssl_vit.objectives.mae import MaeBatch
+from ssl_vit.objectives.mae.objective import MaeBatch
 from ssl_vit.objectives.masking import random_hidden
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.pixels import PixelScale
-from ssl_vit.run_config import RunConfig
+from ssl_vit.run.config import RunConfig
 from ssl_vit.training.config import EngineConfig, LogConfig, OptimizerConfig, ScheduleConfig
 from ssl_vit.training.engine import Engine, to_device
 from ssl_vit.training.optimizer import build_optimizer
@@ -131,7 +131,7 @@ def our_step(
 
 
 def transformers_step(config: RunConfig, batch: MaeBatch) -> TrainingStep:
-    """Hugging Face's ViTMAEForPreTraining in the same loop, on images normalised beforehand.
+    """Hugging Face's ViTMAEForPreTraining in the same loop, on images normalized beforehand.
 
     It draws its own masks; scaled-dot-product attention, as by its default.
     """

@@ -21,7 +21,7 @@ _CLASSES = 4
 _PACKAGES = ("mate-backgrounds", "lomiri-wallpapers-16.04")
 _SHORTEST = 900  # of a wallpaper worth cutting from
 _OCTAVES = ((4, 60.0), (8, 40.0), (16, 28.0), (32, 20.0), (64, 14.0), (128, 9.0), (256, 5.0))
-"""(cells across, standard deviation in grey levels) of each layer of noise."""
+"""(cells across, standard deviation in gray levels) of each layer of noise."""
 
 
 def find_photographs(scratch: Path) -> list[Image.Image]:
@@ -80,11 +80,11 @@ def cut_photographs(
 
 def draw_photograph(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """A made-up one of (width, height)."""
-    grey = sum(_noise(size, cells, spread, rng) for cells, spread in _OCTAVES)
+    gray = sum(_noise(size, cells, spread, rng) for cells, spread in _OCTAVES)
     # Objects have outlines: where a smooth field changes sign, brightness jumps.
-    grey = grey + np.where(_noise(size, 6, 1.0, rng) > 0, 25.0, -25.0)
-    colours = [_noise(size, 8, 18.0, rng) for _ in range(3)]
-    pixels = np.stack([128.0 + grey + colour for colour in colours], axis=-1)
+    gray = gray + np.where(_noise(size, 6, 1.0, rng) > 0, 25.0, -25.0)
+    colors = [_noise(size, 8, 18.0, rng) for _ in range(3)]
+    pixels = np.stack([128.0 + gray + color for color in colors], axis=-1)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 

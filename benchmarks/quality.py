@@ -32,15 +32,15 @@ from ssl_vit.config import to_yaml
 from ssl_vit.distributed import compute_beside_workers
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
-from ssl_vit.run_config import RunConfig
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.run.config import RunConfig
+from ssl_vit.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from quality_scores import Images, ScoreBook
 
 _SETS = ("elpv", "fashion-mnist")
 _RECIPES = ("mae_small_data", "dinov2_small_data")
-_PIXELS, _RANDOM = "raw pixels", "random initialisation"
+_PIXELS, _RANDOM = "raw pixels", "random initialization"
 _IMAGENET = "EfficientNet-Lite0, ImageNet"
 _LEGEND = (
     "Minutes are of training alone, loss is the mean since the export before. Whole images; k-NN: "

@@ -23,8 +23,8 @@ from typing import Any
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.recipes import find_recipe, read_config
-from ssl_vit.run_config import RunConfig
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.run.config import RunConfig
+from ssl_vit.run.folder import RunFolder
 from ssl_vit.training.metrics_file import read_metrics
 
 POINTS = 10

@@ -18,9 +18,9 @@ from ssl_vit.data.augment import CenterCrop
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.distributed import cores_here
-from ssl_vit.export import load_backbone, read_export_info
+from ssl_vit.exports.folder import load_backbone, read_export_info
 from ssl_vit.files import replacing
-from ssl_vit.run_config import RunConfig
+from ssl_vit.run.config import RunConfig
 from ssl_vit_eval import knn, linear
 from ssl_vit_eval.baselines import (
     BATCH_SIZES,
@@ -66,7 +66,7 @@ class ScoreBook:
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images to learn from and to be measured on."""
+    """Labeled images to learn from and to be measured on."""
 
     train: ShardSet
     test: ShardSet
@@ -119,9 +119,9 @@ class Images:
             kinds = {kind: remove_mean(split) for kind, split in kinds.items()}
         labels = (train.labels, test.labels, len(self.train.classes))
         comparison = Comparison({"": kinds}, *labels)
-        neighbours = knn.evaluate(comparison, device)
+        neighbors = knn.evaluate(comparison, device)
         probe = linear.evaluate(comparison, device, linear.LinearSettings())
-        return Score(neighbours.rows[0].accuracy, probe.rows[0].accuracy)
+        return Score(neighbors.rows[0].accuracy, probe.rows[0].accuracy)
 
 
 class EfficientNetEncoder(nn.Module):

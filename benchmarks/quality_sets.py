@@ -38,7 +38,7 @@ _CLASSES = (
 
 @dataclass(frozen=True)
 class DataSet:
-    """Labelled images, and what a pre-trained network must show on them."""
+    """Labeled images, and what a pre-trained network must show on them."""
 
     title: str
     requirement: Requirement
@@ -115,7 +115,7 @@ def find_fashion(given: Path | None, scratch: Path) -> Path:
 
 
 def lay_out_fashion(source: Path, images: Path) -> None:
-    """Write the subset as PNGs of 28 × 28 grey pixels into `{train,val}/CLASS/`."""
+    """Write the subset as PNGs of 28 × 28 gray pixels into `{train,val}/CLASS/`."""
     for part, count in PARTS.items():
         pixels, labels = (_read(source, name) for name in _file_names(part))
         places = draw_subset(labels, count, _SUBSET_SEED)

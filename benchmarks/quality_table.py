@@ -41,7 +41,7 @@ class Outcome:
     """The recipe, and the seed where there are several."""
     points: tuple[Point, ...]
     untrained: Score
-    """The same network at random initialisation."""
+    """The same network at random initialization."""
     num_alarms: int
     """Lines of the run's `alarms.jsonl`."""
     widens: bool
@@ -100,7 +100,7 @@ def verdicts(
         linear = 100 * (last.linear - outcome.untrained.linear)
         noise = 100 * _noise(last.knn, outcome.untrained.knn, num_test)
         yield (
-            f"{title}: {outcome.name} k-NN − random initialisation = {lead:+.1f} points "
+            f"{title}: {outcome.name} k-NN − random initialization = {lead:+.1f} points "
             f"(required ≥ {requirement.lead:g}): {_met(lead >= requirement.lead)}. "
             f"Linear {linear:+.1f}; with {num_test:,} test images, less than about {noise:.1f} may "
             "be chance"

@@ -1,7 +1,7 @@
 """What both benchmarks share: a line about the machine, and interleaved timing.
 
 A wall time of a shared machine says little, so the two sides take turns (A B A B …) in one process,
-and what is quoted is the median of the ratios of neighbouring turns, with its spread.
+and what is quoted is the median of the ratios of neighboring turns, with its spread.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from timing import (
 )
 
 from ssl_vit.distributed import Processes, cores_here, set_library_environment
-from ssl_vit.machine import find_machine
+from ssl_vit.run.machine import find_machine
 
 if TYPE_CHECKING:
     from dino_steps import DinoSizes

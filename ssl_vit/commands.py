@@ -34,8 +34,8 @@ def pretrain(
     minutes: MinutesOption = None,
 ) -> None:
     """Pre-train a backbone; run the same command again to resume."""
-    from ssl_vit.minutes import with_minutes
-    from ssl_vit.pretrain import prepare, start
+    from ssl_vit.run.minutes import with_minutes
+    from ssl_vit.run.pretrain import prepare, start
 
     prepared = prepare(recipe, run, with_minutes(overrides or [], minutes), smoke)
     raise typer.Exit(start(prepared, profile))
@@ -63,12 +63,12 @@ def plan(
     """Say what a run would need and take: memory, hours, disk. Starts nothing; exit code 1 where it
     does not fit.
     """
-    from ssl_vit.forecast import print_forecast
-    from ssl_vit.minutes import with_minutes
+    from ssl_vit.cost.estimate import print_estimate
     from ssl_vit.recipes import read_config
+    from ssl_vit.run.minutes import with_minutes
 
     config = read_config(recipe, with_minutes(overrides or [], minutes), is_smoke=False)
-    if not print_forecast(config, gpus, device, mfu, images):
+    if not print_estimate(config, gpus, device, mfu, images):
         raise typer.Exit(1)
 
 

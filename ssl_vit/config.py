@@ -1,4 +1,4 @@
-"""The base of every config, and how YAML files and `path=value` words become one.
+"""The base of every config, and how YAML files become one; words are in `overrides.py`.
 
 OmegaConf reads, pydantic validates, and nothing is ever written to again. This file imports no
 torch: a mistake in a config is reported before anything slow is loaded.
@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +18,6 @@ from pydantic.fields import FieldInfo
 
 from ssl_vit import foreign
 from ssl_vit.errors import UserError
-from ssl_vit.files import location_of_bytes
 
 
 class Config(BaseModel):
@@ -33,9 +32,11 @@ class Config(BaseModel):
         validate_default=True,
     )
 
+    RENAMED: ClassVar[dict[str, str]] = {}
+    """Earlier names of fields → today's; files and words with the earlier ones are still read."""
+
 
 C = TypeVar("C", bound=Config)
-_QUOTE = "values are YAML; quote them against the shell"
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -56,7 +57,8 @@ def validate(kind: type[C], values: dict[str, Any], source: str) -> C:
         UserError: An unknown path, a value out of range or of the wrong type; names path, value and
             range.
     """
-    for path, siblings in _unknown_paths(kind, values, prefix=""):
+    values, _ = with_current_names(kind, values)
+    for path, siblings in unknown_paths(kind, values, prefix=""):
         raise unknown_path_error(kind, path, siblings, source)
     try:
         # JSON mode: strict about types, yet a YAML list may become a tuple and a string a path.
@@ -65,40 +67,41 @@ def validate(kind: type[C], values: dict[str, Any], source: str) -> C:
         raise _range_error(kind, error, values) from None
 
 
-def apply_overrides(config: C, overrides: Sequence[str]) -> C:
-    """A new config with `path=value` words applied; values are read as YAML.
+def with_current_names(
+    kind: type[Config], values: dict[str, Any], current: Config | None = None, prefix: str = ""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Plain values in which fields have today's names.
+
+    Args:
+        kind: Of the config.
+        values: Of it, or some of them.
+        current: The config that they are for; says which member of a union they mean.
+        prefix: Of the paths.
+
+    Returns:
+        The values, and earlier path → today's path of each field that had another name.
 
     Raises:
-        UserError: A word without `=`, an unknown path, or a value that does not validate.
+        UserError: A field is given under both names.
     """
-    if not overrides:
-        return config
-    kind = type(config)
-    merged = OmegaConf.create(to_plain(config))
-    for word in overrides:
-        path, equals, value = word.partition("=")
-        if not equals or not path:
-            raise UserError(
-                f"'{word}' is not an override of the form path=value",
-                "write for example  objective.mask_ratio=0.8",
-            )
-        for unknown, siblings in _unknown_paths(kind, _nest(path, value), "", config):
-            raise unknown_path_error(kind, unknown, siblings, "the command line")
-        try:
-            OmegaConf.update(merged, path, _read_value(word), merge=True)
-        except (OmegaConfBaseException, RecursionError) as error:
-            raise UserError(
-                f"cannot read the value of '{word}': {foreign.first_line(error)}", _QUOTE
-            ) from None
-    try:
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, RecursionError) as error:
-        raise UserError(
-            f"cannot resolve the overrides: {foreign.first_line(error)}",
-            "${…} names another config path, or an environment variable as ${oc.env:NAME}",
-        ) from None
-    assert isinstance(values, dict)
-    return validate(kind, {str(k): v for k, v in values.items()}, "the command line")
+    found: dict[str, Any] = {}
+    renamed: dict[str, str] = {}
+    for key, value in values.items():
+        name = kind.RENAMED.get(key, key)
+        if name != key:
+            renamed[f"{prefix}{key}"] = f"{prefix}{name}"
+            if name in values:
+                raise UserError(
+                    f"{prefix}{key} is the earlier name of {prefix}{name}, and both are given",
+                    f"leave out {prefix}{key}",
+                )
+        field, held = kind.model_fields.get(name), getattr(current, name, None)
+        if isinstance(value, dict) and field and (inner := _config_of(field, value, held)):
+            held = held if isinstance(held, inner) else None
+            value, more = with_current_names(inner, value, held, f"{prefix}{name}.")
+            renamed |= more
+        found[name] = value
+    return found, renamed
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -175,21 +178,6 @@ def unknown_path_error(
     return UserError(f"unknown config path {path} in {source}", remedy)
 
 
-def _read_value(word: str) -> Any:
-    """The value of a `path=value` word, which is YAML as in files."""
-    text = location_of_bytes(word.partition("=")[2])
-    values = foreign.parse_yaml(f"value: {text}", f"the value of '{word}'", _QUOTE)
-    if values.keys() != {"value"}:
-        raise UserError(f"'{word}' has more than one line", _QUOTE)
-    return values["value"]
-
-
-def _nest(path: str, value: Any) -> dict[str, Any]:
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    return value
-
-
 def _config_of(field: FieldInfo, values: Any = None, current: Any = None) -> type[Config] | None:
     """The config that a field holds.
 
@@ -207,7 +195,7 @@ def _config_of(field: FieldInfo, values: Any = None, current: Any = None) -> typ
     return found[0] if found else None
 
 
-def _unknown_paths(
+def unknown_paths(
     kind: type[Config], values: dict[str, Any], prefix: str, current: Config | None = None
 ) -> Iterator[tuple[str, list[str]]]:
     for key, value in values.items():
@@ -217,7 +205,7 @@ def _unknown_paths(
             yield f"{prefix}{key}", list(kind.model_fields)
         elif isinstance(value, dict) and (inner := _config_of(field, value, held)):
             held = held if isinstance(held, inner) else None
-            yield from _unknown_paths(inner, value, f"{prefix}{key}.", held)
+            yield from unknown_paths(inner, value, f"{prefix}{key}.", held)
         elif isinstance(value, dict) and get_origin(field.annotation) is not dict:
             yield f"{prefix}{key}.{next(iter(value), '')}", [f"({key} is a value, not a section)"]
 

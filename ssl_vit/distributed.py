@@ -120,7 +120,7 @@ def set_library_environment(device: Literal["cpu", "cuda"]) -> None:
 
 
 def compute_beside_workers() -> None:
-    """Make torch's CPU threads good neighbours of data workers; call before importing torch.
+    """Make torch's CPU threads good neighbors of data workers; call before importing torch.
 
     OpenMP's threads spin while they wait for each other. Beside data workers, or on a shared
     machine, that was measured to slow a training step 5 to 15 times; sleeping costs a quiet machine

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from ssl_vit.quantities import format_seconds
+from ssl_vit.units import format_seconds
 
 PLAIN_EVERY_SECONDS = 15.0  # between two lines where there is no terminal
 

@@ -5,14 +5,15 @@ result.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ssl_vit.config import merged, read_yaml, to_plain, validate
+from ssl_vit.config import merged, read_yaml, to_plain, validate, with_current_names
 from ssl_vit.data.config import DataConfig
 from ssl_vit.errors import UserError
-from ssl_vit.minutes import apply_with_warmup, fill_in_warmup
 from ssl_vit.models.config import VIT_SIZES, BackboneConfig
 from ssl_vit.objectives.config import DinoConfig, MaeConfig
-from ssl_vit.run_config import CONFIG_FILE, RunConfig
-from ssl_vit.smoke import smoke
+from ssl_vit.overrides import note_renamed
+from ssl_vit.run.config import CONFIG_FILE, RunConfig
+from ssl_vit.run.minutes import apply_with_warmup, fill_in_warmup
+from ssl_vit.run.smoke import smoke
 from ssl_vit.training.config import (
     CheckpointConfig,
     EngineConfig,
@@ -106,7 +107,7 @@ def dinov2_small_data() -> RunConfig:
     `ssl-vit pretrain dinov2_small_data --run RUN data.shards=SHARDS`
 
     A ViT of 6 × 192 on 96-pixel crops with 16-pixel patches (36 tokens), so that a processor makes
-    enough updates. What a large run may leave to time is given here: Xavier initialisation, since a
+    enough updates. What a large run may leave to time is given here: Xavier initialization, since a
     normal of 0.02 lets a narrow network's class tokens say nothing of the image at first; and a
     teacher five times as sharp as its student, since at the paper's temperatures, of small batches,
     it became vaguer with every update and the run learned nothing. Images without a fixed "up" gain
@@ -121,13 +122,13 @@ def dinov2_small_data() -> RunConfig:
         objective=DinoConfig(
             koleo_weight=0.05,
             teacher_temperature=0.02,
-            first_teacher_temperature=0.02,
+            warmup_teacher_temperature=0.02,
             momentum=0.99,
             prototypes=1024,
             bottleneck=128,
             head_hidden=512,
             layer_decay=1.0,
-            stem_rate=1.0,
+            patch_embed_lr_scale=1.0,
             local_crops=4,
             local_size=48,
             min_local_area=0.1,
@@ -248,6 +249,8 @@ def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunCon
         base = values.get("recipe")
         if isinstance(base, str) and base in RECIPES:
             whole = RECIPES[base]()
+            values, renamed = with_current_names(RunConfig, values, whole)
+            note_renamed(renamed)
             values = merged(to_plain(whole), fill_in_warmup(values, whole.schedule))
         config = validate(RunConfig, values, str(file))
     else:
@@ -289,7 +292,7 @@ def _dino(recipe: str, ibot_weight: float = 1.0, prototypes: int = 65_536) -> Ru
             prototypes=prototypes,
             freeze_prototypes=1 / epochs,
             layer_decay=1.0,
-            stem_rate=1.0,
+            patch_embed_lr_scale=1.0,
             local_crops=10,
             min_global_area=0.25,
         ),

@@ -1,4 +1,4 @@
-"""Images and shards for tests: smooth coloured noise, the same on every machine."""
+"""Images and shards for tests: smooth colored noise, the same on every machine."""
 
 from pathlib import Path
 

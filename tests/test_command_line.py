@@ -105,7 +105,7 @@ def test_a_folder_of_something_else_is_never_written_to(shards: Path, tmp_path: 
 
 def test_a_run_folder_of_another_recipe_or_setting_is_refused(shards: Path, tmp_path: Path):
     from ssl_vit.recipes import read_config
-    from ssl_vit.run_folder import RunFolder
+    from ssl_vit.run.folder import RunFolder
 
     folder = RunFolder(tmp_path / "run")
     folder.write_config(read_config("mae_vits16", [f"data.shards={shards}"], is_smoke=True))
@@ -121,7 +121,7 @@ def test_a_run_folder_of_another_recipe_or_setting_is_refused(shards: Path, tmp_
 
 
 def test_beginning_from_a_backbone_of_another_shape_is_refused(shards: Path, tmp_path: Path):
-    from ssl_vit.export import ExportInfo, write_export
+    from ssl_vit.exports.folder import ExportInfo, write_export
     from ssl_vit.recipes import find_recipe
 
     info = ExportInfo.of_run(find_recipe("mae_vitl16"), "0" * 16)

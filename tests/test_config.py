@@ -8,7 +8,6 @@ from pydantic import Field, ValidationError
 
 from ssl_vit.config import (
     Config,
-    apply_overrides,
     differences,
     field_paths,
     leaves,
@@ -18,8 +17,9 @@ from ssl_vit.config import (
     validate,
 )
 from ssl_vit.errors import UserError
+from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import RECIPES, find_recipe
-from ssl_vit.run_config import RunConfig
+from ssl_vit.run.config import RunConfig
 
 BASE = RunConfig(recipe="test")
 

@@ -16,14 +16,16 @@ import pytest
 from ssl_vit.config import Config
 from ssl_vit.objectives.config import DinoConfig, MaeConfig
 from ssl_vit.recipes import RECIPES, find_recipe
-from ssl_vit.run_config import RunConfig
+from ssl_vit.run.config import RunConfig
 from tests.command_line import python
 from tests.synthetic import write_shards
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = tuple(str(ROOT / folder) for folder in ("ssl_vit", "launch", "data_prep", "eval"))
 # Looking at every setting, or changing it, is not reading it.
-NO_READERS = tuple(str(ROOT / "ssl_vit" / name) for name in ("config.py", "recipes.py"))
+NO_READERS = tuple(
+    str(ROOT / "ssl_vit" / name) for name in ("config.py", "overrides.py", "recipes.py")
+)
 
 # One recipe for every objective and shape of config; the others have the same fields.
 REPRESENTATIVES = {type(find_recipe(name).objective): name for name in reversed(RECIPES)}
@@ -102,13 +104,13 @@ def validator_code(kind: type[Config]) -> Iterator[CodeType]:
 
 def record_run(recipe: str, shards: str, run: str, *more: str) -> set[tuple[str, str]]:
     """Three updates of a recipe's smoke twin in this process; what was read of its config."""
-    from ssl_vit.pretrain import prepare, start
+    from ssl_vit.run.pretrain import prepare, start
 
     recorder = Recorder()
     recorder.install()
     # A data worker is a process of its own, and what it reads would be lost.
     words = [f"data.shards={shards}", "engine.workers=0", "engine.device=cpu"]
-    words += [f"monitor.labelled={shards}"]
+    words += [f"monitor.labeled={shards}"]
     words += ["schedule.length=3", "schedule.warmup=1", *more]
     assert start(prepare(recipe, Path(run), words, is_smoke=True)) == 0
     return recorder.reads

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vit.config import apply_overrides
 from ssl_vit.data.urls import MOST_SHARDS, expand
 from ssl_vit.distributed import read_processes
 from ssl_vit.errors import UserError, disk_error
 from ssl_vit.files import location_of_bytes, path_of, replacing
+from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import read_config
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.run.folder import RunFolder
 from tests.command_line import ENVIRONMENT
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from ssl_vit import progress as module
 from ssl_vit.progress import progress
-from ssl_vit.quantities import format_bytes, format_seconds, parse_bytes
+from ssl_vit.units import format_bytes, format_seconds, parse_bytes
 
 
 def test_a_log_gets_a_line_now_and_then_with_rate_and_eta(

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from ssl_vit.config import apply_overrides, differences, to_plain, to_yaml, validate
+from ssl_vit.config import differences, to_plain, to_yaml, validate
 from ssl_vit.errors import UserError
+from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import RECIPES, find_recipe, read_config
-from ssl_vit.run_config import RunConfig
-from ssl_vit.smoke import smoke
+from ssl_vit.run.config import RunConfig
+from ssl_vit.run.smoke import smoke
 from ssl_vit.training.plan import DataFacts, Machine, make_plan
 
 # He et al. 2021, table 8 and appendix A.1, and PRETRAIN.md of the authors' code.

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ssl_vit.errors import UserError
-from ssl_vit.quantities import format_bytes, parse_bytes
+from ssl_vit.units import format_bytes, parse_bytes
 from ssl_vit_data_prep.layout import count_of
 from ssl_vit_data_prep.options import (
     BytesOption,
@@ -264,8 +264,8 @@ def preview(
     """Write a PNG of what the objective will see of the first samples: crops, views, masks."""
     from ssl_vit.data.mixture import build_order
     from ssl_vit.recipes import read_config
-    from ssl_vit.run_data import open_data, sizes_of
-    from ssl_vit.run_values import settle_values
+    from ssl_vit.run.data import open_data, sizes_of
+    from ssl_vit.run.value_range import settle_values
 
     config = read_config(recipe, [*(overrides or []), f"data.shards={shards}"], is_smoke=False)
     _, opened = open_data(config)

@@ -24,7 +24,7 @@ class Duplicates:
     num_images: int
     """In all groups."""
     num_conflicting_images: int
-    """In groups whose labelled images have different labels."""
+    """In groups whose labeled images have different labels."""
     num_conflicting: int
     """Such groups; the first of ``groups``."""
     num_single_color: int
@@ -86,11 +86,11 @@ def empty_digests(num_images: int) -> np.ndarray:
 def _describe_group(group: np.ndarray, shards: ShardSet) -> str:
     pair = group[:2].tolist()
     labels = {each: int(shards.record(each)["label"]) for each in group.tolist()}
-    labelled = [each for each, label in labels.items() if label != NO_LABEL]
-    others = [each for each in labelled if labels[each] != labels[labelled[0]]]
+    labeled = [each for each, label in labels.items() if label != NO_LABEL]
+    others = [each for each in labeled if labels[each] != labels[labeled[0]]]
     said = ""
     if others:
-        pair = [labelled[0], others[0]]
+        pair = [labeled[0], others[0]]
         said = f"  (labels {' and '.join(_class_name(shards, labels[each]) for each in pair)})"
     named = [f"{shards.shards[shards.shard_of(each)].name}: {shards.key(each)}" for each in pair]
     more = f", and {len(group) - 2:,} more" if len(group) > 2 else ""

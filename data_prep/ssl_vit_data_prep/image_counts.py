@@ -57,7 +57,7 @@ class ImageCounts:
         return cls(Counter(values["counts"]), smallest, largest)
 
     def describe(self) -> str:
-        """ "JPEG 1,200, PNG 3; 300 × 200 to 500 × 375 pixels; RGB 1,198, grey 5; 8-bit"."""
+        """ "JPEG 1,200, PNG 3; 300 × 200 to 500 × 375 pixels; RGB 1,198, gray 5; 8-bit"."""
         sizes = f"{_size(self.smallest)} to {_size(self.largest)}"
         if self.smallest == self.largest:
             sizes = _size(self.smallest)

@@ -51,7 +51,7 @@ class IndexSummary:
     """Images of every ending, the most frequent first."""
     num_several: int
     """Samples with more than one image."""
-    num_labelled: int
+    num_labeled: int
     survey: Survey
     """What the sampled images say of all."""
     counts: ImageCounts
@@ -183,7 +183,7 @@ def _summarize(
         endings.update(result.endings)
         for topic, counts in result.saw.items():
             saw[topic].update(counts)
-    num_labelled = sum(int((result.records["label"] != NO_LABEL).sum()) for result in results)
+    num_labeled = sum(int((result.records["label"] != NO_LABEL).sum()) for result in results)
     urls = [shard.url for shard in index.shards]
     return IndexSummary(
         folder,
@@ -191,12 +191,12 @@ def _summarize(
         sum(shard.num_bytes for shard in index.shards),
         {ending: count for ending, count in endings.most_common() if ending},
         endings[""],
-        num_labelled,
+        num_labeled,
         surveyed,
         add_counts(result.counts for result in results),
         count_kinds(refused),
         {topic: dict(counts) for topic, counts in saw.items()},
-        () if num_labelled else tuple(describe_hints(saw, urls)),
+        () if num_labeled else tuple(describe_hints(saw, urls)),
         merged,
     )
 

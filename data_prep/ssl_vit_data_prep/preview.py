@@ -15,11 +15,11 @@ from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.objectives.build import build_views
-from ssl_vit.run_config import RunConfig
+from ssl_vit.run.config import RunConfig
 
 _HEIGHT, _GAP = 160, 8
 _GROUND = "#bfc7d5"  # neither the white of a sheet of paper nor the black of a hidden patch
-_COLOURS = ("#ff2d2d", "#2d9bff", "#ffd12d", "#3ddc55", "#d32dff")
+_COLORS = ("#ff2d2d", "#2d9bff", "#ffd12d", "#3ddc55", "#d32dff")
 
 
 def write_preview(
@@ -81,7 +81,7 @@ def _with_boxes(picture: Picture, crops: Sequence[Crop]) -> Image.Image:
     scale = image.height / picture.height
     draw = ImageDraw.Draw(image)
     for number, crop in enumerate(crops):
-        draw.rectangle(_corners(crop.box, scale), outline=_COLOURS[number % len(_COLOURS)], width=2)
+        draw.rectangle(_corners(crop.box, scale), outline=_COLORS[number % len(_COLORS)], width=2)
     return image
 
 

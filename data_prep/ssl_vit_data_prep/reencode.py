@@ -51,12 +51,12 @@ def reencode(
     image = Image.fromarray(picture.pixels(largest_shrink(shorter, 2 * how.short_side)))
     image = image.resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()
-    if _is_grey(image):
+    if _is_gray(image):
         image = image.convert("L")
     image.save(stream, "JPEG", quality=how.quality)
     return stream.getvalue(), "jpg"
 
 
-def _is_grey(image: Image.Image) -> bool:
+def _is_gray(image: Image.Image) -> bool:
     pixels = np.asarray(image)
     return bool((pixels == pixels[..., :1]).all())

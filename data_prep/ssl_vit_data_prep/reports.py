@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_vit.errors import one_line
-from ssl_vit.quantities import format_bytes
+from ssl_vit.units import format_bytes
 from ssl_vit_data_prep.class_names import describe_missing
 from ssl_vit_data_prep.image_counts import add_counts
 from ssl_vit_data_prep.layout import count_of, list_some
@@ -88,10 +88,10 @@ def echo_range(surveyed: "Survey") -> None:
 def echo_labels(made: "IndexSummary") -> None:
     """Which labels an index has, or where there might be some, and what was taken for none."""
     total, classes = made.index.num_samples, made.index.classes
-    if made.num_labelled:
+    if made.num_labeled:
         number = count_of(len(classes), "class", "classes")
-        said = f"{count_of(made.num_labelled, 'image')} of {number}: {list_some(classes)}"
-        if unlabeled := total - made.num_labelled:
+        said = f"{count_of(made.num_labeled, 'image')} of {number}: {list_some(classes)}"
+        if unlabeled := total - made.num_labeled:
             said += f"; {count_of(unlabeled, 'image')} without a label"
     elif made.hints:
         said = f"none: {made.hints[0]}"

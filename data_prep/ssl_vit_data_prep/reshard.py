@@ -28,7 +28,7 @@ from ssl_vit.data.sources import open_shards
 from ssl_vit.data.urls import is_local
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
-from ssl_vit.quantities import format_bytes
+from ssl_vit.units import format_bytes
 from ssl_vit_data_prep.keys import make_unique
 from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import digest, even_cuts

@@ -94,7 +94,7 @@ def check_readable(looks: Sequence[Look], place: object) -> None:
     if count * 2 <= len(looks):
         return
     reason, times = problems.most_common(1)[0]
-    remedy = "convert them to JPEG, PNG or TIFF (grey or RGB), or leave them out"
+    remedy = "convert them to JPEG, PNG or TIFF (gray or RGB), or leave them out"
     raise UserError(
         f"{count:,} of {len(looks):,} sampled files in {place} cannot be read, {times:,} of them: "
         f"{reason}",
@@ -252,7 +252,7 @@ def _rounded(
 
 
 def _notes_on_levels(looks: Sequence[Look]) -> list[str]:
-    """Where 8-bit images are nearly black, or nearly of one grey."""
+    """Where 8-bit images are nearly black, or nearly of one gray."""
     plain = [look.values for look in looks if not look.is_deep and len(look.values)]
     if not plain:
         return []

@@ -61,7 +61,7 @@ class TarFile:
 
 @dataclass
 class TarSample:
-    """Neighbouring files with one key."""
+    """Neighboring files with one key."""
 
     key: str
     files: list[TarFile] = field(default_factory=list)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ssl_vit.data.index_file import INDEX_FILE, SAMPLES_FILE
 from ssl_vit.data.urls import is_local, local_path
 from ssl_vit.errors import UserError
-from ssl_vit.quantities import format_bytes
+from ssl_vit.units import format_bytes
 from ssl_vit_data_prep.contact_sheet import SHEET_FILE
 from ssl_vit_data_prep.layout import SET_NAMES
 from ssl_vit_data_prep.parts import unfinished_command

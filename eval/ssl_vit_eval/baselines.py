@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_vit.data.augment import CenterCrop
 from ssl_vit.errors import UserError
-from ssl_vit.export import load_backbone
+from ssl_vit.exports.folder import load_backbone
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit_eval.features import BackboneEncoder, Encoder, extract

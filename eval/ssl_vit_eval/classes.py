@@ -2,7 +2,7 @@
 
 Two sets number their classes as they were made, so the same number may be another class. Names that
 differ only in blanks or in Unicode form (a Mac writes é as two characters) are one class. Classes
-without labelled images take no part.
+without labeled images take no part.
 """
 
 import unicodedata
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssl_vit.data.labels import labelled_numbers
+from ssl_vit.data.labels import labeled_numbers
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 
@@ -24,7 +24,7 @@ _Key = tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages:
+class LabeledImages:
     """The images of one set that take part."""
 
     numbers: np.ndarray
@@ -39,8 +39,8 @@ class MatchedClasses:
 
     names: tuple[str, ...]
     """(C,) of train's classes that have images, in train's order and spelling."""
-    train: LabelledImages
-    test: LabelledImages
+    train: LabeledImages
+    test: LabeledImages
     notes: tuple[str, ...]
     """What must be said of the matching, a sentence each."""
 
@@ -57,7 +57,7 @@ def match_classes(train: ShardSet, test: ShardSet, known_only: bool) -> MatchedC
         UserError: The two have no class in common; test has images of other classes; or several
             classes of a set have one name and the other set does not number them alike.
     """
-    train_numbers, test_numbers = labelled_numbers(train), labelled_numbers(test)
+    train_numbers, test_numbers = labeled_numbers(train), labeled_numbers(test)
     train_labels, test_labels = train.labels[train_numbers], test.labels[test_numbers]
     alike = train.classes == test.classes
     if not alike:
@@ -85,8 +85,8 @@ def match_classes(train: ShardSet, test: ShardSet, known_only: bool) -> MatchedC
     notes += _absence_notes(list(names.values()), matched[known])
     return MatchedClasses(
         tuple(names.values()),
-        LabelledImages(train_numbers, of_train[train_labels]),
-        LabelledImages(test_numbers[known], matched[known]),
+        LabeledImages(train_numbers, of_train[train_labels]),
+        LabeledImages(test_numbers[known], matched[known]),
         tuple(notes),
     )
 

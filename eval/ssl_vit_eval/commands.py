@@ -11,16 +11,16 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Evaluate an export, next to raw pixels and to the same network at random initialisation.",
+    help="Evaluate an export, next to raw pixels and to the same network at random initialization.",
 )
 
 RunArgument = Annotated[
     Path, typer.Argument(help="Run folder (its newest export counts) or export folder.")
 ]
-TrainOption = Annotated[str, typer.Option("--train", help="Labelled shards to learn from.")]
-TestOption = Annotated[str, typer.Option("--test", help="Labelled shards to be measured on.")]
+TrainOption = Annotated[str, typer.Option("--train", help="Labeled shards to learn from.")]
+TestOption = Annotated[str, typer.Option("--test", help="Labeled shards to be measured on.")]
 CropOption = Annotated[
-    float, typer.Option(help="Side of the centre crop over the image's shorter side; 1 cuts least.")
+    float, typer.Option(help="Side of the center crop over the image's shorter side; 1 cuts least.")
 ]
 BatchOption = Annotated[
     int | None,
@@ -79,7 +79,7 @@ def knn(
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Weighted k-nearest neighbours on frozen features (DINO's protocol)."""
+    """Weighted k-nearest neighbors on frozen features (DINO's protocol)."""
     from ssl_vit.data.values import parse_range
     from ssl_vit_eval.inputs import EvaluationOptions, check_inputs, parse_ks
 

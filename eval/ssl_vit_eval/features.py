@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_vit.data.access_plan import SequentialAccess
 from ssl_vit.data.augment import CenterCrop
 from ssl_vit.data.dataset import EvaluationBatches
-from ssl_vit.data.keeper import Keeper
-from ssl_vit.data.labels import labelled_numbers
+from ssl_vit.data.labels import labeled_numbers
 from ssl_vit.data.loader import Batches, LoadedBatches, LoaderSettings, build_loader
-from ssl_vit.data.needs import SequentialNeeds
 from ssl_vit.data.pixel_digest import DIGEST_BYTES
+from ssl_vit.data.prefetcher import ShardPrefetcher
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
@@ -25,7 +25,7 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.progress import progress
 
-# B images, N labelled images of a set, D features, S pixels a side.
+# B images, N labeled images of a set, D features, S pixels a side.
 
 # Beyond it, float32 has no sum of squares over a million images.
 _LARGEST = 1e15
@@ -35,8 +35,8 @@ Encoder = Callable[[Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class LabelledFeatures:
-    """Features of labelled images of a set, in index order, on the CPU."""
+class LabeledFeatures:
+    """Features of labeled images of a set, in index order, on the CPU."""
 
     by_encoder: dict[str, dict[str, Tensor]]
     """Encoder → kind of feature → (N, D) float32."""
@@ -79,8 +79,8 @@ def extract(
     device: torch.device,
     numbers: np.ndarray | None = None,
     value_range: ValueRange | None = None,
-) -> LabelledFeatures:
-    """Run labelled images of a set once through all encoders.
+) -> LabeledFeatures:
+    """Run labeled images of a set once through all encoders.
 
     Args:
         encoders: By name; their parameters are on ``device``.
@@ -95,7 +95,7 @@ def extract(
             are not finite; names it.
     """
     if numbers is None:
-        numbers = labelled_numbers(shards)
+        numbers = labeled_numbers(shards)
     digests = np.empty((len(numbers), DIGEST_BYTES), np.uint8)
     unusable = {name: np.zeros(len(numbers), bool) for name in encoders}
     found: dict[str, dict[str, Tensor]] = {name: {} for name in encoders}
@@ -127,7 +127,7 @@ def extract(
     assert done == len(numbers)
     _refuse_unusable(unusable, shards, numbers)
     labels = torch.from_numpy(shards.labels[numbers].astype(np.int64))
-    return LabelledFeatures(found, labels, digests)
+    return LabeledFeatures(found, labels, digests)
 
 
 def is_usable(features: Tensor) -> np.ndarray:
@@ -162,5 +162,7 @@ def _open_batches(
     settings = LoaderSettings(workers, prefetch=2, pin_memory=device.type == "cuda")
     loader = build_loader(maker, listed, batch_size, settings)
     shards = maker.shards
-    keeper = Keeper(shards.shards, shards.cache, SequentialNeeds(shards.starts, numbers))
-    return LoadedBatches(loader, keeper, lambda batch: batch * batch_size)
+    prefetcher = ShardPrefetcher(
+        shards.shards, shards.cache, SequentialAccess(shards.starts, numbers)
+    )
+    return LoadedBatches(loader, prefetcher, lambda batch: batch * batch_size)

@@ -12,8 +12,8 @@ from ssl_vit.data.sources import open_shards
 from ssl_vit.data.values import ValueRange
 from ssl_vit.distributed import cores_here
 from ssl_vit.errors import UserError
-from ssl_vit.export import WEIGHTS_FILE, ExportInfo, find_export, read_export_info
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.exports.folder import WEIGHTS_FILE, ExportInfo, find_export, read_export_info
+from ssl_vit.run.folder import RunFolder
 from ssl_vit_eval.classes import MatchedClasses, match_classes
 
 # The smallest k of the k-NN protocol, and the least of which a tenth can be held out.
@@ -37,7 +37,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Inputs:
-    """An export and two labelled shard sets that fit each other."""
+    """An export and two labeled shard sets that fit each other."""
 
     export: Path
     """Folder of the export."""
@@ -53,7 +53,7 @@ class Inputs:
     evals: Path
     """Folder the result is written to."""
     crop_ratio: float
-    """Side of the centre crop over the image's shorter side, in (0, 1]."""
+    """Side of the center crop over the image's shorter side, in (0, 1]."""
     batch_size: int | None
     """Images a forward pass; None for the device's own."""
     workers: int
@@ -82,13 +82,13 @@ def check_inputs(
     Args:
         run: A run folder (its newest export counts) or an export folder.
         train, test: Shards whose images have labels; a folder or a URL.
-        crop_ratio: Side of the centre crop over the image's shorter side.
+        crop_ratio: Side of the center crop over the image's shorter side.
         batch_size: None for the device's own.
         workers: None for one a core but one, at least 1, at most 8.
         options: What is asked of the labels.
 
     Raises:
-        UserError: A crop ratio outside (0, 1]; no export; shards missing, unlabelled, too few, of
+        UserError: A crop ratio outside (0, 1]; no export; shards missing, unlabeled, too few, of
             other classes, or the same set twice; a k beyond the train images; nothing to hold out;
             a device of no known name; a place for results that cannot be written.
     """
@@ -181,7 +181,7 @@ def _match(train: ShardSet, test: ShardSet, options: EvaluationOptions) -> Match
     classes = match_classes(train, test, options.known_only)
     if len(classes.names) < 2:
         raise UserError(
-            f"all labelled images of {train.source} are of one class", "give a set with two or more"
+            f"all labeled images of {train.source} are of one class", "give a set with two or more"
         )
     num_train, num_test = len(classes.train.labels), len(classes.test.labels)
     if num_test < MIN_IMAGES:
@@ -192,12 +192,12 @@ def _match(train: ShardSet, test: ShardSet, options: EvaluationOptions) -> Match
         )
     if options.largest_k > num_train:
         raise UserError(
-            f"--k {options.largest_k}: {train.source} has {num_train:,} labelled images",
+            f"--k {options.largest_k}: {train.source} has {num_train:,} labeled images",
             f"give at most {num_train}",
         )
     if options.holds_out and np.bincount(classes.train.labels).max() < 2:
         raise UserError(
-            f"no class of {train.source} has two labelled images: none can be held out to choose "
+            f"no class of {train.source} has two labeled images: none can be held out to choose "
             "the learning rate",
             "give a set with two or more images of a class; or use  ssl-vit eval knn … --k 1",
         )

@@ -12,17 +12,17 @@ from ssl_vit_eval.baselines import Comparison, Split
 from ssl_vit_eval.metrics import summarize
 from ssl_vit_eval.results import Evaluation, KindResult, RowResult
 
-NEIGHBOURS = (10, 20, 100, 200)
+NEIGHBORS = (10, 20, 100, 200)
 
 
 def evaluate(comparison: Comparison, device: torch.device, ks: Sequence[int] = ()) -> Evaluation:
     """The best k of every kind of feature of every row; all k are in the details.
 
     Args:
-        ks: Numbers of neighbors, each in [1, N]; none: those of ``NEIGHBOURS`` that are.
+        ks: Numbers of neighbors, each in [1, N]; none: those of ``NEIGHBORS`` that are.
     """
     train_labels = comparison.train_labels.to(device)
-    tried = list(ks) or [k for k in NEIGHBOURS if k <= len(train_labels)]
+    tried = list(ks) or [k for k in NEIGHBORS if k <= len(train_labels)]
 
     def of_kind(kind: str, split: Split) -> KindResult:
         features = (split.train.to(device), train_labels, split.test.to(device))
@@ -49,7 +49,7 @@ def evaluate(comparison: Comparison, device: torch.device, ks: Sequence[int] = (
     notes = [
         "* counts: the best k and kind of feature on the test set itself, for every row alike."
     ]
-    dropped = [str(k) for k in NEIGHBOURS if k > len(train_labels)]
+    dropped = [str(k) for k in NEIGHBORS if k > len(train_labels)]
     if dropped and not ks:
         notes.append(f"k={', '.join(dropped)} left out: train has {len(train_labels)} images.")
     said = (comparison.majority, tuple(notes), comparison.overlap)

@@ -62,7 +62,7 @@ class LinearHeads(NamedTuple):
     """(G, C)."""
 
 
-def standardise(train: Tensor, other: Tensor) -> Split:
+def standardize(train: Tensor, other: Tensor) -> Split:
     """Shift and scale both by train's mean and variance, as BatchNorm without affine would."""
     variance, mean = torch.var_mean(train, dim=0, correction=0)
     scale = (variance + EPSILON).rsqrt()
@@ -91,7 +91,7 @@ def train_heads(
     (B, D) × (D, G·C) product, and each ends where it would have ended alone.
 
     Args:
-        features: (N, D) float32, standardised.
+        features: (N, D) float32, standardized.
         labels: (N,) int64 in [0, num_classes), on the same device.
         base_rates: (G,) learning rates at a batch of 256.
     """
@@ -176,7 +176,7 @@ def try_rates(
     """Fit every learning rate on nine tenths of these images and measure it on the last tenth.
 
     Args:
-        features: (N, D) float32, not yet standardised.
+        features: (N, D) float32, not yet standardized.
         labels: (N,) int64, on the same device.
 
     Raises:
@@ -186,7 +186,7 @@ def try_rates(
     if not len(held_out):
         raise ValueError("no class has two images: none can be held out")
     fit, held_out = fit.to(labels.device), held_out.to(labels.device)
-    split = standardise(features[fit], features[held_out])
+    split = standardize(features[fit], features[held_out])
     heads = train_heads(split.train, labels[fit], BASE_RATES, num_classes, settings)
     accuracy, loss = measure(heads, split.test, labels[held_out])
     return [
@@ -218,7 +218,7 @@ def probe(
     }
     chosen = {kind: choose(scores) for kind, scores in tried.items()}
     counts = max(chosen, key=lambda kind: chosen[kind].rank)
-    split = standardise(*kinds[counts])
+    split = standardize(*kinds[counts])
     rate = chosen[counts].base_rate
     heads = train_heads(split.train, train_labels, [rate], num_classes, settings)
     try:

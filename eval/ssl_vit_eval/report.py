@@ -13,12 +13,12 @@ import numpy as np
 from rich.console import Console
 
 from ssl_vit.config import to_plain
-from ssl_vit.data.labels import labelled_numbers
+from ssl_vit.data.labels import labeled_numbers
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.foreign import MIB, read_json
-from ssl_vit_eval.classes import LabelledImages
+from ssl_vit_eval.classes import LabeledImages
 from ssl_vit_eval.inputs import Inputs
 from ssl_vit_eval.metrics import LARGEST_CONFUSION, chance_difference, class_scores, summarize
 from ssl_vit_eval.overlap import Overlap
@@ -177,7 +177,7 @@ def _notes(inputs: Inputs, evaluation: Evaluation) -> list[str]:
         *inputs.notes,
     ]
     for side, shards in (("train", inputs.train), ("test", inputs.test)):
-        if skipped := shards.num_samples - len(labelled_numbers(shards)):
+        if skipped := shards.num_samples - len(labeled_numbers(shards)):
             said.append(f"{skipped:,} images of {side} have no label and are left out.")
     overlap = evaluation.overlap
     if overlap is not None and overlap.count:
@@ -251,15 +251,15 @@ def _kind_to_json(kind: KindResult) -> dict[str, Any]:
     }
 
 
-def _describe(shards: ShardSet, images: LabelledImages, names: tuple[str, ...]) -> dict[str, Any]:
-    num_labelled = len(labelled_numbers(shards))
+def _describe(shards: ShardSet, images: LabeledImages, names: tuple[str, ...]) -> dict[str, Any]:
+    num_labeled = len(labeled_numbers(shards))
     counts = np.bincount(images.labels, minlength=len(names)).tolist()
     return {
         "source": shards.source,
         "fingerprint": shards.fingerprint,
         "num_images": len(images.labels),
-        "num_without_label": shards.num_samples - num_labelled,
-        "num_of_unknown_class": num_labelled - len(images.labels),
+        "num_without_label": shards.num_samples - num_labeled,
+        "num_of_unknown_class": num_labeled - len(images.labels),
         "classes": list(shards.classes),
         "images_per_class": [
             {"name": name, "images": count} for name, count in zip(names, counts, strict=True)

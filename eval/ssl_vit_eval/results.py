@@ -7,7 +7,7 @@ from ssl_vit_eval.metrics import Interval, Scores
 from ssl_vit_eval.overlap import Overlap
 
 PRETRAINED = "pre-trained"
-RANDOM = "random initialisation"
+RANDOM = "random initialization"
 PIXELS = "raw pixels"
 
 

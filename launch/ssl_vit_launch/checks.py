@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ssl_vit.cost.estimate import disk_of
 from ssl_vit.distributed import Processes
-from ssl_vit.environment import PACKAGES
 from ssl_vit.errors import UserError
-from ssl_vit.forecast import disk_of
-from ssl_vit.pretrain import Prepared, prepare
-from ssl_vit.quantities import format_bytes
+from ssl_vit.run.environment import PACKAGES
+from ssl_vit.run.pretrain import Prepared, prepare
+from ssl_vit.units import format_bytes
 from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.slurm import Partition, find_partitions
 

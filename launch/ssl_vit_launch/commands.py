@@ -76,7 +76,7 @@ def submit(
     ] = None,
 ) -> None:
     """Queue a run; it saves when the scheduler asks, and resumes by itself."""
-    from ssl_vit.minutes import with_minutes
+    from ssl_vit.run.minutes import with_minutes
     from ssl_vit_launch.cluster import read_cluster
     from ssl_vit_launch.submit import Request
 

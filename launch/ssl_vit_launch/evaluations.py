@@ -13,8 +13,8 @@ from pathlib import Path
 from ssl_vit.cli import check_words
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
-from ssl_vit.export import INFO_FILE
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.exports.folder import INFO_FILE
+from ssl_vit.run.folder import RunFolder
 from ssl_vit.training.checkpoint import complete_checkpoints, step_of
 from ssl_vit_launch.batch import evaluation_logs, evaluation_parameters, queue_jobs
 from ssl_vit_launch.submission import Submission, last_submission

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ssl_vit.distributed import Processes, leave, read_processes
 from ssl_vit.errors import UserError, disk_error
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.run.folder import RunFolder
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.preemption import EXIT_SAVED
 from ssl_vit_launch.cluster import ClusterConfig
@@ -272,8 +272,8 @@ def use_local_cache(cluster: ClusterConfig) -> None:
 
 def _train(run: Path, submission: Submission, job: str, processes: Processes) -> None:
     """Returns when the run is complete; ends the process when it was asked to stop."""
-    from ssl_vit.machine import find_machine
-    from ssl_vit.pretrain import prepare, start
+    from ssl_vit.run.machine import find_machine
+    from ssl_vit.run.pretrain import prepare, start
 
     cluster = submission.cluster
     use_local_cache(cluster)

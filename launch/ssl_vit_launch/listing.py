@@ -9,7 +9,7 @@ from pydantic import Field
 from ssl_vit.errors import UserError
 from ssl_vit.files import readable
 from ssl_vit.foreign import Count, Document, checked, read_json
-from ssl_vit.quantities import format_seconds
+from ssl_vit.units import format_seconds
 from ssl_vit_launch.status import RunStatus, read_status
 from ssl_vit_launch.submission import find_runs
 

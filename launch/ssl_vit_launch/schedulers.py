@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import assert_never
 
 from ssl_vit.errors import UserError
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.run.folder import RunFolder
 from ssl_vit_launch.local import find_local
 from ssl_vit_launch.slurm import JobState, end_jobs, find_job
 from ssl_vit_launch.submission import (

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import ssl_vit
-from ssl_vit.environment import commit_of
 from ssl_vit.errors import UserError
+from ssl_vit.run.environment import commit_of
 
 _PACKAGES = ("ssl_vit", "ssl_vit_launch", "ssl_vit_data_prep", "ssl_vit_eval")
 

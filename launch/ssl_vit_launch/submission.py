@@ -15,7 +15,7 @@ from ssl_vit.config import Config, to_plain, validate
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.foreign import read_json
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.run.folder import RunFolder
 from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.history import Event, History, read_crashes
 

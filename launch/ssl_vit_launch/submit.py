@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
+from ssl_vit.cost.estimate import disk_of
 from ssl_vit.errors import UserError
-from ssl_vit.forecast import disk_of
-from ssl_vit.pretrain import Prepared, is_complete
-from ssl_vit.quantities import format_bytes
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.run.folder import RunFolder
+from ssl_vit.run.pretrain import Prepared, is_complete
+from ssl_vit.units import format_bytes
 from ssl_vit_launch.batch import batch_parameters, batch_text, queue_jobs
 from ssl_vit_launch.checks import check_partition, check_run, mount_note, pickle_note, sharing_note
 from ssl_vit_launch.cluster import ClusterConfig

@@ -80,7 +80,7 @@ def random_resized_crop_box(
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The usual test transform: scale the shorter side, cut the centre."""
+    """The usual test transform: scale the shorter side, cut the center."""
 
     size: int
     """S, pixels a side of the result."""

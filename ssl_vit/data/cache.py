@@ -27,7 +27,7 @@ from ssl_vit.data.marks import Marks
 from ssl_vit.data.urls import check_allowed, is_local, local_path
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
-from ssl_vit.quantities import parse_bytes
+from ssl_vit.units import parse_bytes
 
 _READER_PATIENCE = 5.0
 # Seconds after which a process that waits for room or for another's download looks again.

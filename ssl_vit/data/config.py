@@ -14,7 +14,7 @@ SYNTHETIC_SAMPLES = 1_281_167
 """Samples of `data.source=synthetic`: ImageNet-1k's, so that schedules have their usual length."""
 
 
-SLOTS_IN_USE = 2
+BUFFERS_IN_USE = 2
 """Micro-batches that a data worker keeps beyond those it prepares: the one that the rank works on,
 and the one before."""
 
@@ -57,7 +57,7 @@ class DataConfig(Config):
     """
 
     shuffle_block: int = Field(default=8_192, ge=1)
-    """Neighbouring samples of a lane that are shuffled together; a process touches about its number
+    """Neighboring samples of a lane that are shuffled together; a process touches about its number
     of lanes times this many at a time.
     """
 

@@ -19,7 +19,7 @@ from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.pixel_digest import DIGEST_BYTES, digest_pixels
 from ssl_vit.data.shards import ShardSet
-from ssl_vit.data.slots import Loaded
+from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 
@@ -167,7 +167,7 @@ class TrainingBatches:
         own).
         """
         problem = ""
-        for number in itself_then_neighbours(self.shards, ref.number):
+        for number in itself_then_neighbors(self.shards, ref.number):
             data = self.shards.read(number)
             try:
                 picture = Picture(data, self.values)
@@ -192,11 +192,11 @@ class CenterBatch(NamedTuple):
 
 
 class EvaluationBatches:
-    """The centre of each image, by sample number.
+    """The center of each image, by sample number.
 
     Args:
         shards: The samples.
-        crop: The centre.
+        crop: The center.
         values: How values of more than 8 bits are shown; None: such an image is refused.
     """
 
@@ -237,7 +237,7 @@ class EvaluationBatches:
             ) from None
 
 
-def itself_then_neighbours(shards: ShardSet, number: int) -> Iterator[int]:
+def itself_then_neighbors(shards: ShardSet, number: int) -> Iterator[int]:
     """A sample and all that follow it in its shard, the first after the last."""
     shard = shards.shard_of(number)
     start, end = int(shards.starts[shard]), int(shards.starts[shard + 1])

@@ -82,7 +82,7 @@ class Picture:
 
         Returns:
             (H, W, 3) uint8 RGB, upright, perhaps a view with other strides; a shrunk side is
-            rounded up. Grey is repeated, transparency composited on white, more than 8 bits shown
+            rounded up. Gray is repeated, transparency composited on white, more than 8 bits shown
             by the value range.
 
         Raises:
@@ -153,7 +153,7 @@ def facts_of(data: bytes) -> ImageFacts:
                 image.format or "",
                 image.height,
                 image.width,
-                {"L": "grey", "LA": "grey", "P": "palette", "RGBA": "RGB"}.get(
+                {"L": "gray", "LA": "gray", "P": "palette", "RGBA": "RGB"}.get(
                     image.mode, image.mode
                 ),
                 "1-bit" if image.mode == "1" else "8-bit",
@@ -170,7 +170,7 @@ def read_raster(data: bytes) -> Raster | None:
     """The stored values of an image that Pillow would round or misread; None for all others.
 
     Raises:
-        ValueError: It is damaged, or not grey or RGB; says what it is.
+        ValueError: It is damaged, or not gray or RGB; says what it is.
     """
     if png.is_deep(data):
         return png.read_deep(data, _read_orientation(data))

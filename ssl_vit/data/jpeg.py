@@ -27,7 +27,7 @@ _END_OF_IMAGE = 0xD9
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _MCU = 16  # rows of a whole row of blocks with the usual subsampling
 _UNREAD = "extraneous bytes before marker 0xd9"
-# libjpeg's words where pixels are lost and it goes on with grey; its other complaints are harmless.
+# libjpeg's words where pixels are lost and it goes on with gray; its other complaints are harmless.
 _DAMAGE = ("premature end", "bad huffman code", "bad arithmetic code", "instead of rst")
 
 
@@ -65,7 +65,7 @@ def facts_of(data: bytes) -> ImageFacts | None:
     except Exception:  # a KeyError for color spaces it does not know
         return None
     check_cost(data, int(height), int(width))
-    channels = {"Gray": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}.get(colors, "RGB")
+    channels = {"Gray": "gray", "CMYK": "CMYK", "YCCK": "CMYK"}.get(colors, "RGB")
     return ImageFacts("JPEG", int(height), int(width), channels, "8-bit")
 
 
@@ -130,7 +130,7 @@ def facts_of_deep(data: bytes) -> ImageFacts:
     assert frame is not None
     bits, height, width, components = frame
     check_cost(data, height, width, 3 + 2 * components)
-    channels = {1: "grey", 3: "RGB"}.get(components, f"{components} channels")
+    channels = {1: "gray", 3: "RGB"}.get(components, f"{components} channels")
     return ImageFacts("JPEG", height, width, channels, f"{bits}-bit", is_deep=True)
 
 
@@ -141,7 +141,7 @@ def read_deep(data: bytes, orientation: int) -> Raster:
         orientation: EXIF's.
 
     Raises:
-        ValueError: It is damaged, or neither grey nor RGB.
+        ValueError: It is damaged, or neither gray nor RGB.
     """
     facts = facts_of_deep(data)
     try:

@@ -9,7 +9,7 @@ from ssl_vit.errors import UserError
 _PROBE_TEST_SHARE = 4  # one of so many
 
 
-def labelled_numbers(shards: ShardSet) -> np.ndarray:
+def labeled_numbers(shards: ShardSet) -> np.ndarray:
     """(N,) sample numbers that have a label, in index order."""
     return np.flatnonzero(shards.labels != NO_LABEL)
 
@@ -19,12 +19,12 @@ def check_labels(shards: ShardSet, least: int) -> None:
 
     Args:
         shards: The set.
-        least: Labelled images that are needed.
+        least: Labeled images that are needed.
 
     Raises:
         UserError: No image has a label, too few have, or a label is outside of the classes.
     """
-    labels = shards.labels[labelled_numbers(shards)]
+    labels = shards.labels[labeled_numbers(shards)]
     if not len(labels) or not shards.classes:
         raise UserError(
             f"no image of {shards.source} has a label",
@@ -32,7 +32,7 @@ def check_labels(shards: ShardSet, least: int) -> None:
         )
     if len(labels) < least:
         raise UserError(
-            f"{shards.source} has {len(labels)} labelled images, {least} are needed",
+            f"{shards.source} has {len(labels)} labeled images, {least} are needed",
             "give a larger set",
         )
     if labels.min() < 0 or labels.max() >= len(shards.classes):
@@ -43,7 +43,7 @@ def check_labels(shards: ShardSet, least: int) -> None:
 
 
 def choose_images(shards: ShardSet, most: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labelled images for an online probe's train and test: of every class about as large a part,
+    """Labeled images for an online probe's train and test: of every class about as large a part,
     the same ones whenever and wherever they are asked for.
 
     Args:
@@ -81,20 +81,20 @@ def check_probed(shards: ShardSet, most: int) -> None:
         most: As for :func:`choose_images`.
 
     Raises:
-        UserError: All labelled images are of one class, or no class has an image in both the
+        UserError: All labeled images are of one class, or no class has an image in both the
             probe's train and its test images.
     """
-    labels = shards.labels[labelled_numbers(shards)]
+    labels = shards.labels[labeled_numbers(shards)]
     if len(np.unique(labels)) < 2:
         raise UserError(
-            f"all labelled images of {shards.source} are of one class",
-            "give monitor.labelled a set with two or more classes, or leave it out",
+            f"all labeled images of {shards.source} are of one class",
+            "give monitor.labeled a set with two or more classes, or leave it out",
         )
     if not len(choose_images(shards, most)[1]):
         raise UserError(
-            f"{min(most, len(labels)):,} labelled images of {shards.source} in "
+            f"{min(most, len(labels)):,} labeled images of {shards.source} in "
             f"{len(np.unique(labels)):,} classes: too few for a class to have one in train and one "
             "in test",
-            "give monitor.labelled a set with more images of each class, or a larger "
-            "monitor.labelled_images",
+            "give monitor.labeled a set with more images of each class, or a larger "
+            "monitor.labeled_images",
         )

@@ -10,7 +10,7 @@ MAX_DECODE_BYTES = 600_000_000
 """Memory that decoding one image may take: its stored values, what the decoder keeps, its pixels.
 
 The most that is left are 178 million pixels of a JPEG, 85 million of an 8-bit color PNG, 120
-million of 16-bit grey.
+million of 16-bit gray.
 """
 
 MAX_SCANS = 100

@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ssl_vit.data.dataset import BatchMaker
-from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.order import Order, SampleRef
-from ssl_vit.data.slots import Loaded, Sent, Slots
+from ssl_vit.data.prefetcher import ShardPrefetcher
+from ssl_vit.data.shared_buffers import Loaded, Sent, SharedBuffers
 from ssl_vit.errors import UserError
 
 
@@ -76,18 +76,21 @@ class Batches(Protocol):
 
 
 class LoadedBatches(Batches):
-    """Micro-batches from data workers, with a keeper of their shards.
+    """Micro-batches from data workers, with a prefetcher of their shards.
 
     Args:
         loader: From :func:`build_loader`.
-        keeper: Told how far the run is.
-        position_of: Number of the micro-batch, from 0 → position for the keeper.
+        prefetcher: Told how far the run is.
+        position_of: Number of the micro-batch, from 0 → position for the prefetcher.
     """
 
     def __init__(
-        self, loader: DataLoader[Sent], keeper: Keeper, position_of: Callable[[int], int]
+        self,
+        loader: DataLoader[Sent],
+        prefetcher: ShardPrefetcher,
+        position_of: Callable[[int], int],
     ) -> None:
-        self.keeper, self.position_of = keeper, position_of
+        self.prefetcher, self.position_of = prefetcher, position_of
         self._iterator = iter(loader)
         self._count = 0
 
@@ -95,7 +98,7 @@ class LoadedBatches(Batches):
         return self
 
     def __next__(self) -> Loaded:
-        self.keeper.advance(self.position_of(self._count))
+        self.prefetcher.advance(self.position_of(self._count))
         try:
             arrived: Sent | Loaded = next(self._iterator)
         except RuntimeError as error:
@@ -114,14 +117,14 @@ class LoadedBatches(Batches):
         return loaded
 
     def finish(self) -> None:
-        self.keeper.finish(self.position_of(self._count))
+        self.prefetcher.finish(self.position_of(self._count))
 
     def close(self) -> None:
         # Now, not when the last reference goes: an error's traceback keeps the iterator alive until
         # the interpreter ends, which then waits for workers that nobody told to leave.
         if isinstance(self._iterator, _MultiProcessingDataLoaderIter):
             self._iterator._shutdown_workers()
-        self.keeper.close()
+        self.prefetcher.close()
 
 
 def build_loader(
@@ -137,30 +140,30 @@ def build_loader(
         batches: Says which samples, in which order.
         batch_size: Images of the largest item.
     """
-    slots = Slots(maker.num_bytes(batch_size), settings.workers, settings.prefetch)
+    buffers = SharedBuffers(maker.num_bytes(batch_size), settings.workers, settings.prefetch)
     return DataLoader(
-        _InSlots(maker, slots),
+        _InSharedBuffers(maker, buffers),
         batch_size=None,
         sampler=batches,
         num_workers=settings.workers,
         prefetch_factor=settings.prefetch if settings.workers else None,
         pin_memory=settings.pin_memory,
         worker_init_fn=settings.worker_init if settings.workers else None,
-        # The slots are memory that only a fork inherits.
+        # The buffers are memory that only a fork inherits.
         multiprocessing_context="fork" if settings.workers else None,
         collate_fn=as_it_is,  # type: ignore[arg-type] - with batch_size=None it gets no list
     )
 
 
-class _InSlots(Dataset["Sent"]):
+class _InSharedBuffers(Dataset["Sent"]):
     """What torch's loader asks for micro-batches."""
 
-    def __init__(self, maker: BatchMaker, slots: Slots) -> None:
-        self.maker, self.slots = maker, slots
+    def __init__(self, maker: BatchMaker, buffers: SharedBuffers) -> None:
+        self.maker, self.buffers = maker, buffers
 
     def __getitem__(self, items: Sequence[Any]) -> Sent:
-        memory = self.slots.take(self.maker.num_bytes(len(items)))
-        return self.slots.send(self.maker.make(items, memory))
+        memory = self.buffers.take(self.maker.num_bytes(len(items)))
+        return self.buffers.send(self.maker.make(items, memory))
 
 
 def as_it_is(sent: Sent) -> Sent:

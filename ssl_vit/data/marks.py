@@ -21,7 +21,7 @@ class Marks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # All ranks of a run, with their keepers and workers, have made or inherited this object
+        # All ranks of a run, with their prefetchers and workers, have made or inherited this object
         # before the first of them verifies a shard.
         self.since = time.time()
         self._own: dict[str, int] = {}  # sha256 → inode, in case no mark can be written

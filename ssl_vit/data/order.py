@@ -2,7 +2,7 @@
 
 An epoch is one virtual row of all samples: the shards in an epoch's own order, turned by an epoch's
 own offset. `lanes` cut that row into equal stretches (fewer than `lanes` samples at its end are
-left out), and every lane is shuffled within blocks of neighbours. Update t takes the next
+left out), and every lane is shuffled within blocks of neighbors. Update t takes the next
 ``global_batch / lanes`` samples of every lane; a rank serves consecutive lanes. Nothing here
 depends on the number of processes, workers or micro-batches, and nothing
 has to be replayed: starting at step ten million costs what starting at step ten costs.
@@ -209,7 +209,7 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
 
 
 class SampleRandomness:
-    """The randomness of every sample: crops, colours, masks. The same on every machine.
+    """The randomness of every sample: crops, colors, masks. The same on every machine.
 
     Philox is counter-based: no two keys ever overlap. Use only ``random()`` of it, whose bits are
     fixed by the algorithm.

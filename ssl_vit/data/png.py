@@ -12,7 +12,7 @@ from ssl_vit.data.limits import check_memory
 from ssl_vit.data.raster import ImageFacts, Raster
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: ("grey", 1), 2: ("RGB", 3), 3: ("palette", 1), 4: ("grey", 2), 6: ("RGB", 4)}
+_CHANNELS = {0: ("gray", 1), 2: ("RGB", 3), 3: ("palette", 1), 4: ("gray", 2), 6: ("RGB", 4)}
 # What decides the pixels, their orientation too; color profiles and texts do not.
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 

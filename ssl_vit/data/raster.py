@@ -20,7 +20,7 @@ class ImageFacts(NamedTuple):
     """Pixels, as stored."""
     width: int
     channels: str
-    """For a person: "grey", "RGB", "palette", "CMYK", …"""
+    """For a person: "gray", "RGB", "palette", "CMYK", …"""
     depth: str
     """Of a stored value, for a person: "8-bit", "16-bit signed", "32-bit float", …"""
     is_deep: bool = False
@@ -37,7 +37,7 @@ class Raster(NamedTuple):
     """One decoded image, upright or not as stored, before its values become 8 bits."""
 
     values: np.ndarray
-    """(H, W) grey or (H, W, 3) RGB, of any real type."""
+    """(H, W) gray or (H, W, 3) RGB, of any real type."""
     depth: str
     """As in :class:`ImageFacts`."""
     opacity: np.ndarray | None = None

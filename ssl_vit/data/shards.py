@@ -33,7 +33,7 @@ _OPEN_SHARDS = 256
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbouring shards of a set that came from one index."""
+    """Neighboring shards of a set that came from one index."""
 
     source: str
     """What the user called it."""

@@ -16,7 +16,7 @@ from ssl_vit.data.dataset import Canvases, Views, canvas_bytes
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.loader import Batches
 from ssl_vit.data.order import SampleRandomness, SampleRef
-from ssl_vit.data.slots import Loaded
+from ssl_vit.data.shared_buffers import Loaded
 
 # One noisy picture of ImageNet's usual shape, and the samples made of it.
 _HEIGHT, _WIDTH = 375, 500

@@ -1,7 +1,7 @@
 """TIFF: everything that Pillow does not read, or reads wrong, by tifffile.
 
 Pillow keeps plain 8-bit files. It drops the lower bytes of 16-bit color, mixes up planes, and does
-not invert min-is-white beyond 8 bits, all in silence. What is not grey or RGB is refused by what it
+not invert min-is-white beyond 8 bits, all in silence. What is not gray or RGB is refused by what it
 is.
 """
 
@@ -36,7 +36,7 @@ class _Layout(NamedTuple):
     """How the samples of a page are to be read."""
 
     color: str
-    """"grey" or "RGB"."""
+    """"gray" or "RGB"."""
     depth: str
     opacity: int | None
     """Which sample is the opacity."""
@@ -69,7 +69,7 @@ def facts_of(data: bytes) -> ImageFacts:
     """What the header of the first page says, and how many pages there are.
 
     Raises:
-        ValueError: Not grey or RGB, or no readable header; says what it is. A ``TooLargeError``
+        ValueError: Not gray or RGB, or no readable header; says what it is. A ``TooLargeError``
             where decoding it would take too much memory.
     """
     with _open(data) as file:
@@ -94,7 +94,7 @@ def read_unusual(data: bytes) -> Raster | None:
     """Decode the first page, if Pillow does not read it right; None for a plain one.
 
     Raises:
-        ValueError: Damaged, too large, or not grey or RGB; says what it is.
+        ValueError: Damaged, too large, or not gray or RGB; says what it is.
     """
     with _open(data) as file:
         page: Any = file.pages.first
@@ -209,30 +209,30 @@ def _layout(page: Any) -> _Layout:
     if page.dtype.kind not in "buif":
         raise ValueError(f"a TIFF of complex numbers, {depth}")
     is_small = page.dtype == np.uint8 or page.dtype == bool
-    is_grey = page.photometric in (kinds.MINISBLACK, kinds.MINISWHITE)
-    if not is_grey and page.photometric != kinds.RGB:
+    is_gray = page.photometric in (kinds.MINISBLACK, kinds.MINISWHITE)
+    if not is_gray and page.photometric != kinds.RGB:
         if is_small:
             name = "palette" if page.photometric == kinds.PALETTE else page.photometric.name
             return _Layout(name, depth, None, False, 0, plain=True)
         raise ValueError(f"a TIFF in {page.photometric.name}, {depth}")
-    num_colors = 1 if is_grey else 3
+    num_colors = 1 if is_gray else 3
     extra = [int(kind) for kind in page.extrasamples]
     opacity = next((num_colors + n for n, kind in enumerate(extra) if kind in (1, 2)), None)
     known = num_colors + (opacity is not None)
-    if bands < num_colors or (is_grey and bands > known):
-        raise ValueError(f"a TIFF of {bands} bands, {depth}, that are neither grey nor RGB")
+    if bands < num_colors or (is_gray and bands > known):
+        raise ValueError(f"a TIFF of {bands} bands, {depth}, that are neither gray nor RGB")
     return _Layout(
-        "grey" if is_grey else "RGB",
+        "gray" if is_gray else "RGB",
         depth,
         opacity,
         opacity is not None and extra[opacity - num_colors] == _ASSOCIATED,
         bands - known,
         # 8 bits in chunky order; more than one opacity or unknown channel is not for Pillow.
-        # Pillow lacks grey with opacity, if it is associated or white is 0.
+        # Pillow lacks gray with opacity, if it is associated or white is 0.
         plain=is_small
         and bands <= num_colors + 1
         and (bands == 1 or page.planarconfig == 1)
-        and not (is_grey and opacity is not None),
+        and not (is_gray and opacity is not None),
     )
 
 

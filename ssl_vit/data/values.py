@@ -1,7 +1,7 @@
 """Which stored values are black and white, for images of more than 8 bits.
 
 A file of 12-bit microscopy, CT numbers or reflectances says nothing of the range that its values
-use. One range for a whole set, kept in its index, makes a value the same grey in every image of it.
+use. One range for a whole set, kept in its index, makes a value the same gray in every image of it.
 Images of 8 bits have no range: their pixels stay as they are. No torch here.
 """
 

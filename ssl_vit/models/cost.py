@@ -205,7 +205,7 @@ def backbone_parameters(config: BackboneConfig) -> int:
 
 def _attention(width: int, heads: int, tokens: int, arithmetic: Arithmetic) -> Cost:
     """Between the two linear layers: keeps queries, keys and values, and the scores or, fused, its
-    output's normalisers.
+    output's normalizers.
     """
     kept = 3.0 * tokens * width * arithmetic.bytes
     if arithmetic.keeps_scores(tokens):

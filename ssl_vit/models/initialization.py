@@ -1,4 +1,4 @@
-"""All initialisation, in one place."""
+"""All initialization, in one place."""
 
 from typing import Literal, assert_never
 
@@ -8,14 +8,14 @@ Scheme = Literal["xavier_uniform", "truncated_normal"]
 
 
 def initialize(module: nn.Module, scheme: Scheme) -> None:
-    """Initialise linear layers, convolutions and norms below ``module``; free parameters are their
+    """Initialize linear layers, convolutions and norms below ``module``; free parameters are their
     owner's.
 
     Args:
         scheme: ``xavier_uniform`` (He et al. 2021, appendix A.1) or ``truncated_normal`` of 0.02
             (ViT, DINOv2).
 
-    A convolution that is as large as its stride is a linear map of a patch, and initialised as one
+    A convolution that is as large as its stride is a linear map of a patch, and initialized as one
     (He et al. 2021); the small ones of a conv stem follow He et al. 2015 (arXiv 1502.01852) for
     their ReLUs.
     """

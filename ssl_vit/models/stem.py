@@ -29,9 +29,9 @@ class PatchStem(nn.Module):
 class ConvStem(nn.Module):
     """3×3 stride-2 convolutions with doubling channels, ending in a 1×1 one.
 
-    Each token sees pixels of its neighbours' patches, so a masked objective must blank hidden
-    patches first (``VisionTransformer.embed`` does). The paper normalises with BatchNorm, which
-    mixes samples; here each position is normalised over its own channels, so neither samples nor
+    Each token sees pixels of its neighbors' patches, so a masked objective must blank hidden
+    patches first (``VisionTransformer.embed`` does). The paper normalizes with BatchNorm, which
+    mixes samples; here each position is normalized over its own channels, so neither samples nor
     places mix.
 
     Args:

@@ -85,9 +85,9 @@ class VisionTransformer(nn.Module):
         """Patch tokens with positions added.
 
         Args:
-            images: (B, 3, H, W) normalised; H and W are multiples of the patch size.
+            images: (B, 3, H, W) normalized; H and W are multiples of the patch size.
             hidden: (B, N) bool, true where a patch must not be seen by any token. An overlapping
-                stem reads its neighbours' pixels, so there hidden patches are blanked in the image
+                stem reads its neighbors' pixels, so there hidden patches are blanked in the image
                 before the stem.
             filler: (D,) or broadcastable to (B, N, D): replaces the tokens of hidden patches (BEiT,
                 iBOT).
@@ -176,7 +176,7 @@ class VisionTransformer(nn.Module):
 
 
 def blank_patches(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
-    """Set hidden patches to 0, the mean of normalised pixels.
+    """Set hidden patches to 0, the mean of normalized pixels.
 
     Args:
         images: (B, 3, H, W).

@@ -1,5 +1,7 @@
 """What can be said about monitoring."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from ssl_vit.config import Config
@@ -13,6 +15,12 @@ class MonitorConfig(Config):
     with and without.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "labelled": "labeled",
+        "labelled_every_steps": "labeled_every_steps",
+        "labelled_images": "labeled_images",
+    }
+
     every_steps: int = Field(default=20, ge=1)
     """Updates between two looks at the features for collapse: their spread, RankMe, α-ReQ."""
 
@@ -21,15 +29,15 @@ class MonitorConfig(Config):
     RankMe can at most be this, and at most the backbone's width.
     """
 
-    labelled: str = ""
+    labeled: str = ""
     """Shards with labels, a folder or URL: k-NN and a linear probe on them while the run goes on;
     empty: none.
     """
 
-    labelled_every_steps: int = Field(default=500, ge=1)
+    labeled_every_steps: int = Field(default=500, ge=1)
     """Updates between two such probes."""
 
-    labelled_images: int = Field(default=2_000, ge=FEWEST_PROBED, le=2**24)
-    """At most so many labelled images, the same share of every class; a quarter of them is the test
+    labeled_images: int = Field(default=2_000, ge=FEWEST_PROBED, le=2**24)
+    """At most so many labeled images, the same share of every class; a quarter of them is the test
     set.
     """

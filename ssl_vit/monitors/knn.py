@@ -1,4 +1,4 @@
-"""Weighted k-nearest neighbours on frozen features, while a run goes on and after it.
+"""Weighted k-nearest neighbors on frozen features, while a run goes on and after it.
 
 Source: Caron et al. 2021, arXiv 2104.14294, appendix F.1.
 """
@@ -26,13 +26,13 @@ def knn_predictions(
 ) -> dict[int, Tensor]:
     """Classify every test image by a vote of its nearest train images.
 
-    A neighbour of cosine similarity s gives its class exp(s / temperature) votes.
+    A neighbor of cosine similarity s gives its class exp(s / temperature) votes.
 
     Args:
         train: (N, D) float, finite.
         train_labels: (N,) int64 in [0, num_classes).
         test: (M, D) float, finite.
-        ks: Numbers of neighbours, each in [1, N].
+        ks: Numbers of neighbors, each in [1, N].
 
     Returns:
         k → (M,) int64 class numbers, on the features' device.

@@ -21,7 +21,7 @@ def rankme(features: Tensor) -> float:
     entropy of their singular values.
 
     Args:
-        features: (N, D), as they are: not centred, not scaled.
+        features: (N, D), as they are: not centered, not scaled.
 
     Source: Garrido et al. 2023 (RankMe), arXiv 2210.02885, equation 1.
     """
@@ -35,7 +35,7 @@ def alpha_req(features: Tensor) -> float:
     covariance. About 1 is good; far above it few directions hold nearly everything.
 
     Args:
-        features: (N, D); centred here.
+        features: (N, D); centered here.
 
     Returns:
         α, or NaN where fewer than three eigenvalues are above rounding.

@@ -1,4 +1,4 @@
-"""k-NN and a linear probe on labelled images while a run goes on.
+"""k-NN and a linear probe on labeled images while a run goes on.
 
 A curve to watch, not a result to quote: few images, one k, and a least-squares classifier, so that
 it takes a moment. `ssl-vit eval` has the protocols.
@@ -21,17 +21,17 @@ from ssl_vit.monitors.config import MonitorConfig
 from ssl_vit.monitors.knn import TEMPERATURE, knn_accuracy
 from ssl_vit.objectives.objective import Objective
 
-# N labelled images, n of them on this rank, D features, C classes.
+# N labeled images, n of them on this rank, D features, C classes.
 
 CROP_RATIO = 0.875
-NEIGHBOURS = 20
+NEIGHBORS = 20
 _BATCH = 64
 # Of the ridge, times the mean eigenvalue of the features' covariance.
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 class Probed(NamedTuple):
-    """Features of one rank's share of the labelled images."""
+    """Features of one rank's share of the labeled images."""
 
     places: Tensor
     """(n,) among the images of all ranks."""
@@ -40,12 +40,12 @@ class Probed(NamedTuple):
 
 
 class Probe:
-    """This rank's share of labelled images, decoded once and kept as uint8.
+    """This rank's share of labeled images, decoded once and kept as uint8.
 
     Args:
         shards: With labels.
         config: How many images, and how often.
-        image_size: Pixels a side of the centre crop.
+        image_size: Pixels a side of the center crop.
         rank, world_size: Whose share.
         values: How values of more than 8 bits are shown.
     """
@@ -59,8 +59,8 @@ class Probe:
         world_size: int,
         values: ValueRange | None = None,
     ) -> None:
-        self.every_steps = config.labelled_every_steps
-        train, test = choose_images(shards, config.labelled_images)
+        self.every_steps = config.labeled_every_steps
+        train, test = choose_images(shards, config.labeled_images)
         numbers = np.concatenate([train, test])
         self.num_train, self.num_classes = len(train), len(shards.classes)
         self.labels = torch.from_numpy(shards.labels[numbers].astype(np.int64))
@@ -102,7 +102,7 @@ class Probe:
         if not torch.isfinite(features.norm(dim=-1)).all():
             return {}
         cut, labels = self.num_train, self.labels
-        k = min(NEIGHBOURS, cut)
+        k = min(NEIGHBORS, cut)
         found: dict[str, float] = {}
         for place, kind in enumerate(("cls", "mean")):
             split = (features[:cut, place], labels[:cut], features[cut:, place], labels[cut:])

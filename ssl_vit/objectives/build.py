@@ -7,9 +7,9 @@ from ssl_vit.data.dataset import Views
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig
-from ssl_vit.objectives.dino import Dino
-from ssl_vit.objectives.dino_views import DinoViews
-from ssl_vit.objectives.mae import Mae, MaeViews
+from ssl_vit.objectives.dino.objective import Dino
+from ssl_vit.objectives.dino.views import DinoViews
+from ssl_vit.objectives.mae.objective import Mae, MaeViews
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.pixels import PixelScale
 
@@ -17,7 +17,7 @@ from ssl_vit.objectives.pixels import PixelScale
 def build_objective(
     config: ObjectiveConfig, model: VisionTransformer, data: DataConfig, total_steps: int
 ) -> Objective:
-    """The model and its loss, what is not in ``model`` initialised from torch's current seed.
+    """The model and its loss, what is not in ``model`` initialized from torch's current seed.
 
     Args:
         config: Of the objective.

@@ -2,7 +2,7 @@
 torch.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,7 +28,7 @@ class MaeConfig(Config):
     """Attention heads of the decoder."""
 
     normalize_targets: bool = True
-    """Predict each patch normalised by its own mean and variance (table 1d)."""
+    """Predict each patch normalized by its own mean and variance (table 1d)."""
 
     min_crop_area: float = Field(default=0.2, gt=0, le=1)
     """Smallest crop as a share of the image's area; RandomResizedCrop (0.2, 1), appendix A.1."""
@@ -71,6 +71,12 @@ class DinoConfig(Config):
     2111.07832) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193), by the weights of their losses.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "stem_rate": "patch_embed_lr_scale",
+        "first_teacher_temperature": "warmup_teacher_temperature",
+        "grey": "grayscale",
+    }
+
     name: Literal["dino"] = "dino"
     """Which objective this is."""
 
@@ -81,7 +87,7 @@ class DinoConfig(Config):
     """Of the masked patches' cross-entropy; 0 masks nothing (DINO)."""
 
     koleo_weight: float = Field(default=0.1, ge=0, le=1e6)
-    """Of KoLeo on the global views' class tokens (Oquab et al., section 4). Nearest neighbours are
+    """Of KoLeo on the global views' class tokens (Oquab et al., section 4). Nearest neighbors are
     sought in a micro-batch, which therefore is part of the result.
     """
 
@@ -99,7 +105,7 @@ class DinoConfig(Config):
     teacher_temperature: float = Field(default=0.07, ge=1e-4, le=100)
     """Of the teacher's targets, after the warm-up."""
 
-    first_teacher_temperature: float = Field(default=0.04, ge=1e-4, le=100)
+    warmup_teacher_temperature: float = Field(default=0.04, ge=1e-4, le=100)
     """Of the teacher's targets, at the start."""
 
     temperature_warmup: float = Field(default=0.3, ge=0, le=1)
@@ -135,7 +141,7 @@ class DinoConfig(Config):
     layer_decay: float = Field(default=0.9, gt=0, le=1)
     """Learning rate of a block over that of the block above it."""
 
-    stem_rate: float = Field(default=0.2, gt=0, le=1)
+    patch_embed_lr_scale: float = Field(default=0.2, gt=0, le=1)
     """Learning rate of the stem, times this (besides the layer decay)."""
 
     local_crops: int = Field(default=8, ge=0, le=256)
@@ -166,7 +172,7 @@ class DinoConfig(Config):
     """Probability of an up-down flip; for images without an up (microscopy, satellites), 0.5."""
 
     jitter: float = Field(default=0.8, ge=0, le=1)
-    """Probability of changing colours."""
+    """Probability of changing colors."""
 
     brightness: float = Field(default=0.4, ge=0, le=10)
     """Factors are drawn from 1 ± this."""
@@ -180,11 +186,11 @@ class DinoConfig(Config):
     hue: float = Field(default=0.1, ge=0, le=0.5)
     """The hue is turned by up to ± this part of a full turn."""
 
-    grey: float = Field(default=0.2, ge=0, le=1)
-    """Probability of a view's losing its colours."""
+    grayscale: float = Field(default=0.2, ge=0, le=1)
+    """Probability of a view's losing its colors."""
 
     solarize: float = Field(default=0.2, ge=0, le=1)
-    """Probability of the second global view's being solarised."""
+    """Probability of the second global view's being solarized."""
 
     released_blur: bool = False
     """Blur views with the probabilities of the released code (0, 0.9, 0.5 for first global, second

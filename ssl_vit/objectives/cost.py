@@ -27,7 +27,7 @@ def objective_cost(
 
 
 def view_pixels(objective: ObjectiveConfig, backbone: BackboneConfig) -> int:
-    """Places in all views of an image together, each of three colours."""
+    """Places in all views of an image together, each of three colors."""
     match objective:
         case MaeConfig():
             return backbone.image_size**2
@@ -120,7 +120,7 @@ def _head(
     cost = Cost()
     for before, after in pairwise(widths):
         cost += linear(before, after, rows, arithmetic)
-    # GELU's inputs, the bottleneck before and after it is normalised, logits and their softmax.
+    # GELU's inputs, the bottleneck before and after it is normalized, logits and their softmax.
     kept = rows * (sum(between) + 2 * bottleneck) * arithmetic.bytes
     kept += rows * prototypes * (arithmetic.bytes + FLOAT32)
     last = Cost(

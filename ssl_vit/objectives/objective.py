@@ -93,7 +93,7 @@ class Objective(nn.Module, ABC):
         ]
 
     def blocks(self) -> list[Block]:
-        """Every transformer block, for the engine's levers."""
+        """Every transformer block, for the engine's optimizations."""
         return [module for module in self.modules() if isinstance(module, Block)]
 
     def stems(self) -> list[Stem]:

@@ -1,4 +1,4 @@
-"""Pictures of what a backbone sees, for the log: patch features as colours, and attention.
+"""Pictures of what a backbone sees, for the log: patch features as colors, and attention.
 
 Every picture is made of rows, one an image, framed in white.
 """
@@ -21,11 +21,11 @@ def feature_panels(
     backbone: VisionTransformer, pixel_scale: PixelScale, images: Tensor
 ) -> dict[str, Tensor]:
     """`patch_features`: each image beside the three main directions of its patch features as
-    colours; `attention`: beside where its class token looks in the last block, head by head.
+    colors; `attention`: beside where its class token looks in the last block, head by head.
 
     Args:
         backbone: In evaluation mode.
-        images: (B, 3, S, S) normalised.
+        images: (B, 3, S, S) normalized.
 
     Returns:
         Name → (3, height, width) uint8.
@@ -34,19 +34,19 @@ def feature_panels(
     grid = images.shape[-2] // size, images.shape[-1] // size
     pixels = pixel_scale.back(images)
     # Not `backbone(images)`: at ZeRO-3 that would let go of its tokens, which come next.
-    colours = principal_colours(backbone.encode(backbone.embed(images)).patches)
+    colors = principal_colors(backbone.encode(backbone.embed(images)).patches)
     looks = backbone.class_attention(images)
     # Each head against its own most looked at patch: few patches take most of it.
     looks = looks / looks.amax(dim=2, keepdim=True).clamp(min=torch.finfo(looks.dtype).tiny)
     return {
-        "patch_features": rows_of([pixels, _picture(colours, grid)]),
-        "attention": rows_of([pixels, *(_picture(_grey(head), grid) for head in looks.unbind(1))]),
+        "patch_features": rows_of([pixels, _picture(colors, grid)]),
+        "attention": rows_of([pixels, *(_picture(_gray(head), grid) for head in looks.unbind(1))]),
     }
 
 
-def principal_colours(patches: Tensor) -> Tensor:
+def principal_colors(patches: Tensor) -> Tensor:
     """The first three principal components over the patches of all images together, each spread
-    over [0, 1]; so one colour means one thing in all of them (Oquab et al. 2023, figure 1).
+    over [0, 1]; so one color means one thing in all of them (Oquab et al. 2023, figure 1).
 
     Args:
         patches: (B, N, D).
@@ -80,11 +80,11 @@ def rows_of(columns: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(torch.cat(framed, dim=-1)), dim=-2)
 
 
-def _grey(values: Tensor) -> Tensor:
+def _gray(values: Tensor) -> Tensor:
     return values.unsqueeze(-1).expand(-1, -1, 3)
 
 
-def _picture(colours: Tensor, grid: tuple[int, int]) -> Tensor:
+def _picture(colors: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, N, 3) in [0, 1] → (B, 3, down, across) uint8, a pixel a patch."""
-    picture = colours.unflatten(1, grid).permute(0, 3, 1, 2)
+    picture = colors.unflatten(1, grid).permute(0, 3, 1, 2)
     return (picture * 255).round().to(torch.uint8)

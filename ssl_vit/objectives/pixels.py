@@ -28,5 +28,5 @@ class PixelScale(nn.Module):
         return (planes - self.mean) / self.std
 
     def back(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised → uint8."""
+        """(B, 3, H, W) normalized → uint8."""
         return (images * self.std + self.mean).round().clamp(0, 255).to(torch.uint8)

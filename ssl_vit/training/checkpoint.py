@@ -1,14 +1,14 @@
 """Resumable checkpoints: written beside training, renamed into place when complete on all ranks.
 
     checkpoints/step_00005000/
-      rank_00000.safetensors …   each rank's pieces of the state (training/pieces.py)
+      rank_00000.safetensors …   each rank's state shards of the state (training/state_shards.py)
       manifest.json              what it is, with the size and sha256 of every file; written last
 
 Any number of processes at any ZeRO stage goes on from it. Where a run starts from, first match
 wins:
 
 1. the newest whole checkpoint in its own run folder;
-2. `resume_from`: the network of another run, or the backbone of an export (start_from.py);
+2. `resume_from`: the network of another run, or the backbone of an export (run/start.py);
 3. scratch.
 """
 

@@ -1,11 +1,11 @@
-"""What can be said about optimisation (moves the result) and the engine (moves only the speed)."""
+"""What can be said about optimization (moves the result) and the engine (moves only the speed)."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ssl_vit.config import Config
-from ssl_vit.quantities import parse_bytes
+from ssl_vit.units import parse_bytes
 
 
 class ScheduleConfig(Config):
@@ -96,7 +96,7 @@ class EngineConfig(Config):
     """Images a forward pass and process; a process's whole share where that is smaller. `auto`: the
     largest that fits into 80 % of its memory, by `ssl-vit plan`'s figures, found once for a run.
     It is part of the result where images are compared with each other or dropped: KoLeo looks for
-    neighbours in the micro-batch of one process, Sinkhorn-Knopp uses prototypes alike over a
+    neighbors in the micro-batch of one process, Sinkhorn-Knopp uses prototypes alike over a
     micro-batch of all processes, and drop path leaves out a whole number of its images. With
     `objective.centering=average` and neither KoLeo nor drop path, it is speed alone.
     """
@@ -154,7 +154,7 @@ class EngineConfig(Config):
         return value
 
     @model_validator(mode="after")
-    def _levers_go_together(self) -> "EngineConfig":
+    def _optimizations_go_together(self) -> "EngineConfig":
         if self.compile and self.zero_stage == 3:
             raise ValueError(
                 "engine.compile=true does not work with engine.zero_stage=3: torch cannot trace "

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from ssl_vit.cost.memory import ZERO3_LIVE, bucket_of
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
-from ssl_vit.training.memory import ZERO3_LIVE, bucket_of
 from ssl_vit.training.plan import RunPlan
 
 

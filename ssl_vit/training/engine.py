@@ -30,26 +30,26 @@ from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.data.order import hash_words
 from ssl_vit.distributed import Processes, complete_environment
 from ssl_vit.objectives.objective import Objective, Observed
-from ssl_vit.training.agreement import gather
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
+from ssl_vit.training.consensus import gather
 from ssl_vit.training.deepspeed_config import deepspeed_config
-from ssl_vit.training.exchange import Measured, exchange, mean_of
 from ssl_vit.training.gloo import gather_by_broadcasts
-from ssl_vit.training.levers import pull_levers
 from ssl_vit.training.loss_scale import LossScale
 from ssl_vit.training.measures import DTYPES, NormMeter, PhaseClock, peak_memory
+from ssl_vit.training.optimizations import apply_optimizations
 from ssl_vit.training.optimizer import build_optimizer, set_schedules
-from ssl_vit.training.pieces import (
-    Piece,
-    Pieces,
-    applied_updates,
-    clear_padding,
-    find_pieces,
-    set_applied_updates,
-)
 from ssl_vit.training.plan import RunPlan, learning_rate_at, weight_decay_at
+from ssl_vit.training.reduce_metrics import Measured, exchange, mean_of
 from ssl_vit.training.samples import digest_of, find_suspects
 from ssl_vit.training.state_file import StateReader, copy_to_host
+from ssl_vit.training.state_shards import (
+    StateShard,
+    StateShards,
+    applied_updates,
+    clear_padding,
+    find_state_shards,
+    set_applied_updates,
+)
 from ssl_vit.training.update import GroupNorms, LoadedBatch, Seconds, StepResult
 
 # First word of the device's randomness (drop path), distinct from the words in data/order.py
@@ -114,7 +114,7 @@ class Engine:
         self.optimizer_config, self.plan, self.seed = optimizer, plan, seed
         self.processes, self.zero_stage = processes, engine.zero_stage
         self.groups = objective.parameter_groups()
-        pull_levers(objective, engine, plan.device)
+        apply_optimizations(objective, engine, plan.device)
         base = build_optimizer(self.groups, optimizer, engine.fused_optimizer)
         # Any: deepspeed's own annotations are too loose to check against.
         parts: tuple[Any, ...] = deepspeed.initialize(
@@ -222,8 +222,8 @@ class Engine:
         """This rank's part of the state, copied to host memory, and the updates it has seen
         applied; every rank calls it.
         """
-        pieces = self._pieces().to_save(self.processes)
-        return copy_to_host(pieces), applied_updates(self.optimizer)
+        state_shards = self._state_shards().to_save(self.processes)
+        return copy_to_host(state_shards), applied_updates(self.optimizer)
 
     def load_state(self, files: Sequence[Path], num_applied: int) -> None:
         """Take over a state, whoever saved it: at any ZeRO stage, on any number of ranks.
@@ -235,7 +235,7 @@ class Engine:
         Raises:
             KeyError: They are of another model.
         """
-        StateReader(files).read_into(self._pieces().to_load())
+        StateReader(files).read_into(self._state_shards().to_load())
         set_applied_updates(self.optimizer, num_applied)
         if self.zero_stage == 3 and (kept := self.optimizer.persistent_parameters):
             # Small parameters are whole on every rank; these copies are old now.
@@ -283,11 +283,11 @@ class Engine:
         losses = [output["loss"] for output in seen.outputs]
         return find_suspects(seen.numbers, losses, self.processes)
 
-    def _pieces(self) -> Pieces:
+    def _state_shards(self) -> StateShards:
         module = self.engine.module
-        pieces = find_pieces(module, self.optimizer, self.zero_stage, self.processes)
-        pieces.shared.append(Piece("loss_scale/state", 0, self.loss_scale.state))
-        return pieces
+        state_shards = find_state_shards(module, self.optimizer, self.zero_stage, self.processes)
+        state_shards.shared.append(StateShard("loss_scale/state", 0, self.loss_scale.state))
+        return state_shards
 
     def _settle_stage_0(self, loss_scale: float) -> Tensor:
         """The whole gradient's norm; and what the other stages do by themselves: dividing by the

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_vit.cost.devices import recognize
 from ssl_vit.models.cost import Precision
-from ssl_vit.training.devices import recognize
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,

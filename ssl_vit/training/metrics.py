@@ -12,8 +12,8 @@ from statistics import fmean
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ssl_vit.cost.devices import GIB
 from ssl_vit.files import OptionalWrites, spelled_in_utf8
-from ssl_vit.training.devices import GIB
 from ssl_vit.training.metrics_file import AppendedLines
 from ssl_vit.training.plan import RunPlan
 from ssl_vit.training.update import Seconds, StepResult

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from ssl_vit.config import Config
-from ssl_vit.data.config import SLOTS_IN_USE
+from ssl_vit.cost.memory import USABLE, largest_micro_batch, memory_of
+from ssl_vit.data.config import BUFFERS_IN_USE
 from ssl_vit.data.order import lanes_of_rank, too_few_samples_error
 from ssl_vit.errors import UserError
 from ssl_vit.models.cost import Arithmetic, Cost, Precision
@@ -18,11 +19,10 @@ from ssl_vit.objectives.cost import objective_cost, view_pixels
 from ssl_vit.schedules import cosine, warmup_cosine
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.length import NOT_TIMED, Timed, steps_of
-from ssl_vit.training.memory import USABLE, largest_micro_batch, memory_of
 from ssl_vit.training.split import largest_divisor, split_batch
 
 if TYPE_CHECKING:
-    from ssl_vit.run_config import RunConfig
+    from ssl_vit.run.config import RunConfig
 
 # Bytes of pixels that the data workers of a process may hold ready.
 _MOST_PREFETCHED = 2**30
@@ -288,7 +288,7 @@ def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, pixe
     """
     workers = max(workers, 1)
     wanted = -(-2 * accumulation // workers) + 1
-    fits = _MOST_PREFETCHED // (workers * micro_batch_size * 3 * pixels) - SLOTS_IN_USE
+    fits = _MOST_PREFETCHED // (workers * micro_batch_size * 3 * pixels) - BUFFERS_IN_USE
     return max(1, min(max(wanted, 2), fits, 8))
 
 

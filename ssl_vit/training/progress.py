@@ -16,8 +16,8 @@ from rich.progress import (
 )
 
 from ssl_vit.progress import PLAIN_EVERY_SECONDS
-from ssl_vit.quantities import format_seconds
 from ssl_vit.training.update import StepResult
+from ssl_vit.units import format_seconds
 
 _WINDOW = 50
 

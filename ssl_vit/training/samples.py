@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssl_vit.data.order import hash_words, splitmix64
 from ssl_vit.distributed import Processes
-from ssl_vit.training.agreement import gather
+from ssl_vit.training.consensus import gather
 
 _DIGEST_KEY = hash_words(102)
 

@@ -1,4 +1,4 @@
-"""Pieces of the training state in safetensors files: one a rank, read back in any other cut."""
+"""Shards of the training state in safetensors files, one per rank, read back in any partition."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssl_vit.files import share_like_folder, spelled_in_utf8
-from ssl_vit.training.pieces import Piece
+from ssl_vit.training.state_shards import StateShard
 
 
-def copy_to_host(pieces: Iterable[Piece]) -> dict[str, Tensor]:
+def copy_to_host(shards: Iterable[StateShard]) -> dict[str, Tensor]:
     """Copies in host memory, named `KEY@START`; training may go on at once."""
     return {
-        f"{piece.key}@{piece.start}": piece.data.detach().to("cpu", copy=True).contiguous()
-        for piece in pieces
+        f"{shard.key}@{shard.start}": shard.data.detach().to("cpu", copy=True).contiguous()
+        for shard in shards
     }
 
 
@@ -56,20 +56,20 @@ class StateReader:
                 stored = _Stored(int(start), int(start) + length, name, file)
                 self._stored.setdefault(key, []).append(stored)
 
-    def read_into(self, pieces: Iterable[Piece]) -> None:
-        """Overwrite the pieces with what was stored.
+    def read_into(self, shards: Iterable[StateShard]) -> None:
+        """Overwrite the shards with what was stored.
 
         Raises:
-            KeyError: Some of a piece was not; names it.
+            KeyError: Some of a shard was not; names it.
         """
         with torch.no_grad():
-            for piece in pieces:
+            for shard in shards:
                 found = sum(
-                    self._read_part(piece, each) for each in self._stored.get(piece.key, [])
+                    self._read_part(shard, each) for each in self._stored.get(shard.key, [])
                 )
-                if found != piece.data.numel():
+                if found != shard.data.numel():
                     raise KeyError(
-                        f"{piece.key} has {piece.data.numel() - found:,} elements that it lacks"
+                        f"{shard.key} has {shard.data.numel() - found:,} elements that it lacks"
                     )
 
     def read(self, key: str) -> Tensor:
@@ -86,10 +86,10 @@ class StateReader:
         return torch.cat([part.file.get_tensor(part.name) for part in parts])
 
     @staticmethod
-    def _read_part(piece: Piece, stored: _Stored) -> int:
-        begin, end = max(piece.start, stored.start), min(piece.end, stored.end)
+    def _read_part(shard: StateShard, stored: _Stored) -> int:
+        begin, end = max(shard.start, stored.start), min(shard.end, stored.end)
         if begin >= end:
             return 0
         values = stored.file.get_slice(stored.name)[begin - stored.start : end - stored.start]
-        piece.data[begin - piece.start : end - piece.start].copy_(values)
+        shard.data[begin - shard.start : end - shard.start].copy_(values)
         return end - begin

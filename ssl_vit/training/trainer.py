@@ -16,11 +16,11 @@ from ssl_vit.files import OptionalWrites, replacing
 from ssl_vit.monitors.monitor import Monitor
 from ssl_vit.monitors.probes import Probe, summary
 from ssl_vit.objectives.objective import Objective, Observed
-from ssl_vit.training.agreement import gather
 from ssl_vit.training.alarms import AlarmFile, in_words
 from ssl_vit.training.bad_samples import BadSamples
 from ssl_vit.training.checkpoint import Checkpoints
 from ssl_vit.training.config import LogConfig
+from ssl_vit.training.consensus import gather
 from ssl_vit.training.engine import Engine
 from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
 from ssl_vit.training.length import Costs, is_measured, warmed_up
@@ -293,7 +293,7 @@ class Trainer:
             self._show_panels(step, self.engine.last_batch)
 
     def _probe(self) -> dict[str, float]:
-        """Accuracies on labelled images, the same on every rank; every rank calls it."""
+        """Accuracies on labeled images, the same on every rank; every rank calls it."""
         assert self.probe is not None
         self.objective.eval()
         with self.engine.gathered(), self.engine.autocast():

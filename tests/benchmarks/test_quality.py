@@ -129,7 +129,7 @@ def test_the_table_is_markdown_with_a_line_for_every_export():
 def test_the_lead_of_the_last_export_is_held_to_what_is_required(last: float, ending: str):
     lead, alarms = verdicts("Fashion", Requirement(5.0, False), [outcome(0.9, last)], 1000)
     assert f"points (required ≥ 5){ending}" in lead
-    assert lead.startswith(f"Fashion: mae k-NN − random initialisation = +{100 * last - 60:.1f}")
+    assert lead.startswith(f"Fashion: mae k-NN − random initialization = +{100 * last - 60:.1f}")
     assert alarms.endswith("alarms: none (required: none): met")
 
 

@@ -91,7 +91,7 @@ def test_a_crop_of_the_right_size_is_not_touched(pixels: np.ndarray):
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (300, 200), (10, 10)])
-def test_the_test_transform_shows_the_centre_of_the_scaled_image(height: int, width: int):
+def test_the_test_transform_shows_the_center_of_the_scaled_image(height: int, width: int):
     # On a ramp a pixel's level is its place, so the result says which part of the image it shows.
     down, across = np.mgrid[0:height, 0:width]
     ramp = np.stack([down * 255 / height, across * 255 / width, 0 * down], axis=-1)

@@ -482,7 +482,7 @@ def test_the_processes_of_a_run_hash_a_shard_once_and_the_next_run_once_more(
         first.path(shard)
     assert not hashed  # compared when they came
     ranks = [ShardCache(tmp_path) for _ in range(3)]
-    ranks.append(pickle.loads(pickle.dumps(ranks[0])))  # a keeper's
+    ranks.append(pickle.loads(pickle.dumps(ranks[0])))  # a prefetcher's
     for rank in ranks:
         for shard in shards:
             rank.path(shard)

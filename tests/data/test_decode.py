@@ -35,7 +35,7 @@ def test_lossless_files_give_the_exact_pixels(pixels: np.ndarray, kind: str):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF"])
-def test_grey_becomes_three_equal_channels(pixels: np.ndarray, kind: str):
+def test_gray_becomes_three_equal_channels(pixels: np.ndarray, kind: str):
     decoded = decode_image(encode(Image.fromarray(pixels[..., 0]), kind))
     assert decoded.shape == (48, 64, 3)
     assert (decoded == decoded[..., :1]).all()
@@ -43,15 +43,15 @@ def test_grey_becomes_three_equal_channels(pixels: np.ndarray, kind: str):
         np.testing.assert_array_equal(decoded[..., 0], pixels[..., 0])
 
 
-def test_sixteen_bit_grey_is_scaled_not_cut():
-    grey = np.array([[0, 257, 1000], [32768, 65000, 65535]], dtype=np.uint16)
-    decoded = decode_image(encode(Image.fromarray(grey), "PNG"), ValueRange(0, 65535))
+def test_sixteen_bit_gray_is_scaled_not_cut():
+    gray = np.array([[0, 257, 1000], [32768, 65000, 65535]], dtype=np.uint16)
+    decoded = decode_image(encode(Image.fromarray(gray), "PNG"), ValueRange(0, 65535))
     assert decoded[..., 0].tolist() == [[0, 1, 4], [128, 253, 255]]  # value / 257, rounded
     assert (decoded == decoded[..., :1]).all()
 
 
 def test_palettes_are_looked_up(pixels: np.ndarray):
-    few = (pixels // 128 * 255).astype(np.uint8)  # eight colours
+    few = (pixels // 128 * 255).astype(np.uint8)  # eight colors
     palette = Image.fromarray(few).quantize(8)
     np.testing.assert_array_equal(decode_image(encode(palette, "PNG")), few)
 
@@ -144,8 +144,8 @@ def test_the_upper_rows_alone_are_those_of_the_whole_image(
 def test_rows_that_are_not_needed_are_not_decoded():
     picture = Picture(encode(photograph(400, 100), "JPEG"))
     assert len(picture.pixels(1, 100)) < 130
-    grey = Picture(encode(photograph(400, 100)[..., 0], "JPEG"))
-    assert len(grey.pixels(1, 100)) < 130
+    gray = Picture(encode(photograph(400, 100)[..., 0], "JPEG"))
+    assert len(gray.pixels(1, 100)) < 130
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
@@ -157,7 +157,7 @@ def test_a_jpeg_that_is_cut_off_is_found_whichever_rows_are_needed(kept: float):
             picture.pixels(1, rows)
 
 
-def test_damage_is_found_where_pillow_would_go_on_with_grey():
+def test_damage_is_found_where_pillow_would_go_on_with_gray():
     data = encode(photograph(400, 400), "JPEG", quality=95)
     third = len(data) // 3
     # A marker where none may be: what follows belongs to nothing.

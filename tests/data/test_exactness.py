@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssl_vit.data import order as order_module
+from ssl_vit.data.access_plan import TrainingAccess
 from ssl_vit.data.dataset import TrainingBatches
-from ssl_vit.data.keeper import Keeper
 from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
 from ssl_vit.data.mixture import MixedOrder
-from ssl_vit.data.needs import TrainingNeeds
 from ssl_vit.data.order import Order, SampleOrder, SampleRef, lanes_of_rank
+from ssl_vit.data.prefetcher import ShardPrefetcher
 from ssl_vit.data.sources import open_shards
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.build import build_views
@@ -204,15 +204,15 @@ def load(
         share = 12 // world_size
         micro_batch = min(micro, share)
         sampler = UpdateSampler(order, mine, micro_batch, steps.start, steps.stop)
-        needs = TrainingNeeds(order, mine, steps.stop)
+        access_plan = TrainingAccess(order, mine, steps.stop)
         loader = build_loader(
             TrainingBatches(open_shards(folder), views, seed),
             sampler,
             micro_batch,
             LoaderSettings(workers, prefetch=2, pin_memory=False),
         )
-        keeper = Keeper(shards.shards, shards.cache, needs, verifies=False)
-        batches = LoadedBatches(loader, keeper, lambda batch: batch)
+        prefetcher = ShardPrefetcher(shards.shards, shards.cache, access_plan, verifies=False)
+        batches = LoadedBatches(loader, prefetcher, lambda batch: batch)
         for place in range(len(steps)):
             left = share
             while left:
@@ -281,8 +281,10 @@ def test_exact_memory_is_reused_only_after_two_more_batches(root: Path):
         6,
         LoaderSettings(workers=2, prefetch=2, pin_memory=False),
     )
-    keeper = Keeper(shards.shards, shards.cache, TrainingNeeds(order, range(6), 40), verifies=False)
-    batches = LoadedBatches(loader, keeper, lambda batch: batch)
+    prefetcher = ShardPrefetcher(
+        shards.shards, shards.cache, TrainingAccess(order, range(6), 40), verifies=False
+    )
+    batches = LoadedBatches(loader, prefetcher, lambda batch: batch)
     before, copy = None, None
     for _ in range(40):
         loaded = next(batches)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from ssl_vit.data import integrity
+from ssl_vit.data.access_plan import SequentialAccess
 from ssl_vit.data.integrity import Watch, verify
-from ssl_vit.data.keeper import Keeper, _Job, _Walk
-from ssl_vit.data.needs import SequentialNeeds
+from ssl_vit.data.prefetcher import ShardPrefetcher, _Job, _Walk
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
@@ -76,11 +76,11 @@ HARMLESS = (rewrite, replace_by_same, Path.unlink, Path.touch, lambda path: path
 
 
 class Run:
-    """A keeper's walk in a thread of this process, over a set in its order."""
+    """A prefetcher's walk in a thread of this process, over a set in its order."""
 
     def __init__(self, shards: ShardSet) -> None:
-        needs = SequentialNeeds(shards.starts, np.arange(shards.num_samples))
-        self.walk = _Walk(_Job(shards.shards, shards.cache, needs, 0, True, (0, 1)))
+        access_plan = SequentialAccess(shards.starts, np.arange(shards.num_samples))
+        self.walk = _Walk(_Job(shards.shards, shards.cache, access_plan, 0, True, (0, 1)))
         self.error: UserError | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -92,7 +92,7 @@ class Run:
             self.error = error
 
     def finish(self) -> UserError | None:
-        self.walk.position = self.walk.goal = self.walk.job.needs.end
+        self.walk.position = self.walk.goal = self.walk.job.access_plan.end
         self.thread.join(20)
         assert not self.thread.is_alive()
         return self.error
@@ -237,23 +237,23 @@ def test_a_shard_that_is_rewritten_while_it_is_hashed_is_noticed(
 def test_a_deleted_shard_that_was_not_verified_yet_is_named(folder: Path):
     shards = open_shards(folder)
     Path(shards.shards[1].url).unlink()
-    needs = SequentialNeeds(shards.starts, np.arange(shards.num_samples))
-    keeper = Keeper(shards.shards, shards.cache, needs)
+    access_plan = SequentialAccess(shards.starts, np.arange(shards.num_samples))
+    prefetcher = ShardPrefetcher(shards.shards, shards.cache, access_plan)
     with pytest.raises(UserError, match=r"cannot read shard .*000001\.tar: No such file"):
-        keeper.finish(needs.end)
-    keeper.close()
+        prefetcher.finish(access_plan.end)
+    prefetcher.close()
 
 
 def test_the_process_beside_a_rank_tells_of_a_change(folder: Path):
     shards = open_shards(folder)
-    needs = SequentialNeeds(shards.starts, np.arange(shards.num_samples))
-    keeper = Keeper(shards.shards, shards.cache, needs)
-    keeper.advance(0)
+    access_plan = SequentialAccess(shards.starts, np.arange(shards.num_samples))
+    prefetcher = ShardPrefetcher(shards.shards, shards.cache, access_plan)
+    prefetcher.advance(0)
     time.sleep(1.5)  # for its start, and a hash of a few hundred kilobytes
     flip(Path(shards.shards[0].url))
     with pytest.raises(UserError, match=r"000000\.tar is damaged"):
-        keeper.finish(needs.end)
-    keeper.close()
+        prefetcher.finish(access_plan.end)
+    prefetcher.close()
 
 
 @pytest.mark.parametrize("change", [Path.unlink, replace_by_same, replace_by_other])

@@ -65,7 +65,7 @@ def tiff_of(side: int, **options: object) -> bytes:
         tiff_of(13_370, compression="zlib"),
         tiff_of(12_000),
     ],
-    ids=["grey 16-bit", "RGBA 16-bit", "RGB", "progressive", "float, compressed", "float"],
+    ids=["gray 16-bit", "RGBA 16-bit", "RGB", "progressive", "float, compressed", "float"],
 )
 def test_what_would_fill_a_workers_memory_is_refused_by_its_header(data: bytes):
     with pytest.raises(TooLargeError, match="MB to decode, more than 600"):

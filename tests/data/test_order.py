@@ -116,7 +116,7 @@ def test_every_epoch_has_its_own_order_of_shards():
 def test_a_lane_stays_near_its_block_of_shards():
     order = SampleOrder([100] * 100, lanes=4, global_batch_size=400, shuffle_block=200, seed=3)
     shards = {ref.number // 100 for ref in order.update(0, range(1, 2))}
-    assert len(shards) <= 3  # 200 neighbours touch two whole shards, or parts of three
+    assert len(shards) <= 3  # 200 neighbors touch two whole shards, or parts of three
 
 
 def test_processes_that_do_not_fit_are_told_which_do():

@@ -51,7 +51,7 @@ def bands(count: int, kind: type) -> bytes:
     return tiff(np.zeros((8, 8, count), kind), photometric="minisblack", planarconfig="contig")
 
 
-GREY: dict[str, tuple[bytes, float, float]] = {
+GRAY: dict[str, tuple[bytes, float, float]] = {
     "png": (png16(LEVELS), 0, 3071),
     "tiff": (tiff(LEVELS), 0, 3071),
     "lzw with predictor": (tiff(LEVELS, compression="lzw", predictor=True), 0, 3071),
@@ -69,9 +69,9 @@ GREY: dict[str, tuple[bytes, float, float]] = {
 }
 
 
-@pytest.mark.parametrize("kind", GREY)
-def test_grey_of_more_than_8_bits_is_shown_by_the_range(kind: str):
-    data, low, high = GREY[kind]
+@pytest.mark.parametrize("kind", GRAY)
+def test_gray_of_more_than_8_bits_is_shown_by_the_range(kind: str):
+    data, low, high = GRAY[kind]
     assert facts_of(data).is_deep
     decoded = decode_image(data, ValueRange(low, high)).astype(int)
     levels = LEVELS // 16 * 16 if kind == "8-bit signed" else LEVELS
@@ -225,18 +225,18 @@ def test_transparency_of_16_bits_is_shown_on_white():
 
 @pytest.mark.parametrize("kind", ["minisblack", "miniswhite"])
 @pytest.mark.parametrize("opacity", ["assocalpha", "unassalpha"])
-def test_grey_tiffs_of_8_bits_with_opacity(kind: str, opacity: str):
-    grey = photograph(48, 64)[..., 0]
-    alpha = np.full_like(grey, 255)
+def test_gray_tiffs_of_8_bits_with_opacity(kind: str, opacity: str):
+    gray = photograph(48, 64)[..., 0]
+    alpha = np.full_like(gray, 255)
     alpha[:24] = 0
-    grey[:24] = 0
-    stored = grey if kind == "minisblack" else 255 - grey
+    gray[:24] = 0
+    stored = gray if kind == "minisblack" else 255 - gray
     data = tiff(
         np.dstack([stored, alpha]), photometric=kind, extrasamples=[opacity], planarconfig="contig"
     )
     decoded = decode_image(data)
     assert (decoded[:24] == 255).all()
-    np.testing.assert_array_equal(decoded[24:, :, 0], grey[24:])
+    np.testing.assert_array_equal(decoded[24:, :, 0], gray[24:])
 
 
 def test_the_value_without_data_is_that_of_the_file_where_white_is_low():
@@ -310,8 +310,8 @@ def test_a_png_with_long_metadata_is_read(extra: tuple[bytes, bytes]):
 def test_avif_and_gif_are_read():
     pixels = photograph(48, 64)
     assert np.abs(decode_image(encode(pixels, "AVIF", quality=95)) - pixels.astype(int)).mean() < 8
-    grey = pixels[..., 0]
-    np.testing.assert_array_equal(decode_image(encode(grey, "GIF"))[..., 0], grey)
+    gray = pixels[..., 0]
+    np.testing.assert_array_equal(decode_image(encode(gray, "GIF"))[..., 0], gray)
 
 
 STACK = np.stack([LEVELS + 100 * page for page in range(3)])

@@ -65,7 +65,7 @@ def good_files() -> dict[str, bytes]:
         "d.bmp": encode(PICTURE, "BMP"),
         "e.tif": encode(PICTURE, "TIFF"),
         "f.tiff": encode(PICTURE, "TIFF", compression="tiff_lzw"),
-        "grey.jpg": encode(PICTURE[..., 0], "JPEG"),
+        "gray.jpg": encode(PICTURE[..., 0], "JPEG"),
         "rgba.png": encode(image.convert("RGBA"), "PNG"),
         "cmyk.jpg": encode(image.convert("CMYK"), "JPEG"),
         "sixteen.png": encode(deep, "PNG"),
@@ -123,7 +123,7 @@ def salted(tmp_path: Path) -> Path:
     with (images / "cat/huge.jpg").open("wb") as file:
         file.truncate(2**31)  # sparse: takes no room
     (images / "dog/linked.jpg").symlink_to(images / "cat/a.jpg")
-    os.rename(images / "dog/deeper/grey.jpg", os.fsencode(images) + b"/cat/no \xff unicode.jpg")
+    os.rename(images / "dog/deeper/gray.jpg", os.fsencode(images) + b"/cat/no \xff unicode.jpg")
     return images
 
 

@@ -47,7 +47,7 @@ def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
-def labelled(labels: Sequence[str], ending: str = "cls") -> list[tuple[str, bytes]]:
+def labeled(labels: Sequence[str], ending: str = "cls") -> list[tuple[str, bytes]]:
     members = []
     for number, label in enumerate(labels):
         members += [(f"{number:03d}.jpg", picture(number, "jpg"))]
@@ -142,7 +142,7 @@ def test_check_tells_hard_links_from_their_files(tmp_path: Path):
 
 @pytest.mark.parametrize("order", ["by ending", "label first", "one late"])
 def test_an_unsorted_tar_is_refused_by_all_that_read_it(order: str, tmp_path: Path):
-    members = labelled(["0", "1", "2"])
+    members = labeled(["0", "1", "2"])
     if order == "by ending":
         members.sort(key=lambda member: member[0].endswith("cls"))
     elif order == "label first":
@@ -162,7 +162,7 @@ def test_an_unsorted_tar_is_refused_by_all_that_read_it(order: str, tmp_path: Pa
 
 
 def test_a_repeated_name_counts_and_is_counted(tmp_path: Path):
-    members = labelled(["a", "b"])
+    members = labeled(["a", "b"])
     write_tar(tmp_path / "x.tar", [*members, *members[:2]])
     done = ssl_vit("shards", "index", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -173,8 +173,8 @@ def test_a_repeated_name_counts_and_is_counted(tmp_path: Path):
 
 
 def test_bytes_behind_the_end_mark_are_counted(tmp_path: Path):
-    first = write_tar(tmp_path / "a/x.tar", labelled(["0"])).read_bytes()
-    second = write_tar(tmp_path / "b/x.tar", labelled(["1"])).read_bytes()
+    first = write_tar(tmp_path / "a/x.tar", labeled(["0"])).read_bytes()
+    second = write_tar(tmp_path / "b/x.tar", labeled(["1"])).read_bytes()
     for content, kinds in ((first + second, {"behind the end mark": 1}), (first + bytes(9999), {})):
         (tmp_path / "a/x.tar").write_bytes(content)
         made = index(tmp_path / "a", overwrite=True)
@@ -183,7 +183,7 @@ def test_bytes_behind_the_end_mark_are_counted(tmp_path: Path):
 
 
 def test_a_size_beyond_the_end_is_said_at_once(tmp_path: Path):
-    tar = write_tar(tmp_path / "x.tar", labelled(["0"]))
+    tar = write_tar(tmp_path / "x.tar", labeled(["0"]))
     info = tarfile.TarInfo("huge.jpg")
     info.size = 2**50
     tar.write_bytes(tar.read_bytes()[:-10240] + info.tobuf(tarfile.GNU_FORMAT))
@@ -203,7 +203,7 @@ def test_a_size_beyond_the_end_is_said_at_once(tmp_path: Path):
 def test_labels_in_tars_are_numbered_by_what_they_mean(
     labels: list[str], classes: tuple[str, ...], found: list[int], tmp_path: Path
 ):
-    write_tar(tmp_path / "x.tar", labelled(labels))
+    write_tar(tmp_path / "x.tar", labeled(labels))
     made = index(tmp_path)
     shards = open_shards(tmp_path)
     assert shards.classes == classes
@@ -259,17 +259,17 @@ def test_sets_in_a_tar_are_not_taken_for_classes(tmp_path: Path):
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}])
 def test_a_list_in_a_field_is_refused_by_its_name(value: object, tmp_path: Path):
-    write_tar(tmp_path / "x.tar", labelled([json.dumps({"tags": value})], "json"))
+    write_tar(tmp_path / "x.tar", labeled([json.dumps({"tags": value})], "json"))
     with pytest.raises(UserError, match=r"the field tags of 000\.json holds a (list|mapping)"):
         index(tmp_path, label_field="tags")
 
 
 def test_labels_that_cannot_be_read_are_counted(tmp_path: Path):
-    members = labelled(["a", "b"])
+    members = labeled(["a", "b"])
     members[1] = ("000.cls", b"\xff\xfe")
     write_tar(tmp_path / "x.tar", members)
     assert index(tmp_path).refused == {"unreadable label": 1}
-    write_tar(tmp_path / "y/x.tar", labelled(['{"l": "a"}', "[" * 100_000], "json"))
+    write_tar(tmp_path / "y/x.tar", labeled(['{"l": "a"}', "[" * 100_000], "json"))
     assert index(tmp_path / "y", label_field="l").refused == {"unreadable label": 1}
 
 
@@ -320,11 +320,11 @@ def test_a_file_of_classes_whose_lines_mean_no_number_is_refused(
 
 
 def test_numbers_are_lines_of_the_file_of_classes(tmp_path: Path):
-    write_tar(tmp_path / "x.tar", labelled(["02", "0", "elk", "-1", "2.0"]))
+    write_tar(tmp_path / "x.tar", labeled(["02", "0", "elk", "-1", "2.0"]))
     made = index(tmp_path, classes=("ant", "elk", "cat"))
     assert made.index.classes == ("ant", "elk", "cat")
     assert open_shards(tmp_path).labels.tolist() == [2, 0, 1, -1, 2]
-    write_tar(tmp_path / "y/x.tar", labelled(["1", "0", "2"]))
+    write_tar(tmp_path / "y/x.tar", labeled(["1", "0", "2"]))
     index(tmp_path / "y", classes=("2", "0", "1"))  # all are names
     assert open_shards(tmp_path / "y").labels.tolist() == [2, 1, 0]
     with pytest.raises(UserError, match="label 1 is the name of class 0 and the number of class 1"):
@@ -332,7 +332,7 @@ def test_numbers_are_lines_of_the_file_of_classes(tmp_path: Path):
 
 
 def test_names_cannot_move_under_the_labels_of_an_index(tmp_path: Path):
-    write_tar(tmp_path / "x.tar", labelled(["0", "1"]))
+    write_tar(tmp_path / "x.tar", labeled(["0", "1"]))
     index(tmp_path)
     index(tmp_path, overwrite=True, classes=("cat", "dog"))  # numbers get names
     before = (tmp_path / "index.json").read_bytes()
@@ -352,12 +352,12 @@ def test_compressed_tars_in_a_folder_are_named(name: str, tmp_path: Path):
     with pytest.raises(UserError, match=f"only compressed tars, such as {name}") as caught:
         index(tmp_path)
     assert "unpack them first" in caught.value.remedy
-    write_tar(tmp_path / "b.tar", labelled(["a"]))
+    write_tar(tmp_path / "b.tar", labeled(["a"]))
     assert index(tmp_path).refused == {"compressed": 1}
 
 
 def test_a_tar_of_tars_is_named(tmp_path: Path):
-    inner = write_tar(tmp_path / "inner.tar", labelled(["a"])).read_bytes()
+    inner = write_tar(tmp_path / "inner.tar", labeled(["a"])).read_bytes()
     write_tar(tmp_path / "outer/x.tar", [("n01440764.tar", inner), ("n01443537.tar", inner)])
     with pytest.raises(UserError, match=r"hold archives .*n01440764\.tar"):
         index(tmp_path / "outer")

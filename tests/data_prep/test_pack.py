@@ -15,7 +15,7 @@ from webdataset.compat import WebDataset
 
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
-from ssl_vit.quantities import parse_bytes
+from ssl_vit.units import parse_bytes
 from ssl_vit_data_prep.check import check_shards
 from ssl_vit_data_prep.keys import assign_keys
 from ssl_vit_data_prep.pack import PackedSet, pack_images

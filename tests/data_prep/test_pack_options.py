@@ -151,7 +151,7 @@ def photographs(tmp_path: Path) -> Path:
         "large.jpg": encode(photograph(300, 400), "JPEG", quality=95),
         "tall.png": encode(photograph(400, 200), "PNG"),
         "turned.jpg": encode(photograph(300, 400), "JPEG", exif=exif),
-        "grey.png": encode(photograph(200, 300)[..., 0], "PNG"),
+        "gray.png": encode(photograph(200, 300)[..., 0], "PNG"),
         "small.png": encode(photograph(90, 100), "PNG"),
         "cut.jpg": encode(photograph(300, 400), "JPEG")[:3000],
     }
@@ -173,11 +173,11 @@ def test_larger_images_are_scaled_down_and_smaller_ones_stay(photographs: Path, 
         "large": (133, 100),
         "tall": (100, 200),
         "turned": (100, 133),
-        "grey": (150, 100),
+        "gray": (150, 100),
         "small": (100, 90),
     }
     assert samples["small"] == {"png": (photographs / "small.png").read_bytes()}
-    assert Image.open(io.BytesIO(samples["grey"]["jpg"])).mode == "L"
+    assert Image.open(io.BytesIO(samples["gray"]["jpg"])).mode == "L"
     found = decode_image(samples["large"]["jpg"]).astype(float)
     expected = Image.open(photographs / "large.jpg").resize((133, 100), Image.Resampling.BICUBIC)
     assert np.abs(found - np.asarray(expected)).mean() < 6

@@ -12,7 +12,7 @@ from ssl_vit.data.mixture import build_order
 from ssl_vit.data.sources import open_shards
 from ssl_vit.objectives.build import build_views
 from ssl_vit.recipes import read_config
-from ssl_vit.run_data import sizes_of
+from ssl_vit.run.data import sizes_of
 from tests.command_line import ssl_vit
 from tests.synthetic import write_shards
 

@@ -11,15 +11,15 @@ import tifffile
 import yaml
 from PIL import Image
 
-from ssl_vit.config import apply_overrides
 from ssl_vit.data.decode import decode_image
 from ssl_vit.data.index_file import read_index
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
-from ssl_vit.export import read_export_info
+from ssl_vit.exports.folder import read_export_info
+from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import read_config
-from ssl_vit.run_values import settle_values
+from ssl_vit.run.value_range import settle_values
 from ssl_vit_data_prep.check import check_shards
 from ssl_vit_data_prep.pack import pack_images
 from ssl_vit_data_prep.shard_writer import PackOptions
@@ -33,8 +33,8 @@ def write_tiffs(folder: Path, low: int = 500, high: int = 3500, count: int = 24)
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            grey = photograph(72, 96, seed=number)[..., 0].astype(float)
-            values = low + (grey - grey.min()) / np.ptp(grey) * (high - low)
+            gray = photograph(72, 96, seed=number)[..., 0].astype(float)
+            values = low + (gray - gray.min()) / np.ptp(gray) * (high - low)
             tifffile.imwrite(folder / name / f"{number:03d}.tif", values.round().astype(np.uint16))
 
 

@@ -1,4 +1,4 @@
-"""Tiny labelled shard sets and a fresh export, made without the data-preparation package."""
+"""Tiny labeled shard sets and a fresh export, made without the data-preparation package."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ CONFIG = BackboneConfig(width=32, depth=2, heads=2, patch_size=8, image_size=32)
 MakeShards = Callable[..., Path]
 
 
-def coloured_image(label: int, rng: np.random.Generator) -> np.ndarray:
+def colored_image(label: int, rng: np.random.Generator) -> np.ndarray:
     """(40, 52, 3) uint8 noise whose channel ``2 - label``, counted around, is bright."""
     pixels = rng.integers(0, 120, (40, 52, 3), dtype=np.uint8)
     if label >= 0:
@@ -55,7 +55,7 @@ def write_shards(
 
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
-    """Makes a folder of coloured images, one a label; files numbered in ``broken`` are cut off."""
+    """Makes a folder of colored images, one a label; files numbered in ``broken`` are cut off."""
 
     def make(
         name: str,
@@ -65,7 +65,7 @@ def make_shards(tmp_path: Path) -> MakeShards:
         broken: Sequence[int] = (),
     ) -> Path:
         rng = np.random.default_rng(seed)
-        images = [png(coloured_image(label, rng)) for label in labels]
+        images = [png(colored_image(label, rng)) for label in labels]
         for number in broken:
             images[number] = images[number][:60]
         write_shards(tmp_path / name, images, labels, classes)
@@ -85,7 +85,7 @@ def run_folder(tmp_path: Path) -> Path:
     """A run folder whose only content is the export of an untrained backbone at step 7."""
     import torch
 
-    from ssl_vit.export import ExportInfo, write_export
+    from ssl_vit.exports.folder import ExportInfo, write_export
     from ssl_vit.models.vit import VisionTransformer
 
     torch.manual_seed(3)

@@ -58,7 +58,7 @@ def test_an_evaluation_prints_three_rows_and_writes_its_numbers(run_folder, trai
     assert str(path) in output.replace("\n", "")
     result = json.loads(path.read_text())
     assert list(result["rows"]) == [PRETRAINED, RANDOM, PIXELS]
-    # The classes are colours: pixels must do well, or labels and features are out of step.
+    # The classes are colors: pixels must do well, or labels and features are out of step.
     assert result["rows"][PIXELS]["accuracy"] > 0.9
     for name, row in result["rows"].items():
         assert name in output
@@ -83,7 +83,7 @@ def test_an_evaluation_repeats_to_the_digit(run_folder, train, test):
     assert json.loads(path.read_text())["rows"] == json.loads(first)["rows"]
 
 
-def test_neighbours_beyond_the_train_set_are_left_out_and_said(run_folder, train, test):
+def test_neighbors_beyond_the_train_set_are_left_out_and_said(run_folder, train, test):
     output = evaluate("knn", run_folder, "--train", train, "--test", test, "--workers", 0)
     assert "k=100, 200 left out: train has 60 images" in output
     result = json.loads((run_folder / "evals" / "knn_step_00000007.json").read_text())
@@ -108,14 +108,14 @@ def test_a_bare_export_folder_keeps_its_results_itself(run_folder, train, test, 
 
 
 def test_mistakes_cost_two_lines_and_no_torch(run_folder, train, test, make_shards, tmp_path):
-    unlabelled = make_shards("unlabelled", [-1] * 20, seed=3)
+    unlabeled = make_shards("unlabeled", [-1] * 20, seed=3)
     few = make_shards("few", [0, 1, 2], seed=4)
     others = make_shards("others", TEST_LABELS, seed=5, classes=("blue", "green", "violet"))
     cases = [
         ((tmp_path / "nothing", train, test), "no export at"),
         ((run_folder, tmp_path / "nothing", test), "no shard folder at"),
-        ((run_folder, train, unlabelled), "no image of .*unlabelled has a label"),
-        ((run_folder, few, test), "has 3 labelled images, 10 are needed"),
+        ((run_folder, train, unlabeled), "no image of .*unlabeled has a label"),
+        ((run_folder, few, test), "has 3 labeled images, 10 are needed"),
         ((run_folder, train, others), "only in train: red; only in test: violet"),
         ((run_folder, train, train), "are the same images"),
     ]

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from ssl_vit.data.index_file import SAMPLE_RECORD, Index, read_index, records_digest, write_index
 from ssl_vit.errors import UserError
-from ssl_vit.export import read_export_info, write_export
+from ssl_vit.exports.folder import read_export_info, write_export
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit_eval.commands import app
 from ssl_vit_eval.metrics import wilson_interval
 from ssl_vit_eval.report import PIXELS, PRETRAINED
-from tests.eval.conftest import CLASSES, coloured_image, png, write_shards
+from tests.eval.conftest import CLASSES, colored_image, png, write_shards
 
 TRAIN_LABELS = [0, 1, 2, 2] * 15
 TEST_LABELS = [0, 1, 2, 2, 1] * 6
@@ -169,8 +169,8 @@ def test_an_earlier_result_with_other_settings_is_replaced_and_that_is_said(
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_test_images_that_are_also_in_train_are_counted_and_said(run_folder, pictures, workers):
     rng = np.random.default_rng(0)
-    seen = [coloured_image(label, rng) for label in TRAIN_LABELS]
-    fresh = [coloured_image(label, rng) for label in TEST_LABELS]
+    seen = [colored_image(label, rng) for label in TRAIN_LABELS]
+    fresh = [colored_image(label, rng) for label in TEST_LABELS]
     black = np.zeros((40, 52, 3), np.uint8)
     # Outside of the crop: its first row is not looked at.
     edged = seen[2].copy()
@@ -193,9 +193,9 @@ def test_test_images_that_are_also_in_train_are_counted_and_said(run_folder, pic
 
 def test_few_repeated_images_leave_the_verdict_alone(run_folder, pictures):
     rng = np.random.default_rng(0)
-    seen = [coloured_image(label, rng) for label in TRAIN_LABELS]
+    seen = [colored_image(label, rng) for label in TRAIN_LABELS]
     labels = [0, 1, 2] * 33
-    fresh = [coloured_image(label, rng) for label in labels]
+    fresh = [colored_image(label, rng) for label in labels]
     train = pictures("train", seen, TRAIN_LABELS)
     test = pictures("test", [*fresh, seen[0]], [*labels, 0])
     output = evaluate("knn", run_folder, train, test)
@@ -227,7 +227,7 @@ def test_one_image_of_each_class(run_folder, make_shards):
     )
     evaluate("knn", run_folder, train, test, "--k", "1,3")
     assert result(run_folder)["protocol"]["k"] == [1, 3]
-    with pytest.raises(UserError, match=r"no class of .*train has two labelled images") as caught:
+    with pytest.raises(UserError, match=r"no class of .*train has two labeled images") as caught:
         evaluate("linear", run_folder, train, test)
     assert "eval knn" in caught.value.remedy
     # One class with two images is enough to choose by, and how little that is, is said.
@@ -253,7 +253,7 @@ def test_a_k_that_is_no_list_of_numbers_is_refused(run_folder, train, test, text
 
 
 def test_a_k_beyond_the_train_set_is_refused(run_folder, train, test):
-    with pytest.raises(UserError, match=r"--k 61: .* has 60 labelled images") as caught:
+    with pytest.raises(UserError, match=r"--k 61: .* has 60 labeled images") as caught:
         evaluate("knn", run_folder, train, test, "--k", "5,61")
     assert caught.value.remedy == "give at most 60"
     assert evaluate("knn", run_folder, train, test, "--k", "60")
@@ -261,7 +261,7 @@ def test_a_k_beyond_the_train_set_is_refused(run_folder, train, test):
 
 def test_a_small_train_set_will_do_for_a_small_k(run_folder, make_shards, test):
     few = make_shards("few", [0, 1, 2], seed=4)
-    with pytest.raises(UserError, match="has 3 labelled images, 10 are needed"):
+    with pytest.raises(UserError, match="has 3 labeled images, 10 are needed"):
         evaluate("knn", run_folder, few, test)
     assert "k=1" in evaluate("knn", run_folder, few, test, "--k", "1")
 

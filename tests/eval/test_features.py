@@ -46,16 +46,16 @@ def by_hand(file: bytes) -> torch.Tensor:
     return torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255
 
 
-def test_features_equal_a_direct_forward_in_index_order_of_the_labelled(make_shards, encoders):
+def test_features_equal_a_direct_forward_in_index_order_of_the_labeled(make_shards, encoders):
     shards = open_shards(make_shards("some", LABELS, seed=0))
     found = extract(encoders, shards, CROP, 4, 0, CPU)
-    labelled = [number for number, label in enumerate(LABELS) if label >= 0]
-    images = torch.stack([by_hand(shards.read(number)) for number in labelled])
+    labeled = [number for number, label in enumerate(LABELS) if label >= 0]
+    images = torch.stack([by_hand(shards.read(number)) for number in labeled])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():
         expected = encoders["network"].backbone((images - mean) / std)
-    assert found.labels.tolist() == [LABELS[number] for number in labelled]
-    # Pillow rounds its own way: one grey level.
+    assert found.labels.tolist() == [LABELS[number] for number in labeled]
+    # Pillow rounds its own way: one gray level.
     pixels = found.by_encoder["pixels"]["pixels"].view(-1, 3, 32, 32)
     assert (pixels - images).abs().max() < 1.5 / 255
     network = found.by_encoder["network"]

@@ -41,9 +41,9 @@ def loop_accuracy(
 def clusters() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four overlapping clouds in eight dimensions, far from the origin and of unequal length."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(4, 8, generator=generator)
+    centers = torch.randn(4, 8, generator=generator)
     labels = torch.randint(0, 4, (150,), generator=generator)
-    points = 3 * (centres[labels] + 1.2 * torch.randn(150, 8, generator=generator))
+    points = 3 * (centers[labels] + 1.2 * torch.randn(150, 8, generator=generator))
     points *= torch.rand(150, 1, generator=generator) + 0.1
     return points[:100], labels[:100], points[100:], labels[100:]
 

@@ -20,7 +20,7 @@ from ssl_vit_eval.linear import (
     predict,
     probe,
     split_held_out,
-    standardise,
+    standardize,
     train_heads,
     try_rates,
 )
@@ -33,8 +33,8 @@ def toy() -> tuple[Tensor, Tensor]:
     """(300, 6) features of three classes that overlap, (300,) labels."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (300,), generator=generator)
-    centres = torch.randn(3, 6, generator=generator)
-    return centres[labels] + torch.randn(300, 6, generator=generator), labels
+    centers = torch.randn(3, 6, generator=generator)
+    return centers[labels] + torch.randn(300, 6, generator=generator), labels
 
 
 def train_alone(features: Tensor, labels: Tensor, rate: float) -> nn.Linear:
@@ -87,11 +87,11 @@ def test_an_epoch_draws_no_image_twice_and_leaves_less_than_a_batch_out():
     assert not torch.equal(batches[0], batches[9])
 
 
-def test_standardising_equals_batch_norm_without_affine(toy):
+def test_standardizing_equals_batch_norm_without_affine(toy):
     features, _ = toy
     layer = nn.BatchNorm1d(6, eps=1e-6, affine=False, momentum=1.0)
     expected_train = layer(features)
-    split = standardise(features, features[:50])
+    split = standardize(features, features[:50])
     torch.testing.assert_close(split.train, expected_train, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(split.test, expected_train[:50], atol=1e-5, rtol=1e-5)
 

@@ -108,7 +108,7 @@ def test_where_handing_over_fails_everything_is_as_it_was(
     assert list(empty.iterdir()) == []
 
 
-def test_undoing_one_submission_leaves_its_neighbour(
+def test_undoing_one_submission_leaves_its_neighbor(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(waiting: object) -> list[str]:

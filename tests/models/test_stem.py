@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_vit.config import UserError, apply_overrides
+from ssl_vit.config import UserError
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.stem import ConvStem, PatchStem, build_stem
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import MaeConfig
-from ssl_vit.objectives.mae import Mae
+from ssl_vit.objectives.mae.objective import Mae
 from ssl_vit.objectives.masking import visible_and_hidden
 from ssl_vit.objectives.pixels import PixelScale
-from ssl_vit.run_config import RunConfig
+from ssl_vit.overrides import apply_overrides
+from ssl_vit.run.config import RunConfig
 
 StemKind = Literal["patch", "conv"]
 
@@ -106,14 +107,14 @@ def paint(images: Tensor, hidden: Tensor, paint: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["patch", "conv"])
-@pytest.mark.parametrize("colour", ["white", "noise"])
+@pytest.mark.parametrize("color", ["white", "noise"])
 @torch.no_grad()
 def test_hidden_pixels_cannot_reach_visible_features(
-    kind: StemKind, colour: str, hidden: Tensor
+    kind: StemKind, color: str, hidden: Tensor
 ) -> None:
     mae, clean = make_mae(kind), random_pixels(1)
-    colours = torch.full_like(clean, 255) if colour == "white" else random_pixels(2)
-    spoiled = paint(clean, hidden, colours)
+    colors = torch.full_like(clean, 255) if color == "white" else random_pixels(2)
+    spoiled = paint(clean, hidden, colors)
     assert (spoiled != clean).any()
     visible, _ = visible_and_hidden(hidden, 12)
 

@@ -45,7 +45,7 @@ def test_images_are_chosen_from_all_classes_alike_and_always_the_same(opened: Sh
 
 @pytest.mark.parametrize("count", [30, 31])
 def test_all_ranks_together_have_every_image_and_each_has_as_many(opened: ShardSet, count: int):
-    config = MonitorConfig(labelled_images=count)
+    config = MonitorConfig(labeled_images=count)
     alone = Probe(opened, config, 32, 0, 1)
     parts = [Probe(opened, config, 32, rank, 3) for rank in range(3)]
     everyone = torch.cat([part.places for part in parts])
@@ -60,7 +60,7 @@ def test_all_ranks_together_have_every_image_and_each_has_as_many(opened: ShardS
 def test_accuracies_are_1_where_features_say_the_class_and_chance_where_they_do_not(
     opened: ShardSet,
 ):
-    probe = Probe(opened, MonitorConfig(labelled_images=40), 32, 0, 1)
+    probe = Probe(opened, MonitorConfig(labeled_images=40), 32, 0, 1)
     telling = torch.nn.functional.one_hot(probe.labels).float()
     generator = torch.Generator().manual_seed(0)
     silent = torch.randn(telling.shape, generator=generator)
@@ -76,13 +76,13 @@ def test_accuracies_are_1_where_features_say_the_class_and_chance_where_they_do_
 
 
 def test_features_that_are_not_finite_have_no_accuracy(opened: ShardSet):
-    probe = Probe(opened, MonitorConfig(labelled_images=40), 32, 0, 1)
+    probe = Probe(opened, MonitorConfig(labeled_images=40), 32, 0, 1)
     assert probe.accuracies([Probed(probe.places, torch.full((40, 2, 4), torch.nan))]) == {}
 
 
 @pytest.mark.parametrize("huge", [torch.inf, 1e30])
 def test_one_vector_too_long_to_measure_leaves_no_accuracy(opened: ShardSet, huge: float):
-    probe = Probe(opened, MonitorConfig(labelled_images=40), 32, 0, 1)
+    probe = Probe(opened, MonitorConfig(labeled_images=40), 32, 0, 1)
     features = torch.randn(40, 2, 4, generator=torch.Generator().manual_seed(0))
     assert len(probe.accuracies([Probed(probe.places, features)])) == 4
     features[7, 1, 2] = huge
@@ -90,7 +90,7 @@ def test_one_vector_too_long_to_measure_leaves_no_accuracy(opened: ShardSet, hug
 
 
 def test_features_that_are_all_the_same_have_finite_accuracies(opened: ShardSet):
-    probe = Probe(opened, MonitorConfig(labelled_images=40), 32, 0, 1)
+    probe = Probe(opened, MonitorConfig(labeled_images=40), 32, 0, 1)
     for value in (0.0, 0.1, 1e-30):
         found = probe.accuracies([Probed(probe.places, torch.full((40, 2, 4), value))])
         assert all(0 <= accuracy <= 1 for accuracy in found.values()), found
@@ -128,8 +128,8 @@ def test_no_class_is_in_test_alone(shards: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (list(range(24)), "24 labelled images of .* in 24 classes: too few for a class"),
-        ([0] * 24, "all labelled images of .* are of one class"),
+        (list(range(24)), "24 labeled images of .* in 24 classes: too few for a class"),
+        ([0] * 24, "all labeled images of .* are of one class"),
     ],
 )
 def test_labels_that_no_probe_can_use_are_refused(
@@ -139,7 +139,7 @@ def test_labels_that_no_probe_can_use_are_refused(
     with pytest.raises(UserError, match=message):
         check_probed(opened, 2_000)
     words = ["pretrain", "mae_vits16", "--smoke", f"data.shards={shards}"]
-    done = ssl_vit(*words, "--run", tmp_path / "run", f"monitor.labelled={tmp_path / 'some'}")
+    done = ssl_vit(*words, "--run", tmp_path / "run", f"monitor.labeled={tmp_path / 'some'}")
     assert done.returncode == 2
     assert [line[:6] for line in done.stderr.splitlines()] == ["error:", "fix:  "]
     assert not (tmp_path / "run").exists()
@@ -172,16 +172,16 @@ def test_the_ridge_is_chosen_by_leaving_one_out():
         on_test = fit(train.double(), labels, test.double()) == test_labels
         return right / 60, float(on_test.double().mean())
 
-    centred = (train - train.mean(dim=0)).double()
-    scale = float(torch.linalg.eigvalsh(centred.T @ centred).mean())
+    centered = (train - train.mean(dim=0)).double()
+    scale = float(torch.linalg.eigvalsh(centered.T @ centered).mean())
     tried = [loop(factor * scale) for factor in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
     assert found == pytest.approx(max(tried, key=lambda each: each[0])[1], abs=1 / 60 + 1e-9)
 
 
 def test_a_run_is_probed_and_learns_nothing_of_it(tmp_path: Path, shards: Path):
     words = ["pretrain", "mae_vits16", "--smoke", f"data.shards={shards}", "schedule.length=6"]
-    probing = ["monitor.labelled_every_steps=4", "monitor.labelled_images=40"]
-    probing += [f"monitor.labelled={shards}", "monitor.every_steps=2"]
+    probing = ["monitor.labeled_every_steps=4", "monitor.labeled_images=40"]
+    probing += [f"monitor.labeled={shards}", "monitor.every_steps=2"]
     plain = ssl_vit(*words, "--run", tmp_path / "plain")
     assert plain.returncode == 0, plain.stderr
     probed = ssl_vit(*words, *probing, "--run", tmp_path / "probed")
@@ -200,7 +200,7 @@ def test_a_run_is_probed_and_learns_nothing_of_it(tmp_path: Path, shards: Path):
 
 def test_labels_that_are_not_there_are_refused(tmp_path: Path, shards: Path):
     words = ["pretrain", "mae_vits16", "--smoke", f"data.shards={shards}"]
-    done = ssl_vit(*words, "--run", tmp_path / "run", f"monitor.labelled={tmp_path / 'none'}")
+    done = ssl_vit(*words, "--run", tmp_path / "run", f"monitor.labeled={tmp_path / 'none'}")
     assert done.returncode == 2
     assert str(tmp_path / "none") in done.stderr
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import torch
 
-from ssl_vit.objectives.distillation import Center, sinkhorn
+from ssl_vit.objectives.dino.losses import Center, sinkhorn
 
 
 def main(source: str, target: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.torchvision_ops import define_missing_ops
 from ssl_vit.objectives.config import DinoConfig
-from ssl_vit.objectives.dino_views import DinoViews
-from ssl_vit.objectives.distillation import Center, koleo, patch_loss, sinkhorn, view_loss
+from ssl_vit.objectives.dino.losses import Center, koleo, patch_loss, sinkhorn, view_loss
+from ssl_vit.objectives.dino.views import DinoViews
 from ssl_vit.objectives.heads import ProjectionHead
 
 define_missing_ops()

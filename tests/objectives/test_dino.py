@@ -12,9 +12,9 @@ from ssl_vit.errors import UserError
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import DinoConfig
-from ssl_vit.objectives.dino import Dino, _describe
-from ssl_vit.objectives.dino_views import DinoBatch, DinoViews
-from ssl_vit.objectives.distillation import koleo, patch_loss, sinkhorn, view_loss
+from ssl_vit.objectives.dino.losses import koleo, patch_loss, sinkhorn, view_loss
+from ssl_vit.objectives.dino.objective import Dino, _describe
+from ssl_vit.objectives.dino.views import DinoBatch, DinoViews
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.recipes import read_config
 from tests.pictures import draw_and_render
@@ -63,7 +63,7 @@ def batch_of(config: DinoConfig, backbone: BackboneConfig | None = None) -> Dino
     return views.collate(crops, draws, list(range(IMAGES)))
 
 
-def normalised(objective: Dino, images: Tensor, rows: Tensor) -> Tensor:
+def normalized(objective: Dino, images: Tensor, rows: Tensor) -> Tensor:
     return objective._prepare(images, rows)
 
 
@@ -72,8 +72,8 @@ def test_the_loss_is_its_parts_put_together(prototypes: int):
     config = dino_config(ibot_prototypes=prototypes, ibot_bottleneck=6)
     objective, batch = make(config), batch_of(config)
     student, teacher = objective.student, objective.teacher.module
-    globals_ = normalised(objective, batch.images, batch.photometry[: 2 * IMAGES])
-    local = normalised(objective, batch.local, batch.photometry[2 * IMAGES :])
+    globals_ = normalized(objective, batch.images, batch.photometry[: 2 * IMAGES])
+    local = normalized(objective, batch.local, batch.photometry[2 * IMAGES :])
     temperature = 0.04 + (0.07 - 0.04) * 15 / 30  # half of the warm-up of 30 updates
     with torch.no_grad():
         features = teacher.backbone(globals_)
@@ -151,7 +151,7 @@ def test_schedules_at_steps_worked_out_by_hand():
 
 
 def test_deeper_layers_learn_faster_and_prototypes_later():
-    objective = make(dino_config(layer_decay=0.5, stem_rate=0.1, freeze_prototypes=0.07))
+    objective = make(dino_config(layer_decay=0.5, patch_embed_lr_scale=0.1, freeze_prototypes=0.07))
     names = {id(p): name for name, p in objective.named_parameters()}
     rates = {}
     for group in objective.parameter_groups():
@@ -174,15 +174,15 @@ def test_deeper_layers_learn_faster_and_prototypes_later():
 
 
 @pytest.mark.parametrize(("released", "first", "second"), [(False, 1.0, 0.1), (True, 0.0, 0.9)])
-def test_each_view_is_blurred_and_solarised_as_often_as_the_paper_or_its_code_has_it(
+def test_each_view_is_blurred_and_solarized_as_often_as_the_paper_or_its_code_has_it(
     released: bool, first: float, second: float
 ):
     views = DinoViews(dino_config(released_blur=released), backbone_config())
     rng = np.random.Generator(np.random.Philox(3))
     drawn = np.stack([views.draw(48, 40, rng).photometry for _ in range(800)])
-    blurred, solarised = (drawn[..., 5] > 0).mean(axis=0), drawn[..., 6].mean(axis=0)
+    blurred, solarized = (drawn[..., 5] > 0).mean(axis=0), drawn[..., 6].mean(axis=0)
     np.testing.assert_allclose(blurred, [first, second, 0.5, 0.5], atol=0.05)
-    np.testing.assert_allclose(solarised, [0.0, 0.2, 0.0, 0.0], atol=0.04)
+    np.testing.assert_allclose(solarized, [0.0, 0.2, 0.0, 0.0], atol=0.04)
 
 
 def test_views_are_collated_view_by_view_and_masks_weigh_each_view_alike():

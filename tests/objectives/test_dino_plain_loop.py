@@ -17,7 +17,7 @@ from ssl_vit.data.sources import open_shards
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective, build_views
 from ssl_vit.recipes import read_config
-from ssl_vit.run_data import sizes_of
+from ssl_vit.run.data import sizes_of
 from tests.command_line import losses, ssl_vit, torchrun
 from tests.synthetic import write_shards
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import MaeConfig
-from ssl_vit.objectives.mae import Mae, MaeBatch, MaeViews
+from ssl_vit.objectives.mae.objective import Mae, MaeBatch, MaeViews
 from ssl_vit.objectives.pixels import PixelScale
 from tests.pictures import draw_and_render
 
@@ -296,8 +296,8 @@ def test_a_panel_of_perfect_predictions_is_the_original(
     pixels = batch.hidden.view(-1, 1, SIDE, SIDE).repeat_interleave(PATCH, 2)
     pixels = pixels.repeat_interleave(PATCH, 3).expand_as(batch.images)
     assert torch.equal(seen[~pixels], batch.images[~pixels])
-    grey = torch.tensor(MEAN).mul(255).round().to(torch.uint8).view(1, 3, 1, 1)
-    assert torch.equal(seen[pixels], grey.expand_as(seen)[pixels])
+    gray = torch.tensor(MEAN).mul(255).round().to(torch.uint8).view(1, 3, 1, 1)
+    assert torch.equal(seen[pixels], gray.expand_as(seen)[pixels])
 
 
 def test_a_panel_of_zeros_shows_each_patchs_own_mean(monkeypatch: pytest.MonkeyPatch) -> None:

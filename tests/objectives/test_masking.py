@@ -1,4 +1,4 @@
-"""Masks: exact counts, no favourites; and moving patches about without losing one."""
+"""Masks: exact counts, no favorites; and moving patches about without losing one."""
 
 from decimal import Decimal
 from itertools import combinations
@@ -112,12 +112,12 @@ def test_block_masks_have_exactly_the_count_that_was_asked(num_hidden: int):
 def test_block_masks_are_rectangles_for_the_most_part():
     rng = np.random.Generator(np.random.Philox(1))
 
-    def neighbours(hidden: np.ndarray) -> float:
+    def neighbors(hidden: np.ndarray) -> float:
         grid = hidden.reshape(14, 14)
         return (grid[1:] & grid[:-1]).sum() + (grid[:, 1:] & grid[:, :-1]).sum()
 
-    blocks = np.mean([neighbours(block_hidden((14, 14), 60, rng)) for _ in range(200)])
-    singles = np.mean([neighbours(random_hidden(196, 60, rng)) for _ in range(200)])
+    blocks = np.mean([neighbors(block_hidden((14, 14), 60, rng)) for _ in range(200)])
+    singles = np.mean([neighbors(random_hidden(196, 60, rng)) for _ in range(200)])
     assert blocks > 2 * singles
     # Every patch is hidden now and then.
     assert np.sum([block_hidden((14, 14), 60, rng) for _ in range(400)], axis=0).min() > 5

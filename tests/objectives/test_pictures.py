@@ -1,4 +1,4 @@
-"""Pictures of features: what is alike has one colour, and attention is that of the last block."""
+"""Pictures of features: what is alike has one color, and attention is that of the last block."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.objectives.pictures import FRAME, feature_panels, principal_colours, rows_of
+from ssl_vit.objectives.pictures import FRAME, feature_panels, principal_colors, rows_of
 from ssl_vit.objectives.pixels import PixelScale
 from tests.objectives.test_dino import IMAGES, SIZE, batch_of, dino_config, make
 
@@ -42,21 +42,21 @@ def test_class_attention_is_the_softmax_of_the_last_blocks_scores(registers: int
             np.testing.assert_allclose(found[image, head], expected, rtol=1e-4)
 
 
-def test_patches_that_are_alike_have_one_colour():
+def test_patches_that_are_alike_have_one_color():
     torch.manual_seed(0)
     kinds = torch.randn(2, 24)
     which = torch.tensor([[0, 0, 1, 1], [1, 0, 1, 0]])
-    colours = principal_colours(kinds[which] + 1e-3 * torch.randn(2, 4, 24))
-    assert colours.shape == (2, 4, 3)
-    assert (colours >= 0).all()
-    assert (colours <= 1).all()
-    first = colours[..., 0]  # the direction between the two kinds
+    colors = principal_colors(kinds[which] + 1e-3 * torch.randn(2, 4, 24))
+    assert colors.shape == (2, 4, 3)
+    assert (colors >= 0).all()
+    assert (colors <= 1).all()
+    first = colors[..., 0]  # the direction between the two kinds
     torch.testing.assert_close(first[which == 0], first[0, 0].expand(4), atol=0.02, rtol=0)
     assert (first[which == 1] - first[0, 0]).abs().min() > 0.9
 
 
 def test_features_that_are_all_the_same_make_a_picture_too():
-    assert torch.isfinite(principal_colours(torch.ones(2, 4, 24))).all()
+    assert torch.isfinite(principal_colors(torch.ones(2, 4, 24))).all()
 
 
 def test_rows_of_columns_of_two_sizes():
@@ -85,7 +85,7 @@ def test_the_views_are_shown_as_the_student_saw_them():
     picture = objective.panels(batch)["views"]
     side = SIZE + 2 * FRAME
     assert picture.shape == (3, IMAGES * side, 4 * side)  # two global views, two local ones
-    # A hidden patch is the mean of normalised pixels, grey here.
+    # A hidden patch is the mean of normalized pixels, gray here.
     place = int(batch.hidden[0].nonzero()[0])
     top, left = (FRAME + 8 * (place // 4)), (FRAME + 8 * (place % 4))
     assert picture[:, top : top + 8, left : left + 8].float().std() < 1
@@ -96,6 +96,6 @@ def test_features_that_overflow_make_a_picture_too():
     patches[0, 3, 5] = torch.inf
     patches[1, 2, 7] = torch.nan
     with torch.autocast("cpu", dtype=torch.float16):  # whose largest number is 65,504
-        colours = principal_colours(100 * patches)
-    assert torch.isfinite(colours).all()
-    assert len(colours.unique()) > 100
+        colors = principal_colors(100 * patches)
+    assert torch.isfinite(colors).all()
+    assert len(colors.unique()) > 100

@@ -51,7 +51,7 @@ def test_after_a_wipe_ids_begin_at_1_and_jobs_run(cluster: SlurmCluster):
     cluster.wait_idle()
 
 
-def test_a_stopped_cluster_leaves_no_process_and_its_neighbour_alone(
+def test_a_stopped_cluster_leaves_no_process_and_its_neighbor_alone(
     cluster: SlurmCluster, own_folder: Path
 ):
     with SlurmCluster(own_folder, accounting=False) as other:

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_vit.config import apply_overrides
 from ssl_vit.data.config import DataConfig
-from ssl_vit.data.slots import Loaded
+from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import leave, read_processes, set_library_environment
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
 from ssl_vit.objectives.ema import EmaTeacher
-from ssl_vit.objectives.mae import MaeBatch
+from ssl_vit.objectives.mae.objective import MaeBatch
 from ssl_vit.objectives.objective import Objective, StepOutput
+from ssl_vit.overrides import apply_overrides
 from ssl_vit.training.config import (
     CheckpointConfig,
     EngineConfig,
@@ -69,7 +69,7 @@ def whole_batch(step: int) -> MaeBatch:
 
 def plan_for(world_size: int, engine: EngineConfig) -> RunPlan:
     """The plan of this test's run."""
-    from ssl_vit.run_config import RunConfig
+    from ssl_vit.run.config import RunConfig
 
     config = RunConfig(
         recipe="test",

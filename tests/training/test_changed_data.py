@@ -42,7 +42,7 @@ def mistake(stderr: str) -> tuple[str, str]:
 COMMANDS = {
     "training": "pretrain mae_small_data --smoke --run NEW data.shards=SET",
     "training on several": "pretrain mae_small_data --smoke --run NEW data.shards=[GOOD,SET]",
-    "online probes": "pretrain mae_vits16 --smoke --run NEW data.shards=GOOD monitor.labelled=SET",
+    "online probes": "pretrain mae_vits16 --smoke --run NEW data.shards=GOOD monitor.labeled=SET",
     "k-NN, train": "eval knn RUN --train SET --test GOOD",
     "k-NN, test": "eval knn RUN --train GOOD --test SET",
     "linear probe": "eval linear RUN --train GOOD --test SET",

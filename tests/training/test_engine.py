@@ -129,7 +129,7 @@ def test_elastic_other_processes_and_zero_stages_between_give_an_unbroken_run(
 
 
 @pytest.mark.parametrize(
-    ("lever", "stages", "world_size"),
+    ("optimization", "stages", "world_size"),
     [
         ("activation_checkpointing=true", (0, 1, 2, 3), 2),
         ("fused_optimizer=false", (0, 1, 2, 3), 2),
@@ -141,9 +141,9 @@ def test_elastic_other_processes_and_zero_stages_between_give_an_unbroken_run(
     ],
 )
 def test_a_lever_moves_no_loss_at_any_zero_stage(
-    lever: str, stages: tuple[int, ...], world_size: int, expected: Result, tmp_path: Path
+    optimization: str, stages: tuple[int, ...], world_size: int, expected: Result, tmp_path: Path
 ):
-    legs = [f"{stage}:0:{worker.STEPS}:-:-:{lever}" for stage in stages]
+    legs = [f"{stage}:0:{worker.STEPS}:-:-:{optimization}" for stage in stages]
     for found in run_legs(tmp_path / "results.json", world_size, *legs):
         assert_same(found, expected)
 
@@ -163,8 +163,10 @@ def test_the_same_samples_skip_their_branches_at_any_zero_stage_and_with_checkpo
 def test_elastic_levers_may_change_on_the_way(expected: Result, tmp_path: Path):
     a, b = tmp_path / "a", tmp_path / "b"
     out = tmp_path / "results.json"
-    levers = "offload_optimizer=true:activation_checkpointing=true"
-    results = run_legs(out, 2, f"2:0:2:-:{a}:{levers}", f"1:2:4:{a}:{b}:fused_optimizer=false")
+    optimizations = "offload_optimizer=true:activation_checkpointing=true"
+    results = run_legs(
+        out, 2, f"2:0:2:-:{a}:{optimizations}", f"1:2:4:{a}:{b}:fused_optimizer=false"
+    )
     results += run_legs(out, 1, f"3:4:6:{b}:-:offload_optimizer=true:micro_batch_size=8")
     for first, found in zip((0, 2, 4), results, strict=True):
         assert_same(found, expected, first)

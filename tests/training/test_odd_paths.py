@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.run.folder import RunFolder
 from tests.command_line import SMOKE, losses, ssl_vit
 from tests.synthetic import write_shards
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.recipes import read_config
-from ssl_vit.run_folder import RunFolder
+from ssl_vit.run.folder import RunFolder
 from tests.command_line import PATIENCE, SMOKE, begin_ssl_vit, losses, ssl_vit, torchrun
 
 

@@ -11,7 +11,7 @@ import time
 
 
 def spoil() -> None:
-    from ssl_vit import pretrain
+    from ssl_vit.run import pretrain
 
     pause = float(os.environ.get("SSL_VIT_TEST_PAUSE", "0"))
     crash = int(os.environ.get("SSL_VIT_TEST_CRASH", "0"))

@@ -1,0 +1,1 @@
+"""What a run costs: parameters, operations, memory, hours, and `ssl-vit plan` that prints them."""

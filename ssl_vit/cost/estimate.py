@@ -1,0 +1,338 @@
+"""`ssl-vit plan`: what a run will need and take, worked out without starting anything. No torch."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from ssl_vit.cost.devices import DEVICES, GIB, Device
+from ssl_vit.cost.memory import USABLE, Memory, largest_micro_batch, memory_of
+from ssl_vit.errors import UserError
+from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost, backbone_parameters
+from ssl_vit.objectives.cost import objective_cost
+from ssl_vit.run.config import RunConfig
+from ssl_vit.run.data import data_facts, open_data
+from ssl_vit.training.config import EngineConfig
+from ssl_vit.training.length import Timed
+from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan, with_length
+from ssl_vit.units import format_bytes
+
+_IMAGENET = 1_281_167
+# What a folder of photographs usually comes to: ImageNet-1k's mean, and `pack`'s shards.
+_IMAGE_BYTES, _SHARD_BYTES = 110_000, 268_435_456
+# What makes a run smaller, the cheapest first.
+_REMEDIES: tuple[dict[str, object], ...] = (
+    {"zero_stage": 2},
+    {"activation_checkpointing": True},
+    {"zero_stage": 2, "activation_checkpointing": True},
+    {"zero_stage": 3, "activation_checkpointing": True},
+    {"zero_stage": 3, "activation_checkpointing": True, "offload_optimizer": True},
+)
+ZeroStage = Literal[0, 1, 2, 3]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `ssl-vit plan` prints."""
+
+    config: RunConfig
+    plan: RunPlan
+    device: Device
+    mfu: float
+    cost: Cost
+    backbone_parameters: int
+    num_shards: int
+    """0: not known."""
+    memory: dict[ZeroStage, Memory | None]
+    """Of one GPU, by ZeRO stage, everything else as configured; None: the two do not go
+    together.
+    """
+    checkpointed: Memory
+    """At the configured stage with activation checkpointing."""
+    largest_micro_batch: int
+    """At the configured stage; 0 where none fits."""
+    remedies: tuple[str, ...]
+    """Settings with which it would fit, the least first."""
+
+    @property
+    def usable_bytes(self) -> float:
+        """What of a GPU's memory a run may fill."""
+        return USABLE * self.device.memory_bytes
+
+    @property
+    def images_per_second(self) -> float:
+        """Of all GPUs together."""
+        config = self.config.engine
+        peak = self.device.peak_flops(self.plan.precision, config.tf32)
+        # What is computed again is work too, a second forward pass.
+        again = 4 / 3 if config.activation_checkpointing else 1.0
+        work = self.plan.step_flops_per_image * again
+        return self.plan.world_size * peak * self.mfu / work
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run as configured does."""
+        chosen = self.memory[self.config.engine.zero_stage]
+        return chosen is not None and chosen.fits(self.device.memory_bytes)
+
+    @property
+    def images_per_gpu(self) -> int:
+        """Of one update."""
+        return self.plan.micro_batch_size * self.plan.accumulation
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run."""
+        images = self.plan.total_steps * self.config.data.global_batch_size
+        return images / self.images_per_second / 3600
+
+
+def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> Estimate:
+    """Work it out.
+
+    Args:
+        config: What is planned.
+        gpus: Processes in all, one for each.
+        device: A name in ``DEVICES``.
+        mfu: Share of the device's peak that is expected to be reached, in (0, 1].
+        images: In the data set, where ``data.shards`` does not say; 0: as many as ImageNet-1k.
+
+    Raises:
+        UserError: The device is not known, batch, lanes and GPUs do not divide, or both shards and
+            a number of images are given.
+    """
+    device = device.lower()
+    if device not in DEVICES:
+        raise UserError(f"no device named '{device}' is known", f"devices: {', '.join(DEVICES)}")
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu {mfu:g} is no share of the peak", "0.4 is common; at most 1")
+    known = DEVICES[device]
+    data, num_shards = _read_data(config, images)
+    fast: Literal["bfloat16", "float16"] = "bfloat16" if known.has_bfloat16 else "float16"
+    plan = make_plan(config, Machine(gpus, 1, "cuda", known.memory_bytes, fast), data)
+    arithmetic = Arithmetic(plan.precision, "cuda")
+    cost = objective_cost(config.objective, config.backbone, arithmetic)
+    engine, batches = config.engine, (plan.micro_batch_size, plan.accumulation)
+
+    def memory(**changes: object) -> Memory | None:
+        try:
+            changed = EngineConfig.model_validate(engine.model_dump() | changes)
+        except ValueError:
+            return None
+        return memory_of(cost, changed, gpus, batches, arithmetic)
+
+    largest = largest_micro_batch(
+        cost, engine, gpus, config.data.global_batch_size, arithmetic, known.memory_bytes
+    )
+    remedies = [
+        " ".join(f"engine.{name}={str(value).lower()}" for name, value in changes.items())
+        for changes in _REMEDIES
+        if (found := memory(**changes)) and found.fits(known.memory_bytes)
+    ]
+    if largest:
+        remedies.insert(0, f"engine.micro_batch_size={largest}")
+    checkpointed = memory(activation_checkpointing=True)
+    assert checkpointed is not None
+    made = Estimate(
+        config=config,
+        plan=plan,
+        device=known,
+        mfu=mfu,
+        cost=cost,
+        backbone_parameters=backbone_parameters(config.backbone),
+        num_shards=num_shards,
+        memory={stage: memory(zero_stage=stage) for stage in get_args(ZeroStage)},
+        checkpointed=checkpointed,
+        largest_micro_batch=largest,
+        remedies=tuple(remedies),
+    )
+    return _with_estimated_steps(made) if config.schedule.unit == "minutes" else made
+
+
+def _with_estimated_steps(estimate: Estimate) -> Estimate:
+    """With as many updates as fit into the minutes at the estimated rate."""
+    config, rate = estimate.config, estimate.images_per_second
+    steps = round(60 * config.schedule.length * rate / config.data.global_batch_size)
+    timed = Timed(max(1, steps), rate)
+    return replace(estimate, plan=with_length(estimate.plan, config, timed))
+
+
+def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:
+    """What the run would see, and its shards; 0 of them where images are only a number."""
+    if not config.data.sources:
+        return DataFacts(images or _IMAGENET, "assumed"), 0
+    if images:
+        raise UserError("both data.shards and --images are given", "leave out --images")
+    _, shards = open_data(config)
+    return data_facts(shards), len(shards.shards) if shards else 0
+
+
+def describe(estimate: Estimate) -> list[str]:
+    """The lines above the table of memory."""
+    config, plan, cost = estimate.config, estimate.plan, estimate.cost
+    own = cost.trained - estimate.backbone_parameters
+    teacher = f", a teacher of {cost.frozen:,}" if cost.frozen else ""
+    batch, gpus = config.data.global_batch_size, plan.world_size
+    peak = estimate.device.peak_flops(plan.precision, config.engine.tf32)
+    epoch = f"{plan.total_epochs:g} epochs of {plan.samples_per_epoch:,} images"
+    if plan.data_fingerprint == "assumed":
+        assumed = "as in ImageNet-1k" if plan.num_samples == _IMAGENET else "as said"
+        epoch += f" ({assumed}; data.shards=SHARDS or --images N says how many yours are)"
+    update = plan.step_flops_per_image * batch
+    rows = {
+        "parameters": f"{cost.trained:,} trained: backbone {estimate.backbone_parameters:,}, "
+        f"the objective's own {own:,}{teacher}",
+        "compute": f"{plan.step_flops_per_image / 1e9:,.1f} GFLOP an image, forward and backward; "
+        f"{update / 1e12:,.1f} TFLOP an update",
+        "batch": f"{batch:,} images = {gpus} GPUs × {plan.accumulation} × {plan.micro_batch_size}",
+        "length": _describe_length(estimate, epoch),
+        "time": f"{_format_hours(estimate.hours)} at {estimate.images_per_second:,.0f} images/s, "
+        f"if {estimate.mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s is reached (--mfu) and "
+        "nothing else takes long",
+        "disk": _describe_disk(estimate),
+    }
+    shards, assumed = estimate.num_shards, ""
+    if not shards:
+        shards = -(-plan.num_samples * _IMAGE_BYTES // _SHARD_BYTES)
+        assumed = f", if an image has {format_bytes(_IMAGE_BYTES)} and a shard 256 MiB"
+    rows["shards"] = f"{shards:,}: {shards / gpus:,.1f} for each GPU and epoch{assumed}"
+    if config.engine.offload_optimizer:
+        host = 3 * FLOAT32 * cost.trained / gpus / GIB
+        rows["host memory"] = f"{host:,.2f} GiB for each GPU's part of the optimizer"
+    device = f"{estimate.device.title} of {estimate.device.memory_gib} GiB"
+    title = f"{config.recipe} on {gpus} × {device}, {plan.precision}"
+    if batch > plan.samples_per_epoch:
+        rows["note"] = f"an update takes more images than an epoch's {plan.samples_per_epoch:,}"
+    return [title, "", *(f"{name:12} {text}" for name, text in rows.items())]
+
+
+def _describe_length(estimate: Estimate, epoch: str) -> str:
+    schedule, steps = estimate.config.schedule, f"{estimate.plan.total_steps:,} updates"
+    if schedule.unit != "minutes":
+        return f"{steps}, {epoch}"
+    return (
+        f"{schedule.length:g} minutes; the updates follow from the rate measured at the start, at "
+        f"the one below about {steps}, {epoch}"
+    )
+
+
+def memory_rows(estimate: Estimate) -> list[tuple[str, ...]]:
+    """One row for each ZeRO stage: its parts and their sum in GiB, and whether it fits."""
+    rows = []
+    for stage, memory in estimate.memory.items():
+        chosen = " *" if stage == estimate.config.engine.zero_stage else ""
+        if memory is None:
+            rows.append((f"{stage}{chosen}", *[""] * 6, "n/a"))
+            continue
+        parts = (
+            memory.weights + memory.gathered,
+            memory.gradients,
+            memory.optimizer,
+            memory.teacher,
+            memory.forward,
+            memory.total,
+        )
+        fits = "yes" if memory.fits(estimate.device.memory_bytes) else "no"
+        rows.append((f"{stage}{chosen}", *(f"{part / GIB:.2f}" for part in parts), fits))
+    return rows
+
+
+def advise(estimate: Estimate) -> list[str]:
+    """The lines below the table: what fits, and what to turn where it does not."""
+    engine, room = estimate.config.engine, estimate.usable_bytes
+    chosen = estimate.memory[engine.zero_stage]
+    assert chosen is not None
+    largest = estimate.largest_micro_batch
+    at_once = f"{largest} fit at once (engine.micro_batch_size=auto takes so many)"
+    lines = [
+        f"* engine.zero_stage. Of the {estimate.images_per_gpu} images that a GPU has an update, "
+        f"{at_once if largest else 'none fits'}.",
+        "total: weights, optimizer and teacher, and the larger of activations (at the end of a "
+        "forward pass, with the gradients of those before) and gradients (in the update).",
+    ]
+    if not engine.activation_checkpointing:
+        lines.append(
+            f"With engine.activation_checkpointing=true: activations "
+            f"{estimate.checkpointed.forward / GIB:.2f} GiB, total "
+            f"{estimate.checkpointed.total / GIB:.2f} GiB, a third more to compute."
+        )
+    if estimate.fits:
+        return lines
+    helps = "; or ".join(estimate.remedies) or "more GPUs, or ones with more memory"
+    return [
+        f"DOES NOT FIT: {chosen.total / GIB:.1f} GiB at ZeRO-{engine.zero_stage}, of "
+        f"{estimate.device.memory_gib} GiB {room / GIB:.0f} are usable. What helps: {helps}.",
+        *lines,
+    ]
+
+
+def print_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> bool:
+    """Work it out and print it; arguments as in :func:`make_estimate`.
+
+    Returns:
+        Whether it fits.
+    """
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    estimate = make_estimate(config, gpus, device, mfu, images)
+    console = Console(highlight=False, width=max(80, Console().width))
+    console.print("\n".join(describe(estimate)), markup=False, soft_wrap=True)
+    console.print(
+        f"\nMemory of one GPU in GiB, {estimate.usable_bytes / GIB:.0f} of "
+        f"{estimate.device.memory_gib} usable ({USABLE:.0%}):"
+    )
+    table = Table(box=SIMPLE, pad_edge=False)
+    heads = ("ZeRO", "weights", "gradients", "optimizer", "teacher", "activations", "total", "fits")
+    for head in heads:
+        table.add_column(head, justify="left" if head == "ZeRO" else "right")
+    for row in memory_rows(estimate):
+        table.add_row(*row)
+    console.print(table)
+    console.print("\n".join(advise(estimate)), markup=False, soft_wrap=True)
+    return estimate.fits
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run leaves on disk, all ranks together."""
+
+    checkpoint: int
+    """Of one resumable checkpoint: weights and two moments."""
+    num_checkpoints: int
+    export: int
+    num_exports: int
+
+    @property
+    def total(self) -> int:
+        """At the end."""
+        return self.num_checkpoints * self.checkpoint + self.num_exports * self.export
+
+
+def disk_of(config: RunConfig, total_steps: int) -> Disk:
+    """What a run leaves on disk."""
+    cost = objective_cost(config.objective, config.backbone, Arithmetic("float32", "cpu"))
+    kept, every = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
+    if every:
+        kept += total_steps // every
+    return Disk(
+        checkpoint=FLOAT32 * (3 * cost.trained + cost.frozen),
+        num_checkpoints=kept,
+        export=FLOAT32 * backbone_parameters(config.backbone),
+        # One at the end, even of a run whose steps follow from minutes and are not known yet.
+        num_exports=max(1, -(-total_steps // config.export.every_steps)),
+    )
+
+
+def _describe_disk(estimate: Estimate) -> str:
+    disk = disk_of(estimate.config, estimate.plan.total_steps)
+    checkpoint, export = format_bytes(disk.checkpoint), format_bytes(disk.export)
+    return (
+        f"{format_bytes(disk.total)} at the end: {disk.num_checkpoints} checkpoints of "
+        f"{checkpoint}, {disk.num_exports} exports of {export}"
+    )
+
+
+def _format_hours(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.0f} minutes" if hours > 1.5 / 60 else "about a minute or less"
+    return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"

@@ -1,0 +1,1 @@
+"""Portable exports of a trained backbone."""

@@ -1,0 +1,216 @@
+"""Portable exports: `backbone.safetensors` (timm's parameter names) and `backbone.json` (how to
+build and feed it).
+
+Evaluations read nothing else. torch is imported inside the functions that need it, so that a wrong
+path is reported before anything slow is loaded.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ssl_vit
+from ssl_vit.config import Config, to_plain, validate
+from ssl_vit.data.values import ValueRange
+from ssl_vit.errors import UserError
+from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder, spelled_in_utf8
+from ssl_vit.foreign import first_line, read_json
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.cost import backbone_parameters
+from ssl_vit.run.config import CONFIG_FILE, RunConfig
+
+if TYPE_CHECKING:
+    from ssl_vit.models.vit import VisionTransformer
+    from ssl_vit.objectives.objective import Objective
+
+FORMAT = "ssl-vit-backbone-1"
+WEIGHTS_FILE = "backbone.safetensors"
+INFO_FILE = "backbone.json"
+
+
+class ExportInfo(Config):
+    """What stands in `backbone.json`."""
+
+    format: str = FORMAT
+    """Version of this file's layout."""
+    backbone: BackboneConfig
+    """Builds the network."""
+    pixel_mean: tuple[float, float, float]
+    """Per-channel mean the network expects subtracted from pixels in [0, 1]."""
+    pixel_std: tuple[float, float, float]
+    """Per-channel standard deviation to divide by."""
+    value_range: tuple[float, float] | None = None
+    """Stored values that were black and white in images of more than 8 bits; None: there were none.
+    """
+    no_data: float | None = None
+    """Stored value of pixels that were not measured, which were black; None: there was none."""
+    recipe: str
+    """The recipe it was trained with."""
+    step: int
+    """Optimizer updates it had seen."""
+    data_fingerprint: str
+    """Of the shard set it was trained on."""
+    ssl_vit_version: str
+    """Version that wrote it."""
+
+    @property
+    def values(self) -> ValueRange | None:
+        """How values of more than 8 bits are shown."""
+        return self.value_range and ValueRange(*self.value_range, self.no_data)
+
+    @classmethod
+    def of_run(cls, config: RunConfig, data_fingerprint: str) -> "ExportInfo":
+        """The description of a run's exports, still at step 0."""
+        values = config.data.values
+        return cls(
+            backbone=config.backbone,
+            pixel_mean=config.data.pixel_mean,
+            pixel_std=config.data.pixel_std,
+            value_range=values and (values.low, values.high),
+            no_data=values and values.no_data,
+            recipe=config.recipe,
+            step=0,
+            data_fingerprint=data_fingerprint,
+            ssl_vit_version=ssl_vit.__version__,
+        )
+
+
+class RunExports:
+    """The `exports/` of one run folder.
+
+    Args:
+        folder: Created with the first export.
+        objective: Says which backbone is worth keeping.
+        info: Of the run; the step is filled in.
+        every_steps: Updates between two exports.
+        is_first: Whether this rank writes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        objective: "Objective",
+        info: ExportInfo,
+        every_steps: int,
+        is_first: bool,
+    ) -> None:
+        self.folder, self.objective, self.info = folder, objective, info
+        self.every_steps, self.is_first = every_steps, is_first
+        self._effort = OptionalWrites(f"an export into {folder}", "Training continues without it")
+
+    def due(self, step: int) -> bool:
+        """Whether an export belongs after ``step`` updates."""
+        return step % self.every_steps == 0
+
+    def write(self, step: int) -> bool:
+        """Write one; every rank calls it. False where it could not be written, which was said."""
+        if not self.is_first:
+            return True
+        state = self.objective.exported_backbone().state_dict()
+        info = self.info.model_copy(update={"step": step})
+        with self._effort.attempt():
+            write_export(self.folder / f"step_{step:08d}", state, info)
+        return not self._effort.failed
+
+
+def write_export(folder: Path, state: dict[str, Any], info: ExportInfo) -> None:
+    """Write one export; `backbone.json` comes last and says that it is complete.
+
+    Args:
+        folder: Created where missing.
+        state: The backbone's state dict, on any device.
+        info: Its description.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(folder / WEIGHTS_FILE) as partial:
+        try:
+            save_file(tensors, partial, metadata={"format": "pt"})
+        except SafetensorError as error:  # which wraps those of the file system
+            raise OSError(first_line(error)) from error
+        share_like_folder(partial)
+    with replacing(folder / INFO_FILE) as partial:
+        partial.write_text(json.dumps(to_plain(info), indent=1) + "\n")
+
+
+def find_export(path: Path | str) -> Path:
+    """The export folder meant by a run folder (its newest export), an export folder, or a file in
+    it.
+
+    Raises:
+        UserError: Nothing of the kind is there.
+    """
+    path = path_of(str(path))
+    if path.name in (WEIGHTS_FILE, INFO_FILE):
+        path = path.parent
+    if (path / INFO_FILE).is_file():
+        return path
+    complete = sorted(path.glob(f"exports/step_*/{INFO_FILE}"))
+    if complete:
+        return complete[-1].parent
+    remedy = "give a run folder that has one, or one of its exports/step_… folders"
+    if (path / CONFIG_FILE).is_file():
+        remedy = (
+            "a run writes one at its end and every export.every_steps updates; start it again "
+            "with export.every_steps=100 to have one soon"
+        )
+    raise UserError(
+        f"no export at {path} (looked for {INFO_FILE} there and in exports/step_*/)", remedy
+    )
+
+
+def read_export_info(path: Path | str) -> ExportInfo:
+    """The description of an export.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    file = find_export(path) / INFO_FILE
+    values = read_json(file, "export again")
+    if values.get("format") != FORMAT:
+        raise UserError(f"{file} is not of the format {FORMAT}", "export again with this version")
+    return validate(ExportInfo, values, str(file))
+
+
+def load_backbone(path: Path | str) -> "VisionTransformer":
+    """The exported backbone, in evaluation mode on the CPU.
+
+    Args:
+        path: A run folder (its newest export), an export folder, or the safetensors file.
+
+    Returns:
+        A model on images (B, 3, H, W) scaled with ``read_export_info(path).pixel_mean`` and
+        ``.pixel_std``.
+
+    Raises:
+        UserError: No export there, or its files do not fit each other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from ssl_vit.models.vit import VisionTransformer
+
+    folder = find_export(path)
+    info = read_export_info(folder)
+    file = folder / WEIGHTS_FILE
+    try:
+        with spelled_in_utf8(file) as place:
+            state = load_file(place)
+        count = sum(tensor.numel() for tensor in state.values())
+        # Before anything is allocated for a network that the file is not of.
+        if count < (wanted := backbone_parameters(info.backbone)):
+            raise RuntimeError(f"{count:,} values, and {INFO_FILE} describes {wanted:,} parameters")
+        odd = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+        if odd:
+            raise RuntimeError(f"{odd[0]} is of type {str(state[odd[0]].dtype)[6:]}")
+        model = VisionTransformer(info.backbone)
+        model.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
+    return model.eval()

@@ -1,0 +1,1 @@
+"""Self-distillation: DINO, iBOT, DINOv2."""

@@ -1,0 +1,184 @@
+"""What a student is told by its teacher: targets that cannot collapse, and the losses against them.
+
+Logits come in any precision; everything here is float32, products under autocast too, because a
+temperature of 0.04 multiplies them by 25 before an exponential.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_vit.objectives.autocast import without_autocast
+
+# R rows (images or patches), C prototypes, D width, B images, V views.
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Over the default process group, in place; the tensor as it is where there is none."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def _largest_over_ranks(tensor: Tensor) -> Tensor:
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return tensor
+
+
+@torch.no_grad()
+def sinkhorn(
+    logits: Tensor, temperature: float, counted: Tensor | None = None, iterations: int = 3
+) -> Tensor:
+    """Targets in which all prototypes are used equally, over the rows of all ranks together.
+
+    Args:
+        logits: (R, C) of the teacher, on this rank; R may differ between ranks, and be 0.
+        temperature: Of the teacher, above 0.
+        counted: (R,) bool, false for rows that are padding; None: all count.
+        iterations: Alternations between prototypes and rows.
+
+    Returns:
+        (R, C) float32; counted rows sum to 1, padding is 0.
+
+    Source: Caron et al. 2020 (SwAV), arXiv 2006.09882, section 3.1 and appendix A.1; as a teacher's
+        centering Oquab et al. 2023, arXiv 2304.07193, section 4.
+    """
+    scores = logits.float() / temperature
+    if counted is not None:
+        scores = scores.masked_fill(~counted.unsqueeze(1), -torch.inf)
+    # A common factor cancels; the largest exponential becomes 1. -1e30: no rank has a row.
+    largest = scores.amax() if scores.numel() else scores.new_tensor(-torch.inf)
+    shares = (scores - _largest_over_ranks(largest.clamp(min=-1e30))).exp()
+    for _ in range(iterations):
+        shares = _divide(shares, sum_over_ranks(shares.sum(dim=0, keepdim=True)))
+        shares = _divide(shares, shares.sum(dim=1, keepdim=True))
+    return shares
+
+
+def _divide(shares: Tensor, total: Tensor) -> Tensor:
+    """0 where nothing is to be shared: padding, or a prototype that no exponential reaches."""
+    return shares / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+class Center(nn.Module):
+    """A moving average of the teacher's logits, subtracted before its softmax.
+
+    It moves once an update, over all micro-batches and ranks of it, so that neither is part of the
+    result.
+
+    Args:
+        prototypes: C.
+        momentum: What is kept of the old center.
+
+    Source: Caron et al. 2021 (DINO), arXiv 2104.14294, section 3.1, equation 4.
+    """
+
+    center: Tensor
+    _sum: Tensor
+
+    def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("center", torch.zeros(prototypes))
+        # The sum of an update's logits, and in the last place their number.
+        self.register_buffer("_sum", torch.zeros(prototypes + 1), persistent=False)
+        self._step = -1
+
+    @torch.no_grad()
+    def forward(
+        self, logits: Tensor, temperature: float, step: int, counted: Tensor | None = None
+    ) -> Tensor:
+        """(R, C) logits → (R, C) float32 targets; and remember the logits for :meth:`follow`."""
+        if step != self._step:  # what an update left that was not applied
+            self._sum.zero_()
+            self._step = step
+        logits = logits.float()
+        weights = logits.new_ones(len(logits)) if counted is None else counted.float()
+        with without_autocast(logits):
+            self._sum[:-1] += weights @ logits
+        self._sum[-1] += weights.sum()
+        return ((logits - self.center) / temperature).softmax(dim=1) * weights.unsqueeze(1)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move; every rank calls it, once for every applied update."""
+        total = sum_over_ranks(self._sum.clone())
+        mean = total[:-1] / total[-1].clamp(min=1)
+        # An update without a row (no patch was masked) says nothing.
+        self.center.lerp_(mean, (1 - self.momentum) * (total[-1] > 0).float())
+        self._sum.zero_()
+
+
+def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """−Σ target · log softmax(logits / temperature), of each row.
+
+    Args:
+        targets: (…, C) float32, rows sum to 1 (or 0: padding).
+        logits: (…, C) of the student.
+        temperature: Of the student.
+
+    Returns:
+        (…) float32.
+
+    Source: Caron et al. 2021, arXiv 2104.14294, equation 2.
+    """
+    return -(targets * F.log_softmax(logits.float() / temperature, dim=-1)).sum(dim=-1)
+
+
+def view_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """The mean over all pairs of a teacher's view and another view of the student's.
+
+    Args:
+        targets: (T, B, C) of the T global views.
+        logits: (V, B, C) of all V views, the global ones first; V > 1.
+        temperature: Of the student.
+
+    Returns:
+        float32 scalar.
+
+    Source: Caron et al. 2021, arXiv 2104.14294, equation 3.
+    """
+    num_targets, num_views = len(targets), len(logits)
+    log_shares = F.log_softmax(logits.float() / temperature, dim=-1)
+    with without_autocast(log_shares):
+        # One product for all pairs: (T, V), summed over images and prototypes.
+        pairs = -torch.einsum("tbc,vbc->tv", targets, log_shares) / targets.shape[1]
+    same = torch.eye(num_targets, num_views, dtype=torch.bool, device=pairs.device)
+    return pairs.masked_fill(same, 0.0).sum() / (num_targets * (num_views - 1))
+
+
+def patch_loss(targets: Tensor, logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """The weighted sum over masked patches.
+
+    Args:
+        targets: (R, C).
+        logits: (R, C) of the student at the same patches.
+        weights: (R,) float32, such that each image counts alike; 0 for padding.
+        temperature: Of the student.
+
+    Source: Zhou et al. 2021 (iBOT), arXiv 2111.07832, equation 2.
+    """
+    return (cross_entropy(targets, logits, temperature) * weights).sum()
+
+
+def koleo(features: Tensor) -> Tensor:
+    """Kozachenko-Leonenko: push each image away from its nearest neighbor in the micro-batch.
+
+    Args:
+        features: (B, D), B > 1; normalized here.
+
+    Returns:
+        float32 scalar, −mean log of the distance to the nearest neighbor.
+
+    Source: Sablayrolles et al. 2018, arXiv 1806.03198, section 3.2; Oquab et al. 2023,
+        arXiv 2304.07193, section 4.
+    """
+    # In half precision a distance below 6e-5 is 0, and its logarithm infinite.
+    with without_autocast(features):
+        points = F.normalize(features.float(), dim=-1)
+        with torch.no_grad():
+            likeness = points @ points.T
+            nearest = likeness.fill_diagonal_(-1.0).argmax(dim=1)
+        distances = (points - points[nearest]).norm(dim=-1)
+        return -(distances + 1e-8).log().mean()

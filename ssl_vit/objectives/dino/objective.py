@@ -1,0 +1,309 @@
+"""Self-distillation: a student learns what its moving average says of other views of an image.
+
+DINO (Caron et al. 2021, arXiv 2104.14294), iBOT (Zhou et al. 2021, arXiv 2111.07832) and DINOv2
+(Oquab et al. 2023, arXiv 2304.07193) are one objective; they differ in the weights of its three
+losses and in its settings. Student and teacher live in one module, so that one engine shards both,
+and all passes of a micro-batch are one forward.
+"""
+
+import copy
+import math
+from typing import NamedTuple, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from ssl_vit.models.initialization import initialize_token
+from ssl_vit.models.vit import VisionTransformer, blank_patches
+from ssl_vit.objectives.color_jitter import apply
+from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.objectives.dino.losses import Center, koleo, patch_loss, sinkhorn, view_loss
+from ssl_vit.objectives.dino.views import NUM_GLOBALS, DinoBatch
+from ssl_vit.objectives.ema import EmaTeacher
+from ssl_vit.objectives.heads import ProjectionHead
+from ssl_vit.objectives.objective import (
+    Objective,
+    Observed,
+    ParameterGroup,
+    StepOutput,
+    decays,
+)
+from ssl_vit.objectives.pictures import feature_panels, rows_of
+from ssl_vit.objectives.pixels import PixelScale
+from ssl_vit.schedules import cosine
+
+_SHOWN = 6  # images in a panel
+
+# B images, L local views, V = 2 + L views, N patches, R masked patches, D width, C prototypes.
+
+
+class Seen(NamedTuple):
+    """What a network says of the views of a batch."""
+
+    cls: Tensor
+    """(2 B, D) class tokens of the global views."""
+    logits: Tensor
+    """(2 B, C) of the class tokens, or (V B, C) where local views were shown too."""
+    patch_logits: Tensor
+    """(R, C) of the patches that were asked for; empty where none were."""
+
+
+class Network(nn.Module):
+    """A backbone with its heads; student and teacher are one each."""
+
+    def __init__(self, config: DinoConfig, backbone: VisionTransformer) -> None:
+        super().__init__()
+        width, hidden, layers = backbone.config.width, config.head_hidden, config.head_layers
+        self.backbone = backbone
+        self.head = ProjectionHead(width, hidden, layers, config.bottleneck, config.prototypes)
+        self.patch_head = None
+        if config.ibot_prototypes and config.ibot_weight:
+            self.patch_head = ProjectionHead(
+                width, hidden, layers, config.ibot_bottleneck, config.ibot_prototypes
+            )
+
+    def forward(
+        self,
+        images: Tensor,
+        hidden: Tensor | None = None,
+        filler: Tensor | None = None,
+        asked: Tensor | None = None,
+        local: Tensor | None = None,
+    ) -> Seen:
+        """Look at views.
+
+        Args:
+            images: (2 B, 3, S, S) normalized, the global views.
+            hidden: (2 B, N) bool, patches that are replaced by ``filler``; None: none.
+            filler: (D,).
+            asked: (R,) int64 places among all global views' patches; None: none.
+            local: (L B, 3, s, s) normalized; None: none.
+        """
+        features = self.backbone(images, hidden, filler)
+        classes = features.cls
+        if local is not None:
+            classes = torch.cat([classes, self.backbone(local).cls])
+        if asked is None:
+            return Seen(features.cls, self.head(classes), classes.new_empty(0, 0))
+        patches = features.patches.flatten(0, 1)[asked]
+        if self.patch_head is not None:
+            return Seen(features.cls, self.head(classes), self.patch_head(patches))
+        # Once for all rows: normalizing and casting prototypes costs the same for however many.
+        logits = self.head(torch.cat([classes, patches]))
+        return Seen(features.cls, *logits.split([len(classes), len(patches)]))
+
+
+class Dino(Objective):
+    """Student, teacher, and the losses between them.
+
+    Args:
+        config: Of the objective.
+        backbone: The student's; the teacher begins as its copy.
+        pixel_scale: Of the data.
+        total_steps: Updates of the run, over which its schedules stretch.
+    """
+
+    def __init__(
+        self,
+        config: DinoConfig,
+        backbone: VisionTransformer,
+        pixel_scale: PixelScale,
+        total_steps: int,
+    ) -> None:
+        super().__init__()
+        self.config, self.pixel_scale, self.total_steps = config, pixel_scale, total_steps
+        self.student = Network(config, backbone)
+        if config.ibot_weight:
+            self.mask_token = nn.Parameter(torch.zeros(backbone.config.width))
+            initialize_token(self.mask_token)
+        self.teacher = EmaTeacher(copy.deepcopy(self.student))
+        # Dropping paths is for those who learn.
+        self.teacher.eval()
+        self.center: Center | None = None
+        self.patch_center: Center | None = None
+        if config.centering == "average":
+            self.center = Center(config.prototypes, config.center_momentum)
+            if config.ibot_weight:
+                prototypes = config.ibot_prototypes or config.prototypes
+                self.patch_center = Center(prototypes, config.center_momentum)
+
+    @property
+    def backbone(self) -> VisionTransformer:  # type: ignore[override] # a module has one name only
+        """The student's."""
+        return self.student.backbone
+
+    def train(self, mode: bool = True) -> "Dino":
+        """As in any module; the teacher never drops a path."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: DinoBatch, step: int) -> StepOutput:
+        """The weighted sum of the losses, in float32."""
+        config = self.config
+        views, local = self._views(batch)
+        asked = batch.masked if config.ibot_weight else None
+        targets, patch_targets = self._targets(views, batch, asked, step)
+        filler = self.mask_token if config.ibot_weight else None
+        hidden = batch.hidden if config.ibot_weight else None
+        seen = self.student(views, hidden, filler, asked, local)
+        temperature, num_images = config.student_temperature, len(batch.numbers)
+        losses: dict[str, Tensor] = {}
+        if config.dino_weight:
+            losses["dino_loss"] = view_loss(
+                targets.unflatten(0, (NUM_GLOBALS, num_images)),
+                seen.logits.unflatten(0, (-1, num_images)),
+                temperature,
+            )
+        if config.ibot_weight:
+            losses["ibot_loss"] = patch_loss(
+                patch_targets, seen.patch_logits, batch.weights, temperature
+            )
+        if config.koleo_weight and num_images > 1:
+            by_view = seen.cls.unflatten(0, (NUM_GLOBALS, num_images))
+            losses["koleo_loss"] = torch.stack([koleo(view) for view in by_view]).sum()
+        weights = {
+            "dino_loss": config.dino_weight,
+            "ibot_loss": config.ibot_weight,
+            "koleo_loss": config.koleo_weight,
+        }
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        metrics = {name: value.detach() for name, value in losses.items()}
+        observed = Observed(
+            seen.cls[:num_images].detach(),
+            # Of the first view; a target's own is its most likely one.
+            targets[:num_images].argmax(dim=1),
+            config.prototypes,
+        )
+        return StepOutput(loss, {**metrics, **_describe(targets)}, observed)
+
+    @torch.no_grad()
+    def _views(self, batch: DinoBatch) -> tuple[Tensor, Tensor | None]:
+        """The global views as networks read them, and the local ones where there are any."""
+        count = len(batch.images)
+        views = self._prepare(batch.images, batch.photometry[:count])
+        if not self.config.local_crops:
+            return views, None
+        return views, self._prepare(batch.local, batch.photometry[count:])
+
+    def _prepare(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Colors, blur, and the scale of pixels."""
+        return self.pixel_scale(apply(images, rows) * 255)
+
+    @torch.no_grad()
+    def _targets(
+        self, views: Tensor, batch: DinoBatch, asked: Tensor | None, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """What the teacher says: (2 B, C), and (R, C) of the masked patches."""
+        told = self.teacher(views, None, None, asked)
+        targets = self._sharpen(told.logits, self.center, step)
+        if asked is None:
+            return targets, told.patch_logits
+        counted = batch.weights > 0
+        return targets, self._sharpen(told.patch_logits, self.patch_center, step, counted)
+
+    def _sharpen(
+        self, logits: Tensor, center: Center | None, step: int, counted: Tensor | None = None
+    ) -> Tensor:
+        """(R, C) logits of the teacher → targets; padding is not ``counted``."""
+        temperature = self.teacher_temperature(step)
+        match self.config.centering:
+            case "sinkhorn":
+                return sinkhorn(logits, temperature, counted)
+            case "average":
+                assert center is not None
+                return center(logits, temperature, step, counted)
+            case "none":
+                return (logits.float() / temperature).softmax(dim=1)
+        assert_never(self.config.centering)
+
+    def teacher_temperature(self, step: int) -> float:
+        """Of update ``step``: a straight line, then constant (Caron et al. 2021, appendix C)."""
+        config = self.config
+        begin, end = config.warmup_teacher_temperature, config.teacher_temperature
+        warmup = config.temperature_warmup * self.total_steps
+        return begin + (end - begin) * min(1.0, step / warmup) if warmup else end
+
+    def teacher_momentum(self, step: int) -> float:
+        """After update ``step``: a cosine (Caron et al. 2021, section 3.1)."""
+        config = self.config
+        return cosine(config.momentum, config.final_momentum, step / max(1, self.total_steps))
+
+    def after_step(self, step: int) -> None:
+        """Move the teacher, and the centers."""
+        self.teacher.follow(self.student, self.teacher_momentum(step))
+        for center in (self.center, self.patch_center):
+            if center is not None:
+                center.follow()
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """By depth, as Oquab et al. train them: each block slower than the one above it, the stem
+        slower still, and the prototypes not at first.
+        """
+        groups: dict[str, list[nn.Parameter]] = {}
+        facts: dict[str, tuple[float, float, int]] = {}
+        frozen_steps = round(self.config.freeze_prototypes * self.total_steps)
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            decayed = decays(name, parameter)
+            rate, frozen, part = self._rate_of(name), 0, "plain"
+            if name.endswith("prototypes.weight"):
+                frozen, part = frozen_steps, "prototypes"
+            elif decayed:
+                part = "decayed"
+            title = part if rate == 1 else f"{part}_{rate:.4g}"
+            groups.setdefault(title, []).append(parameter)
+            # A prototype's length says nothing, so decay would say nothing but a rate.
+            facts[title] = (rate, float(decayed and part != "prototypes"), frozen)
+        return [
+            ParameterGroup(title, tuple(parameters), *facts[title])
+            for title, parameters in groups.items()
+        ]
+
+    def _rate_of(self, name: str) -> float:
+        lowest = self.backbone.config.depth + 1
+        if name == "mask_token":  # stands beside the class token, and learns as fast
+            return self.config.layer_decay**lowest
+        own = name.removeprefix("student.backbone.")
+        if own == name:
+            return 1.0
+        above = lowest - self.backbone.layer_of(own)
+        rate = self.config.layer_decay**above
+        return rate * self.config.patch_embed_lr_scale if own.startswith("patch_embed.") else rate
+
+    @torch.no_grad()
+    def panels(self, batch: DinoBatch) -> dict[str, Tensor]:
+        """The views of up to 6 images as the student saw them (global ones, masked patches gray,
+        then local ones), and what the teacher makes of the first view without its masks.
+        """
+        count, shown = len(batch.numbers), slice(0, _SHOWN)
+        views, local = self._views(batch)
+        seen = views
+        if self.config.ibot_weight:
+            seen = blank_patches(views, batch.hidden, self.backbone.config.patch_size)
+        columns = [view[shown] for view in self.pixel_scale.back(seen).split(count)]
+        if local is not None:
+            columns += [view[shown] for view in self.pixel_scale.back(local).split(count)]
+        first = views[:count][shown]
+        features = feature_panels(self.exported_backbone(), self.pixel_scale, first)
+        return {"views": rows_of(columns), **features}
+
+    def exported_backbone(self) -> VisionTransformer:
+        """The teacher's, which is the better one (Caron et al. 2021, figure 6)."""
+        network = self.teacher.module
+        assert isinstance(network, Network)
+        return network.backbone
+
+
+def _describe(targets: Tensor) -> dict[str, Tensor]:
+    """How sure the teacher is of an image (0 to log C), and how far from alike it uses its
+    prototypes (0 to log C, of the batch's mean): sure of the same one for all is one kind of
+    collapse, sure of none the other (Caron et al. 2021, section 5.3).
+    """
+    entropy = -torch.special.xlogy(targets, targets).sum(dim=1).mean()
+    mean = targets.mean(dim=0)
+    return {
+        "teacher_entropy": entropy,
+        "kl_to_uniform": math.log(targets.shape[1]) + torch.special.xlogy(mean, mean).sum(),
+    }

@@ -1,0 +1,160 @@
+"""What DINO, iBOT and DINOv2 see of an image: two global views, some local ones, and masks.
+
+Everything random is drawn here, from the sample's own generator; the device does the pixel work of
+colors and blur (`photometry.py`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_vit.data.augment import Crop, random_resized_crop_box
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.vit import blank_patches
+from ssl_vit.objectives.color_jitter import PAPER_BLUR, RELEASED_BLUR, Photometry, apply, draw
+from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.objectives.masking import block_hidden
+
+# B images, L local views, V = 2 + L views, N patches of a global view, S and s pixels a side,
+# R masked patches of a micro-batch, padding included.
+
+NUM_GLOBALS = 2
+# Masked patches of a micro-batch come in multiples of this share of the most there can be, so that
+# their number takes few values.
+_STEPS = 8
+
+
+class DinoDraw(NamedTuple):
+    """All that is random in one sample."""
+
+    crops: tuple[Crop, ...]
+    """The global views first."""
+    photometry: np.ndarray
+    """(V, 7) float32."""
+    hidden: np.ndarray
+    """(2, N) bool, of the global views."""
+
+
+class DinoBatch(NamedTuple):
+    """One micro-batch; of several views of all images, the first view comes first."""
+
+    images: Tensor
+    """(2 B, 3, S, S) uint8, the global views."""
+    local: Tensor
+    """(L B, 3, s, s) uint8; empty where L is 0."""
+    photometry: Tensor
+    """(V B, 7) float32."""
+    hidden: Tensor
+    """(2 B, N) bool."""
+    masked: Tensor
+    """(R,) int64, places of hidden patches among the 2 B N of all global views; then padding."""
+    weights: Tensor
+    """(R,) float32, such that each view with masked patches counts 1 / (2 B); 0 for padding."""
+    numbers: Tensor
+    """(B,) int64 sample numbers."""
+
+
+class DinoViews:
+    """Multi-crop (Caron et al. 2020, arXiv 2006.09882, section 3.2) with block-wise masks."""
+
+    def __init__(self, config: DinoConfig, backbone: BackboneConfig) -> None:
+        self.config, self.patch_size = config, backbone.patch_size
+        self.grid, self.image_size = backbone.grid, backbone.image_size
+        blurs = RELEASED_BLUR if config.released_blur else PAPER_BLUR
+        solarize = (0.0, config.solarize, 0.0)
+        colors = (
+            config.brightness,
+            config.contrast,
+            config.saturation,
+            config.hue,
+        )
+        self.photometry = [
+            Photometry(config.jitter, *colors, config.grayscale, *pair)
+            for pair in zip(blurs, solarize, strict=True)
+        ]
+
+    @property
+    def crop_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Two global views, and the local ones if there are any."""
+        found = ((NUM_GLOBALS, self.image_size), (self.config.local_crops, self.config.local_size))
+        return tuple(each for each in found if each[0])
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> DinoDraw:
+        """Crops, flips, colors and masks for an image of this size."""
+        config = self.config
+        crops, rows = [], []
+        for view in range(NUM_GLOBALS + config.local_crops):
+            is_global = view < NUM_GLOBALS
+            area = (config.min_global_area, 1.0)
+            if not is_global:
+                area = (config.min_local_area, config.min_global_area)
+            box = random_resized_crop_box(height, width, area, (3 / 4, 4 / 3), rng)
+            across = rng.random() < config.horizontal_flip
+            down = rng.random() < config.vertical_flip
+            size = self.image_size if is_global else config.local_size
+            crops.append(Crop(box, size, across, down))
+            rows.append(draw(self.photometry[min(view, NUM_GLOBALS)], rng))
+        hidden = np.stack([self._draw_hidden(rng) for _ in range(NUM_GLOBALS)])
+        return DinoDraw(tuple(crops), np.stack(rows), hidden)
+
+    def _draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
+        config, num_patches = self.config, self.grid[0] * self.grid[1]
+        chosen, share = rng.random() < config.mask_probability, rng.random()
+        if not chosen or not config.ibot_weight:
+            return np.zeros(num_patches, dtype=bool)
+        ratio = config.min_mask_ratio + share * (config.max_mask_ratio - config.min_mask_ratio)
+        return block_hidden(self.grid, round(ratio * num_patches), rng)
+
+    def collate(
+        self, crops: Sequence[Tensor], draws: Sequence[DinoDraw], numbers: Sequence[int]
+    ) -> DinoBatch:
+        """All views, view by view."""
+        # (V, B, …) → (V B, …): the first view of all images, then the second.
+        rows = np.stack([draw.photometry for draw in draws], axis=1)
+        hidden = np.stack([draw.hidden for draw in draws], axis=1)
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        masked, weights = self._pad(hidden)
+        local = crops[1].flatten(0, 1) if self.config.local_crops else crops[0].new_empty(0)
+        return DinoBatch(
+            images=crops[0].flatten(0, 1),
+            local=local,
+            photometry=torch.from_numpy(rows.reshape(-1, rows.shape[-1])),
+            hidden=torch.from_numpy(hidden),
+            masked=torch.from_numpy(masked),
+            weights=torch.from_numpy(weights),
+            numbers=torch.tensor(numbers, dtype=torch.int64),
+        )
+
+    def _pad(self, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places and weights of the hidden patches of (2 B, N) views."""
+        places = np.flatnonzero(hidden)
+        counts = hidden.sum(axis=1)
+        weights = (1 / np.maximum(counts, 1) / len(hidden)).repeat(counts)
+        step = max(1, -(-round(self.config.max_mask_ratio * hidden.size) // _STEPS))
+        padding = -len(places) % step if self.config.ibot_weight else 0
+        return (
+            np.pad(places, (0, padding)).astype(np.int64),
+            np.pad(weights, (0, padding)).astype(np.float32),
+        )
+
+    def show(self, crops: Sequence[Tensor], draw: DinoDraw) -> list[Tensor]:
+        """Every view with its colors; the global ones a second time with masked patches black.
+
+        Args:
+            crops: For every size (V, 3, S, S) uint8, of one image.
+        """
+        rows = torch.from_numpy(draw.photometry)
+        pictures: list[Tensor] = []
+        begin = 0
+        for group in crops:
+            colored = apply(group, rows[begin : begin + len(group)])
+            begin += len(group)
+            pixels = (colored * 255).round().to(torch.uint8)
+            pictures += list(pixels)
+            if len(pictures) == NUM_GLOBALS and self.config.ibot_weight:
+                hidden = torch.from_numpy(draw.hidden)
+                pictures += list(blank_patches(pixels, hidden, self.patch_size))
+        return pictures

@@ -1,0 +1,1 @@
+"""Masked autoencoder (He et al. 2021)."""

@@ -1,0 +1,160 @@
+"""The parts of a run that has been checked: each function calls the constructors of one of them."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ssl_vit.config import to_yaml
+from ssl_vit.data.access_plan import TrainingAccess
+from ssl_vit.data.order import lanes_of_rank
+from ssl_vit.data.prefetcher import ShardPrefetcher
+from ssl_vit.files import OptionalWrites
+
+if TYPE_CHECKING:
+    import torch
+
+    from ssl_vit.data.loader import Batches
+    from ssl_vit.monitors.probes import Probe
+    from ssl_vit.objectives.objective import Objective
+    from ssl_vit.run.pretrain import Prepared
+    from ssl_vit.training.checkpoint import Checkpoints
+    from ssl_vit.training.engine import Engine
+    from ssl_vit.training.preemption import Preemption
+    from ssl_vit.training.profile import StepProfile
+    from ssl_vit.training.trainer import Exports, Log, Trainer
+
+
+def open_trainer(
+    prepared: "Prepared",
+    objective: "Objective",
+    engine: "Engine",
+    checkpoints: "Checkpoints",
+    start_step: int,
+    preemption: "Preemption",
+    log: "Log | None" = None,
+    profile: "StepProfile | None" = None,
+) -> "Trainer":
+    """Everything that trains, its data workers started; `Trainer.close` ends them."""
+    from ssl_vit.training.bad_samples import BadSamples
+    from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
+    from ssl_vit.training.trainer import Trainer
+
+    config, folder, processes = prepared.config, prepared.folder, prepared.processes
+    return Trainer(
+        objective,
+        engine,
+        open_batches(prepared, start_step),
+        BadSamples(folder.bad_samples, start_step, config.data, processes.is_first),
+        NonfiniteUpdates(
+            folder.nonfinite, start_step, config.guard, processes.is_first, namer(prepared)
+        ),
+        HangDetector(folder.hangs, processes.rank, config.guard.hang_minutes),
+        checkpoints,
+        open_exports(prepared, objective),
+        log,
+        config.log,
+        preemption,
+        open_probe(prepared),
+        profile,
+    )
+
+
+def namer(prepared: "Prepared") -> Callable[[Sequence[int]], list[str]]:
+    """Sample numbers → their keys."""
+    shards = prepared.shards
+    if shards is None:
+        return lambda numbers: [f"number {number}" for number in numbers]
+    return lambda numbers: [shards.key(number) for number in numbers]
+
+
+def open_batches(prepared: "Prepared", start_step: int) -> "Batches":
+    """This rank's micro-batches, from update ``start_step`` on."""
+    from ssl_vit.data.dataset import TrainingBatches
+    from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
+    from ssl_vit.data.synthetic import SyntheticBatches
+    from ssl_vit.objectives.build import build_views
+    from ssl_vit.training.preemption import outlive_signals_in_worker
+
+    config, plan, processes = prepared.config, prepared.plan, prepared.processes
+    views = build_views(config.objective, config.backbone)
+    lanes = lanes_of_rank(config.data.lanes, processes.rank, processes.world_size)
+    sampler = UpdateSampler(
+        prepared.order, lanes, plan.micro_batch_size, start_step, plan.total_steps
+    )
+    if prepared.shards is None:
+        return SyntheticBatches(views, iter(sampler), config.seed)
+    prefetcher = ShardPrefetcher(
+        prepared.shards.shards,
+        prepared.cache,
+        TrainingAccess(prepared.order, lanes, plan.total_steps),
+        start_step,
+        config.engine.verify_shards,
+        (processes.local_rank, processes.local_world_size),
+    )
+    settings = LoaderSettings(
+        plan.workers, plan.prefetch, plan.pin_memory, outlive_signals_in_worker
+    )
+    maker = TrainingBatches(prepared.shards, views, config.seed, config.data.values)
+    loader = build_loader(maker, sampler, plan.micro_batch_size, settings)
+    return LoadedBatches(loader, prefetcher, lambda batch: start_step + batch // plan.accumulation)
+
+
+def open_probe(prepared: "Prepared") -> "Probe | None":
+    """This rank's share of the labeled images, where there are any."""
+    from ssl_vit.monitors.probes import Probe
+
+    if prepared.labeled is None:
+        return None
+    config, processes = prepared.config, prepared.processes
+    return Probe(
+        prepared.labeled,
+        config.monitor,
+        config.backbone.image_size,
+        processes.rank,
+        processes.world_size,
+        config.data.values,
+    )
+
+
+def open_exports(prepared: "Prepared", objective: "Objective") -> "Exports":
+    """Where exports go."""
+    from ssl_vit.exports.folder import ExportInfo, RunExports
+
+    config = prepared.config
+    info = ExportInfo.of_run(config, prepared.plan.data_fingerprint)
+    folder, every = prepared.folder.exports, config.export.every_steps
+    return RunExports(folder, objective, info, every, prepared.processes.is_first)
+
+
+def open_log(prepared: "Prepared", start_step: int, device: "torch.device") -> "Log":
+    """Where the first rank writes and speaks."""
+    from ssl_vit.monitors.collapse import CollapseWatch
+    from ssl_vit.monitors.monitor import Monitor
+    from ssl_vit.training.alarms import AlarmFile
+    from ssl_vit.training.measures import peak_flops
+    from ssl_vit.training.metrics import MetricsLog
+    from ssl_vit.training.metrics_file import lines_with
+    from ssl_vit.training.progress import ProgressLine
+    from ssl_vit.training.trainer import Log
+
+    config, plan, folder = prepared.config, prepared.plan, prepared.folder
+    metrics = MetricsLog(
+        folder.metrics,
+        folder.tensorboard,
+        start_step,
+        config.log.every_steps,
+        config.data.global_batch_size,
+        plan,
+        peak_flops(device, plan.precision, config.engine.tf32),
+    )
+    metrics.text("config", to_yaml(config))
+    batch = config.data.global_batch_size
+    watch = CollapseWatch(config.objective, plan.warmup_steps)
+    watch.recall(lines_with(folder.metrics, "monitor/spread"))
+    return Log(
+        metrics,
+        ProgressLine(start_step, plan.total_steps, batch),
+        Monitor(config.monitor, watch),
+        AlarmFile(folder.alarms, start_step),
+        folder.panels,
+        OptionalWrites(f"pictures into {folder.panels}", "Training continues without it"),
+    )

@@ -1,0 +1,295 @@
+"""Composition root: from what was said to a finished run. Calls constructors, decides nothing.
+
+`prepare` finds every mistake that can be found without torch; `start` imports the slow part and
+runs.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_vit.config import to_plain, to_yaml
+from ssl_vit.data.access_plan import check_room
+from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.mixture import build_order
+from ssl_vit.data.order import Order
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.distributed import Processes, read_processes, set_library_environment
+from ssl_vit.errors import UserError
+from ssl_vit.exports.folder import INFO_FILE
+from ssl_vit.files import replacing
+from ssl_vit.recipes import read_config
+from ssl_vit.run.config import RunConfig
+from ssl_vit.run.data import data_facts, machine_lanes, open_data, open_labeled, sizes_of
+from ssl_vit.run.environment import check_same_data, describe_data, record_start
+from ssl_vit.run.folder import RunFolder
+from ssl_vit.run.machine import find_machine, plain_machine, require_compiler
+from ssl_vit.run.messages import announce, describe_measured, say_end
+from ssl_vit.run.parts import open_log, open_trainer
+from ssl_vit.run.start import check_beginning, has_begun, initial_objective
+from ssl_vit.run.value_range import settle_values
+from ssl_vit.training.checkpoint import newest_checkpoint, step_of
+from ssl_vit.training.length import NOT_TIMED, Costs, Timed, slowest, steps_within
+from ssl_vit.training.plan import RunPlan, make_plan, with_length, with_micro_batch
+
+if TYPE_CHECKING:
+    from ssl_vit.training.preemption import Preemption
+
+# A length that no rehearsal reaches, for schedules that need one.
+_REHEARSED_STEPS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin: everything was checked, nothing was written."""
+
+    config: RunConfig
+    plan: RunPlan
+    folder: RunFolder
+    shards: ShardSet | None
+    """None where the samples are synthetic."""
+    labeled: ShardSet | None
+    """For online probes, where they are wanted."""
+    order: Order
+    cache: ShardCache
+    processes: Processes
+    changed: dict[str, str]
+    """Settings a resumed run changes: path → "old → new"."""
+    notes: tuple[str, ...] = ()
+    """What must be said of the data."""
+    began: float = field(default_factory=time.monotonic)
+    """Seconds of ``time.monotonic``; the minutes of a run's length count from here."""
+
+
+def prepare(
+    recipe: str,
+    run: Path,
+    overrides: Sequence[str],
+    is_smoke: bool,
+    processes: Processes | None = None,
+) -> Prepared:
+    """Check everything that can be checked without torch.
+
+    Args:
+        recipe: A recipe's name or a `config.yaml`.
+        run: The run folder.
+        overrides: `path=value` words.
+        is_smoke: Whether to shrink the recipe.
+        processes: Whose run is checked, for a launcher; by default this process's own.
+
+    Raises:
+        UserError: For each mistake a user can make in a command line, a config, a shard set or a
+            run folder.
+    """
+    config = read_config(recipe, overrides, is_smoke)
+    if config.data.source == "shards" and not config.data.sources:
+        raise UserError(
+            "data.shards is not given", "add  data.shards=FOLDER  (made by `ssl-vit shards pack`)"
+        )
+    folder = RunFolder(run)
+    folder.check_ours()
+    cache, shards = open_data(config)
+    config, notes = settle_values(config, shards, folder)
+    changed = folder.check(config)
+    labeled = open_labeled(config, cache)
+    check_same_data(folder.environment, describe_data(shards))
+    order = build_order(sizes_of(shards), config.data, config.seed)
+    everyone = processes or read_processes()
+    if config.resume_from and not has_begun(folder):
+        check_beginning(config)
+    facts, timed = data_facts(shards), _timed_before(config, folder)
+    plan = make_plan(config, plain_machine(everyone), facts, timed=timed)
+    if processes is None:
+        # Last, because asking for a GPU may import torch; and only where the run will be.
+        machine = find_machine(config.engine.device, everyone)
+        plan = make_plan(config, machine, facts, folder.found_micro_batch(), timed)
+        if config.engine.compile:
+            require_compiler()
+    if shards:
+        here = machine_lanes(config.data.lanes, everyone)
+        check_room(shards.shards, order.shards_at(0, here), cache.num_bytes)
+    return Prepared(config, plan, folder, shards, labeled, order, cache, everyone, changed, notes)
+
+
+def _timed_before(config: RunConfig, folder: RunFolder) -> Timed:
+    """What the minutes came to at the run's first start.
+
+    Raises:
+        UserError: It has trained, and what they came to is gone.
+    """
+    if config.schedule.unit != "minutes":
+        return NOT_TIMED
+    timed = Timed(*folder.derived_length())
+    if not timed.total_steps and has_begun(folder):
+        raise UserError(
+            f"{folder.root} has checkpoints, but {folder.plan} is missing or damaged, so the "
+            f"number of steps derived from {config.schedule.length:g} minutes is lost",
+            f"put plan.json back, or start a new run with resume_from={folder.root}",
+        )
+    return timed
+
+
+def start(prepared: Prepared, profile: bool = False) -> int:
+    """Run to the end, or until asked to stop; returns the process's exit code.
+
+    Args:
+        prepared: What was checked.
+        profile: Whether the first rank records a few updates with torch's profiler.
+    """
+    from ssl_vit.training.preemption import EXIT_SAVED, Preemption
+
+    processes, folder = prepared.processes, prepared.folder
+    if is_complete(folder, prepared.plan.total_steps):
+        if processes.is_first:
+            say_end(folder, complete=True)
+            if profile:
+                print("no profile: nothing is left to train", file=sys.stderr)
+        return 0
+    if processes.is_first:
+        folder.lock()
+    set_library_environment(prepared.plan.device)
+    with Preemption(processes.is_first) as preemption:  # from here on a signal is not lost
+        complete = _train(prepared, preemption, profile)
+        if processes.is_first:
+            say_end(folder, complete)
+        if not complete:
+            # Last, when every rank has left the process group: now the scheduler may requeue, and
+            # end us.
+            preemption.hand_back()
+    return 0 if complete else EXIT_SAVED
+
+
+def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
+    """Whether the run is complete, or was asked to stop and has saved."""
+    import torch
+
+    from ssl_vit.training.checkpoint import Checkpoints
+    from ssl_vit.training.engine import Engine, start_process_group
+    from ssl_vit.training.profile import StepProfile
+
+    config, folder, processes = prepared.config, prepared.folder, prepared.processes
+    torch.set_num_threads(prepared.plan.threads)
+    start_process_group(prepared.plan.device, processes)
+    prepared = _agreed(prepared)
+    if not prepared.plan.total_steps:
+        costs = _rehearse(prepared, preemption)
+        if costs is None:
+            torch.distributed.destroy_process_group()
+            return False
+        prepared = _with_length(prepared, costs)
+    plan = prepared.plan
+    objective = initial_objective(config, folder, processes, plan.total_steps)
+    engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
+    checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
+    start_step = checkpoints.restore()
+    log = None
+    if processes.is_first:
+        announce(prepared, start_step)
+        _write_run_folder(prepared, start_step)
+        log = open_log(prepared, start_step, engine.device)
+    profiler = None
+    if profile and processes.is_first:
+        profiler = StepProfile(folder.profile, start_step, engine.device)
+    trainer = open_trainer(
+        prepared, objective, engine, checkpoints, start_step, preemption, log, profiler
+    )
+    try:
+        complete = trainer.run(start_step, plan.total_steps)
+    finally:
+        trainer.close()
+    engine.close()
+    return complete
+
+
+def _rehearse(prepared: Prepared, preemption: "Preemption") -> Costs | None:
+    """What a run takes here, from a few updates of a network that is then forgotten; None where a
+    signal asked to stop.
+    """
+    from ssl_vit.training.checkpoint import Checkpoints
+    from ssl_vit.training.consensus import gather
+    from ssl_vit.training.engine import Engine
+
+    config, processes, began = prepared.config, prepared.processes, time.perf_counter()
+    minutes = config.schedule.length
+    if processes.is_first:
+        # From here on it is a run's folder, even if something ends it now.
+        prepared.folder.write_config(config)
+        print(f"measuring how many steps fit into {minutes:g} minutes", file=sys.stderr, flush=True)
+    plan = with_length(prepared.plan, config, Timed(_REHEARSED_STEPS))
+    place = RunFolder(prepared.folder.rehearsal)
+    objective = initial_objective(config, prepared.folder, processes, plan.total_steps)
+    engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
+    checkpoints = Checkpoints(place.checkpoints, engine, config.checkpoint)
+    trial = replace(prepared, plan=plan, folder=place)
+    trainer = open_trainer(trial, objective, engine, checkpoints, 0, preemption)
+    try:
+        mine = trainer.rehearse(minutes, began)
+    finally:
+        trainer.close()
+    engine.release()
+    if processes.is_first:
+        shutil.rmtree(place.root, ignore_errors=True)
+    return None if mine is None else slowest(gather(mine, processes))
+
+
+def _with_length(prepared: Prepared, costs: Costs) -> Prepared:
+    """The run with as many updates as its minutes have room for; the same on every rank."""
+    from ssl_vit.training.consensus import gather
+    from ssl_vit.training.engine import free_memory
+
+    config, processes = prepared.config, prepared.processes
+    free_memory(prepared.plan.device)
+    elapsed = max(gather(time.monotonic() - prepared.began, processes))
+    minutes = config.schedule.length
+    steps = max(1, steps_within(minutes, elapsed, costs))
+    timed = Timed(steps, config.data.global_batch_size / costs.update)
+    if processes.is_first:
+        lines = describe_measured(minutes, elapsed, timed, costs)
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    return replace(prepared, plan=with_length(prepared.plan, config, timed))
+
+
+def _agreed(prepared: Prepared) -> Prepared:
+    """What all ranks agree on; those that were started otherwise refuse."""
+    import ssl_vit
+    from ssl_vit.training.consensus import gather, refuse_disagreement
+
+    facts = {
+        "version of ssl-vit": ssl_vit.__version__,
+        "config": to_yaml(prepared.config),
+        "data": prepared.plan.data_fingerprint,
+        "precision (engine.precision=auto differs from machine to machine)": (
+            prepared.plan.precision
+        ),
+        "number of updates": str(prepared.plan.total_steps),
+    }
+    refuse_disagreement(facts, prepared.processes)
+    # What fits may differ from machine to machine; all ranks take as many micro-batches.
+    smallest = min(gather(prepared.plan.micro_batch_size, prepared.processes))
+    plan = with_micro_batch(prepared.plan, smallest, prepared.config)
+    return replace(prepared, plan=plan)
+
+
+def is_complete(folder: RunFolder, total_steps: int) -> bool:
+    """Whether nothing is left to train: the last checkpoint and its export are there.
+
+    Args:
+        total_steps: 0: not known yet.
+    """
+    newest = newest_checkpoint(folder.checkpoints)
+    if newest is None or not total_steps or step_of(newest) < total_steps:
+        return False
+    return (folder.exports / newest.name / INFO_FILE).is_file()
+
+
+def _write_run_folder(prepared: Prepared, start_step: int) -> None:
+    folder, data = prepared.folder, describe_data(prepared.shards)
+    folder.write_config(prepared.config)
+    with replacing(folder.plan) as partial:
+        partial.write_text(json.dumps(to_plain(prepared.plan), indent=1) + "\n")
+    record_start(folder.environment, data, prepared.plan.world_size, start_step)

@@ -1,0 +1,61 @@
+"""What makes an objective faster or smaller without moving its losses beyond rounding."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ssl_vit.objectives.objective import Objective
+from ssl_vit.training.config import EngineConfig
+
+
+def apply_optimizations(
+    objective: Objective, engine: EngineConfig, device: Literal["cpu", "cuda"]
+) -> None:
+    """Change how the objective computes, in place; names and values of parameters stay."""
+    if device == "cuda":  # torch's own default is neither: products no, convolutions yes
+        torch.backends.cuda.matmul.allow_tf32 = engine.tf32
+        torch.backends.cudnn.allow_tf32 = engine.tf32
+    if engine.compile and device == "cpu":
+        _separate_compiled_code()
+    for stem in objective.stems():
+        stem.channels_last = engine.channels_last
+    for block in objective.blocks():
+        forward = block.forward
+        if engine.compile:
+            forward = _compiled_in_training(block)
+        if engine.activation_checkpointing:
+            forward = _checkpointed(forward)
+        block.forward = forward  # type: ignore[method-assign] - hooks stay around it
+
+
+def _separate_compiled_code() -> None:
+    """Give each kind of processor its own folder of compiled code. Torch 2.13 looks code up by the
+    graph alone: what AVX-512 left there makes NaN of everything in a process that has AVX2.
+    """
+    kind = torch.backends.cpu.get_cpu_capability()
+    default = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", default))
+    if folder.name != kind:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / kind)
+
+
+def _compiled_in_training(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Panels come in other batch sizes, each of which would be compiled anew."""
+    plain = block.forward
+    compiled: Any = torch.compile(plain, dynamic=False)
+    return lambda tokens: (compiled if block.training else plain)(tokens)
+
+
+def _checkpointed(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def run(tokens: Tensor) -> Tensor:
+        # The other variant, re-entrant, would lose ZeRO's hooks on parameters.
+        result: Any = checkpoint(forward, tokens, use_reentrant=False)
+        return result
+
+    return run

@@ -1,0 +1,179 @@
+"""`ssl-vit plan`: its figures against numbers worked out by hand, its table, its answers to
+mistakes.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ssl_vit.cost.devices import DEVICES, recognize
+from ssl_vit.cost.estimate import Estimate, advise, describe, make_estimate, memory_rows
+from ssl_vit.errors import UserError
+from ssl_vit.overrides import apply_overrides
+from ssl_vit.recipes import find_recipe
+from tests.command_line import ssl_vit
+from tests.synthetic import write_shards
+
+
+def estimate(
+    recipe: str, *words: str, gpus: int = 64, device: str = "h100", images: int = 0
+) -> Estimate:
+    config = apply_overrides(find_recipe(recipe), words)
+    return make_estimate(config, gpus, device, 0.4, images)
+
+
+def test_the_command_prints_parameters_compute_hours_and_a_row_for_every_stage():
+    done = ssl_vit("plan", "mae_vitl16", "--gpus", "64")
+    assert done.returncode == 0, done.stderr
+    for word in ("329,239,296 trained", "GFLOP an image", "64 GPUs × 1 × 64", "250,225 updates"):
+        assert word in done.stdout
+    rows = re.findall(r"^\s*([0-3])( \*)?\s+[\d.]+\s", done.stdout, flags=re.MULTILINE)
+    assert rows == [("0", ""), ("1", " *"), ("2", ""), ("3", "")]
+
+
+def test_hours_are_operations_over_the_peaks_share():
+    found = estimate("mae_vitl16")
+    images = 250_225 * 4096
+    seconds = images * found.plan.step_flops_per_image / (64 * 989.4e12 * 0.4)
+    assert found.hours == pytest.approx(seconds / 3600)
+    again = estimate("mae_vitl16", "engine.activation_checkpointing=true")
+    assert again.hours == pytest.approx(found.hours * 4 / 3)
+    # By hand: 24 blocks of 1024 over 50 tokens, 8 of 512 over 197, both ends; forward and backward.
+    encoder = 24 * (24 * 50 * 1024**2 + 4 * 50**2 * 1024)
+    decoder = 8 * (24 * 197 * 512**2 + 4 * 197**2 * 512)
+    ends = 2 * (196 * 768 * 1024 + 50 * 1024 * 512 + 147 * 512 * 768)
+    assert found.plan.step_flops_per_image == 3 * (encoder + decoder + ends)
+
+
+def test_what_does_not_fit_is_said_with_what_helps():
+    words = ("engine.micro_batch_size=512", "data.global_batch_size=4096")
+    found = estimate("mae_vith14", *words, gpus=8, device="v100")
+    first, *_ = advise(found)
+    assert first.startswith("DOES NOT FIT")
+    assert f"engine.micro_batch_size={found.largest_micro_batch}" in first
+    assert {row[-1] for row in memory_rows(found)} == {"no"}
+    assert 0 < found.largest_micro_batch < 512
+    smaller = estimate(
+        "mae_vith14",
+        *words[1:],
+        f"engine.micro_batch_size={found.largest_micro_batch}",
+        gpus=8,
+        device="v100",
+    )
+    assert smaller.memory[1].total <= smaller.usable_bytes
+    assert not advise(smaller)[0].startswith("DOES NOT FIT")
+
+
+def test_every_remedy_that_is_named_fits():
+    words = ("engine.micro_batch_size=128", "data.global_batch_size=4096")
+    found = estimate("mae_vith14", *words, gpus=8, device="v100")
+    assert len(found.remedies) > 1
+    for remedy in found.remedies:
+        cured = estimate("mae_vith14", *words, *remedy.split(), gpus=8, device="v100")
+        assert not advise(cured)[0].startswith("DOES NOT FIT"), remedy
+
+
+def test_where_nothing_fits_no_remedy_is_made_up():
+    words = ("backbone.depth=64",)
+    found = estimate("mae_vith14", *words, gpus=1, device="t4")
+    assert (found.largest_micro_batch, found.remedies) == (0, ())
+    assert "more GPUs" in advise(found)[0]
+    assert "none fits" in advise(found)[1]
+    with pytest.raises(UserError, match="not even one image"):
+        estimate("mae_vith14", *words, "engine.micro_batch_size=auto", gpus=1, device="t4")
+
+
+def test_a_stage_that_the_settings_exclude_is_no_row_of_numbers():
+    found = estimate("mae_vitl16", "engine.offload_optimizer=true")
+    assert found.memory[0] is None
+    assert memory_rows(found)[0][1:] == ("", "", "", "", "", "", "n/a")
+    assert any(line.startswith("host memory") for line in describe(found))
+
+
+def test_auto_takes_the_largest_that_fits_and_v100s_compute_in_float16():
+    found = estimate("mae_vith14", "engine.micro_batch_size=auto", gpus=8, device="v100")
+    assert found.plan.micro_batch_size == found.largest_micro_batch
+    assert found.plan.precision == "float16"
+    assert "float16" in describe(found)[0]
+    # The next divisor of a GPU's 512 images is too much.
+    double = estimate(
+        "mae_vith14",
+        f"engine.micro_batch_size={2 * found.largest_micro_batch}",
+        gpus=8,
+        device="v100",
+    )
+    assert double.memory[1].total > double.usable_bytes
+
+
+def test_shards_give_their_own_numbers(tmp_path: Path):
+    shards = write_shards(tmp_path, per_class=16)
+    found = estimate("mae_small_data", f"data.shards={shards}", "data.lanes=8", gpus=2)
+    assert found.plan.num_samples == 32  # two classes
+    lines = "\n".join(describe(found))
+    assert f"{found.num_shards}: {found.num_shards / 2:.1f} for each GPU" in lines
+    assert "ImageNet" not in lines
+    assert estimate("mae_small_data", images=5000, gpus=2).plan.num_samples == 5000
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "fix"),
+    [
+        (("--device", "tpu"), "no device named 'tpu'", "devices: t4, v100"),
+        (("--gpus", "7"), "7 processes do not divide data.lanes=64", "1, 2, 4, 8"),
+        (("--images", "5", "data.shards=/nowhere"), "both data.shards and --images", "--images"),
+        (("--device", "v100", "engine.precision=bfloat16"), "does not compute", "auto"),
+        (("--mfu", "40"), "--mfu 40 is no share of the peak", "0.4"),
+        (("engine.compile=true", "engine.zero_stage=3"), "engine.compile=true", "zero_stage=2"),
+        (("engine.offload_optimizer=true", "engine.zero_stage=0"), "engine.zero_stage=1", ""),
+    ],
+)
+def test_a_mistake_is_answered_in_two_lines(words: tuple[str, ...], problem: str, fix: str):
+    done = ssl_vit("plan", "mae_vitl16", *words)
+    assert done.returncode == 2
+    error, remedy = done.stderr.strip().splitlines()[-2:]
+    assert problem in error + remedy
+    assert fix in error + remedy
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_recipe_is_answered_like_everywhere():
+    with pytest.raises(UserError, match="no recipe named"):
+        find_recipe("mae_vitx")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("Tesla V100-SXM2-32GB", "v100-32"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA L40", "l40"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GH200 480GB", "gh200"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+    ],
+)
+def test_a_driver_s_name_is_recognized(name: str, key: str):
+    assert recognize(name) is DEVICES[key]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Some GPU 9000",
+        "NVIDIA RTX A1000",
+        "NVIDIA T400 4GB",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+    ],
+)
+def test_a_card_that_is_not_in_the_table_is_not_guessed(name: str):
+    assert recognize(name) is None
