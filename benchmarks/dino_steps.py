@@ -15,12 +15,14 @@ from piece_clock import PieceClock
 from torch import Tensor, nn
 
 from ssl_vit.data.config import DataConfig
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.data.sample import Sample
+from ssl_vit.models.config import VitConfig
 from ssl_vit.objectives import dino
-from ssl_vit.objectives.color_jitter import apply
+from ssl_vit.objectives.color_jitter import apply_color_jitter
 from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.objectives.dino.config import NUM_GLOBALS
 from ssl_vit.objectives.dino.objective import Dino
-from ssl_vit.objectives.dino.views import NUM_GLOBALS, DinoBatch, DinoViews
+from ssl_vit.objectives.dino.views import DinoBatch, DinoViews
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.run.config import RunConfig
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
@@ -61,7 +63,7 @@ def dino_config(
     """DINOv2's short run (`dinov2_vitl16`) in these sizes, without dropped paths."""
     return RunConfig(
         recipe="benchmark",
-        backbone=BackboneConfig(
+        backbone=VitConfig(
             width=sizes.width,
             depth=sizes.depth,
             heads=max(1, sizes.width // 64),
@@ -88,10 +90,10 @@ def draw_dino_batch(config: RunConfig) -> DinoBatch:
     rng = np.random.Generator(np.random.Philox(0))
     draws = [views.draw(_PICTURE, _PICTURE, rng) for _ in range(batch)]
     crops = [
-        torch.from_numpy(rng.integers(0, 256, (count, batch, 3, side, side), dtype=np.uint8))
-        for count, side in views.crop_sizes
+        torch.from_numpy(rng.integers(0, 256, (count, batch, 3, *size), dtype=np.uint8))
+        for count, size in views.crop_sizes
     ]
-    return views.collate(crops, draws, range(batch))
+    return views.collate(crops, draws, [Sample(number, -1) for number in range(batch)])
 
 
 def our_dino_step(
@@ -289,10 +291,10 @@ def measure_pieces(
 def _normalized(config: RunConfig, batch: DinoBatch) -> tuple[Tensor, Tensor]:
     """Global and local views, as our objective prepares them."""
     pixel_scale = PixelScale(config.data.pixel_mean, config.data.pixel_std).to(batch.images.device)
-    rows = batch.photometry.split([len(batch.images), len(batch.local)])
+    rows = batch.color_jitter.split([len(batch.images), len(batch.local)])
     return (
-        pixel_scale(apply(batch.images, rows[0]) * 255),
-        pixel_scale(apply(batch.local, rows[1]) * 255),
+        pixel_scale(apply_color_jitter(batch.images, rows[0]) * 255),
+        pixel_scale(apply_color_jitter(batch.local, rows[1]) * 255),
     )
 
 

@@ -28,7 +28,7 @@ from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, bu
 from ssl_vit.data.order import SampleOrder
 from ssl_vit.data.prefetcher import ShardPrefetcher
 from ssl_vit.data.sources import open_shards
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.objectives.build import build_views
 from ssl_vit.objectives.config import MaeConfig
 from ssl_vit_data_prep.pack import pack_images
@@ -94,7 +94,7 @@ def measure_keeper(scratch: Path, num_images: int, seconds: int) -> None:
     lanes = range(_BATCH)
     workers = max(1, (os.cpu_count() or 2) - 1)
     loader = build_loader(
-        TrainingBatches(shards, build_views(MaeConfig(), BackboneConfig()), 0),
+        TrainingBatches(shards, build_views(MaeConfig(), VitConfig()), 0),
         UpdateSampler(order, lanes, _BATCH, 0, _STEPS),
         _BATCH,
         LoaderSettings(workers, prefetch=2, pin_memory=False),

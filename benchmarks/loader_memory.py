@@ -12,7 +12,7 @@ from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, bu
 from ssl_vit.data.order import SampleOrder
 from ssl_vit.data.prefetcher import ShardPrefetcher
 from ssl_vit.data.sources import open_shards
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.objectives.build import build_views
 from ssl_vit.objectives.config import MaeConfig
 from ssl_vit_data_prep.pack import pack_images
@@ -29,7 +29,7 @@ def measure_loader_memory(scratch: Path, num_samples: int) -> None:
     shards = open_shards(scratch / "shards")
     order = SampleOrder([s.num_samples for s in shards.shards], _BATCH, _BATCH, 8192, 0)
     lanes, steps = range(_BATCH), num_samples // _BATCH
-    views = build_views(MaeConfig(), BackboneConfig(image_size=96, patch_size=12))
+    views = build_views(MaeConfig(), VitConfig(image_size=96, patch_size=12))
     loader = build_loader(
         TrainingBatches(shards, views, 0),
         UpdateSampler(order, lanes, _BATCH, 0, steps),

@@ -23,7 +23,8 @@ from ssl_vit.data.order import SampleOrder
 from ssl_vit.data.prefetcher import ShardPrefetcher
 
 if TYPE_CHECKING:
-    from ssl_vit.data.shards import ShardSet
+    from ssl_vit.data.sample import Sample
+from ssl_vit.data.shards import ShardSet
 
 PREFETCH = 4
 _SEED = 0
@@ -49,19 +50,19 @@ class Views(NamedTuple):
     task: Task
 
     @property
-    def crop_sizes(self) -> list[tuple[int, int]]:
-        return [(count, size) for count, size, _ in self.task.crops]
+    def crop_sizes(self) -> list[tuple[int, tuple[int, int]]]:
+        return [(count, (size, size)) for count, size, _ in self.task.crops]
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> "Draw":
         crops = []
         for count, size, area in self.task.crops:
             for _ in range(count):
                 box = random_resized_crop_box(height, width, area, (3 / 4, 4 / 3), rng)
-                crops.append(Crop(box, size, across=rng.random() < 0.5))
+                crops.append(Crop(box, (size, size), across=rng.random() < 0.5))
         return Draw(crops)
 
     def collate(
-        self, crops: Sequence[Tensor], draws: Sequence["Draw"], numbers: Sequence[int]
+        self, crops: Sequence[Tensor], draws: Sequence["Draw"], samples: Sequence[Sample]
     ) -> tuple[Tensor, ...]:
         kind = Pair if len(crops) > 1 else Single
         return kind(*crops)  # type: ignore[call-arg] - as many as there are sizes

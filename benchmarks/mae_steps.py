@@ -16,13 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import Processes
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
-from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
-from ssl_vit.objectives.mae.objective import MaeBatch
+from ssl_vit.objectives.config import MaeConfig
+from ssl_vit.objectives.mae.config import num_hidden_patches
 from ssl_vit.objectives.masking import random_hidden
 from ssl_vit.objectives.objective import Objective
+from ssl_vit.objectives.one_crop.views import MaskedBatch
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.run.config import RunConfig
 from ssl_vit.training.config import EngineConfig, LogConfig, OptimizerConfig, ScheduleConfig
@@ -71,7 +72,7 @@ def run_config(sizes: Sizes, precision: Precision, device: Literal["cpu", "cuda"
     """
     return RunConfig(
         recipe="benchmark",
-        backbone=BackboneConfig(
+        backbone=VitConfig(
             width=sizes.width,
             depth=sizes.depth,
             heads=max(1, sizes.width // 64),
@@ -91,7 +92,7 @@ def run_config(sizes: Sizes, precision: Precision, device: Literal["cpu", "cuda"
     )
 
 
-def draw_batch(config: RunConfig) -> MaeBatch:
+def draw_batch(config: RunConfig) -> MaskedBatch:
     """Noise images with masks, on the CPU."""
     backbone, batch = config.backbone, config.data.global_batch_size
     rng = np.random.default_rng(0)
@@ -99,13 +100,13 @@ def draw_batch(config: RunConfig) -> MaeBatch:
     images = rng.integers(0, 256, (batch, 3, side, side), dtype=np.uint8)
     num_hidden = num_hidden_patches(backbone.num_patches, config.objective.mask_ratio)
     hidden = [random_hidden(backbone.num_patches, num_hidden, rng) for _ in range(batch)]
-    return MaeBatch(
+    return MaskedBatch(
         torch.from_numpy(images), torch.from_numpy(np.stack(hidden)), torch.arange(batch)
     )
 
 
 def our_step(
-    config: RunConfig, batch: MaeBatch, processes: Processes | None = None
+    config: RunConfig, batch: MaskedBatch, processes: Processes | None = None
 ) -> TrainingStep:
     """Our objective in a plain torch loop; the batch is moved to the device in every step.
 
@@ -130,7 +131,7 @@ def our_step(
     return TrainingStep(step, num_trained(objective))
 
 
-def transformers_step(config: RunConfig, batch: MaeBatch) -> TrainingStep:
+def transformers_step(config: RunConfig, batch: MaskedBatch) -> TrainingStep:
     """Hugging Face's ViTMAEForPreTraining in the same loop, on images normalized beforehand.
 
     It draws its own masks; scaled-dot-product attention, as by its default.
@@ -183,7 +184,7 @@ def transformers_step(config: RunConfig, batch: MaeBatch) -> TrainingStep:
 
 
 def engine_step(
-    config: RunConfig, batch: MaeBatch, engine: EngineConfig, processes: Processes
+    config: RunConfig, batch: MaskedBatch, engine: EngineConfig, processes: Processes
 ) -> TrainingStep:
     """Our objective in our engine. The process group must have been started.
 

@@ -105,7 +105,7 @@ class Images:
         device = choose_device("auto")
         if isinstance(encoder, nn.Module):
             encoder.to(device)
-        crop = CenterCrop(image_size, _CROP_RATIO)
+        crop = CenterCrop((image_size, image_size), _CROP_RATIO)
         workers = max(1, min(8, cores_here() - 1))
         train, test = (
             extract({"": encoder}, shards, crop, BATCH_SIZES[device.type], workers, device)

@@ -274,6 +274,8 @@ def _in_words(annotation: Any) -> Iterator[str]:
         yield from (f"{word}{least}{most}" for word in _in_words(arguments[0]))
     elif get_origin(annotation) is Literal:
         yield from map(str, arguments)
+    elif get_origin(annotation) is tuple:
+        yield f"a list of {len(arguments)}"
     elif get_origin(annotation) in (Union, UnionType):
         for argument in arguments:
             yield from _in_words(argument)

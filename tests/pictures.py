@@ -46,7 +46,7 @@ def draw_and_render(
 def center_crop(pixels: np.ndarray, size: int, ratio: float) -> Tensor:
     """(3, S, S) uint8: what an evaluation sees of an (H, W, 3) uint8 image."""
     target = torch.empty(size, size, 3, dtype=torch.uint8)
-    crop = CenterCrop(size, ratio)(pixels.shape[0], pixels.shape[1])
+    crop = CenterCrop((size, size), ratio)(pixels.shape[0], pixels.shape[1])
     render(Picture.of_pixels(pixels), [crop], [target])
     return target.permute(2, 0, 1)
 

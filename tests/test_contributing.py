@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
+from ssl_vit.models.patches import patchify
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.objectives.masking import patchify
 from ssl_vit.objectives.objective import Objective, Observed, StepOutput
 from ssl_vit.objectives.pixels import PixelScale
 
@@ -37,9 +37,7 @@ def test_the_ten_line_objective_trains():
     }
     exec(code, names)
     torch.manual_seed(0)
-    backbone = VisionTransformer(
-        BackboneConfig(width=16, depth=1, heads=2, patch_size=4, image_size=8)
-    )
+    backbone = VisionTransformer(VitConfig(width=16, depth=1, heads=2, patch_size=4, image_size=8))
     objective = names["Denoise"](
         SimpleNamespace(noise=0.1), backbone, PixelScale(IMAGENET_MEAN, IMAGENET_STD)
     )

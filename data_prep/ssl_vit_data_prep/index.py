@@ -9,12 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssl_vit.data.fetch import FIRST_ATTEMPTS
-from ssl_vit.data.index_file import (
-    INDEX_FILE,
-    NO_LABEL,
-    Index,
-    write_index,
-)
+from ssl_vit.data.index_file import INDEX_FILE, NO_LABEL, Index, write_index
 from ssl_vit.data.urls import is_local
 from ssl_vit.errors import UserError
 from ssl_vit_data_prep.image_counts import ImageCounts, add_counts

@@ -10,8 +10,9 @@ from torch import Tensor
 from ssl_vit.data.augment import CenterCrop
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import load_backbone
-from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.backbone import Backbone
+from ssl_vit.models.build import build_backbone
+from ssl_vit.models.config import VitConfig
 from ssl_vit_eval.features import BackboneEncoder, Encoder, extract
 from ssl_vit_eval.inputs import Inputs
 from ssl_vit_eval.metrics import Scores, score
@@ -71,7 +72,7 @@ def collect(inputs: Inputs, device: torch.device) -> Comparison:
         for name, network in networks.items()
     }
     encoders[PIXELS] = raw_pixels
-    crop = CenterCrop(info.backbone.image_size, inputs.crop_ratio)
+    crop = CenterCrop(info.backbone.height_width, inputs.crop_ratio)
     batch_size = inputs.batch_size or BATCH_SIZES[device.type]
     classes = inputs.classes
     train, test = (
@@ -102,11 +103,11 @@ def collect(inputs: Inputs, device: torch.device) -> Comparison:
     )
 
 
-def random_backbone(config: BackboneConfig) -> VisionTransformer:
+def random_backbone(config: VitConfig) -> Backbone:
     """The same architecture before training: one fixed draw, the caller's randomness untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        return VisionTransformer(config).eval()
+        return build_backbone(config).eval()
 
 
 def raw_pixels(pixels: Tensor) -> dict[str, Tensor]:

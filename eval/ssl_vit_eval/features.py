@@ -21,7 +21,7 @@ from ssl_vit.data.prefetcher import ShardPrefetcher
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
-from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.backbone import Backbone
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.progress import progress
 
@@ -56,7 +56,7 @@ class BackboneEncoder(nn.Module):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: Backbone,
         pixel_mean: tuple[float, float, float],
         pixel_std: tuple[float, float, float],
     ) -> None:

@@ -38,12 +38,20 @@ class Crop(NamedTuple):
 
     box: Box
     """In pixels of the upright image."""
-    size: int
-    """Pixels a side of the result."""
+    size: tuple[int, int]
+    """(height, width) of the result in pixels."""
     across: bool = False
     """Mirrored left to right."""
     down: bool = False
     """Mirrored top to bottom."""
+
+
+def crop_aspect(size: tuple[int, int]) -> tuple[float, float]:
+    """Smallest and largest width over height of a random crop that becomes (height, width): 3/4 to
+    4/3 of its own, as is usual for squares.
+    """
+    own = size[1] / size[0]
+    return 3 / 4 * own, 4 / 3 * own
 
 
 def random_resized_crop_box(
@@ -80,18 +88,24 @@ def random_resized_crop_box(
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The usual test transform: scale the shorter side, cut the center."""
+    """The usual test transform: scale the image until it covers a little more than the result, cut
+    the center.
+    """
 
-    size: int
-    """S, pixels a side of the result."""
+    size: tuple[int, int]
+    """(height, width) of the result in pixels."""
     ratio: float = 0.875
-    """S over the length that the image's shorter side is scaled to; 224/256 in the literature."""
+    """The result's sides over those that the image is scaled to cover; 224/256 in the literature.
+    """
 
     def __call__(self, height: int, width: int) -> Crop:
         """The crop of an image of this size."""
         # Cutting first and scaling after is less work and differs at the outermost pixels only.
-        side = max(1, round(min(height, width) * self.size / round(self.size / self.ratio)))
-        return Crop(Box((height - side) // 2, (width - side) // 2, side, side), self.size)
+        covered = [round(side / self.ratio) for side in self.size]
+        is_high = height * covered[1] >= width * covered[0]
+        length, scaled = (width, covered[1]) if is_high else (height, covered[0])
+        down, across = (max(1, round(length * side / scaled)) for side in self.size)
+        return Crop(Box((height - down) // 2, (width - across) // 2, down, across), self.size)
 
 
 def render(picture: Picture, crops: Sequence[Crop], into: Sequence[Tensor]) -> None:
@@ -99,14 +113,15 @@ def render(picture: Picture, crops: Sequence[Crop], into: Sequence[Tensor]) -> N
 
     Args:
         crops: Boxes inside the image.
-        into: For each crop (S, S, 3) uint8, contiguous; filled.
+        into: For each crop (h, w, 3) uint8, contiguous; filled.
 
     Raises:
         ValueError: The image is damaged.
     """
     shrink = min(
-        largest_shrink(min(crop.box.height, crop.box.width), _LEAST_EXCESS * crop.size)
+        largest_shrink(side, _LEAST_EXCESS * result)
         for crop in crops
+        for side, result in zip((crop.box.height, crop.box.width), crop.size, strict=True)
     )
     pixels = picture.pixels(shrink, max(crop.box.top + crop.box.height for crop in crops))
     if pixels.shape[1] == picture.width:
@@ -126,7 +141,7 @@ def resize_into(pixels: np.ndarray, box: Box, target: Tensor) -> None:
     Args:
         pixels: (H, W, 3) uint8, of any strides.
         box: Inside the image.
-        target: (S, S, 3) uint8, contiguous; filled.
+        target: (h, w, 3) uint8, contiguous; filled.
     """
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     # Of a turned image; torch knows no negative strides, which numpy allows on sides of 1.

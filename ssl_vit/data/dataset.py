@@ -18,15 +18,16 @@ from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.pixel_digest import DIGEST_BYTES, digest_pixels
+from ssl_vit.data.sample import Sample
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 
-# V crops of one size, B images, S pixels a side.
+# V crops of one size, B images, h × w pixels of a crop.
 
 
-class Draw(Protocol):
+class SampledAugmentation(Protocol):
     """All that is random in one sample; an objective's own may hold more, such as a mask."""
 
     @property
@@ -39,21 +40,23 @@ class Views(Protocol):
     """What an objective sees of an image. Runs in data workers, so it must pickle."""
 
     @property
-    def crop_sizes(self) -> Sequence[tuple[int, int]]:
-        """(V, S) for every size: how many crops, pixels a side."""
+    def crop_sizes(self) -> Sequence[tuple[int, tuple[int, int]]]:
+        """(V, (h, w)) for every size: how many crops, height and width in pixels."""
         ...
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Any:
-        """A ``Draw`` for an image of this size; all its randomness comes from ``rng``."""
+        """A ``SampledAugmentation`` for an image of this size, random by ``rng`` alone."""
         ...
 
-    def collate(self, crops: Sequence[Tensor], draws: Sequence[Any], numbers: Sequence[int]) -> Any:
+    def collate(
+        self, crops: Sequence[Tensor], draws: Sequence[Any], samples: Sequence[Sample]
+    ) -> Any:
         """One batch.
 
         Args:
-            crops: For every size (V, B, 3, S, S) uint8, channels last in memory.
+            crops: For every size (V, B, 3, h, w) uint8, channels last in memory.
             draws: Of the B images.
-            numbers: Their sample numbers in the shard set.
+            samples: Which images they are, with their labels.
         """
         ...
 
@@ -61,7 +64,7 @@ class Views(Protocol):
         """What the objective sees of one image, as pictures for a person.
 
         Args:
-            crops: For every size (V, 3, S, S) uint8.
+            crops: For every size (V, 3, h, w) uint8.
             draw: The image's.
 
         Returns:
@@ -74,36 +77,36 @@ class Canvases:
     """The pixels of a micro-batch, filled image by image.
 
     Args:
-        crop_sizes: (V, S) for every size.
+        crop_sizes: (V, (h, w)) for every size.
         num_images: B.
         memory: Flat uint8, of :func:`canvas_bytes`.
     """
 
     def __init__(
-        self, crop_sizes: Sequence[tuple[int, int]], num_images: int, memory: Tensor
+        self, crop_sizes: Sequence[tuple[int, tuple[int, int]]], num_images: int, memory: Tensor
     ) -> None:
         self._groups: list[Tensor] = []
         self._crops: list[Sequence[Tensor]] = []
         begin = 0
         for count, size in crop_sizes:
             end = begin + canvas_bytes([(count, size)], num_images)
-            group = memory[begin:end].view(count, num_images, size, size, 3)
+            group = memory[begin:end].view(count, num_images, *size, 3)
             self._groups.append(group)
             self._crops += [crop.unbind() for crop in group]
             begin = end
 
     def of_image(self, place: int) -> list[Tensor]:
-        """For each crop of one image (S, S, 3), to be filled."""
+        """For each crop of one image (h, w, 3), to be filled."""
         return [images[place] for images in self._crops]
 
     def crops(self) -> list[Tensor]:
-        """For every size (V, B, 3, S, S), as ``Views.collate`` takes them."""
+        """For every size (V, B, 3, h, w), as ``Views.collate`` takes them."""
         return [group.permute(0, 1, 4, 2, 3) for group in self._groups]
 
 
-def canvas_bytes(crop_sizes: Sequence[tuple[int, int]], num_images: int) -> int:
+def canvas_bytes(crop_sizes: Sequence[tuple[int, tuple[int, int]]], num_images: int) -> int:
     """Bytes of the pixels of a micro-batch."""
-    return sum(count * num_images * size * size * 3 for count, size in crop_sizes)
+    return sum(count * num_images * height * width * 3 for count, (height, width) in crop_sizes)
 
 
 class BatchMaker(Protocol):
@@ -148,19 +151,19 @@ class TrainingBatches:
         """See :class:`BatchMaker`."""
         canvases = Canvases(self.views.crop_sizes, len(items), memory)
         draws: list[Any] = []
-        numbers: list[int] = []
+        samples: list[Sample] = []
         bad: list[BadSample] = []
         try:
             for place, ref in enumerate(items):
                 number, draw, problem = self._make_one(ref, canvases.of_image(place))
                 draws.append(draw)
-                numbers.append(number)
+                samples.append(Sample(number, int(self.shards.record(number)["label"])))
                 if problem:
                     key, shard = self.shards.key(ref.number), self.shards.location_of(ref.number)
                     bad.append(BadSample(ref.number, ref.epoch, key, shard, problem, number))
         except UserError as error:
             return Loaded(None, failure=error)
-        return Loaded(self.views.collate(canvases.crops(), draws, numbers), tuple(bad))
+        return Loaded(self.views.collate(canvases.crops(), draws, samples), tuple(bad))
 
     def _make_one(self, ref: SampleRef, into: Sequence[Tensor]) -> tuple[int, Any, str]:
         """Make one sample's crops; (number that was used, its draw, what was wrong with ``ref``'s
@@ -186,7 +189,7 @@ class CenterBatch(NamedTuple):
     """Images for an evaluation."""
 
     images: Tensor
-    """(B, 3, S, S) uint8."""
+    """(B, 3, h, w) uint8."""
     digests: Tensor
     """(B, 16) uint8: of each image's crop, see ``data.pixel_digest``."""
 

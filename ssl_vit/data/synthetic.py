@@ -16,6 +16,7 @@ from ssl_vit.data.dataset import Canvases, Views, canvas_bytes
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.loader import Batches
 from ssl_vit.data.order import SampleRandomness, SampleRef
+from ssl_vit.data.sample import Sample
 from ssl_vit.data.shared_buffers import Loaded
 
 # One noisy picture of ImageNet's usual shape, and the samples made of it.
@@ -47,7 +48,8 @@ class SyntheticBatches(Batches):
         places = [number % _MADE for number in numbers]
         crops = [group[:, places] for group in self._crops]
         draws = [self._draws[place] for place in places]
-        return Loaded(self.views.collate(crops, draws, numbers))
+        samples = [Sample(number, -1) for number in numbers]
+        return Loaded(self.views.collate(crops, draws, samples))
 
     def finish(self) -> None:
         """Nothing was read."""

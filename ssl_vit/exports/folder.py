@@ -15,12 +15,12 @@ from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder, spelled_in_utf8
 from ssl_vit.foreign import first_line, read_json
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.cost import backbone_parameters
 from ssl_vit.run.config import CONFIG_FILE, RunConfig
 
 if TYPE_CHECKING:
-    from ssl_vit.models.vit import VisionTransformer
+    from ssl_vit.models.backbone import Backbone
     from ssl_vit.objectives.objective import Objective
 
 FORMAT = "ssl-vit-backbone-1"
@@ -33,7 +33,7 @@ class ExportInfo(Config):
 
     format: str = FORMAT
     """Version of this file's layout."""
-    backbone: BackboneConfig
+    backbone: VitConfig
     """Builds the network."""
     pixel_mean: tuple[float, float, float]
     """Per-channel mean the network expects subtracted from pixels in [0, 1]."""
@@ -106,19 +106,19 @@ class RunExports:
         """Write one; every rank calls it. False where it could not be written, which was said."""
         if not self.is_first:
             return True
-        state = self.objective.exported_backbone().state_dict()
+        state = {name: module.state_dict() for name, module in self.objective.exported().items()}
         info = self.info.model_copy(update={"step": step})
         with self._effort.attempt():
             write_export(self.folder / f"step_{step:08d}", state, info)
         return not self._effort.failed
 
 
-def write_export(folder: Path, state: dict[str, Any], info: ExportInfo) -> None:
+def write_export(folder: Path, state: dict[str, dict[str, Any]], info: ExportInfo) -> None:
     """Write one export; `backbone.json` comes last and says that it is complete.
 
     Args:
         folder: Created where missing.
-        state: The backbone's state dict, on any device.
+        state: State dicts by the name of their file, `backbone` among them, on any device.
         info: Its description.
 
     Raises:
@@ -128,13 +128,14 @@ def write_export(folder: Path, state: dict[str, Any], info: ExportInfo) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-    with replacing(folder / WEIGHTS_FILE) as partial:
-        try:
-            save_file(tensors, partial, metadata={"format": "pt"})
-        except SafetensorError as error:  # which wraps those of the file system
-            raise OSError(first_line(error)) from error
-        share_like_folder(partial)
+    for name, values in state.items():
+        tensors = {key: value.detach().float().cpu().contiguous() for key, value in values.items()}
+        with replacing(folder / f"{name}.safetensors") as partial:
+            try:
+                save_file(tensors, partial, metadata={"format": "pt"})
+            except SafetensorError as error:  # which wraps those of the file system
+                raise OSError(first_line(error)) from error
+            share_like_folder(partial)
     with replacing(folder / INFO_FILE) as partial:
         partial.write_text(json.dumps(to_plain(info), indent=1) + "\n")
 
@@ -178,7 +179,7 @@ def read_export_info(path: Path | str) -> ExportInfo:
     return validate(ExportInfo, values, str(file))
 
 
-def load_backbone(path: Path | str) -> "VisionTransformer":
+def load_backbone(path: Path | str) -> "Backbone":
     """The exported backbone, in evaluation mode on the CPU.
 
     Args:
@@ -194,7 +195,7 @@ def load_backbone(path: Path | str) -> "VisionTransformer":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from ssl_vit.models.vit import VisionTransformer
+    from ssl_vit.models.build import build_backbone
 
     folder = find_export(path)
     info = read_export_info(folder)
@@ -209,7 +210,7 @@ def load_backbone(path: Path | str) -> "VisionTransformer":
         odd = [name for name, tensor in state.items() if not tensor.is_floating_point()]
         if odd:
             raise RuntimeError(f"{odd[0]} is of type {str(state[odd[0]].dtype)[6:]}")
-        model = VisionTransformer(info.backbone)
+        model = build_backbone(info.backbone)
         model.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None

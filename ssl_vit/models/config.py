@@ -1,8 +1,8 @@
-"""What can be said about a backbone. Apart from `vit.py` so that reading a config loads no
-torch.
-"""
+"""Configuration of the backbones. Apart from their code so that reading a config loads no torch."""
 
-from typing import Literal, TypedDict
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import Field, model_validator
 
@@ -54,13 +54,93 @@ def swiglu_hidden(width: int, mlp_ratio: float) -> int:
     return (int(width * mlp_ratio * 2 / 3) + 7) // 8 * 8
 
 
+Hides = Literal["no", "fill", "drop"]
+"""What a backbone can do with hidden patches, the least first: nothing, put a token in their place,
+or leave them out.
+"""
+HIDES: tuple[Hides, ...] = ("no", "fill", "drop")
+
+
 class BackboneConfig(Config):
+    """What objectives, views, exports and the plan may ask of any backbone's configuration."""
+
+    name: Any
+    """Which backbone this is; each one's own literal."""
+
+    width: int
+    """Features per token, D."""
+
+    image_size: (
+        Annotated[int, Field(ge=1, le=16_384)]
+        | tuple[Annotated[int, Field(ge=1, le=16_384)], Annotated[int, Field(ge=1, le=16_384)]]
+    ) = 224
+    """Pixels per side of the training crop, or [height, width]; the grid of the position embedding.
+    Other sizes are interpolated.
+    """
+
+    initialization: Literal["xavier_uniform", "truncated_normal"] = "xavier_uniform"
+    """Linear layers: Xavier uniform (He et al. 2021, A.1) or a normal of 0.02 (ViT, BEiT,
+    DINOv2).
+    """
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Pixels between two neighboring patches."""
+
+    @property
+    @abstractmethod
+    def hides(self) -> Hides:
+        """What this backbone can do with hidden patches."""
+
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether an image's features depend on the others in its micro-batch in training (batch
+        normalization).
+        """
+        return False
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return 3
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """(H, W) of the training crop in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (down, across) of the training crop."""
+        height, width = self.height_width
+        return height // self.stride, width // self.stride
+
+    @property
+    def num_patches(self) -> int:
+        """N, the patches of one training crop."""
+        return self.grid[0] * self.grid[1]
+
+    def grouped(self, micro_batch_size: int, world_size: int) -> dict[str, object]:
+        """As ``MethodConfig.grouped``: what of the result depends on how images are grouped."""
+        return {}
+
+    @abstractmethod
+    def shrunk(self) -> dict[str, Any]:
+        """Settings of a backbone a thousand times smaller with the same switches."""
+
+
+class VitConfig(BackboneConfig):
     """A Vision Transformer (Dosovitskiy et al. 2020). Sizes by name:
     ``models.config.VIT_SIZES``.
     """
 
+    name: Literal["vit"] = "vit"
+    """Which backbone this is."""
+
     width: int = Field(default=768, ge=16, le=65_536)
-    """Features a token, D."""
+    """Features per token, D."""
 
     depth: int = Field(default=12, ge=1, le=1_000)
     """Transformer blocks."""
@@ -69,12 +149,7 @@ class BackboneConfig(Config):
     """Attention heads; divides the width."""
 
     patch_size: int = Field(default=16, ge=1, le=1_024)
-    """Pixels a side of one patch."""
-
-    image_size: int = Field(default=224, ge=1, le=16_384)
-    """Pixels a side of the training crop; the grid of the position embedding. Other sizes are
-    interpolated.
-    """
+    """Pixels per side of one patch."""
 
     stem: Literal["patch", "conv"] = "patch"
     """`patch`: one convolution as large as its stride. `conv`: overlapping 3×3 ones (Xiao et al.
@@ -102,13 +177,8 @@ class BackboneConfig(Config):
     never all (Oquab et al. 2023, section 5).
     """
 
-    initialization: Literal["xavier_uniform", "truncated_normal"] = "xavier_uniform"
-    """Linear layers: Xavier uniform (He et al. 2021, A.1) or a normal of 0.02 (ViT, BEiT,
-    DINOv2).
-    """
-
     @model_validator(mode="after")
-    def _shapes_fit(self) -> "BackboneConfig":
+    def _shapes_fit(self) -> "VitConfig":
         if self.width % self.heads:
             divisors = [h for h in range(1, 65) if self.width % h == 0]
             raise ValueError(
@@ -117,14 +187,16 @@ class BackboneConfig(Config):
             )
         if self.width % 4 and self.position == "sincos":
             raise ValueError(
-                f"backbone.width={self.width} is no multiple of 4, which 2-D sine positions need; "
-                "choose backbone.position=learned or another width"
+                f"backbone.width={self.width} is not a multiple of 4, which 2-D sine positions "
+                "need; choose backbone.position=learned or another width"
             )
-        if self.image_size % self.patch_size:
-            near = max(1, round(self.image_size / self.patch_size)) * self.patch_size
+        if any(side % self.patch_size for side in self.height_width):
+            near = [max(1, round(x / self.patch_size)) * self.patch_size for x in self.height_width]
+            square = isinstance(self.image_size, int)
             raise ValueError(
-                f"backbone.image_size={self.image_size} is no multiple of "
-                f"backbone.patch_size={self.patch_size}; the nearest is {near}"
+                f"backbone.image_size={self.image_size if square else list(self.height_width)} is "
+                f"not a multiple of backbone.patch_size={self.patch_size}; the nearest is "
+                f"{near[0] if square else near}"
             )
         if self.stem == "conv" and self.patch_size not in CONV_STEM_PATCHES:
             raise ValueError(
@@ -135,12 +207,33 @@ class BackboneConfig(Config):
         return self
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Patches (down, across) of the training crop."""
-        side = self.image_size // self.patch_size
-        return side, side
+    def stride(self) -> int:
+        """As :class:`BackboneConfig`; a stem makes no overlapping patches, whatever it sees."""
+        return self.patch_size
 
     @property
-    def num_patches(self) -> int:
-        """N, the patches of one training crop."""
-        return self.grid[0] * self.grid[1]
+    def hides(self) -> Hides:
+        """Attention is global, so any patches may be left out."""
+        return "drop"
+
+    def grouped(self, micro_batch_size: int, world_size: int) -> dict[str, object]:
+        """Stochastic depth skips a whole number of a micro-batch's images, drawn by rank."""
+        if not self.drop_path:
+            return {}
+        return {"drop path (by process and micro-batch)": (micro_batch_size, world_size)}
+
+    def shrunk(self) -> dict[str, Any]:
+        """See :class:`BackboneConfig`."""
+        return {"width": 48, "depth": 2, "heads": 3, "image_size": 4 * self.patch_size}
+
+
+# A closed set: a new backbone adds its config here and its case to `models/build.py`.
+BACKBONES: tuple[Callable[[], BackboneConfig], ...] = (VitConfig,)
+
+
+def backbones_that_hide(least: Hides) -> list[str]:
+    """Names of the backbones that can do at least this with hidden patches, as they are by
+    default.
+    """
+    found = (backbone() for backbone in BACKBONES)
+    return [each.name for each in found if HIDES.index(each.hides) >= HIDES.index(least)]

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal, assert_never
 
 from ssl_vit.models.config import (
-    BackboneConfig,
+    VitConfig,
     attends_plainly,
     stem_channels,
     swiglu_hidden,
@@ -150,9 +150,9 @@ def with_drop_path(blocks: Cost, rate: float) -> Cost:
     )
 
 
-def stem_cost(config: BackboneConfig, arithmetic: Arithmetic) -> Cost:
+def stem_cost(config: VitConfig, arithmetic: Arithmetic) -> Cost:
     """From pixels to the tokens of all patches."""
-    size, patches = config.image_size, config.num_patches
+    (height, width), patches = config.height_width, config.num_patches
     match config.stem:
         case "patch":
             return linear(3 * config.patch_size**2, config.width, patches, arithmetic)
@@ -160,20 +160,21 @@ def stem_cost(config: BackboneConfig, arithmetic: Arithmetic) -> Cost:
             cost = Cost()
             channels = stem_channels(config.patch_size, config.width)
             for before, after in pairwise(channels):
-                taken, size = _kept(before * size**2, arithmetic), size // 2
-                given = _kept(after * size**2, arithmetic)
+                taken = _kept(before * height * width, arithmetic)
+                height, width = height // 2, width // 2
+                given = _kept(after * height * width, arithmetic)
                 weights = 9 * before * after
                 cost += taken + given
                 cost += Cost(
                     trained=weights + 2 * after,
-                    flops=2.0 * size**2 * weights,
+                    flops=2.0 * height * width * weights,
                     cast_weights=weights,
                 )
             return cost + linear(channels[-1], config.width, patches, arithmetic)
     assert_never(config.stem)
 
 
-def backbone_cost(config: BackboneConfig, patches: int, arithmetic: Arithmetic) -> Cost:
+def backbone_cost(config: VitConfig, patches: int, arithmetic: Arithmetic) -> Cost:
     """The whole backbone in training, its blocks over ``patches`` of an image's patches (MAE: the
     visible ones).
     """
@@ -198,7 +199,7 @@ def backbone_cost(config: BackboneConfig, patches: int, arithmetic: Arithmetic) 
     )
 
 
-def backbone_parameters(config: BackboneConfig) -> int:
+def backbone_parameters(config: VitConfig) -> int:
     """All of a backbone's, however they are computed with."""
     return backbone_cost(config, 0, Arithmetic("float32", "cpu")).trained
 

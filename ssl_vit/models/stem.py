@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.models.config import CONV_STEM_PATCHES, BackboneConfig, stem_channels
+from ssl_vit.models.config import CONV_STEM_PATCHES, VitConfig, stem_channels
 
 
 class PatchStem(nn.Module):
@@ -39,8 +39,7 @@ class ConvStem(nn.Module):
         width: D.
 
     Source: Xiao et al. 2021, arXiv 2106.14881, section 3 and table 4 (which also drops one
-        transformer block;
-    here the depth stays what was asked for).
+        transformer block; here the depth stays as configured).
     """
 
     overlaps = True
@@ -90,7 +89,7 @@ def _laid_out(images: Tensor, channels_last: bool) -> Tensor:
 Stem = PatchStem | ConvStem
 
 
-def build_stem(config: BackboneConfig) -> Stem:
+def build_stem(config: VitConfig) -> Stem:
     """The stem a config asks for."""
     match config.stem:
         case "patch":

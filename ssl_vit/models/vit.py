@@ -1,38 +1,26 @@
-"""The shared backbone: a Vision Transformer in two verbs, so that an objective can stand between
-them.
+"""The Vision Transformer.
 
-`embed` makes patch tokens, `encode` turns tokens into features. Parameter names are timm's: an
-export loads into `timm.create_model` as it is, and timm's weights load here. No parameter belongs
-to an objective.
+Parameter names are timm's: an export loads into `timm.create_model` as it is, and timm's weights
+load here. No parameter belongs to an objective.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ssl_vit.models.backbone import Features, SparseBackbone
 from ssl_vit.models.block import Block, layer_norm
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.initialization import initialize, initialize_token
+from ssl_vit.models.patches import blank_patches
 from ssl_vit.models.position import resize_positions, sincos_table
 from ssl_vit.models.stem import build_stem
 
 # B images, N patches, K encoded patches, R registers, D width.
 
 
-class Features(NamedTuple):
-    """What the backbone says of a batch, after the final norm."""
-
-    cls: Tensor
-    """(B, D) class token."""
-    registers: Tensor
-    """(B, R, D); R may be 0."""
-    patches: Tensor
-    """(B, N, D) row-major over the grid; (B, K, D) where only K patches were encoded."""
-
-
-class VisionTransformer(nn.Module):
+class VisionTransformer(SparseBackbone):
     """Dosovitskiy et al. 2020, arXiv 2010.11929, with registers (Darcet et al. 2023, arXiv
     2309.16588).
 
@@ -41,11 +29,11 @@ class VisionTransformer(nn.Module):
     frozen hides among the parameters.
     """
 
+    config: VitConfig  # type: ignore[assignment] - narrower than the contract's
     pos_embed: Tensor
 
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__(config)
         self.patch_embed = build_stem(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         if config.registers:
@@ -82,48 +70,31 @@ class VisionTransformer(nn.Module):
     def embed(
         self, images: Tensor, hidden: Tensor | None = None, filler: Tensor | None = None
     ) -> Tensor:
-        """Patch tokens with positions added.
-
-        Args:
-            images: (B, 3, H, W) normalized; H and W are multiples of the patch size.
-            hidden: (B, N) bool, true where a patch must not be seen by any token. An overlapping
-                stem reads its neighbors' pixels, so there hidden patches are blanked in the image
-                before the stem.
-            filler: (D,) or broadcastable to (B, N, D): replaces the tokens of hidden patches (BEiT,
-                iBOT).
-
-        Returns:
-            (B, N, D).
-
-        Raises:
-            ValueError: The image is no whole number of patches.
+        """See :class:`TokenBackbone`. An overlapping stem reads its neighbors' pixels, so there
+        hidden patches are blanked in the image before the stem.
         """
-        size = self.config.patch_size
-        down, across = images.shape[-2] // size, images.shape[-1] // size
-        if (down * size, across * size) != tuple(images.shape[-2:]):
-            raise ValueError(
-                f"images of {images.shape[-2]}×{images.shape[-1]} pixels are no whole number of "
-                f"{size}-pixel patches; the nearest that fit are multiples of {size}"
-            )
+        grid = self.grid_of(images)
         if hidden is not None and self.patch_embed.overlaps:
-            images = blank_patches(images, hidden, size)
+            images = blank_patches(images, hidden, self.config.patch_size)
         tokens = self.patch_embed(images)
         if hidden is not None and filler is not None:
             tokens = torch.where(hidden.unsqueeze(-1), filler.to(tokens.dtype), tokens)
-        return tokens + self._patch_positions((down, across))
+        return tokens + self._patch_positions(grid)
 
-    def encode(self, tokens: Tensor) -> Features:
+    def encode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Features:
         """Run the transformer over the class token, the registers and these patch tokens.
 
         Args:
             tokens: (B, K, D) from :meth:`embed`, all N or any K of them.
+            grid: Of the tokens, where they are all of them.
         """
+        grid = grid or (1, tokens.shape[1])
         tokens = self._with_prefix(tokens)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
         first_patch = 1 + self.config.registers
-        return Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:])
+        return Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:], grid)
 
     def class_attention(self, images: Tensor) -> Tensor:
         """Where the class token looks in the last block (Caron et al. 2021, figure 1).
@@ -149,11 +120,13 @@ class VisionTransformer(nn.Module):
             prefix.append(self.reg_token.expand(batch, -1, -1))
         return torch.cat([*(p.to(tokens.dtype) for p in prefix), tokens], dim=1)
 
-    def forward(
-        self, images: Tensor, hidden: Tensor | None = None, filler: Tensor | None = None
-    ) -> Features:
-        """Features of every patch; arguments as in :meth:`embed`."""
-        return self.encode(self.embed(images, hidden, filler))
+    def units(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+    def use_channels_last(self, channels_last: bool) -> None:
+        """In the stem."""
+        self.patch_embed.channels_last = channels_last
 
     def layer_of(self, parameter_name: str) -> int:
         """Depth of a parameter for layer-wise decay: 0 is the stem, ``depth + 1`` the final
@@ -175,27 +148,16 @@ class VisionTransformer(nn.Module):
         return self.pos_embed[:, :1]
 
 
-def blank_patches(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
-    """Set hidden patches to 0, the mean of normalized pixels.
-
-    Args:
-        images: (B, 3, H, W).
-        hidden: (B, N) bool, row-major over the grid.
-    """
-    grid = hidden.view(
-        len(images), 1, images.shape[-2] // patch_size, images.shape[-1] // patch_size
-    )
-    pixels = grid.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
-    return images.masked_fill(pixels, 0.0)
-
-
-def load_timm_weights(model: VisionTransformer, state: Mapping[str, Tensor]) -> None:
+def load_timm_weights(
+    model: VisionTransformer, state: Mapping[str, Tensor], grid: tuple[int, int] | None = None
+) -> None:
     """Load a state dict of timm's ViT, leaving out its classifier and resizing positions to our
     grid.
 
     Args:
         model: Of the same width, depth, stem and registers.
         state: As ``timm.create_model(...).state_dict()`` gives it.
+        grid: Of its positions (down, across); None: a square.
 
     Raises:
         ValueError: Tensors are missing, left over or of another shape; names the first few.
@@ -206,7 +168,7 @@ def load_timm_weights(model: VisionTransformer, state: Mapping[str, Tensor]) -> 
         if not name.startswith(("head.", "fc_norm.", "attn_pool."))
     }
     if "pos_embed" in weights:
-        weights["pos_embed"] = fit_positions(model, weights["pos_embed"])
+        weights["pos_embed"] = fit_positions(model, weights["pos_embed"], grid)
     own = model.state_dict()
     wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
     left_over = [name for name in weights if name not in own]
@@ -218,14 +180,22 @@ def load_timm_weights(model: VisionTransformer, state: Mapping[str, Tensor]) -> 
     model.load_state_dict(weights)
 
 
-def fit_positions(model: VisionTransformer, positions: Tensor) -> Tensor:
-    """(1, rows, D) position embeddings of a square grid, resized to the model's; as they are where
-    they are of no square grid or of another width.
+def fit_positions(
+    model: VisionTransformer, positions: Tensor, grid: tuple[int, int] | None = None
+) -> Tensor:
+    """(1, rows, D) position embeddings, resized to the model's grid; as they are where they are not
+    of this grid or of another width.
+
+    Args:
+        model: Whose grid, width and prefix.
+        positions: Class token's row first, where the model has one.
+        grid: Of the positions (down, across); None: a square.
     """
     prefix = 0 if model.config.registers else 1
     patches = positions[:, prefix:]
     side = round(patches.shape[1] ** 0.5)
-    if side * side != patches.shape[1] or patches.shape[-1] != model.config.width:
+    grid = grid or (side, side)
+    if grid[0] * grid[1] != patches.shape[1] or patches.shape[-1] != model.config.width:
         return positions
-    resized = resize_positions(patches, (side, side), model.config.grid)
+    resized = resize_positions(patches, grid, model.config.grid)
     return torch.cat([positions[:, :prefix], resized], dim=1)

@@ -8,11 +8,9 @@ once, or is sharp and the same for all images, is one at once.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from typing import Any
 
-from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig
-
-Symptom = Literal["one answer", "no answer", "one direction", "few dimensions"]
+from ssl_vit.objectives.method import MethodConfig, Symptom
 
 # Looks in a row that see the same before it is an alarm: one batch may be odd.
 _PATIENCE = 3
@@ -48,7 +46,7 @@ class CollapseWatch:
         warmup_steps: Updates in which the learning rate rises.
     """
 
-    def __init__(self, objective: ObjectiveConfig, warmup_steps: int) -> None:
+    def __init__(self, objective: MethodConfig, warmup_steps: int) -> None:
         self.objective = objective
         self.grace_steps = max(warmup_steps, _GRACE_STEPS)
         self._peaks: dict[str, float] = {}
@@ -82,7 +80,7 @@ class CollapseWatch:
         found = self._symptoms(step, measures)
         self._streaks = {symptom: self._streaks.get(symptom, 0) + 1 for symptom in found}
         return [
-            Alarm(step, symptom, evidence, remedy_of(symptom, self.objective))
+            Alarm(step, symptom, evidence, self.objective.cures(symptom))
             for symptom, evidence in found.items()
             if self._streaks[symptom] == _PATIENCE
         ]
@@ -90,8 +88,8 @@ class CollapseWatch:
     def _symptoms(self, step: int, measures: Mapping[str, float]) -> dict[Symptom, str]:
         found: dict[Symptom, str] = {}
         is_late = step > self.grace_steps
-        if isinstance(self.objective, DinoConfig) and "teacher_entropy" in measures:
-            self._look_at_answers(self.objective, is_late, measures, found)
+        if self.objective.num_codes and "teacher_entropy" in measures:
+            self._look_at_answers(is_late, measures, found)
         if "monitor/spread" in measures:
             now, peak = self._with_peak("monitor/spread", measures)
             if (is_late and now < _ONE_DIRECTION) or now < _FALLEN * peak - _ONE_DIRECTION:
@@ -109,12 +107,11 @@ class CollapseWatch:
 
     def _look_at_answers(
         self,
-        objective: DinoConfig,
         is_late: bool,
         measures: Mapping[str, float],
         found: dict[Symptom, str],
     ) -> None:
-        most = math.log(objective.prototypes)
+        most = math.log(self.objective.num_codes)
         entropy = measures["teacher_entropy"]
         if entropy < _SHARP * most and measures.get("monitor/code_usage", 1.0) < _SAME_CODES:
             found["one answer"] = (
@@ -132,34 +129,3 @@ class CollapseWatch:
         now = measures[name]
         self._peaks[name] = max(now, self._peaks.get(name, 0.0))
         return now, self._peaks[name]
-
-
-def remedy_of(symptom: Symptom, objective: ObjectiveConfig) -> str:
-    """The two or three settings that usually cure it."""
-    match objective:
-        case MaeConfig():
-            return (
-                "a lower optimizer.base_learning_rate, a longer schedule.warmup, "
-                "optimizer.clip_norm=1"
-            )
-        case DinoConfig():
-            pass
-        case _:
-            assert_never(objective)
-    match symptom:
-        case "one answer":
-            first = "objective.centering=sinkhorn"
-            if objective.centering == "sinkhorn":
-                first = "a larger engine.micro_batch_size (Sinkhorn-Knopp sees one micro-batch)"
-            return f"{first}, objective.momentum nearer to 1, a lower optimizer.base_learning_rate"
-        case "no answer":
-            return (
-                "a lower objective.teacher_temperature, a longer objective.temperature_warmup, "
-                "fewer objective.prototypes"
-            )
-        case "one direction" | "few dimensions":
-            return (
-                "a higher objective.koleo_weight, a lower optimizer.base_learning_rate, "
-                "objective.momentum nearer to 1"
-            )
-    assert_never(symptom)

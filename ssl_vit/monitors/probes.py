@@ -45,7 +45,7 @@ class Probe:
     Args:
         shards: With labels.
         config: How many images, and how often.
-        image_size: Pixels a side of the center crop.
+        image_size: (height, width) of the center crop in pixels.
         rank, world_size: Whose share.
         values: How values of more than 8 bits are shown.
     """
@@ -54,7 +54,7 @@ class Probe:
         self,
         shards: ShardSet,
         config: MonitorConfig,
-        image_size: int,
+        image_size: tuple[int, int],
         rank: int,
         world_size: int,
         values: ValueRange | None = None,
@@ -81,7 +81,7 @@ class Probe:
     @torch.no_grad()
     def encode(self, objective: Objective, device: torch.device) -> Probed:
         """Features that an export would have now; the objective is in evaluation mode."""
-        backbone, found = objective.exported_backbone(), []
+        backbone, found = objective.exported_backbone, []
         for some in self.images.split(_BATCH):
             features = backbone(objective.pixel_scale(some.to(device)))
             both = torch.stack([features.cls, features.patches.mean(dim=1)], dim=1)

@@ -1,36 +1,48 @@
-"""From a config to an objective and its views. A new objective adds one case to each function."""
+"""From a config to an objective and its views: the only place that tells the methods apart. A new
+objective adds one case to each function.
+"""
 
 from typing import assert_never
 
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.dataset import Views
+from ssl_vit.models.backbone import Backbone, SparseBackbone, TokenBackbone
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig
+from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig, SimMimConfig
 from ssl_vit.objectives.dino.objective import Dino
 from ssl_vit.objectives.dino.views import DinoViews
-from ssl_vit.objectives.mae.objective import Mae, MaeViews
+from ssl_vit.objectives.mae.objective import Mae
+from ssl_vit.objectives.mae.views import MaeViews
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.pixels import PixelScale
+from ssl_vit.objectives.simmim.objective import SimMim, SimMimViews
 
 
 def build_objective(
-    config: ObjectiveConfig, model: VisionTransformer, data: DataConfig, total_steps: int
+    config: ObjectiveConfig, backbone: Backbone, data: DataConfig, total_steps: int
 ) -> Objective:
-    """The model and its loss, what is not in ``model`` initialized from torch's current seed.
+    """The model and its loss, what is not in ``backbone`` initialized from torch's current seed.
 
     Args:
         config: Of the objective.
-        model: The backbone, as it begins.
+        backbone: As it begins.
         data: Says how pixels are scaled.
         total_steps: Updates of the run.
+
+    Raises:
+        ValueError: The objective cannot train this backbone; "what is wrong; what to do".
     """
+    config.check(backbone.config)
     pixel_scale = PixelScale(data.pixel_mean, data.pixel_std)
     match config:
         case MaeConfig():
-            return Mae(config, model, pixel_scale)
+            assert isinstance(backbone, SparseBackbone)
+            return Mae(config, backbone, pixel_scale)
+        case SimMimConfig():
+            assert isinstance(backbone, TokenBackbone)
+            return SimMim(config, backbone, pixel_scale)
         case DinoConfig():
-            return Dino(config, model, pixel_scale, total_steps)
+            return Dino(config, backbone, pixel_scale, total_steps)
     assert_never(config)
 
 
@@ -39,6 +51,8 @@ def build_views(config: ObjectiveConfig, backbone: BackboneConfig) -> Views:
     match config:
         case MaeConfig():
             return MaeViews(config, backbone)
+        case SimMimConfig():
+            return SimMimViews(config, backbone)
         case DinoConfig():
             return DinoViews(config, backbone)
     assert_never(config)

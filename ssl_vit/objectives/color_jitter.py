@@ -1,9 +1,9 @@
 """Colors, blur and solarization on batches of images, on whichever device they are.
 
-What is done to an image is drawn in a data worker from the sample's own randomness (``draw``), as a
-row of numbers; the pixel work is the device's, for all images of a batch at once (``apply``).
-Against torchvision's transforms, colors are changed in one order for all images (brightness,
-contrast, saturation, hue) instead of one drawn for each.
+``draw_color_jitter`` draws what is done to a view in a data worker, from the sample's own
+randomness, as a row of numbers; ``apply_color_jitter`` does the pixel work on the device, for all
+images of a batch at once. Unlike in torchvision's transforms, colors are changed in one order for
+all images (brightness, contrast, saturation, hue).
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ _RADIUS = 4  # pixels of a blur's kernel on each side; a kernel of 9 as in Oquab
 _SOLARIZE_FROM = 0.5
 
 
-class Photometry(NamedTuple):
+class ColorJitter(NamedTuple):
     """What is drawn for one view; probabilities in [0, 1]."""
 
     jitter: float
@@ -44,7 +44,7 @@ class Photometry(NamedTuple):
 NUM_COLUMNS = 7
 
 
-def draw(asked: Photometry, rng: np.random.Generator) -> np.ndarray:
+def draw_color_jitter(settings: ColorJitter, rng: np.random.Generator) -> np.ndarray:
     """(7,) float32: what to do with one view. Always takes as much of ``rng``."""
     noise = rng.random(9)
 
@@ -52,26 +52,26 @@ def draw(asked: Photometry, rng: np.random.Generator) -> np.ndarray:
         return 1 + spread * (2 * noise[place] - 1)
 
     row = np.array([1, 1, 1, 0, 0, 0, 0], dtype=np.float32)
-    if noise[0] < asked.jitter:
-        row[0] = max(0.0, between(1, asked.brightness))
-        row[1] = max(0.0, between(2, asked.contrast))
-        row[2] = max(0.0, between(3, asked.saturation))
-        row[3] = asked.hue * (2 * noise[4] - 1)
-    row[4] = noise[5] < asked.gray
-    if noise[6] < asked.blur:
+    if noise[0] < settings.jitter:
+        row[0] = max(0.0, between(1, settings.brightness))
+        row[1] = max(0.0, between(2, settings.contrast))
+        row[2] = max(0.0, between(3, settings.saturation))
+        row[3] = settings.hue * (2 * noise[4] - 1)
+    row[4] = noise[5] < settings.gray
+    if noise[6] < settings.blur:
         row[5] = 0.1 + 1.9 * noise[7]
-    row[6] = noise[8] < asked.solarize
+    row[6] = noise[8] < settings.solarize
     return row
 
 
 @torch.no_grad()
-def apply(images: Tensor, rows: Tensor) -> Tensor:
+def apply_color_jitter(images: Tensor, rows: Tensor) -> Tensor:
     """Change colors, blur and solarize each image as its row says, in float32 whatever training
     is in.
 
     Args:
         images: (B, 3, S, S) uint8.
-        rows: (B, 7) float32 from :func:`draw`.
+        rows: (B, 7) float32 from :func:`draw_color_jitter`.
 
     Returns:
         (B, 3, S, S) float32 in [0, 1].

@@ -4,42 +4,31 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import assert_never
 
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost, backbone_cost, blocks_cost, linear, norm
 from ssl_vit.objectives.config import (
     DinoConfig,
     MaeConfig,
     ObjectiveConfig,
-    num_hidden_patches,
+    SimMimConfig,
 )
 
 
-def objective_cost(
-    objective: ObjectiveConfig, backbone: BackboneConfig, arithmetic: Arithmetic
-) -> Cost:
+def objective_cost(objective: ObjectiveConfig, backbone: VitConfig, arithmetic: Arithmetic) -> Cost:
     """Of one image: backbone, what the objective adds, and its loss."""
     match objective:
         case MaeConfig():
             return _mae(objective, backbone, arithmetic)
+        case SimMimConfig():
+            return _simmim(objective, backbone, arithmetic)
         case DinoConfig():
             return _dino(objective, backbone, arithmetic)
     assert_never(objective)
 
 
-def view_pixels(objective: ObjectiveConfig, backbone: BackboneConfig) -> int:
-    """Places in all views of an image together, each of three colors."""
-    match objective:
-        case MaeConfig():
-            return backbone.image_size**2
-        case DinoConfig():
-            local = objective.local_crops * objective.local_size**2
-            return 2 * backbone.image_size**2 + local
-    assert_never(objective)
-
-
-def _mae(objective: MaeConfig, backbone: BackboneConfig, arithmetic: Arithmetic) -> Cost:
+def _mae(objective: MaeConfig, backbone: VitConfig, arithmetic: Arithmetic) -> Cost:
     patches, width = backbone.num_patches, objective.decoder_width
-    hidden = num_hidden_patches(patches, objective.mask_ratio)
+    hidden = objective.num_hidden(backbone)
     pixels = 3 * backbone.patch_size**2
     # Prediction and target; and what visible and hidden patches are gathered from.
     kept = (2 * hidden * pixels + patches * (backbone.width + width)) * FLOAT32
@@ -58,7 +47,19 @@ def _mae(objective: MaeConfig, backbone: BackboneConfig, arithmetic: Arithmetic)
     )
 
 
-def _dino(objective: DinoConfig, backbone: BackboneConfig, arithmetic: Arithmetic) -> Cost:
+def _simmim(objective: SimMimConfig, backbone: VitConfig, arithmetic: Arithmetic) -> Cost:
+    hidden, pixels = objective.num_hidden(backbone), 3 * backbone.stride**2
+    kept = (2 * hidden * pixels + hidden * backbone.width) * FLOAT32
+    images = 0 if arithmetic.precision == "float32" else backbone.num_patches * pixels * FLOAT32
+    return (
+        backbone_cost(backbone, backbone.num_patches, arithmetic)
+        + Cost(trained=backbone.width)  # the mask token
+        + linear(backbone.width, pixels, hidden, arithmetic)
+        + Cost(kept_bytes=kept, checkpointed_bytes=kept, held_bytes=images)
+    )
+
+
+def _dino(objective: DinoConfig, backbone: VitConfig, arithmetic: Arithmetic) -> Cost:
     """Two global and some local views of an image; the teacher sees the global ones."""
     local = backbone.model_copy(update={"image_size": objective.local_size})
     num_views = 2 + objective.local_crops
@@ -90,7 +91,7 @@ def _dino(objective: DinoConfig, backbone: BackboneConfig, arithmetic: Arithmeti
         flops=student.flops + teacher,
         # The same weights in every pass; autocast keeps no copy of those that are not trained.
         cast_weights=one_global.cast_weights + heads.cast_weights + own_weights,
-        held_bytes=3 * view_pixels(objective, backbone) * FLOAT32 + targets,
+        held_bytes=3 * objective.crop_pixels(backbone) * FLOAT32 + targets,
     )
 
 

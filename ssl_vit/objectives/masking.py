@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# B images, N patches, K visible, M hidden = N − K, D width, P pixels a side of a patch.
+# B images, N patches, K visible, M hidden = N − K, D width.
 
 _FLATTEST = 0.3  # height over width of the flattest rectangle; the tallest is the inverse
 _TRIES = 10
@@ -100,29 +100,3 @@ def take(rows: Tensor, indices: Tensor) -> Tensor:
 def put(rows: Tensor, indices: Tensor, into: Tensor) -> Tensor:
     """The inverse of :func:`take`: (B, K, D) written into a copy of (B, N, D) at (B, K) int64."""
     return into.scatter(1, indices.unsqueeze(-1).expand(-1, -1, rows.shape[-1]), rows)
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images into patches.
-
-    Args:
-        images: (B, C, H, W).
-        patch_size: P.
-
-    Returns:
-        (B, N, P × P × C), row-major over the grid, and inside a patch over its pixels with channels
-        last.
-    """
-    batch, channels, height, width = images.shape
-    grid = images.view(
-        batch, channels, height // patch_size, patch_size, width // patch_size, patch_size
-    )
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_size * patch_size * channels)
-
-
-def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """The inverse of :func:`patchify`: (B, N, P × P × C) → (B, C, H, W)."""
-    batch = patches.shape[0]
-    cells = patches.view(batch, grid[0], grid[1], patch_size, patch_size, -1)
-    images = cells.permute(0, 5, 1, 3, 2, 4)
-    return images.reshape(batch, -1, grid[0] * patch_size, grid[1] * patch_size)

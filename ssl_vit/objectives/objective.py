@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.block import Block
-from ssl_vit.models.stem import Stem
-from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.pixels import PixelScale
 
 
@@ -18,7 +17,7 @@ class Observed(NamedTuple):
     """What monitors look at; detached, and no part of the loss."""
 
     features: Tensor
-    """(b, D) one vector an image, of what will be exported or what it follows."""
+    """(b, D) one vector per image, of what will be exported or what it follows."""
     codes: Tensor | None = None
     """(b,) int64, the codebook entry or prototype of each image, where there are any."""
     num_codes: int = 0
@@ -68,7 +67,8 @@ class ParameterGroup:
 class Objective(nn.Module, ABC):
     """Model, loss and the loss's own state, as one module that DeepSpeed wraps."""
 
-    backbone: VisionTransformer
+    backbone: Any
+    """A `Backbone`; each objective declares the step of the contract that it needs."""
     pixel_scale: PixelScale
 
     @abstractmethod
@@ -92,17 +92,31 @@ class Objective(nn.Module, ABC):
             ParameterGroup("plain", tuple(plain), weight_decay_scale=0.0),
         ]
 
-    def blocks(self) -> list[Block]:
-        """Every transformer block, for the engine's optimizations."""
-        return [module for module in self.modules() if isinstance(module, Block)]
+    def units(self) -> list[nn.Module]:
+        """Modules that checkpointing and compilation act on: those of every backbone, and the
+        objective's own transformer blocks.
+        """
+        found: list[nn.Module] = [each for each in self.modules() if isinstance(each, Block)]
+        for backbone in self.backbones():
+            found += [unit for unit in backbone.units() if unit not in found]
+        return found
 
-    def stems(self) -> list[Stem]:
-        """Every stem, for the same."""
-        return [module for module in self.modules() if isinstance(module, Stem)]
+    def backbones(self) -> list[Backbone]:
+        """Every backbone in it: a student's and a teacher's."""
+        return [module for module in self.modules() if isinstance(module, Backbone)]
 
-    def exported_backbone(self) -> VisionTransformer:
-        """The backbone worth keeping: the teacher where there is one."""
-        return self.backbone
+    def exported(self) -> dict[str, nn.Module]:
+        """What is worth keeping, by the name of its file; `backbone` among it, the teacher's where
+        there is one.
+        """
+        return {"backbone": self.backbone}
+
+    @property
+    def exported_backbone(self) -> Backbone:
+        """The backbone of :meth:`exported`."""
+        backbone = self.exported()["backbone"]
+        assert isinstance(backbone, Backbone)
+        return backbone
 
     def panels(self, batch: Any) -> dict[str, Tensor]:
         """Pictures for the log: name → (3, H, W) uint8. None by default."""

@@ -1,47 +1,80 @@
 """Pictures of what a backbone sees, for the log: patch features as colors, and attention.
 
-Every picture is made of rows, one an image, framed in white.
+Every picture is made of rows, one per image, framed in white.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.backbone import Backbone
+from ssl_vit.models.patches import blank_patches, patchify, unpatchify
+from ssl_vit.objectives.masking import put, visible_and_hidden
 from ssl_vit.objectives.pixels import PixelScale
 
-# B images, N patches of a (down, across) grid, D width, S pixels a side.
+# B images, N patches of a (down, across) grid, M hidden, D width, P pixels per side of a patch.
 
 FRAME = 2  # white pixels around each picture
 
 
-def feature_panels(
-    backbone: VisionTransformer, pixel_scale: PixelScale, images: Tensor
+def reconstruction_panels(
+    backbone: Backbone,
+    pixel_scale: PixelScale,
+    images: Tensor,
+    hidden: Tensor,
+    predicted: Tensor,
 ) -> dict[str, Tensor]:
-    """`patch_features`: each image beside the three main directions of its patch features as
-    colors; `attention`: beside where its class token looks in the last block, head by head.
+    """`reconstruction`: original | visible patches | reconstruction; and :func:`feature_panels`.
 
     Args:
         backbone: In evaluation mode.
-        images: (B, 3, S, S) normalized.
+        pixel_scale: Of the images.
+        images: (B, 3, H, W) normalized.
+        hidden: (B, N) bool, M true in every row.
+        predicted: (B, M, P × P × 3) pixels of the hidden patches, row-major, normalized.
+    """
+    size = backbone.config.stride
+    _, places = visible_and_hidden(hidden, predicted.shape[1])
+    filled = put(predicted, places, into=patchify(images, size))
+    rebuilt = unpatchify(filled, size, backbone.grid_of(images))
+    seen = blank_patches(images, hidden, size)
+    columns = [pixel_scale.back(x) for x in (images, seen, rebuilt)]
+    features = feature_panels(backbone, pixel_scale, images)
+    return {"reconstruction": rows_of(columns), **features}
+
+
+def feature_panels(
+    backbone: Backbone, pixel_scale: PixelScale, images: Tensor
+) -> dict[str, Tensor]:
+    """`patch_features`: each image beside the three main directions of its patch features as
+    colors; `attention`, where there is a class token: beside where it attends to in the last block,
+    head by head.
+
+    Args:
+        backbone: In evaluation mode.
+        pixel_scale: Of the images.
+        images: (B, 3, H, W) normalized.
 
     Returns:
         Name → (3, height, width) uint8.
     """
-    size = backbone.config.patch_size
-    grid = images.shape[-2] // size, images.shape[-1] // size
     pixels = pixel_scale.back(images)
     # Not `backbone(images)`: at ZeRO-3 that would let go of its tokens, which come next.
-    colors = principal_colors(backbone.encode(backbone.embed(images)).patches)
-    looks = backbone.class_attention(images)
-    # Each head against its own most looked at patch: few patches take most of it.
-    looks = looks / looks.amax(dim=2, keepdim=True).clamp(min=torch.finfo(looks.dtype).tiny)
-    return {
-        "patch_features": rows_of([pixels, _picture(colors, grid)]),
-        "attention": rows_of([pixels, *(_picture(_gray(head), grid) for head in looks.unbind(1))]),
+    features = backbone.forward(images)
+    grid = features.grid
+    panels = {
+        "patch_features": rows_of([pixels, _picture(principal_colors(features.patches), grid)])
     }
+    looks = backbone.class_attention(images)
+    if looks is not None:
+        # Each head against its own most looked at patch: few patches take most of it.
+        looks = looks / looks.amax(dim=2, keepdim=True).clamp(min=torch.finfo(looks.dtype).tiny)
+        heads = [_picture(_gray(head), grid) for head in looks.unbind(1)]
+        panels["attention"] = rows_of([pixels, *heads])
+    return panels
 
 
 def principal_colors(patches: Tensor) -> Tensor:
@@ -68,14 +101,12 @@ def principal_colors(patches: Tensor) -> Tensor:
 
 
 def rows_of(columns: Sequence[Tensor]) -> Tensor:
-    """(B, 3, S, S) uint8 columns, of any sizes → (3, height, width) with one row an image."""
-    side = max(column.shape[-1] for column in columns)
+    """(B, 3, h, w) uint8 columns, of any sizes → (3, height, width) with one row per image."""
+    largest = max((tuple(column.shape[-2:]) for column in columns), key=math.prod)
     framed = []
     for column in columns:
-        if column.shape[-1] != side:
-            column = F.interpolate(column.float(), size=(side, side), mode="nearest").to(
-                torch.uint8
-            )
+        if column.shape[-2:] != largest:
+            column = F.interpolate(column.float(), size=largest, mode="nearest").to(torch.uint8)
         framed.append(F.pad(column, (FRAME,) * 4, value=255))
     return torch.cat(list(torch.cat(framed, dim=-1)), dim=-2)
 
@@ -85,6 +116,6 @@ def _gray(values: Tensor) -> Tensor:
 
 
 def _picture(colors: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, N, 3) in [0, 1] → (B, 3, down, across) uint8, a pixel a patch."""
+    """(B, N, 3) in [0, 1] → (B, 3, down, across) uint8, one pixel per patch."""
     picture = colors.unflatten(1, grid).permute(0, 3, 1, 2)
     return (picture * 255).round().to(torch.uint8)

@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from ssl_vit.config import Config
 from ssl_vit.data.config import DataConfig
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.monitors.config import MonitorConfig
-from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig
+from ssl_vit.objectives.config import MaeConfig, ObjectiveConfig
 from ssl_vit.training.config import (
     CheckpointConfig,
     EngineConfig,
@@ -37,7 +37,7 @@ class RunConfig(Config):
     `exports/step_…`: the backbone alone. Empty: from scratch.
     """
 
-    backbone: BackboneConfig = BackboneConfig()
+    backbone: VitConfig = VitConfig()
     objective: ObjectiveConfig = MaeConfig()
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -50,25 +50,11 @@ class RunConfig(Config):
     monitor: MonitorConfig = MonitorConfig()
 
     @model_validator(mode="after")
-    def _views_fit_the_patches(self) -> "RunConfig":
-        objective, patch = self.objective, self.backbone.patch_size
-        if not isinstance(objective, DinoConfig):
-            return self
-        if objective.local_crops and objective.local_size % patch:
-            below = objective.local_size // patch * patch
-            near = f"{below} or {below + patch}" if below else f"{patch}"
-            raise ValueError(
-                f"objective.local_size={objective.local_size} is not a multiple of "
-                f"backbone.patch_size={patch}; set objective.local_size={near}"
-            )
-        most = round(objective.max_mask_ratio * self.backbone.num_patches)
-        if objective.ibot_weight and not (objective.mask_probability and most):
-            raise ValueError(
-                f"objective.ibot_weight={objective.ibot_weight:g} has nothing to weigh: no patch "
-                f"is ever masked at objective.mask_probability={objective.mask_probability:g} and "
-                f"objective.max_mask_ratio={objective.max_mask_ratio:g}; raise these, or set "
-                "objective.ibot_weight=0"
-            )
+    def _sections_agree(self) -> "RunConfig":
+        """All checks between sections that need no machine and no data; those that do are the
+        plan's (training/plan.py). What an objective needs of a backbone is its own `check`.
+        """
+        self.objective.check(self.backbone)
         return self
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from ssl_vit.exports.folder import find_export
 from ssl_vit.models.cost import backbone_parameters
-from ssl_vit.objectives.config import DinoConfig
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import describe_set
 from ssl_vit.run.folder import RunFolder
@@ -65,20 +64,16 @@ def regrouped(config: RunConfig, before: tuple[int, int], now: tuple[int, int]) 
     Args:
         before, now: (images a micro-batch, processes).
     """
-    moved = []
-    objective = config.objective
-    if isinstance(objective, DinoConfig):
-        if objective.koleo_weight and now[0] != before[0]:
-            moved.append("KoLeo (within a micro-batch)")
-        if objective.centering == "sinkhorn" and now[0] * now[1] != before[0] * before[1]:
-            moved.append("Sinkhorn-Knopp (over one micro-batch of all processes)")
-    if config.backbone.drop_path and now != before:
-        moved.append("drop path (by process and micro-batch)")
+    configs = (config.objective, config.backbone)
+    was, now_is = (
+        {k: v for c in configs for k, v in c.grouped(*at).items()} for at in (before, now)
+    )
+    moved = [name for name, group in now_is.items() if was[name] != group]
     if not all(before) or not moved:
         return []
-    was, this = (f"{count} × {micro}" for micro, count in (before, now))
+    then, this = (f"{count} × {micro}" for micro, count in (before, now))
     return [
-        f"note: processes × images a micro-batch were {was} and are {this}, so these go on in "
+        f"note: processes × images a micro-batch were {then} and are {this}, so these go on in "
         f"other groups, and losses differ from those of an unbroken run: {', '.join(moved)}"
     ]
 

@@ -108,7 +108,7 @@ def open_probe(prepared: "Prepared") -> "Probe | None":
     return Probe(
         prepared.labeled,
         config.monitor,
-        config.backbone.image_size,
+        config.backbone.height_width,
         processes.rank,
         processes.world_size,
         config.data.values,

@@ -25,7 +25,7 @@ from ssl_vit.training.checkpoint import (
 )
 
 if TYPE_CHECKING:
-    from ssl_vit.models.vit import VisionTransformer
+    from ssl_vit.models.backbone import Backbone
     from ssl_vit.objectives.objective import Objective
 
 # Of a backbone: they have no part in its weights' shapes, but for positions, which are resized.
@@ -86,11 +86,11 @@ def initial_objective(
     """
     import torch
 
-    from ssl_vit.models.vit import VisionTransformer
+    from ssl_vit.models.build import build_backbone
     from ssl_vit.objectives.build import build_objective
 
     torch.manual_seed(config.seed)
-    model = VisionTransformer(config.backbone)
+    model = build_backbone(config.backbone)
     given = "" if has_begun(folder) else config.resume_from
     checkpoint = find_checkpoint(given) if given else None
     if given and checkpoint is None:
@@ -106,16 +106,18 @@ def has_begun(folder: RunFolder) -> bool:
     return bool(complete_checkpoints(folder.checkpoints))
 
 
-def load_exported(model: "VisionTransformer", path: str) -> None:
+def load_exported(model: "Backbone", path: str) -> None:
     """Start a fresh backbone from an export, its positions resized to the new grid.
 
     Raises:
         UserError: It does not fit, which :func:`check_beginning` could not see.
     """
-    from ssl_vit.models.vit import load_timm_weights
+    from ssl_vit.models.vit import VisionTransformer, load_timm_weights
 
+    assert isinstance(model, VisionTransformer)
+    theirs = load_backbone(path)
     try:
-        load_timm_weights(model, load_backbone(path).state_dict())
+        load_timm_weights(model, theirs.state_dict(), theirs.config.grid)
     except ValueError as error:
         raise UserError(
             f"resume_from={path}: {error}", "give the run the backbone config of that export"
@@ -135,7 +137,7 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
     """
     import torch
 
-    from ssl_vit.models.vit import fit_positions
+    from ssl_vit.models.vit import VisionTransformer, fit_positions
     from ssl_vit.training.consensus import gather
     from ssl_vit.training.state_file import StateReader
     from ssl_vit.training.state_shards import BUFFER, WEIGHT
@@ -146,6 +148,7 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
     manifest = read_manifest(checkpoint)
     assert not isinstance(manifest, str)
     state = objective.state_dict(keep_vars=True)
+    grid = RunFolder(checkpoint.parent.parent).read_config().backbone.grid
     try:
         reader = StateReader([checkpoint / name for name in manifest.files])
         for name, tensor in state.items():
@@ -156,7 +159,8 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
             stored = reader.read(f"{WEIGHT if is_weight else BUFFER}/{name}")
             if is_position:
                 rows = stored.view(1, -1, tensor.shape[-1])
-                stored = fit_positions(objective.backbone, rows)
+                assert isinstance(objective.backbone, VisionTransformer)
+                stored = fit_positions(objective.backbone, rows, grid)
             if stored.numel() != tensor.numel():
                 raise UserError(
                     f"resume_from: {name} has {stored.numel():,} elements in {checkpoint}, "

@@ -23,15 +23,15 @@ def apply_optimizations(
         torch.backends.cudnn.allow_tf32 = engine.tf32
     if engine.compile and device == "cpu":
         _separate_compiled_code()
-    for stem in objective.stems():
-        stem.channels_last = engine.channels_last
-    for block in objective.blocks():
-        forward = block.forward
+    for backbone in objective.backbones():
+        backbone.use_channels_last(engine.channels_last)
+    for unit in objective.units():
+        forward = unit.forward
         if engine.compile:
-            forward = _compiled_in_training(block)
+            forward = _compiled_in_training(unit)
         if engine.activation_checkpointing:
             forward = _checkpointed(forward)
-        block.forward = forward  # type: ignore[method-assign] - hooks stay around it
+        unit.forward = forward  # type: ignore[method-assign] - hooks stay around it
 
 
 def _separate_compiled_code() -> None:

@@ -14,8 +14,7 @@ from ssl_vit.data.config import BUFFERS_IN_USE
 from ssl_vit.data.order import lanes_of_rank, too_few_samples_error
 from ssl_vit.errors import UserError
 from ssl_vit.models.cost import Arithmetic, Cost, Precision
-from ssl_vit.objectives.config import DinoConfig
-from ssl_vit.objectives.cost import objective_cost, view_pixels
+from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.schedules import cosine, warmup_cosine
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.length import NOT_TIMED, Timed, steps_of
@@ -134,7 +133,7 @@ def make_plan(
         found = earlier[1] if earlier[0] == same else 0
         wanted = found or find_micro_batch(config, machine, cost, arithmetic)
     micro, accumulation = split_batch(batch, machine.world_size, wanted, lanes)
-    _refuse_lone_images(config, micro)
+    _check_micro_batch(config, micro)
     workers = choose_workers(config.engine.workers, machine.cores)
     return RunPlan(
         world_size=machine.world_size,
@@ -263,17 +262,16 @@ def choose_workers(said: int | Literal["auto"], cores: int) -> int:
 def _prefetch(config: "RunConfig", micro: int, accumulation: int, workers: int) -> int:
     if config.engine.prefetch != "auto":
         return config.engine.prefetch
-    views = view_pixels(config.objective, config.backbone)
-    return choose_prefetch(micro, accumulation, workers, views)
+    pixels = config.objective.crop_pixels(config.backbone)
+    return choose_prefetch(micro, accumulation, workers, pixels)
 
 
-def _refuse_lone_images(config: "RunConfig", micro: int) -> None:
-    objective = config.objective
-    if micro == 1 and isinstance(objective, DinoConfig) and objective.koleo_weight:
-        raise UserError(
-            "objective.koleo_weight compares the images of a micro-batch, and it has only one",
-            "set engine.micro_batch_size=2 or more, or objective.koleo_weight=0",
-        )
+def _check_micro_batch(config: "RunConfig", micro: int) -> None:
+    try:
+        config.objective.check_micro_batch(micro)
+    except ValueError as error:
+        problem, _, remedy = str(error).partition("; ")
+        raise UserError(problem, remedy) from None
 
 
 def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, pixels: int) -> int:

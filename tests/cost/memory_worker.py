@@ -18,7 +18,7 @@ from ssl_vit.cost.memory import memory_of
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import Processes, leave, read_processes
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.cost import Arithmetic
 from ssl_vit.objectives.config import MaeConfig
 from ssl_vit.objectives.cost import objective_cost
@@ -49,7 +49,7 @@ def config_of(size: str, world_size: int, overrides: list[str]) -> RunConfig:
     width, depth, heads, micro = SIZES[size]
     config = RunConfig(
         recipe="memory",
-        backbone=BackboneConfig(
+        backbone=VitConfig(
             width=width, depth=depth, heads=heads, image_size=224, position="sincos"
         ),
         objective=MaeConfig(decoder_width=width // 2, decoder_depth=2, decoder_heads=4),
@@ -98,7 +98,7 @@ def train(config: RunConfig, processes: Processes) -> None:
     """A few updates."""
     from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
-    from ssl_vit.objectives.mae.objective import MaeBatch
+    from ssl_vit.objectives.mae.objective import MaskedBatch
     from ssl_vit.training.engine import Engine
 
     plan = plan_of(config, processes)
@@ -108,7 +108,7 @@ def train(config: RunConfig, processes: Processes) -> None:
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, seed=0)
     shape = (plan.micro_batch_size, 3, config.backbone.image_size, config.backbone.image_size)
     hidden = torch.rand(shape[0], config.backbone.num_patches).argsort(dim=1)
-    batch = MaeBatch(
+    batch = MaskedBatch(
         torch.randint(0, 256, shape, dtype=torch.uint8),
         hidden < objective.num_hidden,
         torch.arange(shape[0]),

@@ -9,14 +9,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_vit.data.config import DataConfig
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.cost import Arithmetic, Precision
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
-from ssl_vit.objectives.config import DinoConfig, MaeConfig, num_hidden_patches
+from ssl_vit.objectives.config import DinoConfig, MaeConfig
 from ssl_vit.objectives.cost import objective_cost
-from ssl_vit.objectives.mae.objective import MaeBatch
+from ssl_vit.objectives.mae.config import num_hidden_patches
 from ssl_vit.objectives.objective import Objective
+from ssl_vit.objectives.one_crop.views import MaskedBatch
 from ssl_vit.recipes import RECIPES, find_recipe
 from tests.kept_bytes import kept_bytes
 from tests.objectives.test_dino import batch_of as dino_batch
@@ -41,22 +42,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def batch_of(backbone: BackboneConfig) -> MaeBatch:
+def batch_of(backbone: VitConfig) -> MaskedBatch:
     shape = (IMAGES, 3, backbone.image_size, backbone.image_size)
     count = num_hidden_patches(backbone.num_patches, MAE.mask_ratio)
     order = torch.rand(IMAGES, backbone.num_patches).argsort(dim=1)
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
-    return MaeBatch(images, order < count, torch.arange(IMAGES))
+    return MaskedBatch(images, order < count, torch.arange(IMAGES))
 
 
-def kept_by(objective: Objective, batch: MaeBatch, precision: str) -> int:
+def kept_by(objective: Objective, batch: MaskedBatch, precision: str) -> int:
     """What one forward pass of training keeps."""
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         return kept_bytes(objective, lambda: objective(batch, 0))
 
 
-def build(variant: str) -> tuple[BackboneConfig, Objective]:
-    backbone = BackboneConfig(**PLAIN | VARIANTS[variant])
+def build(variant: str) -> tuple[VitConfig, Objective]:
+    backbone = VitConfig(**PLAIN | VARIANTS[variant])
     torch.manual_seed(0)
     return backbone, build_objective(MAE, VisionTransformer(backbone), DataConfig(), 1)
 
@@ -109,7 +110,7 @@ def test_operations_are_those_torch_counts(variant: str):
 def test_dinos_operations_and_kept_bytes_are_what_they_are_said_to_be(
     precision: Precision, ibot_prototypes: int, local_crops: int, drop_path: float
 ):
-    backbone = BackboneConfig(**PLAIN | {"layer_scale": 1e-5, "drop_path": drop_path})
+    backbone = VitConfig(**PLAIN | {"layer_scale": 1e-5, "drop_path": drop_path})
     config = DinoConfig(
         prototypes=512,
         bottleneck=64,

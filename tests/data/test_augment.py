@@ -123,13 +123,16 @@ def test_all_crops_of_an_image_come_from_one_decoding(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Picture, "pixels", counting)
     picture = Picture(encode(photograph(200, 300), "JPEG"))
-    crops = [Crop(Box(0, 0, 190, 200), 96), Crop(Box(50, 60, 100, 100), 32, across=True)]
-    targets = [torch.empty(crop.size, crop.size, 3, dtype=torch.uint8) for crop in crops]
+    crops = [
+        Crop(Box(0, 0, 190, 200), (96, 96)),
+        Crop(Box(50, 60, 100, 100), (32, 32), across=True),
+    ]
+    targets = [torch.empty(*crop.size, 3, dtype=torch.uint8) for crop in crops]
     render(picture, crops, targets)
     assert decoded == [1]
     whole = picture.pixels()
     for crop, target in zip(crops, targets, strict=True):
-        expected = crop_and_resize(whole, crop.box, crop.size)
+        expected = crop_and_resize(whole, crop.box, crop.size[0])
         assert torch.equal(target.permute(2, 0, 1), expected.flip(2) if crop.across else expected)
 
 
@@ -138,7 +141,10 @@ def test_a_mirrored_crop_is_the_mirror_image_of_the_crop(
     across: bool, down: bool, pixels: np.ndarray
 ):
     made = []
-    for crop in (Crop(Box(4, 5, 30, 40), 16), Crop(Box(4, 5, 30, 40), 16, across, down)):
+    for crop in (
+        Crop(Box(4, 5, 30, 40), (16, 16)),
+        Crop(Box(4, 5, 30, 40), (16, 16), across, down),
+    ):
         made.append(torch.empty(16, 16, 3, dtype=torch.uint8))
         render(Picture.of_pixels(pixels), [crop], made[-1:])
     axes = [axis for axis, is_so in ((0, down), (1, across)) if is_so]
@@ -160,7 +166,7 @@ def test_a_large_photograph_is_decoded_no_larger_than_its_crop_needs(side: int, 
 
     picture.pixels = watched  # type: ignore[method-assign]
     target = torch.empty(32, 32, 3, dtype=torch.uint8)
-    render(picture, [Crop(Box(50, 70, side, side), 32)], [target])
+    render(picture, [Crop(Box(50, 70, side, side), (32, 32))], [target])
     assert seen == [shrink]
     exact = crop_and_resize(plain(), Box(50, 70, side, side), 32)
     difference = (target.permute(2, 0, 1).int() - exact.int()).abs()
@@ -176,7 +182,7 @@ def test_a_crop_is_the_same_on_a_processor_without_vector_instructions():
         "from tests.pictures import encode, photograph\n"
         "target = torch.empty(64, 64, 3, dtype=torch.uint8)\n"
         "picture = Picture(encode(photograph(190, 250), 'JPEG'))\n"
-        "render(picture, [Crop(Box(7, 9, 150, 201), 64, True)], [target])\n"
+        "render(picture, [Crop(Box(7, 9, 150, 201), (64, 64), True)], [target])\n"
         "print(hashlib.sha256(target.numpy().tobytes()).hexdigest())\n"
     )
     found = {

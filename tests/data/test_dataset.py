@@ -14,13 +14,13 @@ from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.synthetic import SyntheticBatches
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.objectives.build import build_views
 from ssl_vit.objectives.config import MaeConfig
 from tests.pictures import draw_and_render
 from tests.synthetic import write_shards
 
-VIEWS = build_views(MaeConfig(), BackboneConfig(image_size=32, patch_size=8))
+VIEWS = build_views(MaeConfig(), VitConfig(image_size=32, patch_size=8))
 SEED = 3
 
 
@@ -100,7 +100,7 @@ def test_a_shard_that_cannot_be_read_is_a_failure_and_no_bad_sample(shards: Shar
 
 def test_an_evaluation_does_not_replace_but_names_a_bad_image(shards: ShardSet):
     spoil(shards, [3])
-    maker = EvaluationBatches(shards, CenterCrop(32))
+    maker = EvaluationBatches(shards, CenterCrop((32, 32)))
     memory = torch.empty(maker.num_bytes(2), dtype=torch.uint8)
     assert maker.make([1, 2], memory).batch.images.shape == (2, 3, 32, 32)
     loaded = maker.make([2, 3], memory)

@@ -24,7 +24,7 @@ from ssl_vit.data.mixture import MixedOrder
 from ssl_vit.data.order import Order, SampleOrder, SampleRef, lanes_of_rank
 from ssl_vit.data.prefetcher import ShardPrefetcher
 from ssl_vit.data.sources import open_shards
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.objectives.build import build_views
 from ssl_vit.objectives.config import MaeConfig
 from tests.synthetic import write_shards
@@ -195,7 +195,7 @@ def load(
     world_size, workers, micro = layout
     shards = open_shards(folder)
     sizes = [shard.num_samples for shard in shards.shards]
-    views = build_views(MaeConfig(), BackboneConfig(image_size=32, patch_size=8))
+    views = build_views(MaeConfig(), VitConfig(image_size=32, patch_size=8))
     updates: list[list[tuple[str, bytes, bytes]]] = [[] for _ in steps]
     for rank in range(world_size):
         # Every rank has objects of its own, as it has in a real run.
@@ -274,7 +274,7 @@ def test_exact_memory_is_reused_only_after_two_more_batches(root: Path):
     folder = shard_folder(root, 40_000)
     shards = open_shards(folder)
     order = SampleOrder([shard.num_samples for shard in shards.shards], 6, 6, 7, 0)
-    views = build_views(MaeConfig(), BackboneConfig(image_size=32, patch_size=8))
+    views = build_views(MaeConfig(), VitConfig(image_size=32, patch_size=8))
     loader = build_loader(
         TrainingBatches(shards, views, 0),
         UpdateSampler(order, range(6), 6, 0, 40),

@@ -12,10 +12,10 @@ from PIL import Image
 
 from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.data.index_file import SAMPLE_RECORD, Index, describe_shard, write_index
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 
 CLASSES = ("blue", "green", "red")
-CONFIG = BackboneConfig(width=32, depth=2, heads=2, patch_size=8, image_size=32)
+CONFIG = VitConfig(width=32, depth=2, heads=2, patch_size=8, image_size=32)
 
 MakeShards = Callable[..., Path]
 
@@ -75,7 +75,7 @@ def make_shards(tmp_path: Path) -> MakeShards:
 
 
 @pytest.fixture
-def config() -> BackboneConfig:
+def config() -> VitConfig:
     """The backbone of ``run_folder``."""
     return CONFIG
 

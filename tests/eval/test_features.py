@@ -12,7 +12,7 @@ from ssl_vit.data.augment import CenterCrop
 from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit_eval.baselines import Split, random_backbone, raw_pixels, remove_mean
 from ssl_vit_eval.features import BackboneEncoder, extract
@@ -20,12 +20,12 @@ from tests.faulty_server import serving
 from tests.pictures import center_crop
 
 CPU = torch.device("cpu")
-CROP = CenterCrop(32, 0.875)
+CROP = CenterCrop((32, 32), 0.875)
 LABELS = [2, 0, 1, -1, 1, 0, 2, 2, -1, 0, 1]
 
 
 @pytest.fixture
-def encoders(config: BackboneConfig):
+def encoders(config: VitConfig):
     torch.manual_seed(0)
     backbone = VisionTransformer(config)
     return {

@@ -10,15 +10,15 @@ import ssl_vit
 from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import ExportInfo, find_export, write_export
-from ssl_vit.models.config import VIT_SIZES, BackboneConfig
+from ssl_vit.models.config import VIT_SIZES, VitConfig
 from ssl_vit.models.torchvision_ops import define_missing_ops
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.start import load_exported
 
-SMALL = BackboneConfig(width=32, depth=2, heads=2, patch_size=8, image_size=32, position="sincos")
+SMALL = VitConfig(width=32, depth=2, heads=2, patch_size=8, image_size=32, position="sincos")
 
 
-def export(folder: Path, config: BackboneConfig, step: int = 7) -> VisionTransformer:
+def export(folder: Path, config: VitConfig, step: int = 7) -> VisionTransformer:
     model = VisionTransformer(config).eval()
     info = ExportInfo(
         backbone=config,
@@ -61,7 +61,7 @@ def test_timm_loads_an_export_strictly_and_sees_the_same(tmp_path: Path):
     define_missing_ops()
     import timm
 
-    config = BackboneConfig(**VIT_SIZES["tiny"], position="sincos")
+    config = VitConfig(**VIT_SIZES["tiny"], position="sincos")
     model = export(tmp_path, config)
     theirs = timm.create_model(
         "vit_tiny_patch16_224",

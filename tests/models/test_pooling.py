@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from ssl_vit.models.backbone import Features
 from ssl_vit.models.pooling import Pool
-from ssl_vit.models.vit import Features
 
 
 @pytest.fixture

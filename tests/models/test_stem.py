@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_vit.config import UserError
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.stem import ConvStem, PatchStem, build_stem
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import MaeConfig
@@ -35,7 +35,7 @@ def test_a_patch_stem_makes_any_patch_size(patch_size: int) -> None:
 @pytest.mark.parametrize("kind", ["patch", "conv"])
 def test_tokens_come_row_by_row(kind: StemKind) -> None:
     torch.manual_seed(0)
-    stem = build_stem(BackboneConfig(width=48, heads=3, patch_size=8, stem=kind)).eval()
+    stem = build_stem(VitConfig(width=48, heads=3, patch_size=8, stem=kind)).eval()
     blank = torch.zeros(1, 3, 40, 56)
     dotted = blank.clone()
     # A patch's first pixel is the one that even an overlapping stem gives to that patch alone.
@@ -78,7 +78,7 @@ def test_a_stem_is_the_same_in_training_and_evaluation() -> None:
 
 def make_mae(stem: StemKind) -> Mae:
     torch.manual_seed(0)
-    backbone = BackboneConfig(width=48, depth=2, heads=3, patch_size=8, image_size=32, stem=stem)
+    backbone = VitConfig(width=48, depth=2, heads=3, patch_size=8, image_size=32, stem=stem)
     config = MaeConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
     scale = PixelScale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return Mae(config, VisionTransformer(backbone), scale).eval()

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.backbone import Features
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.torchvision_ops import define_missing_ops
-from ssl_vit.models.vit import Features, VisionTransformer, load_timm_weights
+from ssl_vit.models.vit import VisionTransformer, load_timm_weights
 
 define_missing_ops()
 import timm  # noqa: E402 - only importable after the line above
@@ -21,31 +22,29 @@ class Twin(NamedTuple):
 
     timm_name: str
     timm_options: dict[str, Any]
-    config: BackboneConfig
+    config: VitConfig
 
 
 TWINS = {
     "tiny": Twin(
         "vit_tiny_patch16_224",
         {"img_size": 64, "depth": 2},
-        BackboneConfig(width=192, depth=2, heads=3, patch_size=16, image_size=64),
+        VitConfig(width=192, depth=2, heads=3, patch_size=16, image_size=64),
     ),
     "small": Twin(
         "vit_small_patch16_224",
         {"img_size": 64, "depth": 2},
-        BackboneConfig(width=384, depth=2, heads=6, patch_size=16, image_size=64),
+        VitConfig(width=384, depth=2, heads=6, patch_size=16, image_size=64),
     ),
     "small_sincos": Twin(
         "vit_small_patch16_224",
         {"img_size": 64, "depth": 2},
-        BackboneConfig(
-            width=384, depth=2, heads=6, patch_size=16, image_size=64, position="sincos"
-        ),
+        VitConfig(width=384, depth=2, heads=6, patch_size=16, image_size=64, position="sincos"),
     ),
     "small_registers_and_layer_scale": Twin(
         "vit_small_patch14_reg4_dinov2",
         {"img_size": 56, "depth": 2},
-        BackboneConfig(
+        VitConfig(
             width=384,
             depth=2,
             heads=6,
@@ -58,7 +57,7 @@ TWINS = {
     "giant_swiglu": Twin(
         "vit_giant_patch14_reg4_dinov2",
         {"img_size": 56, "depth": 1},
-        BackboneConfig(
+        VitConfig(
             width=1536,
             depth=1,
             heads=24,
@@ -89,7 +88,7 @@ def scramble(model: nn.Module) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
 
 
-def images(config: BackboneConfig, grid: tuple[int, int]) -> Tensor:
+def images(config: VitConfig, grid: tuple[int, int]) -> Tensor:
     size = config.patch_size
     generator = torch.Generator().manual_seed(2)
     return torch.randn(2, 3, grid[0] * size, grid[1] * size, generator=generator)
@@ -164,7 +163,7 @@ def test_weights_of_another_model_are_refused_by_name() -> None:
         load_timm_weights(tiny, tiny.state_dict() | {"blocks.9.surprise": torch.zeros(1)})
 
 
-SMALL = BackboneConfig(width=32, depth=3, heads=2, patch_size=4, image_size=16)
+SMALL = VitConfig(width=32, depth=3, heads=2, patch_size=4, image_size=16)
 
 
 @pytest.mark.parametrize("registers", [0, 3])
@@ -203,7 +202,7 @@ def test_the_filler_replaces_the_tokens_of_hidden_patches_and_keeps_their_positi
 
 @pytest.mark.parametrize("size", [(18, 16), (16, 15), (2, 16)])
 def test_images_that_are_no_whole_number_of_patches_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"{size[0]}×{size[1]} pixels are no whole number of 4"):
+    with pytest.raises(ValueError, match=f"{size[0]}×{size[1]} pixels are not a whole number of 4"):
         VisionTransformer(SMALL).embed(torch.zeros(1, 3, *size))
 
 

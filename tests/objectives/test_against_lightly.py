@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.torchvision_ops import define_missing_ops
 from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.objectives.dino.heads import ProjectionHead
 from ssl_vit.objectives.dino.losses import Center, koleo, patch_loss, sinkhorn, view_loss
 from ssl_vit.objectives.dino.views import DinoViews
-from ssl_vit.objectives.heads import ProjectionHead
 
 define_missing_ops()
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss  # noqa: E402 - it imports torchvision
@@ -75,7 +75,7 @@ def test_micro_batches_move_our_center_as_one_batch_moves_theirs():
 
 @pytest.mark.parametrize(("images", "prototypes"), [(1, 7), (3, 48), (6, 333)])
 def test_patch_loss_and_its_center_are_those_of_ibot_patch_loss(images: int, prototypes: int):
-    views = DinoViews(DinoConfig(), BackboneConfig(patch_size=PATCH, image_size=PATCH * SIDE))
+    views = DinoViews(DinoConfig(), VitConfig(patch_size=PATCH, image_size=PATCH * SIDE))
     rng = np.random.Generator(np.random.Philox(1))
     oracle = IBOTPatchLoss(prototypes, student_temp=TEMPERATURE)
     center = Center(prototypes)

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from ssl_vit.models.torchvision_ops import define_missing_ops
-from ssl_vit.objectives.color_jitter import NUM_COLUMNS, Photometry, apply, draw
+from ssl_vit.objectives.color_jitter import (
+    NUM_COLUMNS,
+    ColorJitter,
+    apply_color_jitter,
+    draw_color_jitter,
+)
 
 define_missing_ops()
 from torchvision.transforms.v2 import functional as tv  # noqa: E402
 
-ALL = Photometry(0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.5, 0.2)
+ALL = ColorJitter(0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.5, 0.2)
 
 
 def images(count: int = 4, size: int = 16) -> Tensor:
@@ -41,7 +46,7 @@ def rows(count: int = 4, **columns: float) -> Tensor:
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_each_change_is_torchvisions(columns: dict[str, float], oracle):
-    made = apply(images(), rows(**columns))
+    made = apply_color_jitter(images(), rows(**columns))
     expected = torch.stack([oracle(image) for image in images().float() / 255])
     torch.testing.assert_close(made, expected, atol=2e-3, rtol=0)
     assert made.min() >= 0
@@ -50,24 +55,24 @@ def test_each_change_is_torchvisions(columns: dict[str, float], oracle):
 
 def test_images_of_a_batch_do_not_touch_each_other():
     generator = np.random.Generator(np.random.Philox(7))
-    each = torch.from_numpy(np.stack([draw(ALL, generator) for _ in range(4)]))
-    together = apply(images(), each)
+    each = torch.from_numpy(np.stack([draw_color_jitter(ALL, generator) for _ in range(4)]))
+    together = apply_color_jitter(images(), each)
     for place in range(4):
-        alone = apply(images()[place : place + 1], each[place : place + 1])
+        alone = apply_color_jitter(images()[place : place + 1], each[place : place + 1])
         torch.testing.assert_close(together[place], alone[0], atol=1e-6, rtol=0)
 
 
 def test_autocast_rounds_no_colors():
     generator = np.random.Generator(np.random.Philox(7))
-    each = torch.from_numpy(np.stack([draw(ALL, generator) for _ in range(4)]))
+    each = torch.from_numpy(np.stack([draw_color_jitter(ALL, generator) for _ in range(4)]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = apply(images(), each)
-    torch.testing.assert_close(made, apply(images(), each), rtol=0, atol=0)
+        made = apply_color_jitter(images(), each)
+    torch.testing.assert_close(made, apply_color_jitter(images(), each), rtol=0, atol=0)
 
 
 def test_what_is_drawn_has_the_probabilities_and_ranges_that_were_asked():
     rng = np.random.Generator(np.random.Philox(3))
-    drawn = np.stack([draw(ALL, rng) for _ in range(4000)])
+    drawn = np.stack([draw_color_jitter(ALL, rng) for _ in range(4000)])
     assert drawn.shape == (4000, NUM_COLUMNS)
     changed = drawn[:, 0] != 1
     assert changed.mean() == pytest.approx(0.8, abs=0.03)
@@ -82,8 +87,8 @@ def test_what_is_drawn_has_the_probabilities_and_ranges_that_were_asked():
 
 
 def test_a_draw_takes_as_much_randomness_whatever_is_asked():
-    nothing = Photometry(*[0.0] * 8)
+    nothing = ColorJitter(*[0.0] * 8)
     first, second = (np.random.Generator(np.random.Philox(1)) for _ in range(2))
-    assert draw(nothing, first).tolist() == [1, 1, 1, 0, 0, 0, 0]
-    draw(ALL, second)
+    assert draw_color_jitter(nothing, first).tolist() == [1, 1, 1, 0, 0, 0, 0]
+    draw_color_jitter(ALL, second)
     assert first.random() == second.random()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_vit.data.sample import Sample
 from ssl_vit.errors import UserError
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import DinoConfig
 from ssl_vit.objectives.dino.losses import koleo, patch_loss, sinkhorn, view_loss
@@ -23,8 +24,8 @@ SIZE, PATCH, SIDE = 32, 8, 4
 IMAGES = 3
 
 
-def backbone_config(**changes: Any) -> BackboneConfig:
-    base = BackboneConfig(width=32, depth=2, heads=2, patch_size=PATCH, image_size=SIZE)
+def backbone_config(**changes: Any) -> VitConfig:
+    base = VitConfig(width=32, depth=2, heads=2, patch_size=PATCH, image_size=SIZE)
     return base.model_copy(update=changes)
 
 
@@ -40,7 +41,7 @@ def dino_config(**changes: Any) -> DinoConfig:
     return base.model_copy(update=changes)
 
 
-def make(config: DinoConfig, backbone: BackboneConfig | None = None) -> Dino:
+def make(config: DinoConfig, backbone: VitConfig | None = None) -> Dino:
     torch.manual_seed(0)
     model = VisionTransformer(backbone or backbone_config())
     objective = Dino(config, model, PixelScale((0.5,) * 3, (0.25,) * 3), total_steps=100)
@@ -50,7 +51,7 @@ def make(config: DinoConfig, backbone: BackboneConfig | None = None) -> Dino:
     return objective
 
 
-def batch_of(config: DinoConfig, backbone: BackboneConfig | None = None) -> DinoBatch:
+def batch_of(config: DinoConfig, backbone: VitConfig | None = None) -> DinoBatch:
     views = DinoViews(config, backbone or backbone_config())
     rng = np.random.Generator(np.random.Philox(5))
     pixels = (rng.random((IMAGES, 48, 40, 3)) * 255).astype(np.uint8)
@@ -60,7 +61,7 @@ def batch_of(config: DinoConfig, backbone: BackboneConfig | None = None) -> Dino
         torch.stack([groups[group] for groups, _ in made], dim=1)
         for group in range(len(views.crop_sizes))
     ]
-    return views.collate(crops, draws, list(range(IMAGES)))
+    return views.collate(crops, draws, [Sample(number, -1) for number in range(IMAGES)])
 
 
 def normalized(objective: Dino, images: Tensor, rows: Tensor) -> Tensor:
@@ -72,8 +73,8 @@ def test_the_loss_is_its_parts_put_together(prototypes: int):
     config = dino_config(ibot_prototypes=prototypes, ibot_bottleneck=6)
     objective, batch = make(config), batch_of(config)
     student, teacher = objective.student, objective.teacher.module
-    globals_ = normalized(objective, batch.images, batch.photometry[: 2 * IMAGES])
-    local = normalized(objective, batch.local, batch.photometry[2 * IMAGES :])
+    globals_ = normalized(objective, batch.images, batch.color_jitter[: 2 * IMAGES])
+    local = normalized(objective, batch.local, batch.color_jitter[2 * IMAGES :])
     temperature = 0.04 + (0.07 - 0.04) * 15 / 30  # half of the warm-up of 30 updates
     with torch.no_grad():
         features = teacher.backbone(globals_)
@@ -179,7 +180,7 @@ def test_each_view_is_blurred_and_solarized_as_often_as_the_paper_or_its_code_ha
 ):
     views = DinoViews(dino_config(released_blur=released), backbone_config())
     rng = np.random.Generator(np.random.Philox(3))
-    drawn = np.stack([views.draw(48, 40, rng).photometry for _ in range(800)])
+    drawn = np.stack([views.draw(48, 40, rng).color_jitter for _ in range(800)])
     blurred, solarized = (drawn[..., 5] > 0).mean(axis=0), drawn[..., 6].mean(axis=0)
     np.testing.assert_allclose(blurred, [first, second, 0.5, 0.5], atol=0.05)
     np.testing.assert_allclose(solarized, [0.0, 0.2, 0.0, 0.0], atol=0.04)
@@ -190,7 +191,7 @@ def test_views_are_collated_view_by_view_and_masks_weigh_each_view_alike():
     batch = batch_of(config)
     assert batch.images.shape == (2 * IMAGES, 3, SIZE, SIZE)
     assert batch.local.shape == (2 * IMAGES, 3, 16, 16)
-    assert batch.photometry.shape == (4 * IMAGES, 7)
+    assert batch.color_jitter.shape == (4 * IMAGES, 7)
     counted = batch.weights > 0
     flat = batch.hidden.flatten()
     assert batch.masked[counted].tolist() == flat.nonzero().flatten().tolist()

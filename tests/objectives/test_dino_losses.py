@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_vit.objectives.dino.heads import ProjectionHead
 from ssl_vit.objectives.dino.losses import (
     Center,
     cross_entropy,
@@ -16,7 +17,6 @@ from ssl_vit.objectives.dino.losses import (
     sinkhorn,
     view_loss,
 )
-from ssl_vit.objectives.heads import ProjectionHead
 from tests.command_line import run_group
 
 TEMPERATURE = 0.07

@@ -68,7 +68,7 @@ def plain_loop(words: tuple[str, ...]) -> Learned:
         optimizer.zero_grad()
         objective.after_step(step)
         found.append(loss.item())
-    return Learned(found, objective.exported_backbone().state_dict())
+    return Learned(found, objective.exported_backbone.state_dict())
 
 
 def check(run: Path, expected: Learned) -> None:

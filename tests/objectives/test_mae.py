@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.data.sample import Sample
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import MaeConfig
-from ssl_vit.objectives.mae.objective import Mae, MaeBatch, MaeViews
+from ssl_vit.objectives.mae.objective import Mae
+from ssl_vit.objectives.mae.views import MaeViews
+from ssl_vit.objectives.one_crop.views import MaskedBatch
 from ssl_vit.objectives.pixels import PixelScale
 from tests.pictures import draw_and_render
 
@@ -27,8 +30,8 @@ class MaeSample(NamedTuple):
     """(N,) bool."""
 
 
-def backbone_config(**changes: Any) -> BackboneConfig:
-    base = BackboneConfig(width=32, depth=2, heads=2, patch_size=PATCH, image_size=SIZE)
+def backbone_config(**changes: Any) -> VitConfig:
+    base = VitConfig(width=32, depth=2, heads=2, patch_size=PATCH, image_size=SIZE)
     return base.model_copy(update=changes)
 
 
@@ -37,20 +40,20 @@ def mae_config(**changes: Any) -> MaeConfig:
     return base.model_copy(update=changes)
 
 
-def make_mae(backbone: BackboneConfig | None = None, config: MaeConfig | None = None) -> Mae:
+def make_mae(backbone: VitConfig | None = None, config: MaeConfig | None = None) -> Mae:
     torch.manual_seed(0)
     model = VisionTransformer(backbone or backbone_config())
     return Mae(config or mae_config(), model, PixelScale(MEAN, STD))
 
 
-def make_batch(size: int = 3, seed: int = 0) -> MaeBatch:
+def make_batch(size: int = 3, seed: int = 0) -> MaskedBatch:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (size, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     hidden = torch.rand(size, SIDE * SIDE, generator=generator).argsort(dim=1) < HIDDEN
-    return MaeBatch(images, hidden, torch.arange(size))
+    return MaskedBatch(images, hidden, torch.arange(size))
 
 
-def loop_targets(batch: MaeBatch, normalize: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def loop_targets(batch: MaskedBatch, normalize: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Targets, and each patch's mean and spread, in float64 with nothing but loops.
 
     Returns:
@@ -108,7 +111,7 @@ def test_the_loss_is_float32_under_autocast() -> None:
     assert loss.item() == pytest.approx(mae(batch, 0).loss.item(), rel=0.02)
 
 
-def repaint(batch: MaeBatch, where: Tensor) -> MaeBatch:
+def repaint(batch: MaskedBatch, where: Tensor) -> MaskedBatch:
     """Other noise in the patches where (B, N) is true."""
     pixels = where.view(-1, 1, SIDE, SIDE).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
     images = torch.where(pixels, make_batch(seed=9).images, batch.images)
@@ -128,7 +131,7 @@ def test_only_hidden_patches_enter_the_loss(monkeypatch: pytest.MonkeyPatch) -> 
 def test_predictions_do_not_know_the_hidden_pixels_but_know_the_visible_ones() -> None:
     mae, batch = make_mae(), make_batch()
 
-    def predict(seen: MaeBatch) -> Tensor:
+    def predict(seen: MaskedBatch) -> Tensor:
         return mae.reconstruct(mae.pixel_scale(seen.images), seen.hidden)
 
     assert torch.equal(predict(repaint(batch, batch.hidden)), predict(batch))
@@ -243,7 +246,9 @@ def test_a_batch_keeps_the_samples_order_and_numbers() -> None:
     views = MaeViews(mae_config(), backbone_config())
     drawn = [draw_and_render(views, picture(seed), rng(seed)) for seed in range(3)]
     crops = torch.stack([crops[0] for crops, _ in drawn], dim=1)  # (1, B, 3, S, S)
-    batch = views.collate([crops], [draw for _, draw in drawn], [7, 2**40, 5])
+    batch = views.collate(
+        [crops], [draw for _, draw in drawn], [Sample(number, -1) for number in (7, 2**40, 5)]
+    )
     assert batch.numbers.tolist() == [7, 2**40, 5]
     for row, (its_crops, draw) in enumerate(drawn):
         assert torch.equal(batch.images[row], its_crops[0][0])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.pictures import FRAME, feature_panels, principal_colors, rows_of
 from ssl_vit.objectives.pixels import PixelScale
@@ -15,9 +15,7 @@ SCALE = PixelScale((0.5,) * 3, (0.25,) * 3)
 
 def backbone(registers: int = 0) -> VisionTransformer:
     torch.manual_seed(0)
-    config = BackboneConfig(
-        width=24, depth=2, heads=3, patch_size=8, image_size=32, registers=registers
-    )
+    config = VitConfig(width=24, depth=2, heads=3, patch_size=8, image_size=32, registers=registers)
     return VisionTransformer(config).eval()
 
 

@@ -79,7 +79,7 @@ def test_positions_are_resized_to_larger_crops(trained: Path):
     width = objective.backbone.config.width
     for owner, model in (
         ("student.backbone", objective.backbone),
-        ("teacher.module.backbone", objective.exported_backbone()),
+        ("teacher.module.backbone", objective.exported_backbone),
     ):
         rows = reader.read(f"weight/{owner}.pos_embed").view(1, -1, width)
         expected = resize_positions(rows[:, 1:], (4, 4), (6, 6))

@@ -21,24 +21,20 @@ from torch import nn
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import leave, read_processes, set_library_environment
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
-from ssl_vit.objectives.config import MaeConfig, num_hidden_patches
+from ssl_vit.objectives.config import MaeConfig
 from ssl_vit.objectives.ema import EmaTeacher
-from ssl_vit.objectives.mae.objective import MaeBatch
+from ssl_vit.objectives.mae.config import num_hidden_patches
 from ssl_vit.objectives.objective import Objective, StepOutput
+from ssl_vit.objectives.one_crop.views import MaskedBatch
 from ssl_vit.overrides import apply_overrides
-from ssl_vit.training.config import (
-    CheckpointConfig,
-    EngineConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-)
+from ssl_vit.training.config import CheckpointConfig, EngineConfig, OptimizerConfig, ScheduleConfig
 from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan
 
 STEPS, BATCH, SEED = 6, 8, 3
-BACKBONE = BackboneConfig(
+BACKBONE = VitConfig(
     width=24,
     depth=2,
     heads=2,
@@ -57,14 +53,14 @@ OPTIMIZER = OptimizerConfig(
 )
 
 
-def whole_batch(step: int) -> MaeBatch:
+def whole_batch(step: int) -> MaskedBatch:
     """The eight samples of an update, the same in every process."""
     generator = torch.Generator().manual_seed(100 + step)
     shape = (BATCH, 3, BACKBONE.image_size, BACKBONE.image_size)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     count = num_hidden_patches(BACKBONE.num_patches, OBJECTIVE.mask_ratio)
     order = torch.rand(BATCH, BACKBONE.num_patches, generator=generator).argsort(dim=1)
-    return MaeBatch(images, order < count, torch.arange(BATCH) + BATCH * step)
+    return MaskedBatch(images, order < count, torch.arange(BATCH) + BATCH * step)
 
 
 def plan_for(world_size: int, engine: EngineConfig) -> RunPlan:
@@ -96,7 +92,7 @@ class Distilled(Objective):
         # Of a length that two ranks cannot share evenly.
         self.scales = nn.Parameter(torch.linspace(0.5, 1.5, 5))
 
-    def forward(self, batch: MaeBatch, step: int) -> StepOutput:
+    def forward(self, batch: MaskedBatch, step: int) -> StepOutput:
         mae = self.student(batch, step)
         images = batch.images.float() / 255
         difference = self.backbone(images).cls - self.teacher(images).cls
@@ -127,7 +123,7 @@ def run_leg(engine: Any, objective: Distilled, first: int, last: int) -> dict[st
     share, size = BATCH // processes.world_size, engine.plan.micro_batch_size
     begin = processes.rank * share
     micro = [
-        MaeBatch(*(t[i : i + size] for t in whole_batch(step)))
+        MaskedBatch(*(t[i : i + size] for t in whole_batch(step)))
         for step in range(first, last)
         for i in range(begin, begin + share, size)
     ]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ssl_vit.data.config import DataConfig
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.stem import ConvStem
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
@@ -25,7 +25,7 @@ MAE = MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2)
 
 
 def build(**settings: Any) -> Objective:
-    backbone = BackboneConfig(
+    backbone = VitConfig(
         **{"width": 24, "depth": 2, "heads": 2, "patch_size": 4, "image_size": 16} | settings
     )
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""Self-distillation: a student learns what its moving average says of other views of an image.
+"""Self-distillation: the student is trained to match its EMA teacher's output on other views of the
+image.
 
 DINO (Caron et al. 2021, arXiv 2104.14294), iBOT (Zhou et al. 2021, arXiv 2111.07832) and DINOv2
 (Oquab et al. 2023, arXiv 2304.07193) are one objective; they differ in the weights of its three
@@ -13,14 +14,15 @@ from typing import NamedTuple, assert_never
 import torch
 from torch import Tensor, nn
 
+from ssl_vit.models.backbone import Backbone, TokenBackbone
 from ssl_vit.models.initialization import initialize_token
-from ssl_vit.models.vit import VisionTransformer, blank_patches
-from ssl_vit.objectives.color_jitter import apply
-from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.models.patches import blank_patches
+from ssl_vit.objectives.color_jitter import apply_color_jitter
+from ssl_vit.objectives.dino.config import NUM_GLOBALS, DinoConfig
+from ssl_vit.objectives.dino.heads import ProjectionHead
 from ssl_vit.objectives.dino.losses import Center, koleo, patch_loss, sinkhorn, view_loss
-from ssl_vit.objectives.dino.views import NUM_GLOBALS, DinoBatch
+from ssl_vit.objectives.dino.views import DinoBatch
 from ssl_vit.objectives.ema import EmaTeacher
-from ssl_vit.objectives.heads import ProjectionHead
 from ssl_vit.objectives.objective import (
     Objective,
     Observed,
@@ -37,21 +39,21 @@ _SHOWN = 6  # images in a panel
 # B images, L local views, V = 2 + L views, N patches, R masked patches, D width, C prototypes.
 
 
-class Seen(NamedTuple):
-    """What a network says of the views of a batch."""
+class NetworkOutput(NamedTuple):
+    """Outputs of a network for the views of a batch."""
 
     cls: Tensor
     """(2 B, D) class tokens of the global views."""
     logits: Tensor
     """(2 B, C) of the class tokens, or (V B, C) where local views were shown too."""
     patch_logits: Tensor
-    """(R, C) of the patches that were asked for; empty where none were."""
+    """(R, C) at the masked patches; empty where there are none."""
 
 
 class Network(nn.Module):
     """A backbone with its heads; student and teacher are one each."""
 
-    def __init__(self, config: DinoConfig, backbone: VisionTransformer) -> None:
+    def __init__(self, config: DinoConfig, backbone: Backbone) -> None:
         super().__init__()
         width, hidden, layers = backbone.config.width, config.head_hidden, config.head_layers
         self.backbone = backbone
@@ -67,30 +69,34 @@ class Network(nn.Module):
         images: Tensor,
         hidden: Tensor | None = None,
         filler: Tensor | None = None,
-        asked: Tensor | None = None,
+        masked_indices: Tensor | None = None,
         local: Tensor | None = None,
-    ) -> Seen:
-        """Look at views.
+    ) -> NetworkOutput:
+        """Encode views, and project their class tokens and masked patches.
 
         Args:
             images: (2 B, 3, S, S) normalized, the global views.
             hidden: (2 B, N) bool, patches that are replaced by ``filler``; None: none.
             filler: (D,).
-            asked: (R,) int64 places among all global views' patches; None: none.
+            masked_indices: (R,) int64 places among all global views' patches; None: none.
             local: (L B, 3, s, s) normalized; None: none.
         """
-        features = self.backbone(images, hidden, filler)
+        if hidden is None:
+            features = self.backbone(images)
+        else:
+            assert isinstance(self.backbone, TokenBackbone)
+            features = self.backbone(images, hidden, filler)
         classes = features.cls
         if local is not None:
             classes = torch.cat([classes, self.backbone(local).cls])
-        if asked is None:
-            return Seen(features.cls, self.head(classes), classes.new_empty(0, 0))
-        patches = features.patches.flatten(0, 1)[asked]
+        if masked_indices is None:
+            return NetworkOutput(features.cls, self.head(classes), classes.new_empty(0, 0))
+        patches = features.patches.flatten(0, 1)[masked_indices]
         if self.patch_head is not None:
-            return Seen(features.cls, self.head(classes), self.patch_head(patches))
+            return NetworkOutput(features.cls, self.head(classes), self.patch_head(patches))
         # Once for all rows: normalizing and casting prototypes costs the same for however many.
         logits = self.head(torch.cat([classes, patches]))
-        return Seen(features.cls, *logits.split([len(classes), len(patches)]))
+        return NetworkOutput(features.cls, *logits.split([len(classes), len(patches)]))
 
 
 class Dino(Objective):
@@ -106,18 +112,19 @@ class Dino(Objective):
     def __init__(
         self,
         config: DinoConfig,
-        backbone: VisionTransformer,
+        backbone: Backbone,
         pixel_scale: PixelScale,
         total_steps: int,
     ) -> None:
         super().__init__()
         self.config, self.pixel_scale, self.total_steps = config, pixel_scale, total_steps
         self.student = Network(config, backbone)
+        self._num_layers = max(backbone.layer_of(name) for name, _ in backbone.named_parameters())
         if config.ibot_weight:
             self.mask_token = nn.Parameter(torch.zeros(backbone.config.width))
             initialize_token(self.mask_token)
         self.teacher = EmaTeacher(copy.deepcopy(self.student))
-        # Dropping paths is for those who learn.
+        # Stochastic depth applies to the student only.
         self.teacher.eval()
         self.center: Center | None = None
         self.patch_center: Center | None = None
@@ -128,12 +135,12 @@ class Dino(Objective):
                 self.patch_center = Center(prototypes, config.center_momentum)
 
     @property
-    def backbone(self) -> VisionTransformer:  # type: ignore[override] # a module has one name only
+    def backbone(self) -> Backbone:  # type: ignore[override] # a module has one name only
         """The student's."""
         return self.student.backbone
 
     def train(self, mode: bool = True) -> "Dino":
-        """As in any module; the teacher never drops a path."""
+        """As in any module; the teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -142,25 +149,25 @@ class Dino(Objective):
         """The weighted sum of the losses, in float32."""
         config = self.config
         views, local = self._views(batch)
-        asked = batch.masked if config.ibot_weight else None
-        targets, patch_targets = self._targets(views, batch, asked, step)
+        masked_indices = batch.masked if config.ibot_weight else None
+        targets, patch_targets = self._targets(views, batch, masked_indices, step)
         filler = self.mask_token if config.ibot_weight else None
         hidden = batch.hidden if config.ibot_weight else None
-        seen = self.student(views, hidden, filler, asked, local)
+        output = self.student(views, hidden, filler, masked_indices, local)
         temperature, num_images = config.student_temperature, len(batch.numbers)
         losses: dict[str, Tensor] = {}
         if config.dino_weight:
             losses["dino_loss"] = view_loss(
                 targets.unflatten(0, (NUM_GLOBALS, num_images)),
-                seen.logits.unflatten(0, (-1, num_images)),
+                output.logits.unflatten(0, (-1, num_images)),
                 temperature,
             )
         if config.ibot_weight:
             losses["ibot_loss"] = patch_loss(
-                patch_targets, seen.patch_logits, batch.weights, temperature
+                patch_targets, output.patch_logits, batch.weights, temperature
             )
         if config.koleo_weight and num_images > 1:
-            by_view = seen.cls.unflatten(0, (NUM_GLOBALS, num_images))
+            by_view = output.cls.unflatten(0, (NUM_GLOBALS, num_images))
             losses["koleo_loss"] = torch.stack([koleo(view) for view in by_view]).sum()
         weights = {
             "dino_loss": config.dino_weight,
@@ -170,7 +177,7 @@ class Dino(Objective):
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         metrics = {name: value.detach() for name, value in losses.items()}
         observed = Observed(
-            seen.cls[:num_images].detach(),
+            output.cls[:num_images].detach(),
             # Of the first view; a target's own is its most likely one.
             targets[:num_images].argmax(dim=1),
             config.prototypes,
@@ -181,26 +188,26 @@ class Dino(Objective):
     def _views(self, batch: DinoBatch) -> tuple[Tensor, Tensor | None]:
         """The global views as networks read them, and the local ones where there are any."""
         count = len(batch.images)
-        views = self._prepare(batch.images, batch.photometry[:count])
+        views = self._prepare(batch.images, batch.color_jitter[:count])
         if not self.config.local_crops:
             return views, None
-        return views, self._prepare(batch.local, batch.photometry[count:])
+        return views, self._prepare(batch.local, batch.color_jitter[count:])
 
     def _prepare(self, images: Tensor, rows: Tensor) -> Tensor:
         """Colors, blur, and the scale of pixels."""
-        return self.pixel_scale(apply(images, rows) * 255)
+        return self.pixel_scale(apply_color_jitter(images, rows) * 255)
 
     @torch.no_grad()
     def _targets(
-        self, views: Tensor, batch: DinoBatch, asked: Tensor | None, step: int
+        self, views: Tensor, batch: DinoBatch, masked_indices: Tensor | None, step: int
     ) -> tuple[Tensor, Tensor]:
-        """What the teacher says: (2 B, C), and (R, C) of the masked patches."""
-        told = self.teacher(views, None, None, asked)
-        targets = self._sharpen(told.logits, self.center, step)
-        if asked is None:
-            return targets, told.patch_logits
+        """The teacher's targets: (2 B, C), and (R, C) of the masked patches."""
+        teacher_output = self.teacher(views, None, None, masked_indices)
+        targets = self._sharpen(teacher_output.logits, self.center, step)
+        if masked_indices is None:
+            return targets, teacher_output.patch_logits
         counted = batch.weights > 0
-        return targets, self._sharpen(told.patch_logits, self.patch_center, step, counted)
+        return targets, self._sharpen(teacher_output.patch_logits, self.patch_center, step, counted)
 
     def _sharpen(
         self, logits: Tensor, center: Center | None, step: int, counted: Tensor | None = None
@@ -262,7 +269,7 @@ class Dino(Objective):
         ]
 
     def _rate_of(self, name: str) -> float:
-        lowest = self.backbone.config.depth + 1
+        lowest = self._num_layers
         if name == "mask_token":  # stands beside the class token, and learns as fast
             return self.config.layer_decay**lowest
         own = name.removeprefix("student.backbone.")
@@ -281,19 +288,19 @@ class Dino(Objective):
         views, local = self._views(batch)
         seen = views
         if self.config.ibot_weight:
-            seen = blank_patches(views, batch.hidden, self.backbone.config.patch_size)
+            seen = blank_patches(views, batch.hidden, self.backbone.config.stride)
         columns = [view[shown] for view in self.pixel_scale.back(seen).split(count)]
         if local is not None:
             columns += [view[shown] for view in self.pixel_scale.back(local).split(count)]
         first = views[:count][shown]
-        features = feature_panels(self.exported_backbone(), self.pixel_scale, first)
+        features = feature_panels(self.exported_backbone, self.pixel_scale, first)
         return {"views": rows_of(columns), **features}
 
-    def exported_backbone(self) -> VisionTransformer:
-        """The teacher's, which is the better one (Caron et al. 2021, figure 6)."""
+    def exported(self) -> dict[str, nn.Module]:
+        """The teacher's backbone, which is the better one (Caron et al. 2021, figure 6)."""
         network = self.teacher.module
         assert isinstance(network, Network)
-        return network.backbone
+        return {"backbone": network.backbone}
 
 
 def _describe(targets: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What DINO, iBOT and DINOv2 see of an image: two global views, some local ones, and masks.
 
 Everything random is drawn here, from the sample's own generator; the device does the pixel work of
-colors and blur (`photometry.py`).
+colors and blur (`color_jitter.py`).
 """
 
 from collections.abc import Sequence
@@ -11,28 +11,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vit.data.augment import Crop, random_resized_crop_box
+from ssl_vit.data.augment import Crop, crop_aspect, random_resized_crop_box
+from ssl_vit.data.sample import Sample
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.vit import blank_patches
-from ssl_vit.objectives.color_jitter import PAPER_BLUR, RELEASED_BLUR, Photometry, apply, draw
-from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.models.patches import blank_patches
+from ssl_vit.objectives.color_jitter import (
+    PAPER_BLUR,
+    RELEASED_BLUR,
+    ColorJitter,
+    apply_color_jitter,
+    draw_color_jitter,
+)
+from ssl_vit.objectives.dino.config import NUM_GLOBALS, DinoConfig
 from ssl_vit.objectives.masking import block_hidden
 
-# B images, L local views, V = 2 + L views, N patches of a global view, S and s pixels a side,
+# B images, L local views, V = 2 + L views, N patches of a global view, S and s pixels per side,
 # R masked patches of a micro-batch, padding included.
 
-NUM_GLOBALS = 2
 # Masked patches of a micro-batch come in multiples of this share of the most there can be, so that
 # their number takes few values.
 _STEPS = 8
 
 
-class DinoDraw(NamedTuple):
+class MultiCrop(NamedTuple):
     """All that is random in one sample."""
 
     crops: tuple[Crop, ...]
     """The global views first."""
-    photometry: np.ndarray
+    color_jitter: np.ndarray
     """(V, 7) float32."""
     hidden: np.ndarray
     """(2, N) bool, of the global views."""
@@ -45,7 +51,7 @@ class DinoBatch(NamedTuple):
     """(2 B, 3, S, S) uint8, the global views."""
     local: Tensor
     """(L B, 3, s, s) uint8; empty where L is 0."""
-    photometry: Tensor
+    color_jitter: Tensor
     """(V B, 7) float32."""
     hidden: Tensor
     """(2 B, N) bool."""
@@ -61,28 +67,17 @@ class DinoViews:
     """Multi-crop (Caron et al. 2020, arXiv 2006.09882, section 3.2) with block-wise masks."""
 
     def __init__(self, config: DinoConfig, backbone: BackboneConfig) -> None:
-        self.config, self.patch_size = config, backbone.patch_size
-        self.grid, self.image_size = backbone.grid, backbone.image_size
+        self.config, self.stride = config, backbone.stride
+        self.grid, self.crop_sizes = backbone.grid, config.crops(backbone)
         blurs = RELEASED_BLUR if config.released_blur else PAPER_BLUR
         solarize = (0.0, config.solarize, 0.0)
-        colors = (
-            config.brightness,
-            config.contrast,
-            config.saturation,
-            config.hue,
-        )
-        self.photometry = [
-            Photometry(config.jitter, *colors, config.grayscale, *pair)
+        colors = (config.brightness, config.contrast, config.saturation, config.hue)
+        self.color_jitter = [
+            ColorJitter(config.jitter, *colors, config.grayscale, *pair)
             for pair in zip(blurs, solarize, strict=True)
         ]
 
-    @property
-    def crop_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Two global views, and the local ones if there are any."""
-        found = ((NUM_GLOBALS, self.image_size), (self.config.local_crops, self.config.local_size))
-        return tuple(each for each in found if each[0])
-
-    def draw(self, height: int, width: int, rng: np.random.Generator) -> DinoDraw:
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> MultiCrop:
         """Crops, flips, colors and masks for an image of this size."""
         config = self.config
         crops, rows = [], []
@@ -91,14 +86,14 @@ class DinoViews:
             area = (config.min_global_area, 1.0)
             if not is_global:
                 area = (config.min_local_area, config.min_global_area)
-            box = random_resized_crop_box(height, width, area, (3 / 4, 4 / 3), rng)
+            size = self.crop_sizes[0 if is_global else 1][1]
+            box = random_resized_crop_box(height, width, area, crop_aspect(size), rng)
             across = rng.random() < config.horizontal_flip
             down = rng.random() < config.vertical_flip
-            size = self.image_size if is_global else config.local_size
             crops.append(Crop(box, size, across, down))
-            rows.append(draw(self.photometry[min(view, NUM_GLOBALS)], rng))
+            rows.append(draw_color_jitter(self.color_jitter[min(view, NUM_GLOBALS)], rng))
         hidden = np.stack([self._draw_hidden(rng) for _ in range(NUM_GLOBALS)])
-        return DinoDraw(tuple(crops), np.stack(rows), hidden)
+        return MultiCrop(tuple(crops), np.stack(rows), hidden)
 
     def _draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
         config, num_patches = self.config, self.grid[0] * self.grid[1]
@@ -109,11 +104,11 @@ class DinoViews:
         return block_hidden(self.grid, round(ratio * num_patches), rng)
 
     def collate(
-        self, crops: Sequence[Tensor], draws: Sequence[DinoDraw], numbers: Sequence[int]
+        self, crops: Sequence[Tensor], draws: Sequence[MultiCrop], samples: Sequence[Sample]
     ) -> DinoBatch:
         """All views, view by view."""
         # (V, B, …) → (V B, …): the first view of all images, then the second.
-        rows = np.stack([draw.photometry for draw in draws], axis=1)
+        rows = np.stack([draw.color_jitter for draw in draws], axis=1)
         hidden = np.stack([draw.hidden for draw in draws], axis=1)
         hidden = hidden.reshape(-1, hidden.shape[-1])
         masked, weights = self._pad(hidden)
@@ -121,11 +116,11 @@ class DinoViews:
         return DinoBatch(
             images=crops[0].flatten(0, 1),
             local=local,
-            photometry=torch.from_numpy(rows.reshape(-1, rows.shape[-1])),
+            color_jitter=torch.from_numpy(rows.reshape(-1, rows.shape[-1])),
             hidden=torch.from_numpy(hidden),
             masked=torch.from_numpy(masked),
             weights=torch.from_numpy(weights),
-            numbers=torch.tensor(numbers, dtype=torch.int64),
+            numbers=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
         )
 
     def _pad(self, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,21 +135,21 @@ class DinoViews:
             np.pad(weights, (0, padding)).astype(np.float32),
         )
 
-    def show(self, crops: Sequence[Tensor], draw: DinoDraw) -> list[Tensor]:
+    def show(self, crops: Sequence[Tensor], draw: MultiCrop) -> list[Tensor]:
         """Every view with its colors; the global ones a second time with masked patches black.
 
         Args:
             crops: For every size (V, 3, S, S) uint8, of one image.
         """
-        rows = torch.from_numpy(draw.photometry)
+        rows = torch.from_numpy(draw.color_jitter)
         pictures: list[Tensor] = []
         begin = 0
         for group in crops:
-            colored = apply(group, rows[begin : begin + len(group)])
+            colored = apply_color_jitter(group, rows[begin : begin + len(group)])
             begin += len(group)
             pixels = (colored * 255).round().to(torch.uint8)
             pictures += list(pixels)
             if len(pictures) == NUM_GLOBALS and self.config.ibot_weight:
                 hidden = torch.from_numpy(draw.hidden)
-                pictures += list(blank_patches(pixels, hidden, self.patch_size))
+                pictures += list(blank_patches(pixels, hidden, self.stride))
         return pictures

@@ -1,0 +1,114 @@
+"""The contract between a backbone and what uses it: objectives, monitors, the engine, evaluations.
+
+Three steps, each a subclass of the one before: any network with features; one that can put a token
+in the place of hidden patches; one that can leave them out. An objective asks for the step that it
+needs (`hides` on the config), so a convolutional network can train with DINO and not with MAE.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ssl_vit.models.config import BackboneConfig
+
+# B images, N patches, K encoded patches, R registers, D width.
+
+
+class Features(NamedTuple):
+    """What a backbone makes of a batch, after its final norm."""
+
+    cls: Tensor
+    """(B, D) one vector per image: the class token, or the mean of the last map."""
+    registers: Tensor
+    """(B, R, D); R may be 0."""
+    patches: Tensor
+    """(B, N, D) row-major over the grid; (B, K, D) where only K patches were encoded."""
+    grid: tuple[int, int]
+    """Patches (down, across); (1, K) where only K of them were encoded."""
+
+
+class Backbone(nn.Module, ABC):
+    """Any network that turns images into features."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Features:
+        """Features of every patch.
+
+        Args:
+            images: (B, 3, H, W) normalized; H and W are multiples of ``config.stride``.
+        """
+
+    @abstractmethod
+    def layer_of(self, parameter_name: str) -> int:
+        """Depth of a parameter for layer-wise decay, from 0, the layer that sees the pixels."""
+
+    @abstractmethod
+    def units(self) -> list[nn.Module]:
+        """Modules from one tensor to one tensor that checkpointing and compilation act on, such as
+        transformer blocks.
+        """
+
+    def use_channels_last(self, channels_last: bool) -> None:
+        """Lay images out for convolutions with the channels last in memory, where there are any."""
+
+    def class_attention(self, images: Tensor) -> Tensor | None:
+        """(B, heads, N) where the class token attends to in the last layer; None without one."""
+        return None
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Patches (down, across) of a batch of images.
+
+        Raises:
+            ValueError: The images are not a whole number of patches.
+        """
+        size, (height, width) = self.config.stride, images.shape[-2:]
+        if height % size or width % size:
+            raise ValueError(
+                f"images of {height}×{width} pixels are not a whole number of {size}-pixel "
+                f"patches; the nearest that fit are multiples of {size}"
+            )
+        return height // size, width // size
+
+
+class TokenBackbone(Backbone):
+    """One in two verbs, so that an objective can stand between them, and hide patches."""
+
+    @abstractmethod
+    def embed(
+        self, images: Tensor, hidden: Tensor | None = None, filler: Tensor | None = None
+    ) -> Tensor:
+        """Patch tokens with positions added; no pixel of a hidden patch reaches any of them.
+
+        Args:
+            images: (B, 3, H, W) normalized.
+            hidden: (B, N) bool, true where a patch must not be seen.
+            filler: (D,) or broadcastable to (B, N, D): replaces the tokens of hidden patches (BEiT,
+                iBOT, SimMIM).
+
+        Returns:
+            (B, N, D).
+        """
+
+    @abstractmethod
+    def encode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Features:
+        """Run the layers over patch tokens.
+
+        Args:
+            tokens: (B, N, D) from :meth:`embed`.
+            grid: Of the tokens; a :class:`SparseBackbone` needs none.
+        """
+
+    def forward(
+        self, images: Tensor, hidden: Tensor | None = None, filler: Tensor | None = None
+    ) -> Features:
+        """Features of every patch; arguments as in :meth:`embed`."""
+        return self.encode(self.embed(images, hidden, filler), self.grid_of(images))
+
+
+class SparseBackbone(TokenBackbone):
+    """One whose ``encode`` takes any K of the N tokens, without a grid: global attention only."""

@@ -1,1 +1,0 @@
-"""Self-distillation: DINO, iBOT, DINOv2."""

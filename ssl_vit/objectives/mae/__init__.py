@@ -1,1 +1,0 @@
-"""Masked autoencoder (He et al. 2021)."""

@@ -1,0 +1,61 @@
+"""Configuration of the masked autoencoder (He et al. 2021, arXiv 2111.06377)."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ssl_vit.models.config import BackboneConfig, Hides
+from ssl_vit.objectives.one_crop.config import OneCropConfig
+
+
+class MaeConfig(OneCropConfig):
+    """Masked autoencoder (He et al. 2021, arXiv 2111.06377); crops as in appendix A.1."""
+
+    name: Literal["mae"] = "mae"
+    """Which objective this is."""
+
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    """Share of the patches that is hidden; the count is exact (section 3, "Masking")."""
+
+    decoder_width: int = Field(default=512, ge=16, le=65_536)
+    """Features per token in the decoder (table 1b)."""
+
+    decoder_depth: int = Field(default=8, ge=1, le=1_000)
+    """Blocks of the decoder (table 1a)."""
+
+    decoder_heads: int = Field(default=16, ge=1, le=65_536)
+    """Attention heads of the decoder."""
+
+    normalize_targets: bool = True
+    """Predict each patch normalized by its own mean and variance (table 1d)."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> "MaeConfig":
+        if self.decoder_width % self.decoder_heads or self.decoder_width % 4:
+            raise ValueError(
+                f"objective.decoder_width={self.decoder_width} must be a multiple of 4 and of "
+                f"objective.decoder_heads={self.decoder_heads}; the paper's are 512 and 16"
+            )
+        return self
+
+    @property
+    def needs(self) -> Hides:
+        """The encoder sees no hidden patch."""
+        return "drop"
+
+    def num_hidden(self, backbone: BackboneConfig) -> int:
+        """See :func:`num_hidden_patches`."""
+        return num_hidden_patches(backbone.num_patches, self.mask_ratio)
+
+    def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:
+        """See :class:`MethodConfig`."""
+        return {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+
+
+def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
+    """M; at least one patch is hidden and one is visible. As in the paper's code, the number of
+    visible ones is rounded down.
+    """
+    # 100 × (1 − 0.8) is 19.999…96 in binary: without the small push, 81 patches would be hidden.
+    visible = int(num_patches * (1 - mask_ratio) + 1e-9)
+    return min(max(num_patches - visible, 1), num_patches - 1)

@@ -1,0 +1,41 @@
+"""Settings of objectives that see one crop of an image, some of its patches hidden."""
+
+from abc import abstractmethod
+
+from pydantic import Field, model_validator
+
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.objectives.method import MethodConfig
+
+
+class OneCropConfig(MethodConfig):
+    """One random crop with flips and a mask of an exact count."""
+
+    min_crop_area: float = Field(default=0.2, gt=0, le=1)
+    """Smallest crop as a share of the image's area."""
+
+    max_crop_area: float = Field(default=1.0, gt=0, le=1)
+    """Largest crop as a share of the image's area."""
+
+    horizontal_flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a left-right flip."""
+
+    vertical_flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of an up-down flip; for images without an up (microscopy, satellites), 0.5."""
+
+    @model_validator(mode="after")
+    def _areas_in_order(self) -> "OneCropConfig":
+        if self.min_crop_area > self.max_crop_area:
+            raise ValueError(
+                f"objective.min_crop_area={self.min_crop_area} is larger than "
+                f"objective.max_crop_area={self.max_crop_area}; swap them"
+            )
+        return self
+
+    @abstractmethod
+    def num_hidden(self, backbone: BackboneConfig) -> int:
+        """M, the patches that are hidden in every crop."""
+
+    def crops(self, backbone: BackboneConfig) -> tuple[tuple[int, tuple[int, int]], ...]:
+        """One, as large as the backbone's training crop."""
+        return ((1, backbone.height_width),)

@@ -1,0 +1,72 @@
+"""One crop of an image with hidden patches: what is drawn for it, and micro-batches of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_vit.data.augment import Crop, crop_aspect, random_resized_crop_box
+from ssl_vit.data.sample import Sample
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.patches import blank_patches
+from ssl_vit.objectives.one_crop.config import OneCropConfig
+
+
+class MaskedCrop(NamedTuple):
+    """All that is random in one sample."""
+
+    crops: tuple[Crop]
+    hidden: np.ndarray
+    """(N,) bool."""
+
+
+class MaskedBatch(NamedTuple):
+    """One micro-batch."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8."""
+    hidden: Tensor
+    """(B, N) bool, the same number true in every row."""
+    numbers: Tensor
+    """(B,) int64 sample numbers."""
+
+
+class OneCropViews(ABC):
+    """A random crop, flips and the mask, all from the sample's own randomness."""
+
+    def __init__(self, config: OneCropConfig, backbone: BackboneConfig) -> None:
+        self.config, self.stride, self.grid = config, backbone.stride, backbone.grid
+        self.crop_sizes = config.crops(backbone)
+        self.num_hidden = config.num_hidden(backbone)
+
+    @abstractmethod
+    def draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
+        """(N,) bool, true where hidden: ``num_hidden`` of them."""
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> MaskedCrop:
+        """Crop, flips and mask for an image of this size."""
+        config, (_, size) = self.config, self.crop_sizes[0]
+        area = (config.min_crop_area, config.max_crop_area)
+        box = random_resized_crop_box(height, width, area, crop_aspect(size), rng)
+        across, down = rng.random() < config.horizontal_flip, rng.random() < config.vertical_flip
+        return MaskedCrop((Crop(box, size, across, down),), self.draw_hidden(rng))
+
+    def collate(
+        self, crops: Sequence[Tensor], draws: Sequence[MaskedCrop], samples: Sequence[Sample]
+    ) -> MaskedBatch:
+        """The only crop of each image, with its mask."""
+        hidden = torch.from_numpy(np.stack([draw.hidden for draw in draws]))
+        numbers = torch.tensor([sample.number for sample in samples], dtype=torch.int64)
+        return MaskedBatch(crops[0][0], hidden, numbers)
+
+    def show(self, crops: Sequence[Tensor], draw: MaskedCrop) -> list[Tensor]:
+        """The crop, and the same with hidden patches black.
+
+        Args:
+            crops: (1, 3, H, W) uint8, of one image.
+        """
+        hidden = torch.from_numpy(draw.hidden).unsqueeze(0)
+        return [crops[0][0], blank_patches(crops[0], hidden, self.stride)[0]]

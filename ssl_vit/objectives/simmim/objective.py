@@ -1,0 +1,74 @@
+"""SimMIM: put a mask token in place of large hidden squares, predict their pixels by one layer.
+
+Xie et al. 2021, "SimMIM: A Simple Framework for Masked Image Modeling", arXiv 2111.09886. Unlike
+the paper's code, the ViT here has its own positions instead of relative ones.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_vit.models.backbone import TokenBackbone
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.initialization import initialize, initialize_token
+from ssl_vit.models.patches import patchify
+from ssl_vit.objectives.masking import random_hidden, take, visible_and_hidden
+from ssl_vit.objectives.objective import Objective, Observed, StepOutput
+from ssl_vit.objectives.one_crop.views import MaskedBatch, OneCropViews
+from ssl_vit.objectives.pictures import reconstruction_panels
+from ssl_vit.objectives.pixels import PixelScale
+from ssl_vit.objectives.simmim.config import SimMimConfig
+
+
+class SimMimViews(OneCropViews):
+    """One crop; squares of ``mask_unit`` pixels are hidden together (section 3.2)."""
+
+    def __init__(self, config: SimMimConfig, backbone: BackboneConfig) -> None:
+        super().__init__(config, backbone)
+        self.units, self.patches_per_unit = config.units(backbone), config.mask_unit // self.stride
+
+    def draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
+        """See :class:`OneCropViews`."""
+        count, side = self.num_hidden // self.patches_per_unit**2, self.patches_per_unit
+        units = random_hidden(self.units[0] * self.units[1], count, rng).reshape(self.units)
+        return units.repeat(side, axis=0).repeat(side, axis=1).reshape(-1)
+
+
+class SimMim(Objective):
+    """Backbone, mask token and a linear layer."""
+
+    backbone: TokenBackbone
+
+    def __init__(
+        self, config: SimMimConfig, backbone: TokenBackbone, pixel_scale: PixelScale
+    ) -> None:
+        super().__init__()
+        self.config, self.backbone, self.pixel_scale = config, backbone, pixel_scale
+        sizes = backbone.config
+        self.num_hidden = config.num_hidden(sizes)
+        self.mask_token = nn.Parameter(torch.zeros(sizes.width))
+        self.predict = nn.Linear(sizes.width, sizes.stride**2 * sizes.channels)
+        initialize_token(self.mask_token)
+        initialize(self.predict, "truncated_normal")
+
+    def forward(self, batch: MaskedBatch, step: int) -> StepOutput:
+        """Mean absolute error of the hidden pixels, in float32 (section 3.4)."""
+        images = self.pixel_scale(batch.images)
+        _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
+        features = self.backbone(images, batch.hidden, self.mask_token)
+        targets = take(patchify(images, self.backbone.config.stride), hidden)
+        loss = F.l1_loss(self.predict(take(features.patches, hidden)).float(), targets)
+        return StepOutput(loss, {}, Observed(features.patches.detach().mean(dim=1)))
+
+    @torch.no_grad()
+    def panels(self, batch: MaskedBatch) -> dict[str, Tensor]:
+        """What MAE shows: original, what was visible, reconstruction; and patch features."""
+        batch = MaskedBatch(*(tensor[:8] for tensor in batch))
+        images = self.pixel_scale(batch.images)
+        _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
+        features = self.backbone(images, batch.hidden, self.mask_token)
+        predicted = self.predict(take(features.patches, hidden)).float()
+        return reconstruction_panels(
+            self.backbone, self.pixel_scale, images, batch.hidden, predicted
+        )
