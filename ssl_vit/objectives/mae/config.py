@@ -9,25 +9,25 @@ from ssl_vit.objectives.one_crop.config import OneCropConfig
 
 
 class MaeConfig(OneCropConfig):
-    """Masked autoencoder (He et al. 2021, arXiv 2111.06377); crops as in appendix A.1."""
+    """Masked autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
     name: Literal["mae"] = "mae"
-    """Which objective this is."""
+    """Which objective this section configures."""
 
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-    """Share of the patches that is hidden; the count is exact (section 3, "Masking")."""
+    """Share of the patches that are hidden; the count is exact (section 3, "Masking")."""
 
     decoder_width: int = Field(default=512, ge=16, le=65_536)
-    """Features per token in the decoder (table 1b)."""
+    """Width of the decoder's tokens (table 1b)."""
 
     decoder_depth: int = Field(default=8, ge=1, le=1_000)
-    """Blocks of the decoder (table 1a)."""
+    """Number of transformer blocks in the decoder (table 1a)."""
 
     decoder_heads: int = Field(default=16, ge=1, le=65_536)
-    """Attention heads of the decoder."""
+    """Number of attention heads in the decoder."""
 
     normalize_targets: bool = True
-    """Predict each patch normalized by its own mean and variance (table 1d)."""
+    """Whether the target of a patch is normalized by its own mean and variance (table 1d)."""
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> "MaeConfig":

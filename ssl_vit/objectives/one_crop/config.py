@@ -12,16 +12,18 @@ class OneCropConfig(MethodConfig):
     """One random crop with flips and a mask of an exact count."""
 
     min_crop_area: float = Field(default=0.2, gt=0, le=1)
-    """Smallest crop as a share of the image's area."""
+    """Smallest crop area as a share of the image; RandomResizedCrop (0.2, 1) in appendix A.1."""
 
     max_crop_area: float = Field(default=1.0, gt=0, le=1)
-    """Largest crop as a share of the image's area."""
+    """Largest crop area as a share of the image."""
 
     horizontal_flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a left-right flip."""
 
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
-    """Probability of an up-down flip; for images without an up (microscopy, satellites), 0.5."""
+    """Probability of an up-down flip; 0.5 suits images without a fixed orientation (microscopy,
+    satellites).
+    """
 
     @model_validator(mode="after")
     def _areas_in_order(self) -> "OneCropConfig":

@@ -13,7 +13,7 @@ class SimMimConfig(OneCropConfig):
     """SimMIM (Xie et al. 2021, arXiv 2111.09886): hide large squares, predict their pixels."""
 
     name: Literal["simmim"] = "simmim"
-    """Which objective this is."""
+    """Which objective this section configures."""
 
     mask_unit: int = Field(default=32, ge=1, le=16_384)
     """Pixels per side of the squares that are hidden (table 1); a multiple of the patch size."""
