@@ -8,4 +8,7 @@ from ssl_vit.objectives.dino.config import DinoConfig
 from ssl_vit.objectives.mae.config import MaeConfig
 from ssl_vit.objectives.simmim.config import SimMimConfig
 
-ObjectiveConfig = Annotated[MaeConfig | SimMimConfig | DinoConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[
+    MaeConfig | SimMimConfig | DinoConfig,
+    Field(discriminator="name"),
+]

@@ -126,8 +126,8 @@ def simmim_vitb16() -> RunConfig:
 @recipe(
     method="SimMIM",
     network="ViT of 6 × 192 for a few thousand images",
-    source="Xie et al. 2021, arXiv 2111.09886, for the objective",
-    details="network, batch and schedule are those of mae_small_data",
+    source="Xie et al. 2021, arXiv 2111.09886",
+    details="for the objective; network, batch and schedule are those of mae_small_data",
     expected="not measured yet",
     notes="For images without a fixed orientation, objective.vertical_flip=0.5 helps.",
 )
