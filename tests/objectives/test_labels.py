@@ -74,7 +74,8 @@ class LabelViews:
 def test_views_are_handed_the_labels_of_the_shards(tmp_path: Path) -> None:
     shards = open_shards(write_shards(tmp_path, per_class=3))
     maker = TrainingBatches(shards, LabelViews(), seed=0)
-    refs = [SampleRef(number, 0) for number in (5, 0, 3)]
-    loaded = maker.make(refs, torch.empty(maker.num_bytes(3), dtype=torch.uint8))
-    assert loaded.batch == [Sample(number, int(shards.labels[number])) for number in (5, 0, 3)]
+    numbers = (5, 0, 3, 1, 2, 4)
+    refs = [SampleRef(number, 0) for number in numbers]
+    loaded = maker.make(refs, torch.empty(maker.num_bytes(6), dtype=torch.uint8))
+    assert loaded.batch == [Sample(number, int(shards.labels[number])) for number in numbers]
     assert {sample.label for sample in loaded.batch} == {0, 1}
