@@ -15,7 +15,7 @@ from piece_clock import PieceClock
 from torch import Tensor, nn
 
 from ssl_vit.data.config import DataConfig
-from ssl_vit.data.sample import Sample
+from ssl_vit.data.views import Sample
 from ssl_vit.models.config import VitConfig
 from ssl_vit.objectives import dino
 from ssl_vit.objectives.color_jitter import apply_color_jitter

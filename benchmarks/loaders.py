@@ -16,7 +16,7 @@ from timing import Spent, Turn, processor_seconds
 from torch import Tensor
 
 from ssl_vit.data.access_plan import TrainingAccess
-from ssl_vit.data.augment import Crop, random_resized_crop_box
+from ssl_vit.data.crops import Crop, random_resized_crop_box
 from ssl_vit.data.dataset import TrainingBatches
 from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
 from ssl_vit.data.order import SampleOrder

@@ -14,7 +14,7 @@ import torch
 from quality_table import Score
 from torch import Tensor, nn
 
-from ssl_vit.data.augment import CenterCrop
+from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.distributed import cores_here

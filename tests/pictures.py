@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_vit.data.augment import CenterCrop, render
-from ssl_vit.data.dataset import Canvases, Views, canvas_bytes
+from ssl_vit.data.crops import CenterCrop
+from ssl_vit.data.dataset import Canvases, canvas_bytes
 from ssl_vit.data.decode import Picture
+from ssl_vit.data.render import render
+from ssl_vit.data.views import Views
 
 
 def encode(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:

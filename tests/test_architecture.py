@@ -55,14 +55,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.config",
         "ssl_vit.schedules",
         "ssl_vit.models.*",
-        "ssl_vit.data.augment",
-        "ssl_vit.data.sample",
+        "ssl_vit.data.render",
+        "ssl_vit.data.views",
         "ssl_vit.objectives.*",
     },
     # What looks at an objective from outside.
     "ssl_vit.monitors.*": {
         "ssl_vit.config",
-        "ssl_vit.data.augment",
+        "ssl_vit.data.render",
         "ssl_vit.data.dataset",
         "ssl_vit.data.labels",
         "ssl_vit.data.shards",
@@ -71,11 +71,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.objectives.objective",
         "ssl_vit.monitors.*",
     },
+    # The images of online probes are read before a run begins.
+    "ssl_vit.monitors.labeled_images": {
+        "ssl_vit.data.crops",
+        "ssl_vit.data.dataset",
+        "ssl_vit.data.labels",
+        "ssl_vit.data.shards",
+        "ssl_vit.data.values",
+        "ssl_vit.monitors.probes",
+    },
     # The one place where an objective meets what the run says of the data.
     "ssl_vit.objectives.build": {
         "ssl_vit.models.*",
         "ssl_vit.data.config",
-        "ssl_vit.data.dataset",
+        "ssl_vit.data.views",
         "ssl_vit.objectives.*",
     },
     # Of what a network costs, a run knows the sum.

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ssl_vit.data.augment import Box, Crop, render
-from ssl_vit.data.dataset import Canvases, Views, canvas_bytes
+from ssl_vit.data.crops import Box, Crop
+from ssl_vit.data.dataset import Canvases, canvas_bytes
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import Order, SampleRandomness, SampleRef
+from ssl_vit.data.render import render
 from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.views import Views
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.objectives.build import build_views

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.data.augment import CenterCrop
+from ssl_vit.data.crops import CenterCrop
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import load_backbone
 from ssl_vit.models.backbone import Backbone

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vit.data.access_plan import SequentialAccess
-from ssl_vit.data.augment import CenterCrop
+from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.dataset import EvaluationBatches
 from ssl_vit.data.labels import labeled_numbers
 from ssl_vit.data.loader import Batches, LoadedBatches, LoaderSettings, build_loader

@@ -13,64 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vit.data.augment import CenterCrop, Crop, render
 from ssl_vit.data.bad_sample import BadSample
+from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.pixel_digest import DIGEST_BYTES, digest_pixels
-from ssl_vit.data.sample import Sample
+from ssl_vit.data.render import render
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.data.values import ValueRange
+from ssl_vit.data.views import Sample, Views
 from ssl_vit.errors import UserError
 
 # V crops of one size, B images, h × w pixels of a crop.
-
-
-class SampledAugmentation(Protocol):
-    """All that is random in one sample; an objective's own may hold more, such as a mask."""
-
-    @property
-    def crops(self) -> Sequence[Crop]:
-        """As many as ``Views.crop_sizes`` says, in that order."""
-        ...
-
-
-class Views(Protocol):
-    """What an objective sees of an image. Runs in data workers, so it must pickle."""
-
-    @property
-    def crop_sizes(self) -> Sequence[tuple[int, tuple[int, int]]]:
-        """(V, (h, w)) for every size: how many crops, height and width in pixels."""
-        ...
-
-    def draw(self, height: int, width: int, rng: np.random.Generator) -> Any:
-        """A ``SampledAugmentation`` for an image of this size, random by ``rng`` alone."""
-        ...
-
-    def collate(
-        self, crops: Sequence[Tensor], draws: Sequence[Any], samples: Sequence[Sample]
-    ) -> Any:
-        """One batch.
-
-        Args:
-            crops: For every size (V, B, 3, h, w) uint8, channels last in memory.
-            draws: Of the B images.
-            samples: Which images they are, with their labels.
-        """
-        ...
-
-    def show(self, crops: Sequence[Tensor], draw: Any) -> list[Tensor]:
-        """What the objective sees of one image, as pictures for a person.
-
-        Args:
-            crops: For every size (V, 3, h, w) uint8.
-            draw: The image's.
-
-        Returns:
-            (3, h, w) uint8 each.
-        """
-        ...
 
 
 class Canvases:

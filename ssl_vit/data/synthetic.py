@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vit.data.augment import render
-from ssl_vit.data.dataset import Canvases, Views, canvas_bytes
+from ssl_vit.data.dataset import Canvases, canvas_bytes
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.loader import Batches
 from ssl_vit.data.order import SampleRandomness, SampleRef
-from ssl_vit.data.sample import Sample
+from ssl_vit.data.render import render
 from ssl_vit.data.shared_buffers import Loaded
+from ssl_vit.data.views import Sample, Views
 
 # One noisy picture of ImageNet's usual shape, and the samples made of it.
 _HEIGHT, _WIDTH = 375, 500

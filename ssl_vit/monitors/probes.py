@@ -7,23 +7,15 @@ it takes a moment. `ssl-vit eval` has the protocols.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.data.augment import CenterCrop
-from ssl_vit.data.dataset import EvaluationBatches
-from ssl_vit.data.labels import choose_images
-from ssl_vit.data.shards import ShardSet
-from ssl_vit.data.values import ValueRange
-from ssl_vit.monitors.config import MonitorConfig
 from ssl_vit.monitors.knn import TEMPERATURE, knn_accuracy
 from ssl_vit.objectives.objective import Objective
 
 # N labeled images, n of them on this rank, D features, C classes.
 
-CROP_RATIO = 0.875
 NEIGHBORS = 20
 _BATCH = 64
 # Of the ridge, times the mean eigenvalue of the features' covariance.
@@ -39,44 +31,30 @@ class Probed(NamedTuple):
     """(n, 2, D) float32 on the CPU: class token, and mean of the patches."""
 
 
+class LabeledImages(NamedTuple):
+    """One rank's share of labeled images, and the labels of all."""
+
+    images: Tensor
+    """(n, 3, H, W) uint8; n is the same on all ranks."""
+    places: Tensor
+    """(n,) where they stand among those of all ranks."""
+    labels: Tensor
+    """(N,) int64 of all ranks' images: train, then test."""
+    num_train: int
+    num_classes: int
+
+
 class Probe:
     """This rank's share of labeled images, decoded once and kept as uint8.
 
     Args:
-        shards: With labels.
-        config: How many images, and how often.
-        image_size: (height, width) of the center crop in pixels.
-        rank, world_size: Whose share.
-        values: How values of more than 8 bits are shown.
+        labeled: The images.
+        every_steps: Updates between two probes.
     """
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        config: MonitorConfig,
-        image_size: tuple[int, int],
-        rank: int,
-        world_size: int,
-        values: ValueRange | None = None,
-    ) -> None:
-        self.every_steps = config.labeled_every_steps
-        train, test = choose_images(shards, config.labeled_images)
-        numbers = np.concatenate([train, test])
-        self.num_train, self.num_classes = len(train), len(shards.classes)
-        self.labels = torch.from_numpy(shards.labels[numbers].astype(np.int64))
-        """(N,) of all ranks' images: train, then test."""
-        # As many on every rank, a few of them twice: at ZeRO-3 all ranks make the same passes.
-        share = -(-len(numbers) // world_size)
-        self.places = (torch.arange(share) * world_size + rank) % len(numbers)
-        """(n,) where this rank's stand among them; n is the same on all ranks."""
-        maker = EvaluationBatches(shards, CenterCrop(image_size, CROP_RATIO), values)
-        mine = numbers[self.places.numpy()].tolist()
-        memory = torch.empty(maker.num_bytes(len(mine)), dtype=torch.uint8)
-        loaded = maker.make(mine, memory)
-        if loaded.failure is not None:
-            raise loaded.failure
-        self.images: Tensor = loaded.batch.images
-        """(n, 3, S, S) uint8."""
+    def __init__(self, labeled: LabeledImages, every_steps: int) -> None:
+        self.every_steps = every_steps
+        self.images, self.places, self.labels, self.num_train, self.num_classes = labeled
 
     @torch.no_grad()
     def encode(self, objective: Objective, device: torch.device) -> Probed:

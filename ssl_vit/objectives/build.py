@@ -5,7 +5,7 @@ objective adds one case to each function.
 from typing import assert_never
 
 from ssl_vit.data.config import DataConfig
-from ssl_vit.data.dataset import Views
+from ssl_vit.data.views import Views
 from ssl_vit.models.backbone import Backbone, SparseBackbone, TokenBackbone
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig, SimMimConfig

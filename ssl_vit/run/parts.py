@@ -100,19 +100,21 @@ def open_batches(prepared: "Prepared", start_step: int) -> "Batches":
 
 def open_probe(prepared: "Prepared") -> "Probe | None":
     """This rank's share of the labeled images, where there are any."""
+    from ssl_vit.monitors.labeled_images import read_labeled_images
     from ssl_vit.monitors.probes import Probe
 
     if prepared.labeled is None:
         return None
     config, processes = prepared.config, prepared.processes
-    return Probe(
+    labeled = read_labeled_images(
         prepared.labeled,
-        config.monitor,
+        config.monitor.labeled_images,
         config.backbone.height_width,
         processes.rank,
         processes.world_size,
         config.data.values,
     )
+    return Probe(labeled, config.monitor.labeled_every_steps)
 
 
 def open_exports(prepared: "Prepared", objective: "Objective") -> "Exports":

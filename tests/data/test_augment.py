@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.data.augment import Box, Crop, random_resized_crop_box, render, resize_into
+from ssl_vit.data.crops import Box, Crop, random_resized_crop_box
 from ssl_vit.data.decode import Picture
+from ssl_vit.data.render import render, resize_into
 from tests.pictures import center_crop, encode, photograph
 
 
@@ -177,7 +178,7 @@ def test_a_large_photograph_is_decoded_no_larger_than_its_crop_needs(side: int, 
 def test_a_crop_is_the_same_on_a_processor_without_vector_instructions():
     program = (
         "import hashlib, torch\n"
-        "from ssl_vit.data.augment import Box, Crop, render\n"
+        "from ssl_vit.data.render import Box, Crop, render\n"
         "from ssl_vit.data.decode import Picture\n"
         "from tests.pictures import encode, photograph\n"
         "target = torch.empty(64, 64, 3, dtype=torch.uint8)\n"

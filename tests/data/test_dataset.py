@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_vit.data.augment import CenterCrop
+from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.dataset import EvaluationBatches, TrainingBatches
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.shards import ShardSet

@@ -99,5 +99,5 @@ def run_folder(tmp_path: Path) -> Path:
         ssl_vit_version="0",
     )
     folder = tmp_path / "run" / "exports" / "step_00000007"
-    write_export(folder, VisionTransformer(CONFIG).state_dict(), info)
+    write_export(folder, {"backbone": VisionTransformer(CONFIG).state_dict()}, info)
     return tmp_path / "run"

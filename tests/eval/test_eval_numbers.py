@@ -209,7 +209,7 @@ def test_features_that_are_not_finite_are_refused_by_name(run_folder, train, tes
     weights = VisionTransformer(config).state_dict()
     weights["norm.weight"] = torch.full_like(weights["norm.weight"], value)
     info = read_export_info(run_folder).model_copy(update={"step": 9})
-    write_export(export, weights, info)
+    write_export(export, {"backbone": weights}, info)
     for protocol in ("knn", "linear"):
         with pytest.raises(
             UserError, match=r"pre-trained features of 60 of 60 .*image0000"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_vit.data.augment import CenterCrop
 from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
+from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.models.config import VitConfig

@@ -29,7 +29,7 @@ def export(folder: Path, config: VitConfig, step: int = 7) -> VisionTransformer:
         data_fingerprint="0" * 16,
         ssl_vit_version=ssl_vit.__version__,
     )
-    write_export(folder, model.state_dict(), info)
+    write_export(folder, {"backbone": model.state_dict()}, info)
     return model
 
 

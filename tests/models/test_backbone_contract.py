@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vit.data.config import DataConfig
-from ssl_vit.data.sample import Sample
+from ssl_vit.data.views import Sample
 from ssl_vit.models.backbone import Backbone, Features
 from ssl_vit.models.build import build_backbone
 from ssl_vit.models.config import BackboneConfig, Hides, VitConfig

@@ -13,7 +13,7 @@ from ssl_vit.data.labels import check_probed
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
-from ssl_vit.monitors.config import MonitorConfig
+from ssl_vit.monitors.labeled_images import read_labeled_images
 from ssl_vit.monitors.probes import Probe, Probed, choose_images, linear_accuracy
 from tests.command_line import losses, ssl_vit, torchrun
 from tests.synthetic import write_shards
@@ -43,11 +43,14 @@ def test_images_are_chosen_from_all_classes_alike_and_always_the_same(opened: Sh
     assert (np.bincount(opened.labels[both]) == 6).all()
 
 
+def probe_of(shards: ShardSet, count: int, rank: int = 0, world_size: int = 1) -> Probe:
+    return Probe(read_labeled_images(shards, count, (32, 32), rank, world_size), every_steps=1)
+
+
 @pytest.mark.parametrize("count", [30, 31])
 def test_all_ranks_together_have_every_image_and_each_has_as_many(opened: ShardSet, count: int):
-    config = MonitorConfig(labeled_images=count)
-    alone = Probe(opened, config, 32, 0, 1)
-    parts = [Probe(opened, config, 32, rank, 3) for rank in range(3)]
+    alone = probe_of(opened, count)
+    parts = [probe_of(opened, count, rank, 3) for rank in range(3)]
     everyone = torch.cat([part.places for part in parts])
     assert everyone.unique().tolist() == list(range(count))
     # At ZeRO-3 a rank that made one more pass would wait for the others for ever.
@@ -60,7 +63,7 @@ def test_all_ranks_together_have_every_image_and_each_has_as_many(opened: ShardS
 def test_accuracies_are_1_where_features_say_the_class_and_chance_where_they_do_not(
     opened: ShardSet,
 ):
-    probe = Probe(opened, MonitorConfig(labeled_images=40), 32, 0, 1)
+    probe = probe_of(opened, 40)
     telling = torch.nn.functional.one_hot(probe.labels).float()
     generator = torch.Generator().manual_seed(0)
     silent = torch.randn(telling.shape, generator=generator)
@@ -76,13 +79,13 @@ def test_accuracies_are_1_where_features_say_the_class_and_chance_where_they_do_
 
 
 def test_features_that_are_not_finite_have_no_accuracy(opened: ShardSet):
-    probe = Probe(opened, MonitorConfig(labeled_images=40), 32, 0, 1)
+    probe = probe_of(opened, 40)
     assert probe.accuracies([Probed(probe.places, torch.full((40, 2, 4), torch.nan))]) == {}
 
 
 @pytest.mark.parametrize("huge", [torch.inf, 1e30])
 def test_one_vector_too_long_to_measure_leaves_no_accuracy(opened: ShardSet, huge: float):
-    probe = Probe(opened, MonitorConfig(labeled_images=40), 32, 0, 1)
+    probe = probe_of(opened, 40)
     features = torch.randn(40, 2, 4, generator=torch.Generator().manual_seed(0))
     assert len(probe.accuracies([Probed(probe.places, features)])) == 4
     features[7, 1, 2] = huge
@@ -90,7 +93,7 @@ def test_one_vector_too_long_to_measure_leaves_no_accuracy(opened: ShardSet, hug
 
 
 def test_features_that_are_all_the_same_have_finite_accuracies(opened: ShardSet):
-    probe = Probe(opened, MonitorConfig(labeled_images=40), 32, 0, 1)
+    probe = probe_of(opened, 40)
     for value in (0.0, 0.1, 1e-30):
         found = probe.accuracies([Probed(probe.places, torch.full((40, 2, 4), value))])
         assert all(0 <= accuracy <= 1 for accuracy in found.values()), found

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_vit.data.augment import Box, Crop
 from ssl_vit.data.config import DataConfig
+from ssl_vit.data.crops import Box, Crop
 from ssl_vit.data.dataset import TrainingBatches
 from ssl_vit.data.order import SampleRef
-from ssl_vit.data.sample import Sample
 from ssl_vit.data.sources import open_shards
+from ssl_vit.data.views import Sample
 from ssl_vit.models.build import build_backbone
 from ssl_vit.models.config import VitConfig
 from ssl_vit.objectives.build import build_objective, build_views

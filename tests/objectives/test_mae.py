@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_vit.data.sample import Sample
+from ssl_vit.data.views import Sample
 from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import MaeConfig

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vit.data.augment import Crop, crop_aspect, random_resized_crop_box
-from ssl_vit.data.sample import Sample
+from ssl_vit.data.crops import Crop, crop_aspect, random_resized_crop_box
+from ssl_vit.data.views import Sample
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.patches import blank_patches
 from ssl_vit.objectives.one_crop.config import OneCropConfig
