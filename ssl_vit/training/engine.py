@@ -4,35 +4,43 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.data.order import hash_words
+from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import Processes
 from ssl_vit.objectives.ema import EmaTeacher
 from ssl_vit.objectives.objective import Objective, Observed
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.consensus import gather
-from ssl_vit.training.loss_scale import LossScale
 from ssl_vit.training.measures import DTYPES, NormMeter, PhaseClock, peak_memory
 from ssl_vit.training.optimizations import apply_optimizations
-from ssl_vit.training.optimizer import build_optimizer, set_schedules
+from ssl_vit.training.optimizer import LossScale, build_optimizer, set_schedules
 from ssl_vit.training.plan import RunPlan, learning_rate_at, weight_decay_at
-from ssl_vit.training.reduce_metrics import Measured, exchange, mean_of
-from ssl_vit.training.samples import digest_of, find_suspects
-from ssl_vit.training.state_file import StateReader, copy_to_host
-from ssl_vit.training.state_shards import StateShard, StateShards, find_state_shards
-from ssl_vit.training.update import GroupNorms, LoadedBatch, Seconds, StepResult
+from ssl_vit.training.state_shards import (
+    StateReader,
+    StateShard,
+    StateShards,
+    copy_to_host,
+    find_state_shards,
+)
+from ssl_vit.training.update import (
+    GroupNorms,
+    Measured,
+    MicroBatches,
+    Seconds,
+    StepResult,
+    over_ranks,
+)
 from ssl_vit.training.zero import ZeroModel, local_parts
 from ssl_vit.training.zero_config import deepspeed_config
 
 # First word of the device's randomness (drop path), distinct from the words in data/order.py
-# and samples.py.
+# and update.py.
 _DEVICE_RANDOMNESS = 101
 
 T = TypeVar("T")
@@ -86,7 +94,7 @@ class Engine:
             self.zero.without_loss_scaling()
 
     def train_step(
-        self, batches: Iterator[LoadedBatch], step: int, measure_norms: bool = True
+        self, batches: Iterator[Loaded], step: int, measure_norms: bool = True
     ) -> StepResult:
         """One optimizer update over the next ``plan.accumulation`` micro-batches, and the
         objective's own after it, if it was applied.
@@ -106,7 +114,7 @@ class Engine:
         )
         loss_scale = self.loss_scale.factor
         self.zero.scale_loss(loss_scale)
-        seen = _Seen()
+        seen = MicroBatches()
         for _ in range(self.plan.accumulation):
             self._micro_step(batches, step, seen)
         norm = self.zero.gradient_norm()
@@ -115,7 +123,7 @@ class Engine:
             with self.clock.phase("after_step"):
                 self.zero.module.after_step(step)
         self.observed = seen.observed
-        found = self._exchange(seen)
+        found = over_ranks(self._measured(seen), self.processes, self.device, self.zero_stage > 0)
         loss = found.means.pop("loss")
         # A loss that is not finite says nothing of the scale.
         overflowed = math.isfinite(loss) and self.loss_scale.update(applied)
@@ -131,7 +139,7 @@ class Engine:
             loss_scale=loss_scale,
             applied=applied,
             overflowed=overflowed,
-            suspects=() if applied or overflowed else self._suspects(seen),
+            suspects=() if applied or overflowed else seen.suspects(self.processes),
             seconds=found.seconds,
             step_seconds=time.perf_counter() - began,
             peak_memory_bytes=found.peak_memory_bytes,
@@ -139,7 +147,7 @@ class Engine:
             bad=tuple(sorted(sample for each in bad for sample in each)),
         )
 
-    def _micro_step(self, batches: Iterator[LoadedBatch], step: int, seen: "_Seen") -> None:
+    def _micro_step(self, batches: Iterator[Loaded], step: int, seen: MicroBatches) -> None:
         """One micro-batch; the last of an update applies it."""
         with self.clock.phase("data", on_host=True):
             loaded = next(batches)
@@ -147,10 +155,7 @@ class Engine:
             self.last_batch = to_device(loaded.batch, self.device)
             output = self.zero.forward(self.last_batch, step)
             self.zero.backward(output.loss)
-        seen.bad += loaded.bad
-        seen.numbers.append(loaded.batch.numbers)
-        seen.outputs.append({"loss": output.loss.detach(), **output.metrics})
-        seen.observed.append(output.observed)
+        seen.add(loaded, output)
         with self.clock.phase("optimizer"):
             self.zero.step()
 
@@ -210,26 +215,21 @@ class Engine:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
-    def _suspects(self, seen: "_Seen") -> tuple[int, ...]:
-        losses = [output["loss"] for output in seen.outputs]
-        return find_suspects(seen.numbers, losses, self.processes)
-
     def _state_shards(self) -> StateShards:
         state_shards = find_state_shards(self.zero)
         state_shards.shared.append(StateShard("loss_scale/state", 0, self.loss_scale.state))
         return state_shards
 
-    def _exchange(self, seen: "_Seen") -> Measured:
+    def _measured(self, seen: MicroBatches) -> Measured:
         took = self.clock.take()
-        mine = Measured(
-            means=mean_of(seen.outputs),
+        return Measured(
+            means=seen.means(),
             squares=self.norms.take(),
             seconds=Seconds(*(took.get(name, 0.0) for name in Seconds._fields)),
             peak_memory_bytes=peak_memory(self.device),
-            digest=int(digest_of(seen.numbers)),
+            digest=seen.digest(),
             num_bad=len(seen.bad),
         )
-        return exchange(mine, self.processes, self.device, is_sharded=self.zero_stage > 0)
 
     def _norms(self, squares: Tensor, grad_norm: float) -> dict[str, GroupNorms]:
         norms = squares.sqrt()
@@ -238,16 +238,6 @@ class Engine:
         norms[:, 0] *= grad_norm / clipped if clipped else 1.0
         rows = zip(self.norms.names, norms.tolist(), strict=True)
         return {name: GroupNorms(*row) for name, row in rows}
-
-
-@dataclass
-class _Seen:
-    """What the micro-batches of an update were, on this rank."""
-
-    outputs: list[dict[str, Tensor]] = field(default_factory=list)
-    observed: list[Observed] = field(default_factory=list)
-    numbers: list[Tensor] = field(default_factory=list)
-    bad: list[BadSample] = field(default_factory=list)
 
 
 def to_device(batch: T, device: torch.device) -> T:

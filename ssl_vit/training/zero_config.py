@@ -8,15 +8,15 @@ from ssl_vit.training.plan import RunPlan
 
 
 def deepspeed_config(
-    engine: EngineConfig, optimizer: OptimizerConfig, plan: RunPlan
+    engine_config: EngineConfig, optimizer_config: OptimizerConfig, plan: RunPlan
 ) -> dict[str, Any]:
     """What `deepspeed.initialize` gets."""
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation,
         # At stage 0 `ZeroModel` clips: DeepSpeed fails there where a gradient was dropped.
-        "gradient_clipping": optimizer.clip_norm if engine.zero_stage else 0.0,
-        "zero_optimization": _zero_settings(engine, plan),
+        "gradient_clipping": optimizer_config.clip_norm if engine_config.zero_stage else 0.0,
+        "zero_optimization": _zero_settings(engine_config, plan),
         # We bring torch's AdamW; DeepSpeed's own optimizers are compiled at first use.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -33,16 +33,16 @@ def deepspeed_config(
     return settings
 
 
-def _zero_settings(engine: EngineConfig, plan: RunPlan) -> dict[str, Any]:
-    settings: dict[str, Any] = {"stage": engine.zero_stage}
-    whole_below = engine.zero3_whole_below
-    if engine.zero_stage == 0:
+def _zero_settings(engine_config: EngineConfig, plan: RunPlan) -> dict[str, Any]:
+    settings: dict[str, Any] = {"stage": engine_config.zero_stage}
+    whole_below = engine_config.zero3_whole_below
+    if engine_config.zero_stage == 0:
         return settings
     bucket = bucket_of(plan.trained_parameters)
     settings["reduce_bucket_size"] = settings["allgather_bucket_size"] = bucket
-    if engine.offload_optimizer:
+    if engine_config.offload_optimizer:
         settings["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.pin_memory}
-    if engine.zero_stage == 3:
+    if engine_config.zero_stage == 3:
         settings["stage3_param_persistence_threshold"] = whole_below
         # DeepSpeed's own linear layer adds the bias after rounding, so that losses differ from the
         # other stages', and under autocast keeps its inputs in float32, more than it saves.
