@@ -54,6 +54,10 @@ class Views(Protocol):
             crops: For every size (V, B, 3, S, S) uint8, channels last in memory.
             draws: Of the B images.
             numbers: Their sample numbers in the shard set.
+
+        Returns:
+            A NamedTuple of tensors, which the engine moves to the device; its ``numbers``, (B,)
+            int64, are the run's record of what was seen.
         """
         ...
 

@@ -1,1 +1,1 @@
-"""What a network is: backbone, stems, positions, pooling. Knows no data, no loss, no loop."""
+"""What a network is: backbone, stems, positions. Knows no data, no loss, no loop."""
