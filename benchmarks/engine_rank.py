@@ -30,7 +30,7 @@ def main(part: str, words: list[str]) -> None:
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "passive"}
     import torch
 
-    from ssl_vit.training.engine import start_process_group
+    from ssl_vit.training.zero import start_process_group
 
     processes = read_processes()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes.local_world_size))
@@ -143,11 +143,12 @@ def state(processes: Processes, width: str, depth: str, pairs: str, folder: str)
     )
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, 0)
     engine.train_step(iter([Loaded(draw_batch(config))]), 0)
+    theirs = engine.zero.deepspeed
     root, steps = Path(folder), iter(range(1, 10**6))
     checkpoints = Checkpoints(root / "ours", engine, CheckpointConfig(keep_last=1))
 
     def plain_state() -> dict[str, Any]:
-        return {"model": objective.state_dict(), "optimizer": engine.optimizer.state_dict()}
+        return {"model": objective.state_dict(), "optimizer": engine.zero.optimizer.state_dict()}
 
     took: dict[str, list[float]] = {}
 
@@ -162,8 +163,8 @@ def state(processes: Processes, width: str, depth: str, pairs: str, folder: str)
         timed("ours load", checkpoints.restore)
         timed("torch.save", lambda: torch.save(plain_state(), root / "plain.pt"))
         timed("torch.load", lambda: torch.load(root / "plain.pt", weights_only=False))
-        timed("DeepSpeed save", lambda: engine.engine.save_checkpoint(str(root / "theirs"), "tag"))
-        timed("load", lambda: engine.engine.load_checkpoint(str(root / "theirs"), "tag"))
+        timed("DeepSpeed save", lambda: theirs.save_checkpoint(str(root / "theirs"), "tag"))
+        timed("load", lambda: theirs.load_checkpoint(str(root / "theirs"), "tag"))
         shutil.rmtree(root / "theirs")
     size = sum(file.stat().st_size for file in (root / "ours").rglob("*.safetensors"))
     median = {name: statistics.median(each) for name, each in took.items()}

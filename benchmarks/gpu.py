@@ -64,7 +64,7 @@ def main() -> None:
         device = "cpu" if arguments.rehearse else "cuda"
         set_library_environment(device)
         if arguments.be not in ("resume", "clock"):  # which start runs
-            from ssl_vit.training.engine import start_process_group
+            from ssl_vit.training.zero import start_process_group
 
             start_process_group(device, Processes())
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -325,8 +325,8 @@ def _train(config: RunConfig, last: int, folder: Path | None = None) -> tuple[li
     if folder:
         checkpoints.begin(last)
         checkpoints.finish()
-    engine.engine.destroy()
-    for held in (*engine.engine.module.parameters(), engine.optimizer, engine.engine):
+    engine.release()
+    for held in (*engine.zero.module.parameters(), engine.zero.optimizer, engine.zero.deepspeed):
         vars(held).clear()  # something keeps ZeRO-3 for ever
     return results, engine.plan
 

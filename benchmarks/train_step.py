@@ -164,7 +164,7 @@ def compare_engine_with_loop(
     """Our engine (ZeRO-1, one process) and a plain torch loop around the same objective."""
     from mae_steps import draw_batch, engine_step, our_step, run_config
 
-    from ssl_vit.training.engine import start_process_group
+    from ssl_vit.training.zero import start_process_group
 
     start_process_group(device, Processes())
     for precision in precisions:

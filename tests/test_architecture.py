@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.config",
         "ssl_vit.schedules",
         "ssl_vit.models.*",
-        "ssl_vit.data.render",
+        "ssl_vit.data.crops",
         "ssl_vit.data.views",
         "ssl_vit.objectives.*",
     },
@@ -103,10 +103,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.schedules",
         "ssl_vit.data.bad_sample",
         "ssl_vit.data.config",
+        "ssl_vit.data.loader",
         "ssl_vit.data.order",
+        "ssl_vit.data.shared_buffers",
+        "ssl_vit.exports.folder",
         "ssl_vit.models.cost",
         "ssl_vit.monitors.*",
         "ssl_vit.objectives.objective",
+        "ssl_vit.objectives.ema",  # which the engine tells how parameters are sharded
         "ssl_vit.training.*",
     },
     # The plan follows from the whole config, which it needs for the annotation only.
@@ -182,7 +186,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # Somebody else's package → the only modules of ours that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "deepspeed": ("ssl_vit.training.engine",),
+    "deepspeed": ("ssl_vit.training.zero",),
     "tensorboard": ("ssl_vit.training.metrics",),
     "torch.utils.tensorboard": ("ssl_vit.training.metrics",),
     "submitit": ("ssl_vit_launch.*",),

@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import fmean
 
 from ssl_vit.foreign import Count, Document, Seconds, typed_lines
+from ssl_vit.monitors.collapse import Alarm
 from ssl_vit.run.folder import RunFolder
 from ssl_vit.run.pretrain import is_complete
-from ssl_vit.training.alarms import Alarm, read_alarms
 from ssl_vit.training.checkpoint import complete_checkpoints, newest_checkpoint, step_of
+from ssl_vit.training.metrics_file import read_alarms
 from ssl_vit.units import format_seconds
 from ssl_vit_launch.batch import evaluation_logs
 from ssl_vit_launch.history import Event, Restart, first_failure, restarts, why_ended

@@ -1,6 +1,6 @@
 """How much memory a process of a run needs, worked out from its plan; no torch.
 
-The figures follow what DeepSpeed 0.19 allocates under the settings of `deepspeed_config.py`;
+The figures follow what DeepSpeed 0.19 allocates under the settings of `zero_config.py`;
 tests/cost/test_memory.py compares them with processes that train.
 """
 

@@ -50,6 +50,10 @@ class Views(Protocol):
             crops: For every size (V, B, 3, h, w) uint8, channels last in memory.
             draws: Of the B images.
             samples: Which images they are, with their labels.
+
+        Returns:
+            A NamedTuple of tensors, which the engine moves to the device; its ``numbers``, (B,)
+            int64, are the run's record of what was seen.
         """
         ...
 

@@ -98,10 +98,6 @@ class RunExports:
         self.every_steps, self.is_first = every_steps, is_first
         self._effort = OptionalWrites(f"an export into {folder}", "Training continues without it")
 
-    def due(self, step: int) -> bool:
-        """Whether an export belongs after ``step`` updates."""
-        return step % self.every_steps == 0
-
     def write(self, step: int) -> bool:
         """Write one; every rank calls it. False where it could not be written, which was said."""
         if not self.is_first:

@@ -1,14 +1,25 @@
-"""A teacher that is the exponential moving average of its student, correct at every ZeRO stage.
+"""A teacher that is the exponential moving average of its student, correct however the engine
+shards them.
 
-Under ZeRO-3 every rank keeps a share of each parameter (`ds_tensor`). Student and teacher are cut
-alike, so moving the shares moves the whole: nothing is gathered and nothing is sent.
+Where every rank keeps a share of each parameter, student and teacher are cut alike, so moving the
+shares moves the whole: nothing is gathered and nothing is sent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+LocalParts = Callable[[Tensor], list[Tensor]]
+"""A parameter → what this rank keeps of its values: its share first; behind it the whole, where
+that is kept too.
+"""
+
+
+def whole(parameter: Tensor) -> list[Tensor]:
+    """What is kept of a parameter that nothing shards."""
+    return [parameter.data]
 
 
 class EmaTeacher(nn.Module):
@@ -27,6 +38,8 @@ class EmaTeacher(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module.requires_grad_(requires_grad=False)
+        self.local_parts: LocalParts = whole
+        """Set by an engine that shards parameters."""
         for name, parameter in module.named_parameters():
             if parameter.dtype != torch.float32:
                 raise ValueError(f"the teacher's {name} is {parameter.dtype}, not torch.float32")
@@ -53,7 +66,7 @@ class EmaTeacher(nn.Module):
         pairs = [
             pair
             for ours, theirs in zip(self.module.parameters(), student.parameters(), strict=True)
-            for pair in _kept_here(ours, theirs)
+            for pair in _pairs(self.local_parts(ours), self.local_parts(theirs))
         ]
         if pairs:
             ours, theirs = map(list, zip(*pairs, strict=True))
@@ -62,16 +75,11 @@ class EmaTeacher(nn.Module):
             ours.copy_(theirs)
 
 
-def _kept_here(ours: Any, theirs: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(ours: list[Tensor], theirs: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """What this rank keeps of a teacher's parameter, beside the same of the student's."""
-    if not hasattr(ours, "ds_tensor"):
-        yield ours.data, theirs.data
-        return
-    yield ours.ds_tensor.data, theirs.ds_tensor.data
-    # ZeRO-3 also keeps small parameters whole on every rank, and computes with those copies; where
-    # there is one rank its share is the whole, and moving both would move it twice.
-    is_share = ours.data.data_ptr() == ours.ds_tensor.data.data_ptr()
-    if ours.data.numel() == ours.ds_numel and not is_share:
-        if theirs.data.numel() != theirs.ds_numel:
-            raise RuntimeError("ZeRO-3 keeps a teacher's parameter whole, but not its student's")
-        yield ours.data, theirs.data
+    # Where there is one rank, its share is the whole, and moving both would move it twice.
+    different = {part.data_ptr(): part for part in reversed(ours)}
+    ours = list(reversed(different.values()))
+    if len(ours) > len(theirs):
+        raise RuntimeError("a teacher's parameter is kept whole, but not its student's")
+    yield from zip(ours, theirs, strict=False)

@@ -4,7 +4,7 @@ nothing else.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -34,20 +34,6 @@ class StepOutput(NamedTuple):
     micro-batches and ranks.
     """
     observed: Observed
-
-
-class Batch(Protocol):
-    """What `Views.collate` returns: a NamedTuple of tensors, moved to the device by the engine."""
-
-    @property
-    def images(self) -> Tensor:
-        """(B, 3, H, W) uint8."""
-        ...
-
-    @property
-    def numbers(self) -> Tensor:
-        """(B,) int64, sample numbers in the shard set; the run's record of what was seen."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     import torch
 
     from ssl_vit.data.loader import Batches
+    from ssl_vit.exports.folder import RunExports
     from ssl_vit.monitors.probes import Probe
     from ssl_vit.objectives.objective import Objective
     from ssl_vit.run.pretrain import Prepared
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.engine import Engine
+    from ssl_vit.training.log import Log
     from ssl_vit.training.preemption import Preemption
     from ssl_vit.training.profile import StepProfile
-    from ssl_vit.training.trainer import Exports, Log, Trainer
+    from ssl_vit.training.trainer import Trainer
 
 
 def open_trainer(
@@ -34,27 +36,28 @@ def open_trainer(
     profile: "StepProfile | None" = None,
 ) -> "Trainer":
     """Everything that trains, its data workers started; `Trainer.close` ends them."""
-    from ssl_vit.training.bad_samples import BadSamples
-    from ssl_vit.training.guards import HangDetector, NonfiniteUpdates
+    from ssl_vit.training.guards import BadSamples, HangDetector, NonfiniteUpdates
+    from ssl_vit.training.metrics_file import AppendedLines
     from ssl_vit.training.trainer import Trainer
 
     config, folder, processes = prepared.config, prepared.folder, prepared.processes
+    batches = open_batches(prepared, start_step)
+    bad_samples = AppendedLines(folder.bad_samples, start_step, processes.is_first)
+    nonfinite = AppendedLines(folder.nonfinite, start_step, processes.is_first)
     return Trainer(
-        objective,
-        engine,
-        open_batches(prepared, start_step),
-        BadSamples(folder.bad_samples, start_step, config.data, processes.is_first),
-        NonfiniteUpdates(
-            folder.nonfinite, start_step, config.guard, processes.is_first, namer(prepared)
-        ),
-        HangDetector(folder.hangs, processes.rank, config.guard.hang_minutes),
-        checkpoints,
-        open_exports(prepared, objective),
-        log,
-        config.log,
-        preemption,
-        open_probe(prepared),
-        profile,
+        objective=objective,
+        engine=engine,
+        batches=batches,
+        bad_samples=BadSamples(bad_samples, start_step, config.data),
+        nonfinite=NonfiniteUpdates(nonfinite, config.guard, namer(prepared)),
+        hangs=HangDetector(folder.hangs, processes.rank, config.guard.hang_minutes),
+        checkpoints=checkpoints,
+        exports=open_exports(prepared, objective),
+        log_config=config.log,
+        preemption=preemption,
+        log=log,
+        probe=open_probe(prepared),
+        profile=profile,
     )
 
 
@@ -117,7 +120,7 @@ def open_probe(prepared: "Prepared") -> "Probe | None":
     return Probe(labeled, config.monitor.labeled_every_steps)
 
 
-def open_exports(prepared: "Prepared", objective: "Objective") -> "Exports":
+def open_exports(prepared: "Prepared", objective: "Objective") -> "RunExports":
     """Where exports go."""
     from ssl_vit.exports.folder import ExportInfo, RunExports
 
@@ -131,16 +134,15 @@ def open_log(prepared: "Prepared", start_step: int, device: "torch.device") -> "
     """Where the first rank writes and speaks."""
     from ssl_vit.monitors.collapse import CollapseWatch
     from ssl_vit.monitors.monitor import Monitor
-    from ssl_vit.training.alarms import AlarmFile
+    from ssl_vit.training.log import Log
     from ssl_vit.training.measures import peak_flops
     from ssl_vit.training.metrics import MetricsLog
-    from ssl_vit.training.metrics_file import lines_with
+    from ssl_vit.training.metrics_file import AppendedLines, lines_with
     from ssl_vit.training.progress import ProgressLine
-    from ssl_vit.training.trainer import Log
 
     config, plan, folder = prepared.config, prepared.plan, prepared.folder
     metrics = MetricsLog(
-        folder.metrics,
+        AppendedLines(folder.metrics, start_step),
         folder.tensorboard,
         start_step,
         config.log.every_steps,
@@ -156,7 +158,7 @@ def open_log(prepared: "Prepared", start_step: int, device: "torch.device") -> "
         metrics,
         ProgressLine(start_step, plan.total_steps, batch),
         Monitor(config.monitor, watch),
-        AlarmFile(folder.alarms, start_step),
+        AppendedLines(folder.alarms, start_step),
         folder.panels,
         OptionalWrites(f"pictures into {folder.panels}", "Training continues without it"),
     )

@@ -169,8 +169,9 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     import torch
 
     from ssl_vit.training.checkpoint import Checkpoints
-    from ssl_vit.training.engine import Engine, start_process_group
+    from ssl_vit.training.engine import Engine
     from ssl_vit.training.profile import StepProfile
+    from ssl_vit.training.zero import start_process_group
 
     config, folder, processes = prepared.config, prepared.folder, prepared.processes
     torch.set_num_threads(prepared.plan.threads)
@@ -240,7 +241,7 @@ def _rehearse(prepared: Prepared, preemption: "Preemption") -> Costs | None:
 def _with_length(prepared: Prepared, costs: Costs) -> Prepared:
     """The run with as many updates as its minutes have room for; the same on every rank."""
     from ssl_vit.training.consensus import gather
-    from ssl_vit.training.engine import free_memory
+    from ssl_vit.training.zero import free_memory
 
     config, processes = prepared.config, prepared.processes
     free_memory(prepared.plan.device)

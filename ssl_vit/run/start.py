@@ -139,8 +139,7 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
 
     from ssl_vit.models.vit import VisionTransformer, fit_positions
     from ssl_vit.training.consensus import gather
-    from ssl_vit.training.state_file import StateReader
-    from ssl_vit.training.state_shards import BUFFER, WEIGHT
+    from ssl_vit.training.state_shards import BUFFER, WEIGHT, StateReader
 
     for problem in gather(damage(checkpoint, processes), processes):
         if problem is not None:

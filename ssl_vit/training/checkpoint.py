@@ -248,7 +248,7 @@ class _Writing(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        from ssl_vit.training.state_file import write_state
+        from ssl_vit.training.state_shards import write_state
 
         try:
             write_state(self.file, self.tensors)

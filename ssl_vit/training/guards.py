@@ -1,4 +1,4 @@
-"""What watches a long run: updates that came to nothing, and ranks that stand still."""
+"""What watches a long run: bad samples, updates that came to nothing, ranks that stand still."""
 
 import contextlib
 import faulthandler
@@ -7,44 +7,82 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssl_vit.data.bad_sample import BadSample
+from ssl_vit.data.config import DataConfig
 from ssl_vit.errors import UserError
 from ssl_vit.training.config import GuardConfig
-from ssl_vit.training.metrics_file import AppendedLines
+from ssl_vit.training.metrics_file import AppendedLines, count_until
 
 if TYPE_CHECKING:
     from ssl_vit.training.update import StepResult
 
+# A share of the first few samples says nothing about the rest.
+_FEWEST_SEEN = 1_000
 _KEYS = 64  # named of one update
 _LOOK_SECONDS = 1.0
+
+
+class BadSamples:
+    """Samples that could not be decoded: listed, every update's once, and limited. Every rank
+    counts.
+
+    Args:
+        lines: `bad_samples.jsonl` of the run folder.
+        start_step: Updates already made.
+        data: Batch and limit.
+    """
+
+    def __init__(self, lines: AppendedLines, start_step: int, data: DataConfig) -> None:
+        self.max_fraction, self.batch = data.max_bad_fraction, data.global_batch_size
+        self._lines = lines
+        self.count = count_until(lines.path, start_step)
+
+    def record(self, step: int, bad: Sequence[BadSample]) -> None:
+        """Add those of all ranks in update ``step``, counted from 0."""
+        self.count += len(bad)
+        self._lines.write({"step": step + 1, **asdict(sample)} for sample in bad)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+    def are_too_many(self, num_updates: int) -> bool:
+        """Whether their share of all samples of so many updates is above the limit."""
+        return self.count > self.max_fraction * max(num_updates * self.batch, _FEWEST_SEEN)
+
+    def error(self, num_updates: int) -> UserError:
+        """What to say when they are."""
+        return UserError(
+            f"{self.count:,} of {num_updates * self.batch:,} samples could not be decoded, more "
+            f"than data.max_bad_fraction={self.max_fraction:g}; {self._lines.path} lists them",
+            "pack the images again; or go on by the same command with a larger "
+            "data.max_bad_fraction",
+        )
 
 
 class NonfiniteUpdates:
     """Updates that were not applied because the loss or a gradient was NaN or infinite.
 
     Args:
-        file: `nonfinite.jsonl` of the run folder; created with the first one.
-        start_step: Updates already made; lines of those that will be made again are cut off.
-        config: How many in a row are too many.
-        is_first: Whether this rank writes and speaks.
+        lines: `nonfinite.jsonl` of the run folder; the rank that writes it also speaks.
+        guard: How many in a row are too many.
         name_samples: Sample numbers → their keys.
     """
 
     def __init__(
         self,
-        file: Path,
-        start_step: int,
-        config: GuardConfig,
-        is_first: bool,
+        lines: AppendedLines,
+        guard: GuardConfig,
         name_samples: Callable[[Sequence[int]], list[str]],
     ) -> None:
-        self.file = file
-        self.most = config.max_consecutive_nonfinite
+        self._lines = lines
+        self.most = guard.max_consecutive_nonfinite
         self.name_samples = name_samples
         self.in_a_row = 0
-        self._lines = AppendedLines(file, start_step) if is_first else None
 
     def record(self, step: int, result: "StepResult") -> None:
         """Look at update ``step``, counted from 0.
@@ -57,12 +95,12 @@ class NonfiniteUpdates:
         if result.applied or result.overflowed:  # float16 looks for its scale by trying
             return
         self.in_a_row += 1
-        if self._lines is not None:
-            self._write(step, result, self._lines)
+        if self._lines.writes:
+            self._write(step, result)
         if self.in_a_row >= self.most:
             raise UserError(
                 f"{self.in_a_row} updates in a row came to nothing, up to update {step + 1}: "
-                f"{_what(result)}. {self.file} names their samples",
+                f"{_what(result)}. {self._lines.path} names their samples",
                 "nothing of it is in a checkpoint: begin a new run folder with a lower "
                 "optimizer.base_learning_rate, with optimizer.clip_norm=1, or with "
                 "engine.precision=float32; if it is always the same samples, look at them",
@@ -70,10 +108,9 @@ class NonfiniteUpdates:
 
     def close(self) -> None:
         """Close the file."""
-        if self._lines is not None:
-            self._lines.close()
+        self._lines.close()
 
-    def _write(self, step: int, result: "StepResult", lines: AppendedLines) -> None:
+    def _write(self, step: int, result: "StepResult") -> None:
         numbers = result.suspects[:_KEYS]
         line = {
             "step": step + 1,
@@ -81,9 +118,10 @@ class NonfiniteUpdates:
             "suspects": len(result.suspects),
             "keys": self.name_samples(numbers),
         }
-        lines.write([line])
+        self._lines.write([line])
         print(
-            f"update {step + 1} was not applied: {_what(result)}; its samples are in {self.file}",
+            f"update {step + 1} was not applied: {_what(result)}; its samples are in "
+            f"{self._lines.path}",
             file=sys.stderr,
             flush=True,
         )

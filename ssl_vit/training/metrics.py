@@ -36,7 +36,7 @@ class MetricsLog:
     """The first rank's log.
 
     Args:
-        file: `metrics.jsonl`; lines of updates that will be made again are cut off.
+        lines: `metrics.jsonl`.
         tensorboard: Folder of TensorBoard's event files.
         start_step: Updates already made.
         every_steps: Updates between two lines.
@@ -47,7 +47,7 @@ class MetricsLog:
 
     def __init__(
         self,
-        file: Path,
+        lines: AppendedLines,
         tensorboard: Path,
         start_step: int,
         every_steps: int,
@@ -60,7 +60,7 @@ class MetricsLog:
         self._since: list[StepResult] = []
         self._blocked_seconds = 0.0
         self._measures: dict[str, float] = {}
-        self._lines = AppendedLines(file, start_step)
+        self._lines = lines
         self._curves = _Curves(tensorboard, start_step)
 
     def begin(self, measures: Mapping[str, float]) -> None:
@@ -132,9 +132,9 @@ class MetricsLog:
             "peak_memory_gib": results[-1].peak_memory_bytes / GIB,
         }
 
-    def panel(self, step: int, pictures: dict[str, Tensor]) -> None:
-        """Show (3, H, W) uint8 pictures."""
-        self._curves.add_images(pictures, step + 1)
+    def panel(self, made: int, pictures: dict[str, Tensor]) -> None:
+        """Show (3, H, W) uint8 pictures, after so many updates."""
+        self._curves.add_images(pictures, made)
 
     def text(self, name: str, text: str) -> None:
         """Show a text, such as the config, as a code block."""

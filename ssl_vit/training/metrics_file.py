@@ -1,5 +1,5 @@
-"""The run folder's files of JSON lines, `metrics.jsonl` and others: every update stands there once.
-No torch here.
+"""The run folder's files of JSON lines (metrics, alarms, bad samples, skipped updates), in which
+every update stands once. No torch here.
 """
 
 import sys
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ssl_vit.files import OptionalWrites, replacing, to_json_line
-from ssl_vit.foreign import json_lines
+from ssl_vit.foreign import json_lines, typed_lines
+from ssl_vit.monitors.collapse import Alarm
 
 _MOST_WAITING = 16 * 2**20  # bytes
 
@@ -19,17 +20,21 @@ class AppendedLines:
     Args:
         file: Created with the first line; lines of updates that will be made again are cut off.
         start_step: Updates already made.
+        writes: Whether this rank does; on the others nothing happens.
     """
 
-    def __init__(self, file: Path, start_step: int) -> None:
-        self.path = file
-        cut_after(file, start_step)
+    def __init__(self, file: Path, start_step: int, writes: bool = True) -> None:
+        self.path, self.writes = file, writes
+        if writes:
+            cut_after(file, start_step)
         self._file: IO[bytes] | None = None
         self._waiting, self._lost = b"", 0
         self._effort = OptionalWrites(str(file), "Its lines wait for room")
 
     def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Append objects; each holds its `step`."""
+        if not self.writes:
+            return
         added = "".join(to_json_line(line) for line in lines).encode()
         if len(self._waiting) + len(added) <= _MOST_WAITING:
             self._waiting += added
@@ -74,6 +79,11 @@ def count_until(file: Path, step: int) -> int:
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; damaged ones are left out."""
     return list(json_lines(lines_of(file)))
+
+
+def read_alarms(file: Path) -> list[Alarm]:
+    """Those of an `alarms.jsonl`, oldest first; a line that a kill cut short is left out."""
+    return list(typed_lines(Alarm, lines_of(file)))
 
 
 def lines_with(file: Path, name: str) -> Iterator[dict[str, Any]]:

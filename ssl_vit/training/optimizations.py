@@ -15,21 +15,21 @@ from ssl_vit.training.config import EngineConfig
 
 
 def apply_optimizations(
-    objective: Objective, engine: EngineConfig, device: Literal["cpu", "cuda"]
+    objective: Objective, engine_config: EngineConfig, device: Literal["cpu", "cuda"]
 ) -> None:
     """Change how the objective computes, in place; names and values of parameters stay."""
     if device == "cuda":  # torch's own default is neither: products no, convolutions yes
-        torch.backends.cuda.matmul.allow_tf32 = engine.tf32
-        torch.backends.cudnn.allow_tf32 = engine.tf32
-    if engine.compile and device == "cpu":
+        torch.backends.cuda.matmul.allow_tf32 = engine_config.tf32
+        torch.backends.cudnn.allow_tf32 = engine_config.tf32
+    if engine_config.compile and device == "cpu":
         _separate_compiled_code()
     for backbone in objective.backbones():
-        backbone.use_channels_last(engine.channels_last)
+        backbone.use_channels_last(engine_config.channels_last)
     for unit in objective.units():
         forward = unit.forward
-        if engine.compile:
+        if engine_config.compile:
             forward = _compiled_in_training(unit)
-        if engine.activation_checkpointing:
+        if engine_config.activation_checkpointing:
             forward = _checkpointed(forward)
         unit.forward = forward  # type: ignore[method-assign] - hooks stay around it
 

@@ -1,12 +1,15 @@
-"""The optimizer, and setting its learning rate and weight decay by hand before every update."""
+"""The optimizer, and what is set by hand before an update: learning rate, decay, loss scale."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssl_vit.objectives.objective import ParameterGroup
 from ssl_vit.training.config import OptimizerConfig
+
+_INITIAL_SCALE, _GROW_AFTER = 2.0**16, 2_000
 
 
 def build_optimizer(
@@ -38,3 +41,43 @@ def set_schedules(
         frozen = step < group.frozen_steps
         target["lr"] = 0.0 if frozen else learning_rate * group.learning_rate_scale
         target["weight_decay"] = weight_decay * group.weight_decay_scale
+
+
+class LossScale:
+    """Dynamic loss scaling, for float16 alone: its gradients would be rounded to zero without.
+    Halved where a gradient is not finite, doubled after 2,000 updates in which all were
+    (Micikevicius et al. 2017, arXiv 1710.03740, section 3.2).
+
+    Not DeepSpeed's: at ZeRO 1 to 3 it updates the scale once for every parameter group, clips
+    before it divides by the scale, and keeps the scale out of reach of a checkpoint.
+
+    Args:
+        enabled: Whether anything is scaled; otherwise the scale is 1 and stays so.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.state: Tensor = torch.tensor([_INITIAL_SCALE, 0.0])
+        """(2,) float32: the scale, and the updates since it last changed. Kept in checkpoints."""
+
+    @property
+    def factor(self) -> float:
+        """What the loss is multiplied with."""
+        return float(self.state[0]) if self.enabled else 1.0
+
+    def update(self, finite: bool) -> bool:
+        """Learn from an update whether its gradients were finite.
+
+        Returns:
+            Whether the scale was to blame: they were not, and the next one is lower.
+        """
+        if not self.enabled:
+            return False
+        scale, good = self.state.tolist()
+        if not finite:
+            self.state[:] = torch.tensor([max(scale / 2, 1.0), 0.0])
+            return scale > 1
+        if good + 1 >= _GROW_AFTER:
+            scale, good = scale * 2, -1.0
+        self.state[:] = torch.tensor([scale, good + 1])
+        return False

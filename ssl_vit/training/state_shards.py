@@ -6,19 +6,28 @@ in the flattened whole. A checkpoint of such shards is read at any stage by any 
 frozen parameters (an EMA teacher) and buffers included; DeepSpeed's own universal format leaves
 those out in silence.
 
-The attributes of DeepSpeed 0.19 used here: `_hp_mapping` of a parameter (stages 1 and 2) and
-`ds_tensor` (stage 3).
+Each rank writes its own into a safetensors file; they are read back in any partition.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+import os
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ssl_vit.distributed import Processes
+from ssl_vit.files import share_like_folder, spelled_in_utf8
 
-WEIGHT, MOMENTS, BUFFER = "weight", ("exp_avg", "exp_avg_sq"), "buffer"
+if TYPE_CHECKING:
+    from ssl_vit.training.zero import ZeroModel
+
+# Kinds beside the moments, which `zero.py` names.
+WEIGHT, BUFFER = "weight", "buffer"
 
 
 class StateShard(NamedTuple):
@@ -56,132 +65,106 @@ class StateShards(NamedTuple):
         return self.own + self.shared + self.working
 
 
-def find_state_shards(
-    module: nn.Module, optimizer: Any, stage: int, processes: Processes
-) -> StateShards:
-    """This rank's part of the state; the optimizer's moments are made where there are none yet.
-
-    Args:
-        module: The objective inside the engine.
-        optimizer: As DeepSpeed returned it.
-        stage: ZeRO stage.
-        processes: This rank's place.
-    """
-    make_moments(optimizer)
+def find_state_shards(zero: "ZeroModel") -> StateShards:
+    """This rank's part of the state; the optimizer's moments are made where there are none yet."""
+    zero.make_moments()
     shards = StateShards([], [], [])
-    for name, parameter in module.named_parameters():
-        if stage == 3:
-            _add_stage_3(shards, name, parameter, optimizer, processes)
-            continue
-        whole = StateShard(f"{WEIGHT}/{name}", 0, parameter.data.view(-1))
-        if stage == 0 or not parameter.requires_grad:
-            shards.shared.append(whole)
-        else:
-            shards.own.extend(_stages_1_and_2(name, parameter))
-            shards.working.append(whole)
-        if stage == 0 and parameter.requires_grad:
-            state = base_optimizer(optimizer).state[parameter]
-            shards.shared.extend(
-                StateShard(f"{kind}/{name}", 0, state[kind].view(-1)) for kind in MOMENTS
-            )
-    kept = module.state_dict(keep_vars=True)  # without the buffers that follow from the config
+    for name, parameter in zero.module.named_parameters():
+        kept = zero.kept_state(parameter)
+        place = shards.shared if kept.is_whole else shards.own
+        if kept.weight is not None:
+            place.append(StateShard(f"{WEIGHT}/{name}", kept.start, kept.weight))
+        place.extend(
+            StateShard(f"{kind}/{name}", kept.start, data) for kind, data in kept.moments.items()
+        )
+        shards.working.extend(
+            StateShard(f"{WEIGHT}/{name}", start, data) for start, data in kept.copies
+        )
+    # Without the buffers that follow from the config.
+    saved = zero.module.state_dict(keep_vars=True)
     shards.shared.extend(
         StateShard(f"{BUFFER}/{name}", 0, data.view(-1))
-        for name, data in module.named_buffers()
-        if name in kept
+        for name, data in zero.module.named_buffers()
+        if name in saved
     )
     return shards
 
 
-def make_moments(optimizer: Any) -> None:
-    """AdamW's state as it is before the first update, where there is none yet."""
-    base = base_optimizer(optimizer)
-    for parameter in _optimized_tensors(optimizer):
-        if not base.state[parameter]:
-            base.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                **{kind: torch.zeros_like(parameter.data) for kind in MOMENTS},
-            }
-    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
-        # Once more: DeepSpeed links all groups after the first one's update, the others' moments
-        # not being there yet.
-        optimizer._hp_optimizer_states_linked = False
-        optimizer._lazy_init_hp_params_optimizer_state()
+def copy_to_host(shards: Iterable[StateShard]) -> dict[str, Tensor]:
+    """Copies in host memory, named `KEY@START`; training may go on at once."""
+    return {
+        f"{shard.key}@{shard.start}": shard.data.detach().to("cpu", copy=True).contiguous()
+        for shard in shards
+    }
 
 
-def applied_updates(optimizer: Any) -> int:
-    """Updates the optimizer has made, for its bias correction."""
-    state = base_optimizer(optimizer).state
-    return max((int(each["step"]) for each in state.values() if each), default=0)
+def write_state(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write what :func:`copy_to_host` gave, down to the disk."""
+    save_file(tensors, file)
+    share_like_folder(file)
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
-def set_applied_updates(optimizer: Any, count: int) -> None:
-    """Set what :func:`applied_updates` gives."""
-    for each in base_optimizer(optimizer).state.values():
-        each["step"].fill_(count)
+class _Stored(NamedTuple):
+    start: int
+    end: int
+    name: str
+    file: Any
 
 
-def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """torch's optimizer inside DeepSpeed's."""
-    return getattr(optimizer, "optimizer", optimizer)
+class StateReader:
+    """The files of all ranks of one checkpoint.
 
-
-def _optimized_tensors(optimizer: Any) -> Iterable[Tensor]:
-    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # stage 3
-        return optimizer.fp32_partitioned_groups_flat
-    return [each for group in base_optimizer(optimizer).param_groups for each in group["params"]]
-
-
-def _stages_1_and_2(name: str, parameter: Any) -> Iterator[StateShard]:
-    mapping = parameter._hp_mapping
-    if mapping is None:  # all of it is another rank's
-        return
-    start = mapping.lp_fragment_address.start
-    yield StateShard(f"{WEIGHT}/{name}", start, mapping.hp_fragment.data)
-    for kind in MOMENTS:
-        yield StateShard(f"{kind}/{name}", start, mapping.optim_fragment[kind])
-
-
-def _add_stage_3(
-    shards: StateShards, name: str, parameter: Any, optimizer: Any, processes: Processes
-) -> None:
-    start, count = _kept_of(parameter, processes)
-    if count == 0:
-        return
-    weight = StateShard(f"{WEIGHT}/{name}", start, parameter.ds_tensor.data.view(-1)[:count])
-    shards.own.append(weight)
-    if not parameter.requires_grad:
-        return
-
-    def partition(kind: str | None) -> Tensor:
-        return _stage_3_partition(parameter, optimizer, kind)[:count]
-
-    shards.working.append(weight._replace(data=partition(None)))
-    shards.own.extend(StateShard(f"{kind}/{name}", start, partition(kind)) for kind in MOMENTS)
-
-
-def clear_padding(module: nn.Module, optimizer: Any, processes: Processes) -> None:
-    """Zero what fills up ZeRO-3's last partitions: DeepSpeed leaves there what was in memory, which
-    is no part of any weight but would count in a norm.
+    Args:
+        files: Whoever wrote them, however many.
     """
-    for parameter in module.parameters():
-        _, count = _kept_of(parameter, processes)
-        kept: Any = parameter
-        kept.ds_tensor.data.view(-1)[count:] = 0
-        if parameter.requires_grad:
-            _stage_3_partition(parameter, optimizer, None)[count:] = 0
 
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._stored: dict[str, list[_Stored]] = {}
+        for path in files:
+            with spelled_in_utf8(path) as place:
+                file: Any = safe_open(place, framework="pt")
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                key, _, start = name.rpartition("@")
+                (length,) = file.get_slice(name).get_shape()
+                stored = _Stored(int(start), int(start) + length, name, file)
+                self._stored.setdefault(key, []).append(stored)
 
-def _kept_of(parameter: Any, processes: Processes) -> tuple[int, int]:
-    """(the first element that this rank keeps of a parameter under ZeRO-3, how many)."""
-    size = parameter.ds_tensor.ds_numel
-    start = processes.rank * size
-    return start, max(0, min(size, parameter.ds_numel - start))  # the last partitions are padded
+    def read_into(self, shards: Iterable[StateShard]) -> None:
+        """Overwrite the shards with what was stored.
 
+        Raises:
+            KeyError: Some of a shard was not; names it.
+        """
+        with torch.no_grad():
+            for shard in shards:
+                found = sum(
+                    self._read_part(shard, each) for each in self._stored.get(shard.key, [])
+                )
+                if found != shard.data.numel():
+                    raise KeyError(
+                        f"{shard.key} has {shard.data.numel() - found:,} elements that it lacks"
+                    )
 
-def _stage_3_partition(parameter: Any, optimizer: Any, kind: str | None) -> Tensor:
-    """This rank's part of a moment, or of the float32 weight, padding included."""
-    found, _ = optimizer._get_fp32_opt_state_partition(
-        parameter, release_swap_buffers=True, optim_state_key=kind
-    )
-    return found.data.view(-1)
+    def read(self, key: str) -> Tensor:
+        """The whole of a tensor, flattened.
+
+        Raises:
+            KeyError: It was not stored, or not all of it.
+        """
+        parts = sorted(self._stored.get(key, []))
+        if not parts:
+            raise KeyError(key)
+        if any(before.end != after.start for before, after in pairwise(parts)) or parts[0].start:
+            raise KeyError(f"a part of {key}")
+        return torch.cat([part.file.get_tensor(part.name) for part in parts])
+
+    @staticmethod
+    def _read_part(shard: StateShard, stored: _Stored) -> int:
+        begin, end = max(shard.start, stored.start), min(shard.end, stored.end)
+        if begin >= end:
+            return 0
+        values = stored.file.get_slice(stored.name)[begin - stored.start : end - stored.start]
+        shard.data[begin - shard.start : end - shard.start].copy_(values)
+        return end - begin

@@ -69,8 +69,8 @@ def main(size: str, overrides: list[str]) -> dict[str, float]:
     # What is freed goes back at once, so that the most in use is the most that was needed; a run
     # keeps freed memory for its next step instead.
     ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**16)
-    from ssl_vit.training.engine import start_process_group
     from ssl_vit.training.measures import peak_memory
+    from ssl_vit.training.zero import start_process_group
 
     torch.set_num_threads(1)
     processes = read_processes()
@@ -115,7 +115,7 @@ def train(config: RunConfig, processes: Processes) -> None:
     )
     for step in range(STEPS):
         engine.train_step(iter([Loaded(batch)] * plan.accumulation), step)
-    engine.engine.destroy()
+    engine.release()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from ssl_vit.recipes import RECIPES, find_recipe
 from tests.command_line import losses, ssl_vit
 from tests.launch import test_batch
 from tests.synthetic import write_shards
-from tests.training import test_deepspeed_config
+from tests.training import test_zero_config
 
 FOLDER = Path(__file__).parent
 
@@ -53,9 +53,9 @@ def main() -> int:
             golden = FOLDER / f"{recipe}.json"
             golden.write_text(json.dumps(smoke_losses(recipe, Path(folder)), indent=1) + "\n")
             print(f"wrote {golden}")
-    text = json.dumps(test_deepspeed_config.written(), indent=1)
-    test_deepspeed_config.GOLDEN.write_text(text + "\n")
-    print(f"wrote {test_deepspeed_config.GOLDEN}")
+    text = json.dumps(test_zero_config.written(), indent=1)
+    test_zero_config.GOLDEN.write_text(text + "\n")
+    print(f"wrote {test_zero_config.GOLDEN}")
     test_batch.GOLDEN.write_text(test_batch.written())
     print(f"wrote {test_batch.GOLDEN}")
     return 0

@@ -60,3 +60,45 @@ def test_what_would_lose_updates_or_leave_the_range_is_refused():
     teacher = EmaTeacher(Student())
     with pytest.raises(ValueError, match="not in"):
         teacher.follow(Student(), 1.5)
+
+
+def test_each_rank_moves_its_own_share_and_the_whole_where_that_is_kept_too():
+    student = Student()
+    teacher = EmaTeacher(copy.deepcopy(student))
+    kept: dict[int, list[torch.Tensor]] = {
+        id(parameter): [parameter.detach().flatten()[:1].clone(), parameter.detach().clone()]
+        for module in (student, teacher)
+        for parameter in module.parameters()
+    }
+    before = {place: [part.clone() for part in parts] for place, parts in kept.items()}
+    teacher.local_parts = lambda parameter: kept[id(parameter)]
+    for parameter in student.parameters():
+        for part in kept[id(parameter)]:
+            part.add_(1)
+    teacher.follow(student, 0.5)
+    for parameter in teacher.parameters():
+        torch.testing.assert_close(
+            kept[id(parameter)], [part + 0.5 for part in before[id(parameter)]]
+        )
+
+
+def test_a_share_that_is_the_whole_moves_once():
+    student = Student()
+    teacher = EmaTeacher(copy.deepcopy(student))
+    before = teacher.module.layer.weight.clone()
+    teacher.local_parts = lambda parameter: [parameter.data.view(-1), parameter.data]
+    with torch.no_grad():
+        student.layer.weight.add_(1)
+    teacher.follow(student, 0.5)
+    torch.testing.assert_close(teacher.module.layer.weight, before + 0.5)
+
+
+def test_a_student_of_whom_less_is_kept_is_refused():
+    def parts(parameter: torch.Tensor) -> list[torch.Tensor]:
+        share = parameter.detach().flatten()[:1].clone()
+        return [share] if parameter.requires_grad else [share, parameter.data]
+
+    teacher = EmaTeacher(Student())
+    teacher.local_parts = parts
+    with pytest.raises(RuntimeError, match="not its student's"):
+        teacher.follow(Student(), 0.5)

@@ -17,7 +17,7 @@ from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import read_config
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.start import check_beginning, find_checkpoint, load_network
-from ssl_vit.training.state_file import StateReader
+from ssl_vit.training.state_shards import StateReader
 from tests.command_line import losses, ssl_vit, torchrun
 from tests.synthetic import write_shards
 

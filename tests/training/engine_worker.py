@@ -146,7 +146,8 @@ def run_leg(engine: Any, objective: Distilled, first: int, last: int) -> dict[st
 def main(out: Path, legs: list[str]) -> None:
     set_library_environment("cpu")
     from ssl_vit.training.checkpoint import Checkpoints
-    from ssl_vit.training.engine import Engine, free_memory, start_process_group
+    from ssl_vit.training.engine import Engine
+    from ssl_vit.training.zero import free_memory, start_process_group
 
     torch.set_num_threads(1)
     processes = read_processes()

@@ -1,10 +1,12 @@
 """A run that collapses says so: in its log, in its folder, and to whoever asks how it goes."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from ssl_vit.monitors.collapse import Alarm
-from ssl_vit.training.alarms import AlarmFile, in_words, read_alarms
+from ssl_vit.training.log import in_words
+from ssl_vit.training.metrics_file import AppendedLines, read_alarms
 from tests.command_line import ssl_vit
 from tests.synthetic import write_shards
 
@@ -14,11 +16,11 @@ ALARM = Alarm(12, "one direction", "all alike", "a setting")
 def test_alarms_of_updates_that_are_made_again_are_cut_off(tmp_path: Path):
     file = tmp_path / "alarms.jsonl"
     later = Alarm(30, "few dimensions", "fewer", "another")
-    AlarmFile(file, 0).write([ALARM, later])
+    AppendedLines(file, 0).write(asdict(alarm) for alarm in (ALARM, later))
     with file.open("a") as opened:
         opened.write('{"step": 31, "symp')  # a kill
     assert read_alarms(file) == [ALARM, later]
-    AlarmFile(file, 20)
+    AppendedLines(file, 20)
     assert read_alarms(file) == [ALARM]
     assert read_alarms(tmp_path / "none") == []
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ssl_vit.training.loss_scale import LossScale
+from ssl_vit.training.optimizer import LossScale
 
 
 def test_it_is_halved_where_a_gradient_is_not_finite_and_never_below_one():

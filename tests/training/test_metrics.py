@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.metrics import MetricsLog
+from ssl_vit.training.metrics_file import AppendedLines
 from ssl_vit.training.update import GroupNorms, Seconds, StepResult
 from tests.command_line import SMOKE, python, ssl_vit, torchrun
 from tests.training.engine_worker import plan_for
@@ -119,7 +120,8 @@ def test_nothing_is_lost_between_two_lines(tmp_path: Path):
     )
     slow = replace(result, step_seconds=4.0, norms={"decayed": GroupNorms(1.0, 2.0, 3.0)})
     plan = plan_for(1, EngineConfig())
-    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0, 3, 8, plan, 1e12)
+    lines = AppendedLines(tmp_path / "metrics.jsonl", 0)
+    log = MetricsLog(lines, tmp_path / "tensorboard", 0, 3, 8, plan, 1e12)
     for step, blocked in enumerate((0.0, 0.5, 0.25, 0.0, 0.0, 0.0)):
         measures = {"monitor/rankme": 7.0} if step == 1 else {}
         log.record(step, slow if step == 1 else result, blocked, measures)

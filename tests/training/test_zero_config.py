@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
-from ssl_vit.training.deepspeed_config import deepspeed_config
+from ssl_vit.training.zero_config import deepspeed_config
 from tests.training.engine_worker import plan_for
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deepspeed_config.json"

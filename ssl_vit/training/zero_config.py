@@ -7,47 +7,49 @@ from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.plan import RunPlan
 
 
-def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, plan: RunPlan) -> dict:
+def deepspeed_config(
+    engine_config: EngineConfig, optimizer_config: OptimizerConfig, plan: RunPlan
+) -> dict[str, Any]:
     """What `deepspeed.initialize` gets."""
-    config: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation,
-        # At stage 0 the engine clips: DeepSpeed fails there where a gradient was dropped.
-        "gradient_clipping": optimizer.clip_norm if engine.zero_stage else 0.0,
-        "zero_optimization": _zero_config(engine, plan),
+        # At stage 0 `ZeroModel` clips: DeepSpeed fails there where a gradient was dropped.
+        "gradient_clipping": optimizer_config.clip_norm if engine_config.zero_stage else 0.0,
+        "zero_optimization": _zero_settings(engine_config, plan),
         # We bring torch's AdamW; DeepSpeed's own optimizers are compiled at first use.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
     if plan.precision != "float32":
-        config["torch_autocast"] = {
+        settings["torch_autocast"] = {
             "enabled": True,
             "dtype": plan.precision,
             # Only says which gradients travel in the lower precision: none, so that ranks add up
             # in float32.
             "lower_precision_safe_modules": [],
         }
-    return config
+    return settings
 
 
-def _zero_config(engine: EngineConfig, plan: RunPlan) -> dict[str, Any]:
-    config: dict[str, Any] = {"stage": engine.zero_stage}
-    whole_below = engine.zero3_whole_below
-    if engine.zero_stage == 0:
-        return config
+def _zero_settings(engine_config: EngineConfig, plan: RunPlan) -> dict[str, Any]:
+    settings: dict[str, Any] = {"stage": engine_config.zero_stage}
+    whole_below = engine_config.zero3_whole_below
+    if engine_config.zero_stage == 0:
+        return settings
     bucket = bucket_of(plan.trained_parameters)
-    config["reduce_bucket_size"] = config["allgather_bucket_size"] = bucket
-    if engine.offload_optimizer:
-        config["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.pin_memory}
-    if engine.zero_stage == 3:
-        config["stage3_param_persistence_threshold"] = whole_below
+    settings["reduce_bucket_size"] = settings["allgather_bucket_size"] = bucket
+    if engine_config.offload_optimizer:
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.pin_memory}
+    if engine_config.zero_stage == 3:
+        settings["stage3_param_persistence_threshold"] = whole_below
         # DeepSpeed's own linear layer adds the bias after rounding, so that losses differ from the
         # other stages', and under autocast keeps its inputs in float32, more than it saves.
-        config["memory_efficient_linear"] = False
-        config["stage3_max_live_parameters"] = ZERO3_LIVE
-        config["stage3_max_reuse_distance"] = ZERO3_LIVE
+        settings["memory_efficient_linear"] = False
+        settings["stage3_max_live_parameters"] = ZERO3_LIVE
+        settings["stage3_max_reuse_distance"] = ZERO3_LIVE
     elif plan.device == "cpu":
         # Contiguous copies speed nothing up on a CPU; they are two more copies of each gradient.
-        config["contiguous_gradients"] = False
-    return config
+        settings["contiguous_gradients"] = False
+    return settings

@@ -1,0 +1,82 @@
+"""Where the first rank writes and speaks: metrics, curves, alarms, pictures, the progress line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ssl_vit.files import OptionalWrites, replacing
+from ssl_vit.monitors.collapse import Alarm
+from ssl_vit.monitors.monitor import Monitor
+from ssl_vit.monitors.probes import summary
+from ssl_vit.objectives.objective import Observed
+from ssl_vit.training.metrics import MetricsLog
+from ssl_vit.training.metrics_file import AppendedLines
+from ssl_vit.training.progress import ProgressLine
+from ssl_vit.training.update import StepResult
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where the first rank writes and speaks."""
+
+    metrics: MetricsLog
+    progress: ProgressLine
+    monitor: Monitor
+    alarms: AppendedLines
+    panels: Path
+    """Folder of the pictures as PNG, for those without TensorBoard."""
+    panel_writes: OptionalWrites
+    """Of the pictures."""
+
+    def record(
+        self,
+        step: int,
+        result: StepResult,
+        observed: Sequence[Observed],
+        probed: Mapping[str, float],
+        num_bad: int,
+        blocked_seconds: float,
+    ) -> None:
+        """Tell of update ``step``, counted from 0, of what monitors make of its features, of probes
+        after it, of the bad samples so far, and of the time spent saving.
+        """
+        measures, alarms = self.monitor.look(step, observed, result.metrics)
+        self.metrics.record(step, result, blocked_seconds, {**measures, **probed})
+        self.alarms.write(asdict(alarm) for alarm in alarms)
+        if probed:
+            self.progress.probed = summary(probed)
+        self.progress.show(step, result, num_bad, self.monitor.watch.active)
+        for alarm in alarms:
+            self.progress.say(in_words(alarm))
+
+    def begin(self, probed: Mapping[str, float]) -> None:
+        """Tell of probes before the first update."""
+        self.metrics.begin(probed)
+        self.progress.say(f"before training: {summary(probed)}")
+
+    def show(self, made: int, pictures: dict[str, Tensor]) -> None:
+        """(3, H, W) uint8 pictures after so many updates, to TensorBoard and as PNG."""
+        self.metrics.panel(made, pictures)
+        with self.panel_writes.attempt():
+            self.panels.mkdir(exist_ok=True)
+            for name, picture in pictures.items():
+                pixels = picture.permute(1, 2, 0).cpu().numpy()
+                with replacing(self.panels / f"{name}_{made:08d}.png") as partial:
+                    Image.fromarray(pixels).save(partial, "PNG")
+
+    def close(self) -> None:
+        """Leave terminal and files in order."""
+        self.progress.close()
+        self.metrics.close()
+        self.alarms.close()
+
+
+def in_words(alarm: Alarm) -> str:
+    """For a person: what was seen, and what usually cures it."""
+    return (
+        f"ALARM at update {alarm.step:,}: {alarm.symptom}: {alarm.evidence}\n"
+        f"      what usually cures it: {alarm.remedy}"
+    )

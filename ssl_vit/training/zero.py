@@ -1,0 +1,302 @@
+"""The only file that knows DeepSpeed: an objective and its optimizer under ZeRO, in a few verbs.
+
+Surprises it hides (DeepSpeed 0.19): `backward` exactly once a micro-batch, or ZeRO-1/2 sum wrongly
+in silence; the shared-memory operator would be compiled for 40 seconds at start; ZeRO-0 in float32
+reports no gradient norm. `tests/training/test_zero.py` lists every name of DeepSpeed's that is
+touched here, private ones too.
+Set the environment variable DS_ACCELERATOR before importing this file: deepspeed reads it at
+import.
+"""
+
+import gc
+import logging
+import warnings
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import _lru_cache_wrapper
+from typing import Any, Literal, NamedTuple
+
+import deepspeed
+import deepspeed.comm
+import deepspeed.ops
+import torch
+from deepspeed.runtime.zero import parameter_offload
+from torch import Tensor
+
+from ssl_vit.distributed import Processes, complete_environment
+from ssl_vit.objectives.objective import Objective, StepOutput
+from ssl_vit.training.gloo import gather_by_broadcasts
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's, by torch's names."""
+
+
+def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) -> None:
+    """Join the other processes, quietly and without compiling anything."""
+    complete_environment()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if device == "cuda":
+        torch.cuda.set_device(processes.local_rank)
+    # Only inference uses this operator, yet the first start would spend 40 s compiling it.
+    compatible: dict[str, bool] = getattr(deepspeed.ops, "__compatible_ops__", {})
+    compatible["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device == "cuda" else "gloo", verbose=False, auto_mpi_discovery=False
+    )
+    if device == "cpu":
+        backend: Any = deepspeed.comm.comm.cdb
+        backend.all_gather_function = gather_by_broadcasts
+
+
+def free_memory(device: Literal["cpu", "cuda"]) -> None:
+    """Give back what an engine held that nothing of ours refers to any more."""
+    # ZeRO-3 keeps its newest module in a list, and its engine in the cache of a method.
+    parameter_offload.FWD_MODULE_STACK.clear()
+    for found in gc.get_objects():  # proxies of what is gone among them: no isinstance
+        if type(found) is _lru_cache_wrapper and "deepspeed.runtime" in str(found.__module__):
+            found.cache_clear()
+    gc.collect()  # modules and their hooks refer to each other
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def local_parts(parameter: Tensor) -> list[Tensor]:
+    """What this rank keeps of a parameter's values: under ZeRO-3 its share, and behind it the
+    whole, where that is kept too because the parameter is small; else the whole alone.
+    """
+    sharded: Any = parameter
+    if not hasattr(sharded, "ds_tensor"):
+        return [parameter.data]
+    share = sharded.ds_tensor.data
+    is_whole = parameter.data.numel() == sharded.ds_numel
+    return [share, parameter.data] if is_whole else [share]
+
+
+class KeptState(NamedTuple):
+    """What this rank keeps of a parameter's training state; all tensors are flat views of it."""
+
+    start: int
+    """Place of the first element in the flattened parameter."""
+    weight: Tensor | None
+    """Its values as they are saved; None where all of them are another rank's."""
+    moments: dict[str, Tensor]
+    """Of the same elements; none for a frozen parameter."""
+    copies: tuple[tuple[int, Tensor], ...]
+    """Second copies of the values, where the weights that compute are not those that are updated:
+    (place of the first element, elements).
+    """
+    is_whole: bool
+    """Whether every rank has all of it."""
+
+
+class ZeroModel:
+    """One rank's half of an objective and its optimizer, sharded by ZeRO.
+
+    Args:
+        objective: Built identically on every rank, on the CPU; moved to the device here.
+        optimizer: torch's, over the objective's parameters.
+        settings: DeepSpeed's config.
+        stage: ZeRO stage.
+        processes: This rank's place.
+        clip_norm: Of the gradients; 0 turns clipping off.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        settings: dict[str, Any],
+        stage: int,
+        processes: Processes,
+        clip_norm: float,
+    ) -> None:
+        # Any: deepspeed's own annotations are too loose to check against.
+        parts: tuple[Any, ...] = deepspeed.initialize(
+            model=objective, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+        self.deepspeed, self.optimizer = parts[0], parts[1]
+        self.stage, self.processes, self.clip_norm = stage, processes, clip_norm
+        self.loss_scale = 1.0
+        self._norm: Tensor = torch.tensor(0.0)
+        if stage == 3:
+            self._clear_padding()
+
+    @property
+    def module(self) -> Objective:
+        """The objective; under ZeRO-3 its parameters are empty outside of a forward pass."""
+        return self.deepspeed.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return torch.device(self.deepspeed.device)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's, in its order."""
+        return self.optimizer.param_groups
+
+    def without_loss_scaling(self) -> None:
+        """Take DeepSpeed's own scaling of a float16 loss out."""
+        owner, name = (
+            (self.deepspeed, "torch_autocast_z0_gradscaler")
+            if self.stage == 0
+            else (self.optimizer, "torch_autocast_gradscaler")
+        )
+        assert hasattr(owner, name), f"DeepSpeed has no {name} any more"
+        setattr(owner, name, None)
+
+    def scale_loss(self, factor: float) -> None:
+        """Multiply the losses of the next update with this; its gradients are divided again."""
+        self.loss_scale = factor
+        if factor != 1 and self.stage > 0:
+            self.optimizer.override_loss_scale(factor)
+
+    def forward(self, batch: Any, step: int) -> StepOutput:
+        """The objective's loss of a micro-batch."""
+        return self.deepspeed(batch, step)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradients; once for every micro-batch."""
+        # The ZeRO optimizers multiply with the scale by themselves.
+        self.deepspeed.backward(loss * self.loss_scale if self.stage == 0 else loss)
+
+    def step(self) -> None:
+        """End a micro-batch; the last one of an update applies it, unless a gradient is not
+        finite.
+        """
+        if self.stage == 0 and self.deepspeed.is_gradient_accumulation_boundary():
+            self._norm = self._settle_stage_0()
+        self.deepspeed.step()
+
+    def gradient_norm(self) -> float:
+        """L2 norm of the latest update's whole gradient, before clipping."""
+        return float(self._norm if self.stage == 0 else self.deepspeed.get_global_grad_norm())
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """The whole parameters on every rank, to be read; every rank enters it."""
+        if self.stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+
+    def destroy(self) -> None:
+        """Undo what DeepSpeed set up; the process group stays."""
+        self.deepspeed.destroy()
+
+    def make_moments(self) -> None:
+        """AdamW's state as it is before the first update, where there is none yet."""
+        base = self._base_optimizer
+        for parameter in self._optimized_tensors():
+            if not base.state[parameter]:
+                base.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    **{kind: torch.zeros_like(parameter.data) for kind in MOMENTS},
+                }
+        if self.stage in (1, 2):
+            # Once more: DeepSpeed links all groups after the first one's update, the others'
+            # moments not being there yet.
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def applied_updates(self) -> int:
+        """Updates the optimizer has made, for its bias correction."""
+        state = self._base_optimizer.state
+        return max((int(each["step"]) for each in state.values() if each), default=0)
+
+    def set_applied_updates(self, count: int) -> None:
+        """Set what :meth:`applied_updates` gives."""
+        for each in self._base_optimizer.state.values():
+            each["step"].fill_(count)
+
+    def kept_state(self, parameter: Any) -> KeptState:
+        """This rank's part of a parameter and its moments, which :meth:`make_moments` has made."""
+        if self.stage == 3:
+            return self._stage_3_state(parameter)
+        weight = parameter.data.view(-1)
+        if not parameter.requires_grad:
+            return KeptState(0, weight, {}, (), is_whole=True)
+        if self.stage == 0:
+            state = self._base_optimizer.state[parameter]
+            moments = {kind: state[kind].view(-1) for kind in MOMENTS}
+            return KeptState(0, weight, moments, (), is_whole=True)
+        mapping, copies = parameter._hp_mapping, ((0, weight),)
+        if mapping is None:
+            return KeptState(0, None, {}, copies, is_whole=False)
+        return KeptState(
+            mapping.lp_fragment_address.start,
+            mapping.hp_fragment.data,
+            {kind: mapping.optim_fragment[kind] for kind in MOMENTS},
+            copies,
+            is_whole=False,
+        )
+
+    def refresh_copies(self) -> None:
+        """Gather again what every rank keeps whole of ZeRO-3's shares: small parameters."""
+        if self.stage == 3 and (kept := self.optimizer.persistent_parameters):
+            kept[0].partition(kept)
+            kept[0].all_gather(kept)
+
+    @property
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        """torch's optimizer inside DeepSpeed's."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _optimized_tensors(self) -> Iterable[Tensor]:
+        if self.stage == 3:
+            return self.optimizer.fp32_partitioned_groups_flat
+        groups = self._base_optimizer.param_groups
+        return [each for group in groups for each in group["params"]]
+
+    def _settle_stage_0(self) -> Tensor:
+        """The whole gradient's norm; and what the other stages do by themselves: dividing by the
+        loss scale, dropping a gradient that is not finite, clipping.
+        """
+        trained = [p for p in self.module.parameters() if p.grad is not None]
+        gradients = [grad for p in trained if (grad := p.grad) is not None]
+        if self.loss_scale != 1:
+            torch._foreach_div_(gradients, self.loss_scale)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            # AdamW passes over what has no gradient.
+            self.module.zero_grad(set_to_none=True)
+        elif self.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
+        return norm
+
+    def _stage_3_state(self, parameter: Any) -> KeptState:
+        start, count = self._share_of(parameter)
+        if count == 0:
+            return KeptState(start, None, {}, (), is_whole=False)
+        weight = parameter.ds_tensor.data.view(-1)[:count]
+        if not parameter.requires_grad:
+            return KeptState(start, weight, {}, (), is_whole=False)
+        copy = self._stage_3_partition(parameter, None)[:count]
+        moments = {kind: self._stage_3_partition(parameter, kind)[:count] for kind in MOMENTS}
+        return KeptState(start, weight, moments, ((start, copy),), is_whole=False)
+
+    def _stage_3_partition(self, parameter: Any, kind: str | None) -> Tensor:
+        """This rank's part of a moment, or of the float32 weight, padding included."""
+        found, _ = self.optimizer._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=True, optim_state_key=kind
+        )
+        return found.data.view(-1)
+
+    def _share_of(self, parameter: Any) -> tuple[int, int]:
+        """(the first element that this rank keeps of a parameter under ZeRO-3, how many)."""
+        size = parameter.ds_tensor.ds_numel
+        start = self.processes.rank * size
+        # The last partitions are padded.
+        return start, max(0, min(size, parameter.ds_numel - start))
+
+    def _clear_padding(self) -> None:
+        """Zero what fills up ZeRO-3's last partitions: DeepSpeed leaves there what was in memory,
+        which is no part of any weight but would count in a norm.
+        """
+        for parameter in self.module.parameters():
+            _, count = self._share_of(parameter)
+            kept: Any = parameter
+            kept.ds_tensor.data.view(-1)[count:] = 0
+            if parameter.requires_grad:
+                self._stage_3_partition(parameter, None)[count:] = 0
