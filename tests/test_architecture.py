@@ -80,10 +80,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Of what a network costs, a run knows the sum.
     "ssl_vit.cost.*": {"ssl_vit.models.cost", "ssl_vit.training.config"},
     "ssl_vit.cost.devices": set(),
+    "ssl_vit.cost.tracing": set(),
+    "ssl_vit.cost.disk": {"ssl_vit.cost.counting", "ssl_vit.models.cost", "ssl_vit.run.config"},
+    # It builds what is trained and feeds it as training does.
+    "ssl_vit.cost.counting": {
+        "ssl_vit.cost.tracing",
+        "ssl_vit.data.config",
+        "ssl_vit.data.order",
+        "ssl_vit.models.*",
+        "ssl_vit.objectives.*",
+    },
     "ssl_vit.cost.estimate": {"ssl_vit.*"},
     "ssl_vit.training.*": {
         "ssl_vit.config",
-        "ssl_vit.cost.*",
+        "ssl_vit.cost.devices",
+        "ssl_vit.cost.memory",
         "ssl_vit.distributed",
         "ssl_vit.errors",
         "ssl_vit.files",
@@ -121,6 +132,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.files",
         "ssl_vit.foreign",
         "ssl_vit.run.config",
+        "ssl_vit.cost.counting",
         "ssl_vit.data.values",
         "ssl_vit.models.*",
         "ssl_vit.objectives.objective",
@@ -196,6 +208,7 @@ QUICK = (
     "ssl_vit.data.sources",
     "ssl_vit.demo",
     "ssl_vit.exports.folder",
+    "ssl_vit.cost.disk",
     "ssl_vit.cost.estimate",
     "ssl_vit.run.machine",
     "ssl_vit.run.pretrain",

@@ -16,7 +16,6 @@ from ssl_vit.errors import UserError
 from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder, spelled_in_utf8
 from ssl_vit.foreign import first_line, read_json
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.cost import backbone_parameters
 from ssl_vit.run.config import CONFIG_FILE, RunConfig
 
 if TYPE_CHECKING:
@@ -194,6 +193,7 @@ def load_backbone(path: Path | str) -> "VisionTransformer":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from ssl_vit.cost.counting import backbone_parameters
     from ssl_vit.models.vit import VisionTransformer
 
     folder = find_export(path)
