@@ -89,9 +89,9 @@ def memory(processes: Processes, stage: str, width: str, depth: str) -> dict[str
     import torch
     from mae_steps import draw_batch, engine_step, run_config
 
+    from ssl_vit.cost.counting import count_cost
     from ssl_vit.cost.memory import memory_of
     from ssl_vit.models.cost import Arithmetic
-    from ssl_vit.objectives.cost import objective_cost
     from ssl_vit.training.config import EngineConfig
     from ssl_vit.training.measures import peak_memory
 
@@ -115,7 +115,7 @@ def memory(processes: Processes, stage: str, width: str, depth: str) -> dict[str
     step()
     peak = peak_memory(torch.device("cpu")) - before
     arithmetic = Arithmetic("float32", "cpu")
-    cost = objective_cost(config.objective, config.backbone, arithmetic)
+    cost = count_cost(config.objective, config.backbone, arithmetic)
     plan = memory_of(cost, engine, processes.world_size, (1, 1), arithmetic)
     held = plan.held_gradients if engine.zero_stage == 3 else 0
     always = plan.weights + plan.optimizer + held
@@ -131,13 +131,15 @@ def state(processes: Processes, width: str, depth: str, pairs: str, folder: str)
     from ssl_vit.data.shared_buffers import Loaded
     from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
+    from ssl_vit.run.counted import counted
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.config import CheckpointConfig
     from ssl_vit.training.engine import Engine
     from ssl_vit.training.plan import DataFacts, Machine, make_plan
 
     config = run_config(_sizes(int(width), int(depth), 1, image_size=64), "float32", "cpu")
-    plan = make_plan(config, Machine(1, 2, "cpu"), DataFacts(1000, "benchmark"))
+    machine = Machine(1, 2, "cpu")
+    plan = counted(make_plan(config, machine, DataFacts(1000, "benchmark")), config, machine)
     objective = build_objective(
         config.objective, VisionTransformer(config.backbone), config.data, total_steps=1
     )

@@ -33,6 +33,7 @@ from ssl_vit.distributed import Processes, set_library_environment
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import read_config
 from ssl_vit.run.config import RunConfig
+from ssl_vit.run.counted import counted
 from ssl_vit.run.data import data_facts
 from ssl_vit.run.machine import find_machine
 from ssl_vit.training.plan import make_plan
@@ -297,7 +298,7 @@ def _build(config: RunConfig) -> Any:
 
     machine = find_machine(config.engine.device, Processes())
     objective = copy.deepcopy(_network(config.backbone, config.objective, machine.device))
-    plan = make_plan(config, machine, data_facts(None))
+    plan = counted(make_plan(config, machine, data_facts(None)), config, machine)
     return Engine(objective, config.optimizer, config.engine, plan, Processes(), config.seed)
 
 

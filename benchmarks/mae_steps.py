@@ -26,6 +26,7 @@ from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.one_crop.views import MaskedBatch
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.run.config import RunConfig
+from ssl_vit.run.counted import counted
 from ssl_vit.training.config import EngineConfig, LogConfig, OptimizerConfig, ScheduleConfig
 from ssl_vit.training.engine import Engine, to_device
 from ssl_vit.training.optimizer import build_optimizer
@@ -201,7 +202,7 @@ def engine_step(
         objective,
         config.optimizer,
         engine,
-        make_plan(config, machine, facts),
+        counted(make_plan(config, machine, facts), config, machine),
         processes,
         config.seed,
     )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ssl_vit.errors import UserError
+from ssl_vit.models.cost import Cost
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import find_recipe
 from ssl_vit.training.config import OptimizerConfig
@@ -19,6 +20,7 @@ from ssl_vit.training.plan import (
     peak_learning_rate,
     split_batch,
     weight_decay_at,
+    with_cost,
 )
 
 IMAGENET = DataFacts(num_samples=1_281_167, fingerprint="imagenet")
@@ -212,3 +214,37 @@ def test_koleo_of_a_single_image_is_refused() -> None:
         make_plan(config, Machine(1, 2, "cpu"), IMAGENET)
     without = apply_overrides(config, ["objective.koleo_weight=0"])
     assert make_plan(without, Machine(1, 2, "cpu"), IMAGENET).micro_batch_size == 1
+
+
+def test_what_is_counted_is_filled_in_after_the_checks() -> None:
+    config = find_recipe("mae_vitb16")
+    machine = Machine(8, 8, "cuda", memory_bytes=2**30)
+    made = make_plan(config, machine, IMAGENET)
+    assert (made.trained_parameters, made.step_flops_per_image) == (0, 0.0)
+    found = with_cost(made, config, machine, Cost(trained=1000, step_flops=30.0))
+    assert (found.trained_parameters, found.step_flops_per_image) == (1000, 30.0)
+    counted = {"trained_parameters": 0, "step_flops_per_image": 0.0}
+    assert found.model_copy(update=counted) == made
+
+
+def test_an_automatic_micro_batch_is_the_largest_of_which_the_counted_cost_fits() -> None:
+    config = apply_overrides(find_recipe("mae_vitb16"), ["engine.micro_batch_size=auto"])
+    machine = Machine(8, 8, "cuda", memory_bytes=1000)
+    made = make_plan(config, machine, IMAGENET)
+    assert (made.micro_batch_size, made.micro_batch_found_for) == (64, "")
+    # 512 images a process; 800 bytes of memory may be taken.
+    found = with_cost(made, config, machine, Cost(kept_bytes=6.0))
+    assert (found.micro_batch_size, found.accumulation) == (128, 4)
+    earlier = (found.micro_batch_found_for, 32)
+    again = make_plan(config, machine, IMAGENET, earlier)
+    assert with_cost(again, config, machine, Cost(kept_bytes=6.0)).micro_batch_size == 32
+    with pytest.raises(UserError, match="not even one image"):
+        with_cost(made, config, machine, Cost(kept_bytes=1001.0))
+
+
+def test_an_automatic_micro_batch_of_one_image_is_refused_where_images_are_compared() -> None:
+    config = apply_overrides(find_recipe("dinov2_small_data"), ["engine.micro_batch_size=auto"])
+    machine = Machine(1, 2, "cuda", memory_bytes=1000)
+    made = make_plan(config, machine, IMAGENET)
+    with pytest.raises(UserError, match=r"objective\.koleo_weight compares"):
+        with_cost(made, config, machine, Cost(kept_bytes=500.0))

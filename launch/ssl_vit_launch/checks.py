@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ssl_vit.cost.estimate import disk_of
+from ssl_vit.cost.disk import expected_disk
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
 from ssl_vit.run.environment import PACKAGES
@@ -35,7 +35,7 @@ def check_run(
     cluster: ClusterConfig,
     nodes: tuple[int, int],
 ) -> Prepared:
-    """Config, shards, index, divisibility, the run folder, free space and versions.
+    """Config, shards, index, divisibility, the run folder and versions.
 
     Args:
         recipe, run, overrides, is_smoke: As for ``pretrain.prepare``.
@@ -44,7 +44,7 @@ def check_run(
 
     Raises:
         UserError: Whatever `ssl-vit pretrain` would refuse on that many processes; a missing
-            package; a disk too small for the run's checkpoints and exports.
+            package.
     """
     per_node = cluster.processes_per_node
     if nodes[1] > nodes[0]:
@@ -57,7 +57,6 @@ def check_run(
         prepared = prepare(recipe, run, overrides, is_smoke, everyone)
     if not cluster.container.image:  # which has its own
         check_versions()
-    check_space([prepared])
     return prepared
 
 
@@ -77,7 +76,8 @@ def check_versions() -> None:
 
 
 def check_space(runs: Sequence[Prepared]) -> None:
-    """Refuse what the disk has no room for.
+    """Refuse what the disk has no room for. Imports torch to count parameters, if it is installed;
+    so after all other checks.
 
     Raises:
         UserError: All runs together need more than is free.
@@ -85,7 +85,9 @@ def check_space(runs: Sequence[Prepared]) -> None:
     root = runs[0].folder.root
     needed = 0
     for each in runs:
-        disk = disk_of(each.config, each.plan.total_steps)
+        disk = expected_disk(each.config, each.plan.total_steps)
+        if disk is None:
+            return
         # While a checkpoint is written, it and the ones it replaces are there.
         needed += disk.total + disk.checkpoint - _used(each.folder.root)
     existing = next(path for path in (root, *root.parents) if path.exists())

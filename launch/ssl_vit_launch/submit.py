@@ -11,13 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from ssl_vit.cost.estimate import disk_of
+from ssl_vit.cost.disk import expected_disk
 from ssl_vit.errors import UserError
 from ssl_vit.run.folder import RunFolder
 from ssl_vit.run.pretrain import Prepared, is_complete
 from ssl_vit.units import format_bytes
 from ssl_vit_launch.batch import batch_parameters, batch_text, queue_jobs
-from ssl_vit_launch.checks import check_partition, check_run, mount_note, pickle_note, sharing_note
+from ssl_vit_launch.checks import (
+    check_partition,
+    check_run,
+    check_space,
+    mount_note,
+    pickle_note,
+    sharing_note,
+)
 from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.evaluations import check_evaluation, submit_evaluations
 from ssl_vit_launch.job import PretrainJob
@@ -86,6 +93,7 @@ def check(request: Request) -> Prepared:
         )
     if slurm:
         check_partition(request.cluster, request.nodes)
+    check_space([prepared])
     return prepared
 
 
@@ -250,7 +258,7 @@ class _Undo:
 def describe_request(prepared: Prepared, request: Request) -> list[str]:
     """What would be queued, for a person."""
     config, plan, cluster = prepared.config, prepared.plan, request.cluster
-    disk = disk_of(config, plan.total_steps)
+    disk = expected_disk(config, plan.total_steps)
     nodes = f"{request.nodes} node{'s' * (request.nodes > 1)}"
     if request.min_nodes < request.nodes:
         nodes += f", at least {request.min_nodes},"
@@ -266,9 +274,12 @@ def describe_request(prepared: Prepared, request: Request) -> list[str]:
         f"{nodes} × "
         f"{cluster.processes_per_node} processes, ZeRO-{config.engine.zero_stage}, "
         f"{plan.accumulation} × {plan.micro_batch_size} images a process",
-        f"disk: {format_bytes(disk.total)} at the end, {disk.num_checkpoints} checkpoints of "
-        f"{format_bytes(disk.checkpoint)}",
     ]
+    if disk is not None:
+        lines.append(
+            f"disk: {format_bytes(disk.total)} at the end, {disk.num_checkpoints} checkpoints of "
+            f"{format_bytes(disk.checkpoint)}"
+        )
     lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
     root = prepared.folder.root
     notes = (sharing_note(root), mount_note(root, cluster), pickle_note(root))
@@ -287,6 +298,7 @@ def dry_run(requests: Sequence[Request], home: Path) -> tuple[list[str], str]:
     """
     first = requests[0]
     prepared = [_check_here(request) for request in requests]
+    check_space(prepared)
     lines = describe_request(prepared[0], first)
     if len(requests) > 1:
         lines += [f"{len(requests)} runs:", *(f"  {request.run}" for request in requests)]

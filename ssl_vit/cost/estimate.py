@@ -1,18 +1,21 @@
-"""`ssl-vit plan`: what a run will need and take, worked out without starting anything. No torch."""
+"""`ssl-vit plan`: what a run will need and take, worked out without starting anything.
+
+torch, which counts what the network costs, is imported when all else is known to be right.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from ssl_vit.cost.devices import DEVICES, GIB, Device
+from ssl_vit.cost.disk import disk_of
 from ssl_vit.cost.memory import USABLE, Memory, largest_micro_batch, memory_of
 from ssl_vit.errors import UserError
-from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost, backbone_parameters
-from ssl_vit.objectives.cost import objective_cost
+from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import data_facts, open_data
 from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.length import Timed
-from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan, with_length
+from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan, with_cost, with_length
 from ssl_vit.units import format_bytes
 
 _IMAGENET = 1_281_167
@@ -38,7 +41,6 @@ class Estimate:
     device: Device
     mfu: float
     cost: Cost
-    backbone_parameters: int
     num_shards: int
     """0: not known."""
     memory: dict[ZeroStage, Memory | None]
@@ -99,17 +101,17 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
         UserError: The device is not known, batch, lanes and GPUs do not divide, or both shards and
             a number of images are given.
     """
-    device = device.lower()
-    if device not in DEVICES:
-        raise UserError(f"no device named '{device}' is known", f"devices: {', '.join(DEVICES)}")
-    if not 0 < mfu <= 1:
-        raise UserError(f"--mfu {mfu:g} is no share of the peak", "0.4 is common; at most 1")
-    known = DEVICES[device]
+    known = _known_device(device, mfu)
     data, num_shards = _read_data(config, images)
     fast: Literal["bfloat16", "float16"] = "bfloat16" if known.has_bfloat16 else "float16"
-    plan = make_plan(config, Machine(gpus, 1, "cuda", known.memory_bytes, fast), data)
+    machine = Machine(gpus, 1, "cuda", known.memory_bytes, fast)
+    plan = make_plan(config, machine, data)
+
+    from ssl_vit.cost.counting import count_cost
+
     arithmetic = Arithmetic(plan.precision, "cuda")
-    cost = objective_cost(config.objective, config.backbone, arithmetic)
+    cost = count_cost(config.objective, config.backbone, arithmetic)
+    plan = with_cost(plan, config, machine, cost)
     engine, batches = config.engine, (plan.micro_batch_size, plan.accumulation)
 
     def memory(**changes: object) -> Memory | None:
@@ -137,7 +139,6 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
         device=known,
         mfu=mfu,
         cost=cost,
-        backbone_parameters=backbone_parameters(config.backbone),
         num_shards=num_shards,
         memory={stage: memory(zero_stage=stage) for stage in get_args(ZeroStage)},
         checkpointed=checkpointed,
@@ -145,6 +146,15 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
         remedies=tuple(remedies),
     )
     return _with_estimated_steps(made) if config.schedule.unit == "minutes" else made
+
+
+def _known_device(name: str, mfu: float) -> Device:
+    name = name.lower()
+    if name not in DEVICES:
+        raise UserError(f"no device named '{name}' is known", f"devices: {', '.join(DEVICES)}")
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu {mfu:g} is no share of the peak", "0.4 is common; at most 1")
+    return DEVICES[name]
 
 
 def _with_estimated_steps(estimate: Estimate) -> Estimate:
@@ -168,7 +178,7 @@ def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:
 def describe(estimate: Estimate) -> list[str]:
     """The lines above the table of memory."""
     config, plan, cost = estimate.config, estimate.plan, estimate.cost
-    own = cost.trained - estimate.backbone_parameters
+    own = cost.trained - cost.backbone
     teacher = f", a teacher of {cost.frozen:,}" if cost.frozen else ""
     batch, gpus = config.data.global_batch_size, plan.world_size
     peak = estimate.device.peak_flops(plan.precision, config.engine.tf32)
@@ -178,7 +188,7 @@ def describe(estimate: Estimate) -> list[str]:
         epoch += f" ({assumed}; data.shards=SHARDS or --images N says how many yours are)"
     update = plan.step_flops_per_image * batch
     rows = {
-        "parameters": f"{cost.trained:,} trained: backbone {estimate.backbone_parameters:,}, "
+        "parameters": f"{cost.trained:,} trained: backbone {cost.backbone:,}, "
         f"the objective's own {own:,}{teacher}",
         "compute": f"{plan.step_flops_per_image / 1e9:,.1f} GFLOP an image, forward and backward; "
         f"{update / 1e12:,.1f} TFLOP an update",
@@ -292,39 +302,8 @@ def print_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images
     return estimate.fits
 
 
-@dataclass(frozen=True)
-class Disk:
-    """Bytes that a run leaves on disk, all ranks together."""
-
-    checkpoint: int
-    """Of one resumable checkpoint: weights and two moments."""
-    num_checkpoints: int
-    export: int
-    num_exports: int
-
-    @property
-    def total(self) -> int:
-        """At the end."""
-        return self.num_checkpoints * self.checkpoint + self.num_exports * self.export
-
-
-def disk_of(config: RunConfig, total_steps: int) -> Disk:
-    """What a run leaves on disk."""
-    cost = objective_cost(config.objective, config.backbone, Arithmetic("float32", "cpu"))
-    kept, every = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
-    if every:
-        kept += total_steps // every
-    return Disk(
-        checkpoint=FLOAT32 * (3 * cost.trained + cost.frozen),
-        num_checkpoints=kept,
-        export=FLOAT32 * backbone_parameters(config.backbone),
-        # One at the end, even of a run whose steps follow from minutes and are not known yet.
-        num_exports=max(1, -(-total_steps // config.export.every_steps)),
-    )
-
-
 def _describe_disk(estimate: Estimate) -> str:
-    disk = disk_of(estimate.config, estimate.plan.total_steps)
+    disk = disk_of(estimate.config, estimate.plan.total_steps, estimate.cost)
     checkpoint, export = format_bytes(disk.checkpoint), format_bytes(disk.export)
     return (
         f"{format_bytes(disk.total)} at the end: {disk.num_checkpoints} checkpoints of "

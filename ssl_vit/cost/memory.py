@@ -36,8 +36,8 @@ class Memory:
     """Those that compute, float32; at ZeRO-3 this process's share."""
     gathered: float
     """At ZeRO-3, of the others' shares, while they are in use."""
-    autocast_weights: float
-    """Autocast's lower-precision copies of them, while a micro-batch is computed."""
+    weight_copies: float
+    """What is made of them while a micro-batch is computed: autocast's lower-precision copies."""
     held_gradients: float
     """While a micro-batch is computed, of those before."""
     gradients: float
@@ -61,10 +61,10 @@ class Memory:
 
     @property
     def forward(self) -> float:
-        """What is there besides at the end of a forward pass: activations, autocast's copies, the
+        """What is there besides at the end of a forward pass: activations, copies of weights, the
         gradients of the micro-batches before.
         """
-        return self.activations + self.autocast_weights + self.held_gradients
+        return self.activations + self.weight_copies + self.held_gradients
 
 
 def memory_of(
@@ -87,7 +87,6 @@ def memory_of(
     share = trained / world_size
     bucket = FLOAT32 * bucket_of(cost.trained)
     on_gpu = arithmetic.device == "cuda"  # where gradients are copied into a contiguous bucket
-    autocast_weights = arithmetic.bytes * cost.cast_weights if arithmetic.bytes < FLOAT32 else 0
     match engine.zero_stage:
         case 0:
             weights, optimizer, held = trained, 2 * trained, trained
@@ -116,7 +115,7 @@ def memory_of(
     return Memory(
         weights=weights,
         gathered=gathered,
-        autocast_weights=autocast_weights,
+        weight_copies=cost.fixed_bytes,
         held_gradients=held,
         gradients=gradients,
         optimizer=optimizer,

@@ -16,7 +16,6 @@ from ssl_vit.errors import UserError
 from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder, spelled_in_utf8
 from ssl_vit.foreign import first_line, read_json
 from ssl_vit.models.config import VitConfig
-from ssl_vit.models.cost import backbone_parameters
 from ssl_vit.run.config import CONFIG_FILE, RunConfig
 
 if TYPE_CHECKING:
@@ -191,6 +190,7 @@ def load_backbone(path: Path | str) -> "Backbone":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from ssl_vit.cost.counting import backbone_parameters
     from ssl_vit.models.build import build_backbone
 
     folder = find_export(path)

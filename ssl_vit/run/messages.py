@@ -4,7 +4,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from ssl_vit.exports.folder import find_export
-from ssl_vit.models.cost import backbone_parameters
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import describe_set
 from ssl_vit.run.folder import RunFolder
@@ -20,6 +19,8 @@ SMALL_DATA = "mae_small_data"
 
 def announce(prepared: "Prepared", start_step: int) -> None:
     """What will be trained, and how; before this start's plan takes the place of the last one's."""
+    from ssl_vit.cost.counting import backbone_parameters
+
     plan, config = prepared.plan, prepared.config
     # Not of the module: at ZeRO-3 its parameters are elsewhere.
     size = backbone_parameters(config.backbone) / 1e6

@@ -1,7 +1,7 @@
 """Composition root: from what was said to a finished run. Calls constructors, decides nothing.
 
-`prepare` finds every mistake that can be found without torch; `start` imports the slow part and
-runs.
+`prepare` finds every mistake that can be found without torch; `start` imports the slow part, counts
+what the network costs, and runs.
 """
 
 import json
@@ -35,7 +35,14 @@ from ssl_vit.run.start import check_beginning, has_begun, initial_objective
 from ssl_vit.run.value_range import settle_values
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.length import NOT_TIMED, Costs, Timed, slowest, steps_within
-from ssl_vit.training.plan import RunPlan, make_plan, with_length, with_micro_batch
+from ssl_vit.training.plan import (
+    Machine,
+    RunPlan,
+    is_micro_batch_open,
+    make_plan,
+    with_length,
+    with_micro_batch,
+)
 
 if TYPE_CHECKING:
     from ssl_vit.training.preemption import Preemption
@@ -58,6 +65,7 @@ class Prepared:
     order: Order
     cache: ShardCache
     processes: Processes
+    machine: Machine
     changed: dict[str, str]
     """Settings a resumed run changes: path → "old → new"."""
     notes: tuple[str, ...] = ()
@@ -103,7 +111,8 @@ def prepare(
     if config.resume_from and not has_begun(folder):
         check_beginning(config)
     facts, timed = data_facts(shards), _timed_before(config, folder)
-    plan = make_plan(config, plain_machine(everyone), facts, timed=timed)
+    machine = plain_machine(everyone)
+    plan = make_plan(config, machine, facts, timed=timed)
     if processes is None:
         # Last, because asking for a GPU may import torch; and only where the run will be.
         machine = find_machine(config.engine.device, everyone)
@@ -113,7 +122,15 @@ def prepare(
     if shards:
         here = machine_lanes(config.data.lanes, everyone)
         check_room(shards.shards, order.shards_at(0, here), cache.num_bytes)
-    return Prepared(config, plan, folder, shards, labeled, order, cache, everyone, changed, notes)
+    if processes is None and is_micro_batch_open(plan, config):
+        # This imports torch. Not later, since it may be that none fits.
+        set_library_environment(plan.device)
+        from ssl_vit.run.counted import counted
+
+        plan = counted(plan, config, machine)
+    return Prepared(
+        *(config, plan, folder, shards, labeled, order, cache, everyone, machine, changed, notes)
+    )
 
 
 def _timed_before(config: RunConfig, folder: RunFolder) -> Timed:
@@ -168,6 +185,7 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     """Whether the run is complete, or was asked to stop and has saved."""
     import torch
 
+    from ssl_vit.run.counted import counted
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.engine import Engine
     from ssl_vit.training.profile import StepProfile
@@ -175,6 +193,8 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
 
     config, folder, processes = prepared.config, prepared.folder, prepared.processes
     torch.set_num_threads(prepared.plan.threads)
+    if not prepared.plan.trained_parameters:
+        prepared = replace(prepared, plan=counted(prepared.plan, config, prepared.machine))
     start_process_group(prepared.plan.device, processes)
     prepared = _agreed(prepared)
     if not prepared.plan.total_steps:

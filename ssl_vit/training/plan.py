@@ -1,7 +1,8 @@
 """What follows from a config, the machine and the data: one pure function, its result frozen and
 logged.
 
-No torch here: everything that cannot work is said before anything slow is loaded.
+No torch here: everything that cannot work is said before anything slow is loaded. What torch counts
+of the network (`cost/counting.py`) comes later, by `with_cost`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from ssl_vit.data.config import BUFFERS_IN_USE
 from ssl_vit.data.order import lanes_of_rank, too_few_samples_error
 from ssl_vit.errors import UserError
 from ssl_vit.models.cost import Arithmetic, Cost, Precision
-from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.schedules import cosine, warmup_cosine
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.length import NOT_TIMED, Timed, steps_of
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Bytes of pixels that the data workers of a process may hold ready.
 _MOST_PREFETCHED = 2**30
+# What the recipes take.
+_USUAL_MICRO_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class RunPlan(Config):
     micro_batch_size: int
     """Images a forward pass and process."""
     micro_batch_found_for: str
-    """Where that was found: what for; a run that goes on there takes it again."""
+    """Where that was found: what for; a run that goes on there takes it again. Empty where it was
+    said, or is still to be found.
+    """
     accumulation: int
     """Micro-batches an update and process."""
     workers: int
@@ -96,9 +100,12 @@ class RunPlan(Config):
     measured_images_per_second: float
     """From which the steps follow where the length is in minutes; else 0."""
     peak_learning_rate: float
-    trained_parameters: int
-    step_flops_per_image: float
-    """Operations of forward and backward pass, what is computed again not counted."""
+    trained_parameters: int = 0
+    """0 until counted."""
+    step_flops_per_image: float = 0.0
+    """Operations of forward and backward pass, what is computed again not counted; 0 until
+    counted.
+    """
 
 
 def make_plan(
@@ -108,7 +115,7 @@ def make_plan(
     earlier: tuple[str, int] = ("", 0),
     timed: Timed = NOT_TIMED,
 ) -> RunPlan:
-    """Everything that follows.
+    """Everything that follows without knowing the network's cost.
 
     Args:
         config: What was said.
@@ -127,11 +134,11 @@ def make_plan(
     if data.num_samples < lanes:
         raise too_few_samples_error(data.num_samples, lanes, batch, machine.world_size)
     arithmetic = choose_arithmetic(config.engine, machine)
-    cost = objective_cost(config.objective, config.backbone, arithmetic)
     wanted, same = config.engine.micro_batch_size, found_for(config, machine, arithmetic)
-    if wanted == "auto":
-        found = earlier[1] if earlier[0] == same else 0
-        wanted = found or find_micro_batch(config, machine, cost, arithmetic)
+    if wanted == "auto" and earlier[0] == same:
+        wanted = earlier[1]
+    elif wanted == "auto":
+        same, wanted = "", largest_divisor(batch // machine.world_size, _USUAL_MICRO_BATCH)
     micro, accumulation = split_batch(batch, machine.world_size, wanted, lanes)
     _check_micro_batch(config, micro)
     workers = choose_workers(config.engine.workers, machine.cores)
@@ -150,9 +157,6 @@ def make_plan(
         data_fingerprint=data.fingerprint,
         **_length(config, data, timed),
         peak_learning_rate=peak_learning_rate(config.optimizer, batch),
-        trained_parameters=cost.trained,
-        # The backward pass computes two products for each of the forward pass.
-        step_flops_per_image=3 * cost.flops,
     )
 
 
@@ -170,6 +174,28 @@ def found_for(config: "RunConfig", machine: Machine, arithmetic: Arithmetic) -> 
     )
 
 
+def with_cost(plan: RunPlan, config: "RunConfig", machine: Machine, cost: Cost) -> RunPlan:
+    """The same plan with what was counted, and the micro-batch if it is still to be found.
+
+    Raises:
+        UserError: Not even one image fits, or not as many as the objective needs.
+    """
+    if is_micro_batch_open(plan, config):
+        arithmetic = choose_arithmetic(config.engine, machine)
+        micro = find_micro_batch(config, machine, cost, arithmetic)
+        _check_micro_batch(config, micro)
+        same = found_for(config, machine, arithmetic)
+        plan = with_micro_batch(plan, micro, config)
+        plan = plan.model_copy(update={"micro_batch_found_for": same})
+    counted = {"trained_parameters": cost.trained, "step_flops_per_image": cost.step_flops}
+    return plan.model_copy(update=counted)
+
+
+def is_micro_batch_open(plan: RunPlan, config: "RunConfig") -> bool:
+    """Whether the micro-batch is still to be found."""
+    return config.engine.micro_batch_size == "auto" and not plan.micro_batch_found_for
+
+
 def find_micro_batch(
     config: "RunConfig", machine: Machine, cost: Cost, arithmetic: Arithmetic
 ) -> int:
@@ -179,8 +205,8 @@ def find_micro_batch(
         UserError: Not even one image fits.
     """
     batch, world_size = config.data.global_batch_size, machine.world_size
-    if not machine.memory_bytes:  # not known: what the recipes take
-        return largest_divisor(batch // world_size, 64)
+    if not machine.memory_bytes:  # not known
+        return largest_divisor(batch // world_size, _USUAL_MICRO_BATCH)
     found = largest_micro_batch(
         cost, config.engine, world_size, batch, arithmetic, machine.memory_bytes
     )

@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 import torch
 
+from ssl_vit.cost.counting import count_cost
 from ssl_vit.cost.memory import memory_of
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.shared_buffers import Loaded
@@ -21,9 +22,9 @@ from ssl_vit.distributed import Processes, leave, read_processes
 from ssl_vit.models.config import VitConfig
 from ssl_vit.models.cost import Arithmetic
 from ssl_vit.objectives.config import MaeConfig
-from ssl_vit.objectives.cost import objective_cost
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.run.config import RunConfig
+from ssl_vit.run.counted import counted
 from ssl_vit.run.machine import find_machine
 from ssl_vit.training.config import EngineConfig, ScheduleConfig
 from ssl_vit.training.plan import DataFacts, RunPlan, make_plan
@@ -61,7 +62,9 @@ def config_of(size: str, world_size: int, overrides: list[str]) -> RunConfig:
 
 
 def plan_of(config: RunConfig, processes: Processes) -> RunPlan:
-    return make_plan(config, find_machine("cpu", processes), DataFacts(10_000, "none"))
+    machine = find_machine("cpu", processes)
+    plan = make_plan(config, machine, DataFacts(10_000, "none"))
+    return counted(plan, config, machine)
 
 
 def main(size: str, overrides: list[str]) -> dict[str, float]:
@@ -78,7 +81,7 @@ def main(size: str, overrides: list[str]) -> dict[str, float]:
     config = config_of(size, processes.world_size, overrides)
     plan = plan_of(config, processes)
     arithmetic = Arithmetic(plan.precision, "cpu")
-    cost = objective_cost(config.objective, config.backbone, arithmetic)
+    cost = count_cost(config.objective, config.backbone, arithmetic)
     expected = memory_of(
         cost,
         config.engine,

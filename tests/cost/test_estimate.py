@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.cost.devices import DEVICES, recognize
+from ssl_vit.cost.disk import expected_disk
 from ssl_vit.cost.estimate import Estimate, advise, describe, make_estimate, memory_rows
 from ssl_vit.errors import UserError
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import find_recipe
-from tests.command_line import ssl_vit
+from tests.command_line import python, ssl_vit
 from tests.synthetic import write_shards
 
 
@@ -135,6 +136,36 @@ def test_a_mistake_is_answered_in_two_lines(words: tuple[str, ...], problem: str
     assert problem in error + remedy
     assert fix in error + remedy
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_checked_before_counting_imports_no_torch(tmp_path: Path):
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from ssl_vit.cost.estimate import make_estimate\n"
+        "from ssl_vit.errors import UserError\n"
+        "from ssl_vit.recipes import find_recipe\n"
+        "from ssl_vit.run.pretrain import prepare\n"
+        "words = ['data.source=synthetic', 'engine.device=cpu']\n"
+        f"made = prepare('mae_vits16', Path({str(tmp_path / 'run')!r}), words, True)\n"
+        "assert made.plan.total_steps == 20\n"
+        "try:\n"
+        "    make_estimate(find_recipe('dinov2_vitg14'), 7, 'h100', 0.4, 0)\n"
+        "except UserError as error:\n"
+        "    print(error.problem, 'torch' in sys.modules)\n"
+    )
+    done = python("-c", script, cwd=tmp_path)
+    assert done.stdout.strip() == "7 processes do not divide data.lanes=64 False", done.stderr
+
+
+def test_where_torch_is_not_installed_the_disk_is_not_estimated(monkeypatch: pytest.MonkeyPatch):
+    config = find_recipe("mae_vitl16")
+    disk = expected_disk(config, 10_000)
+    assert disk is not None
+    # Weights and two moments of 329 million parameters, in float32.
+    assert disk.checkpoint == 12 * 329_239_296
+    monkeypatch.setattr("ssl_vit.cost.disk.find_spec", lambda _: None)
+    assert expected_disk(config, 10_000) is None
 
 
 def test_an_unknown_recipe_is_answered_like_everywhere():

@@ -66,6 +66,7 @@ def whole_batch(step: int) -> MaskedBatch:
 def plan_for(world_size: int, engine: EngineConfig) -> RunPlan:
     """The plan of this test's run."""
     from ssl_vit.run.config import RunConfig
+    from ssl_vit.run.counted import counted
 
     config = RunConfig(
         recipe="test",
@@ -74,7 +75,8 @@ def plan_for(world_size: int, engine: EngineConfig) -> RunPlan:
         optimizer=OPTIMIZER,
         engine=engine,
     )
-    return make_plan(config, Machine(world_size, 1, "cpu"), DataFacts(64, "none"))
+    machine = Machine(world_size, 1, "cpu")
+    return counted(make_plan(config, machine, DataFacts(64, "none")), config, machine)
 
 
 class Distilled(Objective):

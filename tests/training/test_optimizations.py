@@ -42,9 +42,9 @@ def kept_tensors(module: nn.Module, tokens: torch.Tensor) -> int:
 def test_a_checkpointed_block_keeps_its_input_only_and_gives_the_same_gradients():
     plain, light = build(), build()
     apply_optimizations(light, EngineConfig(activation_checkpointing=True), "cpu")
-    assert len(light.blocks()) == 3  # two of the backbone, one of the decoder
+    assert len(light.units()) == 3  # two of the backbone, one of the decoder
     tokens = torch.rand(2, 5, 24)
-    for ours, theirs in zip(light.blocks()[:2], plain.blocks()[:2], strict=True):
+    for ours, theirs in zip(light.units()[:2], plain.units()[:2], strict=True):
         assert kept_tensors(ours, tokens) < kept_tensors(theirs, tokens) / 4
         for block in (ours, theirs):
             block(tokens).square().sum().backward()
@@ -60,10 +60,10 @@ def test_a_checkpointed_block_leaves_out_the_same_samples_when_computed_again(co
     for objective in (plain, light):
         torch.manual_seed(1)
         result = tokens = drawn.clone().requires_grad_()
-        for block in objective.blocks()[:2]:
+        for block in objective.units()[:2]:
             result = block(result)
         result.square().mean().backward()
-        parameters = [p for block in objective.blocks()[:2] for p in block.parameters()]
+        parameters = [p for block in objective.units()[:2] for p in block.parameters()]
         # The number after it: as much randomness was used.
         found.append([result, tokens.grad, torch.rand(1), *(p.grad for p in parameters)])
     for ours, theirs in zip(*reversed(found), strict=True):
@@ -82,11 +82,11 @@ def test_every_block_is_compiled_and_only_for_training(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "compile", compiled)
     objective = build()
     apply_optimizations(objective, EngineConfig(compile=True), "cpu")
-    for block, width in zip(objective.blocks(), (24, 24, 16), strict=True):
+    for block, width in zip(objective.units(), (24, 24, 16), strict=True):
         block(torch.rand(1, 3, width))
     assert [shape[-1] for shape in calls] == [24, 24, 16]
     objective.eval()
-    objective.blocks()[0](torch.rand(1, 3, 24))
+    objective.units()[0](torch.rand(1, 3, 24))
     assert len(calls) == 3
 
 

@@ -1,0 +1,146 @@
+"""What a network costs: torch counts it in one forward pass over tensors without data.
+
+They pretend to be on a CPU, where autocast and autograd do what they do in training; so what a GPU
+will need is counted on a machine without one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from ssl_vit.cost.tracing import Origin, Trace
+from ssl_vit.data.config import DataConfig
+from ssl_vit.data.order import SampleRandomness, SampleRef
+from ssl_vit.data.views import Sample
+from ssl_vit.models.build import build_backbone
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.cost import Arithmetic, Cost, Parameters
+from ssl_vit.objectives.build import build_objective, build_views
+from ssl_vit.objectives.config import ObjectiveConfig
+from ssl_vit.objectives.objective import Objective
+
+# Images of the micro-batch that is counted: so many that whole percents of them (drop path) are
+# whole images. Without data more of them cost nothing.
+_IMAGES = 100
+# Of a picture that views are drawn for: ImageNet's usual shape.
+_HEIGHT, _WIDTH = 375, 500
+
+
+def count_parameters(config: ObjectiveConfig, backbone: BackboneConfig) -> Parameters:
+    """Of an objective."""
+    return _count_parameters(config, backbone)  # type: ignore[arg-type] - frozen: hashable
+
+
+@cache  # the runs of a sweep have them in common
+def _count_parameters(config: ObjectiveConfig, backbone: BackboneConfig) -> Parameters:
+    return _parameters_of(_build(config, backbone))
+
+
+def backbone_parameters(config: BackboneConfig) -> int:
+    """All of a backbone's."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_backbone(config).parameters())
+
+
+def count_cost(config: ObjectiveConfig, backbone: BackboneConfig, arithmetic: Arithmetic) -> Cost:
+    """Of one image: backbone, what the objective adds, and its loss.
+
+    Patches are masked as in a micro-batch of a run, padding included.
+    """
+    objective, mode, trace = _build(config, backbone), FakeTensorMode(), Trace()
+    parameters = _parameters_of(objective)
+    _pretend(objective, mode)
+    batch = _draw_batch(config, backbone, mode)
+    trace.give([*objective.parameters(), *objective.buffers()], Origin.WEIGHTS)
+    trace.give(batch, Origin.DATA)
+    for block in objective.units():
+        trace.watch(block)
+    with mode, _computed_as(arithmetic), trace:
+        # Named, because what autograd keeps lives as long as it does.
+        output = objective(batch, 0)
+    del output
+    return Cost(
+        **vars(parameters),
+        # The backward pass computes two products for each of the forward pass.
+        step_flops=(3 * trace.learned_flops + trace.other_flops) / _IMAGES,
+        kept_bytes=trace.kept_bytes / _IMAGES,
+        checkpointed_bytes=trace.checkpointed_bytes / _IMAGES,
+        recomputed_bytes=trace.recomputed_bytes / _IMAGES,
+        held_bytes=trace.held_bytes / _IMAGES,
+        # The backward pass through the widest operation: a gradient and what it is made of.
+        working_bytes=2 * trace.widest_bytes / _IMAGES,
+        fixed_bytes=trace.fixed_bytes,
+    )
+
+
+def _parameters_of(objective: Objective) -> Parameters:
+    found = list(objective.parameters())
+    return Parameters(
+        trained=sum(p.numel() for p in found if p.requires_grad),
+        frozen=sum(p.numel() for p in found if not p.requires_grad),
+        backbone=sum(p.numel() for p in objective.backbone.parameters()),
+    )
+
+
+def _build(config: ObjectiveConfig, backbone: BackboneConfig) -> Objective:
+    with torch.device("meta"):
+        return build_objective(config, build_backbone(backbone), DataConfig(), total_steps=1)
+
+
+def _pretend(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Make all parameters and buffers tensors without data that say they are on the CPU."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            pretended = nn.Parameter(_without_data(parameter.data, mode), parameter.requires_grad)
+            setattr(part, name, pretended)
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, _without_data(buffer, mode))
+
+
+def _without_data(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    return FakeTensor(mode, tensor.to("meta"), torch.device("cpu"))
+
+
+def _draw_batch(config: ObjectiveConfig, backbone: BackboneConfig, mode: FakeTensorMode) -> Any:
+    """A micro-batch of the first samples of a run."""
+    views, randomness = build_views(config, backbone), SampleRandomness(0)
+    draws = [
+        views.draw(_HEIGHT, _WIDTH, randomness.of(SampleRef(number, 0)))
+        for number in range(_IMAGES)
+    ]
+    crops = [
+        torch.empty(count, _IMAGES, *size, 3, dtype=torch.uint8, device="meta").movedim(-1, 2)
+        for count, size in views.crop_sizes
+    ]
+    batch = views.collate(crops, draws, [Sample(number, -1) for number in range(_IMAGES)])
+    return type(batch)(*(_without_data(tensor, mode) for tensor in batch))
+
+
+@contextmanager
+def _computed_as(arithmetic: Arithmetic) -> Iterator[None]:
+    """On the CPU as on the device that is meant."""
+    if arithmetic.device == "cpu":
+        kind, context = torch.bfloat16, nullcontext()
+    else:
+        # In float16, which is as large, since attention in bfloat16 is special on a CPU.
+        kind, context = torch.float16, _AsOnGpu()
+    with torch.autocast("cpu", kind, enabled=arithmetic.precision != "float32"), context:
+        yield
+
+
+class _AsOnGpu(TorchFunctionMode):
+    """What autocast computes in float32 on a GPU, and on a CPU as it comes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
