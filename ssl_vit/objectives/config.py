@@ -1,4 +1,4 @@
-"""What can be said about each objective. Apart from their code so that reading a config loads no
+"""Configuration of each objective. Separate from their code so that reading a config loads no
 torch.
 """
 
@@ -13,34 +13,36 @@ class MaeConfig(Config):
     """Masked autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
     name: Literal["mae"] = "mae"
-    """Which objective this is."""
+    """Which objective this section configures."""
 
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-    """Share of the patches that is hidden; the count is exact (section 3, "Masking")."""
+    """Share of the patches that are hidden; the count is exact (section 3, "Masking")."""
 
     decoder_width: int = Field(default=512, ge=16, le=65_536)
-    """Features a token in the decoder (table 1b)."""
+    """Width of the decoder's tokens (table 1b)."""
 
     decoder_depth: int = Field(default=8, ge=1, le=1_000)
-    """Blocks of the decoder (table 1a)."""
+    """Number of transformer blocks in the decoder (table 1a)."""
 
     decoder_heads: int = Field(default=16, ge=1, le=65_536)
-    """Attention heads of the decoder."""
+    """Number of attention heads in the decoder."""
 
     normalize_targets: bool = True
-    """Predict each patch normalized by its own mean and variance (table 1d)."""
+    """Whether the target of a patch is normalized by its own mean and variance (table 1d)."""
 
     min_crop_area: float = Field(default=0.2, gt=0, le=1)
-    """Smallest crop as a share of the image's area; RandomResizedCrop (0.2, 1), appendix A.1."""
+    """Smallest crop area as a share of the image; RandomResizedCrop (0.2, 1) in appendix A.1."""
 
     max_crop_area: float = Field(default=1.0, gt=0, le=1)
-    """Largest crop as a share of the image's area."""
+    """Largest crop area as a share of the image."""
 
     horizontal_flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a left-right flip."""
 
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
-    """Probability of an up-down flip; for images without an up (microscopy, satellites), 0.5."""
+    """Probability of an up-down flip; 0.5 suits images without a fixed orientation (microscopy,
+    satellites).
+    """
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> "MaeConfig":
@@ -58,8 +60,8 @@ class MaeConfig(Config):
 
 
 def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
-    """M; at least one patch is hidden and one is seen. As in the paper's code, what stays is
-    rounded down.
+    """M; at least one patch is hidden and one is visible. As in the paper's code, the number of
+    visible patches is rounded down.
     """
     # 100 × (1 − 0.8) is 19.999…96 in binary: without the small push, 81 patches would be hidden.
     seen = int(num_patches * (1 - mask_ratio) + 1e-9)
@@ -68,7 +70,7 @@ def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
 
 class DinoConfig(Config):
     """Self-distillation: DINO (Caron et al. 2021, arXiv 2104.14294), iBOT (Zhou et al. 2021, arXiv
-    2111.07832) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193), by the weights of their losses.
+    2111.07832) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193), chosen by their loss weights.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {
@@ -78,123 +80,126 @@ class DinoConfig(Config):
     }
 
     name: Literal["dino"] = "dino"
-    """Which objective this is."""
+    """Which objective this section configures."""
 
     dino_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Of the class token's cross-entropy between views."""
+    """Weight of the DINO loss: cross-entropy between the class tokens of different views."""
 
     ibot_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Of the masked patches' cross-entropy; 0 masks nothing (DINO)."""
+    """Weight of the iBOT loss: cross-entropy on the masked patches. 0 turns masking off (DINO)."""
 
     koleo_weight: float = Field(default=0.1, ge=0, le=1e6)
-    """Of KoLeo on the global views' class tokens (Oquab et al., section 4). Nearest neighbors are
-    sought in a micro-batch, which therefore is part of the result.
+    """Weight of the KoLeo regularizer on the class tokens of the global views (Oquab et al.,
+    section 4). Nearest neighbors are searched within a micro-batch, so its size affects the result.
     """
 
     centering: Literal["sinkhorn", "average", "none"] = "sinkhorn"
-    """Of the teacher: Sinkhorn-Knopp over one micro-batch of all ranks (so the micro-batch is part
-    of the result), a moving average over whole updates, or nothing, which collapses.
+    """How teacher outputs are centered: Sinkhorn-Knopp over one micro-batch of all ranks (so its
+    size affects the result), a moving average over whole updates, or not at all, which collapses.
     """
 
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of the moving average."""
+    """Momentum of the moving average when `centering` is `average`."""
 
     student_temperature: float = Field(default=0.1, ge=1e-4, le=100)
-    """Of the student's softmax."""
+    """Temperature of the student's softmax."""
 
     teacher_temperature: float = Field(default=0.07, ge=1e-4, le=100)
-    """Of the teacher's targets, after the warm-up."""
+    """Temperature of the teacher's softmax after the warm-up."""
 
     warmup_teacher_temperature: float = Field(default=0.04, ge=1e-4, le=100)
-    """Of the teacher's targets, at the start."""
+    """Temperature of the teacher's softmax at the start of the warm-up."""
 
     temperature_warmup: float = Field(default=0.3, ge=0, le=1)
-    """Share of the run in which the teacher's temperature rises (30 of 100 epochs)."""
+    """Share of the run over which the teacher's temperature rises (30 of 100 epochs)."""
 
     momentum: float = Field(default=0.992, ge=0, le=1)
-    """Of the teacher at the start; it rises on a cosine."""
+    """Momentum of the EMA teacher at the start; it rises along a cosine."""
 
     final_momentum: float = Field(default=1.0, ge=0, le=1)
-    """Of the teacher at the end."""
+    """Momentum of the EMA teacher at the end."""
 
     prototypes: int = Field(default=65536, ge=2, le=2**24)
-    """Of the class token's head."""
+    """Number of prototypes of the class token's head."""
 
     bottleneck: int = Field(default=256, ge=1, le=65_536)
-    """Width before the prototypes of that head."""
+    """Width of that head's bottleneck, the layer before the prototypes."""
 
     ibot_prototypes: int = Field(default=0, ge=0, le=2**24)
-    """Of a head of its own for patches; 0: patches share the class token's head."""
+    """Number of prototypes of a separate head for patches; 0: patches share the class token's head.
+    """
 
     ibot_bottleneck: int = Field(default=256, ge=1, le=65_536)
-    """Width before the prototypes of the patches' own head, where there is one."""
+    """Width of the bottleneck of the separate patch head, if there is one."""
 
     head_hidden: int = Field(default=2048, ge=1, le=2**20)
-    """Width of the heads' hidden layers."""
+    """Width of the hidden layers of all heads."""
 
     head_layers: int = Field(default=3, ge=1, le=100)
-    """Linear layers of a head before its prototypes."""
+    """Number of linear layers in a head before its prototypes."""
 
     freeze_prototypes: float = Field(default=0.01, ge=0, lt=1)
-    """Share of the run in which the prototypes are not trained (1 of 100 epochs)."""
+    """Share of the run during which the prototypes are not trained (1 of 100 epochs)."""
 
     layer_decay: float = Field(default=0.9, gt=0, le=1)
-    """Learning rate of a block over that of the block above it."""
+    """Layer-wise learning rate decay: a block's rate divided by that of the block above it."""
 
     patch_embed_lr_scale: float = Field(default=0.2, gt=0, le=1)
-    """Learning rate of the stem, times this (besides the layer decay)."""
+    """Factor on the learning rate of the patch embedding, applied besides the layer-wise decay."""
 
     local_crops: int = Field(default=8, ge=0, le=256)
-    """Small views of each image, beside two global ones of `backbone.image_size`."""
+    """Number of local views per image, besides the two global views of `backbone.image_size`."""
 
     local_size: int = Field(default=96, ge=5, le=16_384)
-    """Pixels a side of a local view; a multiple of the patch size."""
+    """Side of a local view in pixels; a multiple of the patch size."""
 
     min_local_area: float = Field(default=0.05, gt=0, le=1)
     """Smallest local view as a share of the image's area."""
 
     min_global_area: float = Field(default=0.32, gt=0, le=1)
-    """Smallest global view as a share of the image's area, and the largest local one."""
+    """Smallest global view, and largest local view, as a share of the image's area."""
 
     mask_probability: float = Field(default=0.5, ge=0, le=1)
-    """Of a global view's having masked patches."""
+    """Probability that a global view has masked patches."""
 
     min_mask_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Smallest share of a view's patches that is masked, where any are."""
+    """Smallest share of masked patches in a view that has any."""
 
     max_mask_ratio: float = Field(default=0.5, ge=0, le=1)
-    """Largest share; the count of a view is drawn between the two, and exact."""
+    """Largest share of masked patches; each view's count is drawn between the two and is exact."""
 
     horizontal_flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a left-right flip."""
 
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
-    """Probability of an up-down flip; for images without an up (microscopy, satellites), 0.5."""
+    """Probability of an up-down flip; 0.5 suits images without a fixed orientation (microscopy,
+    satellites).
+    """
 
     jitter: float = Field(default=0.8, ge=0, le=1)
-    """Probability of changing colors."""
+    """Probability of color jitter."""
 
     brightness: float = Field(default=0.4, ge=0, le=10)
-    """Factors are drawn from 1 ± this."""
+    """Strength of the brightness jitter: the factor is drawn from 1 ± this."""
 
     contrast: float = Field(default=0.4, ge=0, le=10)
-    """Factors are drawn from 1 ± this."""
+    """Strength of the contrast jitter: the factor is drawn from 1 ± this."""
 
     saturation: float = Field(default=0.2, ge=0, le=10)
-    """Factors are drawn from 1 ± this."""
+    """Strength of the saturation jitter: the factor is drawn from 1 ± this."""
 
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    """The hue is turned by up to ± this part of a full turn."""
+    """Strength of the hue jitter: the hue is rotated by up to ± this share of a full turn."""
 
     grayscale: float = Field(default=0.2, ge=0, le=1)
-    """Probability of a view's losing its colors."""
+    """Probability that a view is converted to grayscale."""
 
     solarize: float = Field(default=0.2, ge=0, le=1)
-    """Probability of the second global view's being solarized."""
+    """Probability that the second global view is solarized."""
 
     released_blur: bool = False
-    """Blur views with the probabilities of the released code (0, 0.9, 0.5 for first global, second
-    global, local) instead of the paper's (1, 0.1, 0.5).
+    """Whether to blur views with the probabilities of the released code (0, 0.9, 0.5 for first
+    global, second global and local views) instead of the paper's (1, 0.1, 0.5).
     """
 
     @model_validator(mode="after")
