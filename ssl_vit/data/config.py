@@ -1,4 +1,4 @@
-"""What can be said about the data."""
+"""Configuration of the data."""
 
 from typing import Literal
 
@@ -23,59 +23,59 @@ _LEAST_SHARE = 1e-6
 
 
 class DataConfig(Config):
-    """Which samples, in which order, and how their pixels are scaled."""
+    """Which samples are used, in which order, and how their pixels are scaled."""
 
     source: Literal["shards", "synthetic"] = "shards"
-    """`synthetic`: one made-up micro-batch over and over, to measure the model without the
-    loader.
+    """Where images come from. `synthetic`: one generated micro-batch, repeated, to measure the
+    model without the loader.
     """
 
     shards: str | tuple[str, ...] = ""
-    """Folder of shards, local or a URL, or some of its shards, as `…/shard-{000000..000007}.tar`;
-    several in a list. Required.
+    """Folder or URL of the shards, or some of its shards as `…/shard-{000000..000007}.tar`; a list
+    for several sets. Required.
     """
 
     weights: tuple[float, ...] = ()
-    """Share of each set of the list in every update, in any unit; without weights the sets are one
-    set, and every image is seen equally often.
+    """Share of each listed set in every update, in any unit. Without weights the sets are treated
+    as one, and every image is seen equally often.
     """
 
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Images that cannot be decoded are replaced and listed; above this share of the images seen
-    (of the first 1,000 at least) the run stops.
+    """Largest share of images that may fail to decode before the run stops, counted over the images
+    seen (at least the first 1,000). Until then, broken images are replaced and listed.
     """
 
     allow_shell_urls: bool = False
-    """Whether `pipe:` URLs in an index may run their commands in a shell."""
+    """Whether `pipe:` URLs in an index may run shell commands."""
 
     global_batch_size: int = Field(default=256, ge=1, le=2**24)
-    """Images an update, over all processes and micro-batches."""
+    """Images per update, over all processes and micro-batches."""
 
     lanes: int = Field(default=64, ge=1, le=2**20)
-    """Independent streams an epoch is cut into; divides the global batch, and the number of
-    processes divides it.
+    """Number of independent streams that an epoch is cut into; divides the global batch size and is
+    a multiple of the number of processes.
     """
 
     shuffle_block: int = Field(default=8_192, ge=1)
-    """Neighboring samples of a lane that are shuffled together; a process touches about its number
-    of lanes times this many at a time.
+    """Number of neighboring samples in a lane that are shuffled together; a process works on about
+    this many times its number of lanes at a time.
     """
 
     value_range: Literal["auto"] | tuple[float, float] = "auto"
-    """Stored values that become black and white in images of more than 8 bits. `auto`: those of
-    `resume_from`, else of the index; a run keeps what that was.
+    """Stored values shown as black and white in images of more than 8 bits. `auto`: those of
+    `resume_from`, otherwise of the index; resumed runs keep the first choice.
     """
 
     no_data: Literal["auto"] | float = "auto"
-    """Stored value of pixels that were not measured, in images of more than 8 bits; they become
-    black. `auto`: as `value_range`.
+    """Stored value of pixels that were not measured, in images of more than 8 bits; shown as black.
+    `auto`: chosen like `value_range`.
     """
 
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Per-channel mean subtracted from pixels in [0, 1]."""
+    """Mean per channel, subtracted from pixels in [0, 1]."""
 
     pixel_std: tuple[float, float, float] = IMAGENET_STD
-    """Per-channel standard deviation pixels are divided by."""
+    """Standard deviation per channel, by which pixels are divided."""
 
     @property
     def values(self) -> ValueRange | None:

@@ -1,6 +1,4 @@
-"""What can be said about a backbone. Apart from `vit.py` so that reading a config loads no
-torch.
-"""
+"""Configuration of a backbone. Separate from `vit.py` so that reading a config loads no torch."""
 
 from typing import Literal, TypedDict
 
@@ -55,56 +53,56 @@ def swiglu_hidden(width: int, mlp_ratio: float) -> int:
 
 
 class BackboneConfig(Config):
-    """A Vision Transformer (Dosovitskiy et al. 2020). Sizes by name:
-    ``models.config.VIT_SIZES``.
-    """
+    """Vision Transformer (Dosovitskiy et al. 2020)."""
 
     width: int = Field(default=768, ge=16, le=65_536)
-    """Features a token, D."""
+    """Width of a token, D."""
 
     depth: int = Field(default=12, ge=1, le=1_000)
-    """Transformer blocks."""
+    """Number of transformer blocks."""
 
     heads: int = Field(default=12, ge=1, le=65_536)
-    """Attention heads; divides the width."""
+    """Number of attention heads; divides the width."""
 
     patch_size: int = Field(default=16, ge=1, le=1_024)
-    """Pixels a side of one patch."""
+    """Side of a patch in pixels."""
 
     image_size: int = Field(default=224, ge=1, le=16_384)
-    """Pixels a side of the training crop; the grid of the position embedding. Other sizes are
-    interpolated.
+    """Side of the training crop in pixels; determines the grid of the position embedding, which is
+    interpolated for other sizes.
     """
 
     stem: Literal["patch", "conv"] = "patch"
-    """`patch`: one convolution as large as its stride. `conv`: overlapping 3×3 ones (Xiao et al.
-    2021).
+    """Patch embedding. `patch`: one convolution whose kernel equals its stride. `conv`: overlapping
+    3×3 convolutions (Xiao et al. 2021).
     """
 
     position: Literal["sincos", "learned"] = "learned"
-    """`sincos`: fixed, 2-D (He et al. 2021). `learned`: trained (Dosovitskiy et al. 2020)."""
+    """Position embedding. `sincos`: fixed 2-D sine-cosine (He et al. 2021). `learned`: trained
+    (Dosovitskiy et al. 2020).
+    """
 
     registers: int = Field(default=0, ge=0, le=1_024)
-    """Extra tokens without a place (Darcet et al. 2023)."""
+    """Number of register tokens: extra tokens without a position (Darcet et al. 2023)."""
 
     feed_forward: Literal["mlp", "swiglu"] = "mlp"
-    """GELU MLP, or SwiGLU (Shazeer 2020) with two thirds of the hidden width."""
+    """Feed-forward layer: GELU MLP, or SwiGLU (Shazeer 2020) of two thirds of the hidden width."""
 
     mlp_ratio: float = Field(default=4.0, ge=0.1, le=64)
-    """Hidden width of the feed-forward part over the token width."""
+    """Hidden width of the feed-forward layer divided by the token width."""
 
     layer_scale: float = Field(default=0.0, ge=0, le=100)
-    """Initial LayerScale (Touvron et al. 2021); 0 leaves it out."""
+    """Initial value of LayerScale (Touvron et al. 2021); 0 leaves it out."""
 
     drop_path: float = Field(default=0.0, ge=0, lt=1)
-    """Stochastic depth: the share of samples that skip a branch in training, the same in every
-    block. Skipped samples are not computed, and of every batch there are exactly so many, rounded,
-    never all (Oquab et al. 2023, section 5).
+    """Stochastic depth: share of samples that skip a branch in training, the same in every block.
+    Skipped samples are not computed, and their number in a batch is exact (rounded, never all;
+    Oquab et al. 2023, section 5).
     """
 
     initialization: Literal["xavier_uniform", "truncated_normal"] = "xavier_uniform"
-    """Linear layers: Xavier uniform (He et al. 2021, A.1) or a normal of 0.02 (ViT, BEiT,
-    DINOv2).
+    """Initialization of linear layers: Xavier uniform (He et al. 2021, A.1), or a truncated normal
+    with standard deviation 0.02 (ViT, BEiT, DINOv2).
     """
 
     @model_validator(mode="after")

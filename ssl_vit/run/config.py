@@ -1,4 +1,4 @@
-"""What the user said: all component configs composed into one. Defaults live with the
+"""The whole configuration of a run, composed of the components' configs. Defaults live with the
 components.
 """
 
@@ -26,15 +26,15 @@ class RunConfig(Config):
     """One pre-training run. The same RunConfig, data and code give the same losses."""
 
     recipe: str
-    """Name of the recipe this began as."""
+    """Name of the recipe that this config started from."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of initialization, sample order, crops and masks."""
+    """Seed of initialization, sample order, crops and masks."""
 
     resume_from: str = ""
-    """A run folder, or one of its `checkpoints/step_…`, whose network this run starts from: all
-    that was learned, teacher and heads too, positions resized to this run's crops. Or one of its
-    `exports/step_…`: the backbone alone. Empty: from scratch.
+    """Where the network starts from. A run folder or one of its `checkpoints/step_…`: everything
+    that run learned, including teacher and heads, with positions resized to this run's crops. One
+    of its `exports/step_…`: the backbone only. Empty: from scratch.
     """
 
     backbone: BackboneConfig = BackboneConfig()

@@ -1,4 +1,4 @@
-"""What can be said about optimization (moves the result) and the engine (moves only the speed)."""
+"""Configuration of the optimization (affects the result) and of the engine (affects only speed)."""
 
 from typing import Annotated, Literal
 
@@ -9,18 +9,18 @@ from ssl_vit.units import parse_bytes
 
 
 class ScheduleConfig(Config):
-    """How long, and how the learning rate rises and falls: linear warm-up, then half a cosine."""
+    """Length of the run and shape of the learning rate: linear warm-up, then half a cosine."""
 
     unit: Literal["epochs", "steps", "minutes"] = "epochs"
-    """What `length` and `warmup` count. Minutes become steps once, by the rate measured at the
-    run's first start; a resumed run keeps them.
+    """Unit of `length` and `warmup`. Minutes become steps once, by the rate measured at the run's
+    first start; a resumed run keeps them.
     """
 
     length: float = Field(default=800.0, gt=0, le=1e12)
     """Length of the run."""
 
     warmup: float = Field(default=40.0, ge=0, le=1e12)
-    """Part of the length in which the learning rate rises from 0."""
+    """Length of the warm-up, during which the learning rate rises from 0; part of `length`."""
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "ScheduleConfig":
@@ -36,25 +36,27 @@ class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2017)."""
 
     base_learning_rate: float = Field(default=1.5e-4, gt=0, le=1_000)
-    """Learning rate at the rule's reference batch."""
+    """Learning rate at the reference batch size of `learning_rate_rule`."""
 
     learning_rate_rule: Literal["linear_256", "sqrt_1024", "absolute"] = "linear_256"
-    """Peak = base × batch/256 (Goyal et al. 2017), base × √(batch/1024) (DINOv2), or base."""
+    """How the peak learning rate follows from the base rate: base × batch/256 (Goyal et al. 2017),
+    base × √(batch/1024) (DINOv2), or the base rate itself.
+    """
 
     final_learning_rate: float = Field(default=0.0, ge=0, le=1_000)
     """Learning rate at the end of the cosine."""
 
     weight_decay: float = Field(default=0.05, ge=0, le=1_000)
-    """Decoupled weight decay at the start; none on biases, norms, tokens and positions."""
+    """Decoupled weight decay at the start; not applied to biases, norms, tokens and positions."""
 
     final_weight_decay: float = Field(default=0.05, ge=0, le=1_000)
-    """Weight decay at the end, reached on a cosine."""
+    """Weight decay at the end, reached along a cosine."""
 
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the first and second moment."""
+    """Decay rates of AdamW's first and second moments."""
 
     clip_norm: float = Field(default=0.0, ge=0)
-    """Gradients are scaled down to this global norm; 0 turns clipping off."""
+    """Largest global norm of the gradients; larger ones are scaled down. 0 turns clipping off."""
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> "OptimizerConfig":
@@ -66,80 +68,86 @@ class OptimizerConfig(Config):
 
 
 class EngineConfig(Config):
-    """How fast and where, never what: no field here may move the losses beyond rounding, but for
-    what `micro_batch_size` says of itself.
+    """Where and how fast a run computes. Settings here change losses by rounding only, with the
+    exception described at `micro_batch_size`.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: CUDA where there is one."""
+    """Device to train on. `auto`: CUDA if available, otherwise CPU."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO: 0 copies everything, 1 shards the optimizer, 2 the gradients too, 3 the
-    weights too.
+    """DeepSpeed ZeRO stage. 0 replicates everything; 1 shards the optimizer state, 2 also the
+    gradients, 3 also the weights.
     """
 
     zero3_whole_below: int = Field(default=100_000, ge=0)
-    """ZeRO-3 keeps parameters of fewer elements whole on every rank instead of sending them."""
+    """Number of elements below which ZeRO-3 keeps a parameter whole on every rank instead of
+    gathering it.
+    """
 
     offload_optimizer: bool = False
-    """Keep the optimizer's part (12 bytes a parameter, shared by the ranks) in the memory of the
-    CPU, and update there: slower, for models that do not fit otherwise. Needs ZeRO 1 or more.
+    """Keep the optimizer state (12 bytes per parameter, divided among the ranks) in CPU memory and
+    update there: slower, for models that do not fit otherwise. Needs ZeRO 1 or higher.
     """
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the matrix products (autocast); parameters, losses and the optimizer are float32
-    always. `auto`: bfloat16; where the device does not compute in it, float16 with loss scaling on
-    a GPU, float32 on a CPU.
+    """Precision of matrix products (autocast); parameters, losses and the optimizer are always
+    float32. `auto`: bfloat16; on devices without it, float16 with loss scaling on a GPU, float32 on
+    a CPU.
     """
 
     micro_batch_size: Annotated[int, Field(ge=1, le=2**24)] | Literal["auto"] = 64
-    """Images a forward pass and process; a process's whole share where that is smaller. `auto`: the
-    largest that fits into 80 % of its memory, by `ssl-vit plan`'s figures, found once for a run.
-    It is part of the result where images are compared with each other or dropped: KoLeo looks for
-    neighbors in the micro-batch of one process, Sinkhorn-Knopp uses prototypes alike over a
-    micro-batch of all processes, and drop path leaves out a whole number of its images. With
-    `objective.centering=average` and neither KoLeo nor drop path, it is speed alone.
+    """Images per forward pass and process; a process's whole share of the batch if that is smaller.
+    `auto`: the largest that fits into 80 % of its memory by the estimate of `ssl-vit plan`,
+    determined once per run. Affects the result where images in a micro-batch interact: KoLeo
+    searches for neighbors in the micro-batch of one process, Sinkhorn-Knopp balances prototypes
+    over a micro-batch of all processes, and drop path skips a whole number of its images. With
+    `objective.centering=average` and neither KoLeo nor drop path, it affects speed only.
     """
 
     activation_checkpointing: bool = False
-    """Keep only the input of each block, and compute its inside again in the backward pass (Chen et
-    al. 2016, arXiv 1604.06174): a fraction of the memory for a third more computing.
+    """Keep only the input of each block and recompute the rest in the backward pass (Chen et al.
+    2016, arXiv 1604.06174): much less memory for about a third more computation.
     """
 
     compile: bool = False
-    """`torch.compile` for every block; needs a C++ compiler. Not with ZeRO-3."""
+    """Apply `torch.compile` to every block; needs a C++ compiler and does not work with ZeRO-3."""
 
     fused_optimizer: bool = True
-    """AdamW as one kernel instead of one operation after the other."""
+    """Run AdamW as one fused kernel instead of one operation after another."""
 
     tf32: bool = False
-    """Let float32 matrix products on a GPU round their inputs to 10 bits (TensorFloat-32)."""
+    """Let float32 matrix products on a GPU round their inputs to 10 bits of mantissa
+    (TensorFloat-32).
+    """
 
     channels_last: bool = False
-    """Lay images out with the channels last in memory for the stem's convolutions; for conv
+    """Store images with the channels last in memory for the stem's convolutions; useful for conv
     stems.
     """
 
     workers: Annotated[int, Field(ge=0, le=1_024)] | Literal["auto"] = "auto"
-    """Data workers a process; `auto`: one for every core it has but one, at least 1, at most 16."""
+    """Data workers per process. `auto`: one for each available core except one, from 1 to 16."""
 
     prefetch: Annotated[int, Field(ge=1, le=1_024)] | Literal["auto"] = "auto"
-    """Micro-batches each data worker prepares ahead; `auto`: enough for two updates, at least 2, at
-    most 8, but fewer, down to 1, where a process would hold more than 1 GiB of pixels.
+    """Micro-batches that each data worker prepares ahead. `auto`: enough for two updates, between 2
+    and 8; fewer, down to 1, if a process would hold more than 1 GiB of pixels.
     """
 
     verify_shards: bool = True
-    """Compare each local shard with the sha256 of its index while it is first read, and again when
-    it changes while it is in use; records (labels, offsets) and remote shards always are.
+    """Compare each local shard with the sha256 in its index when it is first read, and again if it
+    changes while in use. Records (labels, offsets) and remote shards are always verified.
     """
 
     cache_folder: str = "auto"
-    """Where remote shards are kept, on a local disk; `auto`: $SSL_VIT_CACHE or the user's cache
+    """Folder for cached remote shards, on a local disk. `auto`: $SSL_VIT_CACHE or the user's cache
     folder.
     """
 
     cache_bytes: int | str = "64GiB"
-    """Room for them, for all processes of a machine together; a number or a text as "200 GB"."""
+    """Largest size of that cache, shared by all processes of a machine; a number of bytes or a text
+    such as "200 GB".
+    """
 
     @model_validator(mode="after")
     def _size_is_readable(self) -> "EngineConfig":
@@ -169,47 +177,51 @@ class EngineConfig(Config):
 
 
 class GuardConfig(Config):
-    """When a run that goes wrong says so, or stops."""
+    """When a run that goes wrong reports it or stops."""
 
     max_consecutive_nonfinite: int = Field(default=3, ge=1)
-    """Updates with a loss or gradient that is NaN or infinite are not applied; so many in a row end
-    the run.
+    """Number of consecutive updates with a NaN or infinite loss or gradient that ends the run; such
+    updates are never applied.
     """
 
     hang_minutes: float = Field(default=30.0, ge=0)
-    """Without an update for so long, every rank writes its stacks into the run folder; 0: never."""
+    """Minutes without an update after which every rank writes its stack traces to the run folder;
+    0: never.
+    """
 
 
 class CheckpointConfig(Config):
-    """Resumable checkpoints, in the run folder's `checkpoints/`."""
+    """Resumable checkpoints in the run folder's `checkpoints/`."""
 
     every_steps: int = Field(default=1_000, ge=1)
     """Optimizer updates between two checkpoints."""
 
     keep_last: int = Field(default=2, ge=1)
-    """Older ones are deleted, but only after a newer one is complete on disk."""
+    """Number of latest checkpoints to keep; older ones are deleted only after a newer one is
+    complete on disk.
+    """
 
     keep_every_steps: int = Field(default=0, ge=0)
-    """Those after a multiple of so many updates are never deleted; 0: none is kept for ever."""
+    """Checkpoints at multiples of this many updates are never deleted; 0: all may be deleted."""
 
 
 class ExportConfig(Config):
-    """Portable exports, in the run folder's `exports/`; one is always written at the end."""
+    """Portable exports in the run folder's `exports/`; one is always written at the end."""
 
     every_steps: int = Field(default=10_000, ge=1)
     """Optimizer updates between two exports."""
 
 
 class LogConfig(Config):
-    """What the run tells."""
+    """How often the run records metrics and panels."""
 
     every_steps: int = Field(default=1, ge=1)
     """Updates between two lines of `metrics.jsonl` (and points in TensorBoard)."""
 
     norm_every_steps: int = Field(default=10, ge=1)
     """Updates between two measurements of the norms of gradient, weights and update by parameter
-    group; one costs about as much as AdamW.
+    group; one measurement costs about as much as an AdamW update.
     """
 
     panel_every_steps: int = Field(default=500, ge=1)
-    """Updates between two picture panels in TensorBoard."""
+    """Updates between two image panels (`panels/` and TensorBoard)."""
