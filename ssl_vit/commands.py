@@ -75,19 +75,18 @@ def plan(
 def recipes(
     name: Annotated[str, typer.Argument(help="Show this recipe's complete config.")] = "",
 ) -> None:
-    """List the recipes, or print one as YAML."""
-    import inspect
-
-    from ssl_vit.config import to_yaml
+    """List the recipes, or print one as YAML with every setting explained."""
     from ssl_vit.recipes import RECIPES, find_recipe
+    from ssl_vit.settings import commented_yaml
 
     if name:
-        typer.echo(to_yaml(find_recipe(name)), nl=False)
+        config = find_recipe(name)
+        typer.echo(commented_yaml(config, RECIPES[name].description()), nl=False)
         return
-    for recipe_name, recipe in RECIPES.items():
-        summary = (inspect.getdoc(recipe) or "").splitlines()[0].partition(" `")[0]
-        typer.echo(f"{recipe_name:18} {summary}")
-    typer.echo("\nOne as YAML, every field with its value:  ssl-vit recipes NAME")
+    for recipe in RECIPES.values():
+        typer.echo(f"{recipe.name:21}{recipe.title}; {recipe.source}")
+        typer.echo(f"{'':21}expected: {recipe.expected}")
+    typer.echo("\nOne as YAML, with every setting explained:  ssl-vit recipes NAME")
 
 
 def demo(

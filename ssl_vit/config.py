@@ -219,8 +219,12 @@ def _range_error(kind: type[Config], error: ValidationError, values: dict[str, A
     if first["type"] == "value_error":  # a validator of ours: its message has both halves
         problem, _, remedy = message.partition("; ")
         return UserError(problem, remedy or "choose another value")
-    bounds = _bounds(field, path) if field else ""
-    remedy = f"allowed: {bounds}" if bounds else "choose another value"
+    remedy = "choose another value"
+    if field and (bounds := bounds_of(field, path)):
+        remedy = f"allowed: {bounds}"
+    elif field and (choices := choices_of(field)):
+        one_of = "one of " if len(choices) > 1 else ""
+        remedy = f"allowed: {path} {one_of}{', '.join(choices)}"
     if first["type"] == "string_type":
         remedy = f"it must be a text; quote it:  {path}=\"'{'' if found is None else found}'\""
     return UserError(f"{path}={found!r} is out of range or of the wrong type: {message}", remedy)
@@ -244,7 +248,8 @@ def _look_up(
     return ".".join(path) or kind.__name__, field, value
 
 
-def _bounds(field: FieldInfo, path: str) -> str:
+def bounds_of(field: FieldInfo, name: str) -> str:
+    """A field's bounds around ``name``, as in ``0 < name < 1``; empty where it has none."""
     lower = upper = ""
     for rule in field.metadata:
         if (gt := getattr(rule, "gt", None)) is not None:
@@ -255,10 +260,12 @@ def _bounds(field: FieldInfo, path: str) -> str:
             upper = f" < {lt}"
         if (le := getattr(rule, "le", None)) is not None:
             upper = f" <= {le}"
-    if lower or upper:
-        return f"{lower}{path}{upper}"
-    words = ", ".join(_in_words(field.annotation))
-    return f"{path} {'one of ' if ',' in words else ''}{words}" if words else ""
+    return f"{lower}{name}{upper}" if lower or upper else ""
+
+
+def choices_of(field: FieldInfo) -> list[str]:
+    """The kinds of value or the words a field takes; empty where its type has no short name."""
+    return list(_in_words(field.annotation))
 
 
 def _in_words(annotation: Any) -> Iterator[str]:

@@ -139,11 +139,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.config",
         "ssl_vit.errors",
         "ssl_vit.overrides",
+        "ssl_vit.recipes.*",
         "ssl_vit.run.config",
         "ssl_vit.run.minutes",
         "ssl_vit.run.smoke",
+    },
+    "ssl_vit.recipes.*": {
+        "ssl_vit.recipes.recipe",
+        "ssl_vit.run.config",
         *(f"ssl_vit.{room}.config" for room in CONFIGS),
     },
+    # What a setting is: its sentence, its default, what it allows.
+    "ssl_vit.settings": {"ssl_vit.config"},
     # The wiring.
     "ssl_vit": {"ssl_vit.exports.folder"},
     "ssl_vit.__main__": {"ssl_vit.cli"},
@@ -155,6 +162,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.recipes",
         "ssl_vit.run.minutes",
         "ssl_vit.run.pretrain",
+        "ssl_vit.settings",
     },
     "ssl_vit.demo": {"ssl_vit.*"},
     # The outer packages know the library and never each other.

@@ -239,3 +239,25 @@ def test_pictures_that_cannot_be_made_are_said(shards: Path, tmp_path: Path) -> 
     assert "is a folder" in refused(*preview, "--out", tmp_path)[0]
     assert "cannot write" in refused(*preview, "--out", "/proc/x.png")[0]
     assert "no pictures" in refused(*preview, "data.source=synthetic")[0]
+
+
+def test_recipes_are_listed_with_method_paper_and_expected_result():
+    done = ssl_vit("recipes")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "mae_vitl16           MAE, ViT-L/16; He et al. 2021, arXiv 2111.06377\n"
+        "                     expected: ImageNet-1k after 800 epochs: fine-tuning 85.4"
+    ) in done.stdout
+
+
+def test_a_printed_recipe_is_a_config_file(tmp_path: Path):
+    done = ssl_vit("recipes", "dinov2_vitl16")
+    assert done.returncode == 0, done.stderr
+    assert "\n  # Temperature of the student's softmax.\n  # Allowed: 0.0001 <= " in done.stdout
+    file = tmp_path / "mine.yaml"
+    file.write_text(done.stdout.replace("student_temperature: 0.1\n", "student_temperature: 0\n"))
+    wrong, _ = refused("pretrain", file, "--run", tmp_path / "run")
+    assert "objective.student_temperature=0 is out of range" in wrong
+    file.write_text(done.stdout)
+    wrong, _ = refused("pretrain", file, "--run", tmp_path / "run")
+    assert "data.shards is not given" in wrong

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = tuple(str(ROOT / folder) for folder in ("ssl_vit", "launch", "data_prep", "eval"))
 # Looking at every setting, or changing it, is not reading it.
 NO_READERS = tuple(
-    str(ROOT / "ssl_vit" / name) for name in ("config.py", "overrides.py", "recipes.py")
+    str(ROOT / "ssl_vit" / name) for name in ("config.py", "overrides.py", "recipes")
 )
 
 # One recipe for every objective and shape of config; the others have the same fields.
@@ -84,8 +84,9 @@ class Recorder:
         def recording(config: Config, name: str) -> Any:
             if not name.startswith("_") and name in type(config).model_fields:
                 code = sys._getframe(1).f_code
-                is_reader = code.co_filename.startswith(PACKAGES)
-                if is_reader and code.co_filename not in NO_READERS and code not in validators:
+                is_ours = code.co_filename.startswith(PACKAGES)
+                is_reader = is_ours and not code.co_filename.startswith(NO_READERS)
+                if is_reader and code not in validators:
                     self.reads.add((type(config).__name__, name))
             return plain(config, name)
 

@@ -1,17 +1,19 @@
 """Recipes against the published tables, and their smoke twins against the rules for configs."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssl_vit.config import differences, to_plain, to_yaml, validate
+from ssl_vit.config import differences, leaves, read_yaml, to_plain, to_yaml, validate
 from ssl_vit.errors import UserError
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import RECIPES, find_recipe, read_config
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.smoke import smoke
+from ssl_vit.settings import commented_yaml
 from ssl_vit.training.plan import DataFacts, Machine, make_plan
 
 # He et al. 2021, table 8 and appendix A.1, and PRETRAIN.md of the authors' code.
@@ -93,16 +95,61 @@ def test_the_recipe_for_small_data_differs_in_size_and_length_only() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_knows_its_name_and_says_its_command(name: str) -> None:
-    assert find_recipe(name).recipe == name
-    text = " ".join((RECIPES[name].__doc__ or "").split())
-    assert f"`ssl-vit pretrain {name} --run RUN data.shards=SHARDS`" in text
-    assert "Source: " in text
+    recipe = RECIPES[name]
+    assert find_recipe(name).recipe == recipe.name == name
+    assert recipe.command == f"ssl-vit pretrain {name} --run RUN data.shards=SHARDS"
+    assert re.search(r"\d{4}, arXiv \d{4}\.\d{5}$|^our own runs$", recipe.source)
+    # The objective trained and the network of the title are those of the config.
+    assert (
+        recipe.method
+        in {"mae": ("MAE",), "dino": ("DINO", "iBOT", "DINOv2")}[recipe().objective.name]
+    )
+    if size := re.match(r"ViT-\w/(\d+)", recipe.network):
+        assert recipe().backbone.patch_size == int(size[1])
+    figures = re.search(r"\d\d(\.\d| %)", recipe.expected)
+    assert figures or recipe.expected.startswith("no published figure")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_valid_config(name: str) -> None:
     config = find_recipe(name)
     assert validate(RunConfig, to_plain(config), name) == config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_printed_with_its_comments_is_read_back_as_the_recipe(name: str, tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(commented_yaml(find_recipe(name), RECIPES[name].description()))
+    # Complete: a file that leaves settings out would take them from the recipe that it names.
+    assert validate(RunConfig, read_yaml(file), str(file)) == find_recipe(name)
+    assert dict(leaves(read_yaml(file))).keys() == dict(leaves(to_plain(find_recipe(name)))).keys()
+    assert read_config(str(file), [], is_smoke=False) == find_recipe(name)
+
+
+def test_a_printed_recipe_explains_every_setting() -> None:
+    text = commented_yaml(find_recipe("mae_vitb16"), RECIPES["mae_vitb16"].description())
+    assert text.startswith("# MAE, ViT-B/16.\n#\n# ssl-vit pretrain mae_vitb16 --run RUN")
+    assert "# Source: He et al. 2021, arXiv 2111.06377; table 8 (800 epochs" in text
+    assert (
+        "# Masked autoencoder (He et al. 2021, arXiv 2111.06377).\n"
+        "objective:\n"
+        "\n"
+        "  # Which objective this section configures.\n"
+        "  # Allowed: mae\n"
+        "  name: mae\n"
+        "\n"
+        '  # Share of the patches that are hidden; the count is exact (section 3, "Masking").\n'
+        "  # Allowed: 0 < mask_ratio < 1\n"
+        "  mask_ratio: 0.75\n"
+    ) in text
+    assert "  # Allowed: sincos, learned\n  position: sincos\n" in text
+    assert "  # Allowed: a whole number from 0 to 1024, auto\n  workers: auto\n" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+    # Every value has a comment right above it (list items and the sections' own names too).
+    lines = [line.strip() for line in text.splitlines()]
+    for above, line in pairwise(lines):
+        is_value = line and not line.startswith(("#", "- "))
+        assert not is_value or above.startswith("#"), line
 
 
 @pytest.mark.parametrize("name", RECIPES)
