@@ -8,13 +8,14 @@ TORCH ?= torch
 TEST_PROCESSES ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test check fuzz format golden bench quality clean
+.PHONY: help demo test check fuzz format settings golden bench quality clean
 help:
 	@echo "make demo    folder of images -> shards -> MAE -> k-NN and linear probe (about 10 minutes)"
 	@echo "make test    all tests"
 	@echo "make check   formatting, lint, types, architecture"
 	@echo "make fuzz    a minute of damaged and hostile bytes (benchmarks/fuzz.py)"
 	@echo "make format  let ruff rewrite the files"
+	@echo "make settings rewrite docs/settings.md from the configs"
 	@echo "make golden  rewrite tests/golden (say why in the commit)"
 	@echo "make bench   the benchmarks of docs/benchmarks.md"
 	@echo "make quality how good the recipes become on this machine: 40 minutes a run"
@@ -50,6 +51,9 @@ fuzz: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+settings: .venv/.dev
+	$(BIN)/python -m docs.settings_page
 
 golden: .venv/.dev
 	$(BIN)/python -m tests.golden.write
