@@ -185,8 +185,8 @@ def load_backbone(path: Path | str) -> "VisionTransformer":
         path: A run folder (its newest export), an export folder, or the safetensors file.
 
     Returns:
-        A model on images (B, 3, H, W) scaled with ``read_export_info(path).pixel_mean`` and
-        ``.pixel_std``.
+        A model on images (B, 3, H, W) as its ``preprocess(images, size=None)`` makes them of paths
+        or PIL images; see ``exports.preprocess``.
 
     Raises:
         UserError: No export there, or its files do not fit each other.
@@ -194,6 +194,7 @@ def load_backbone(path: Path | str) -> "VisionTransformer":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from ssl_vit.exports.preprocess import Preprocess
     from ssl_vit.models.vit import VisionTransformer
 
     folder = find_export(path)
@@ -213,4 +214,7 @@ def load_backbone(path: Path | str) -> "VisionTransformer":
         model.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
+    size = info.backbone.image_size
+    preprocess = Preprocess(size, info.pixel_mean, info.pixel_std, info.values)
+    setattr(model, "preprocess", preprocess)  # noqa: B010 - torch's stubs allow tensors and modules
     return model.eval()
