@@ -1,5 +1,6 @@
 """`load_backbone(…).preprocess` makes the tensors that `ssl-vit eval` feeds, to the last bit."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,16 @@ def test_what_is_no_image_is_named(tmp_path: Path):
         model.preprocess(tmp_path / "notes.jpg")
     with pytest.raises(UserError, match=r"cannot read .*missing\.jpg"):
         model.preprocess([tmp_path / "missing.jpg"])
+
+
+def test_the_quick_start_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
+    write_photographs(tmp_path)[0].rename(tmp_path / "a.jpg")
+    Image.new("RGB", (40, 50)).save(tmp_path / "b.tif")
+    load(tmp_path / "RUN" / "exports" / "step_00000007")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out == "torch.Size([2, 32]) torch.Size([2, 16, 32])\n"
