@@ -18,7 +18,8 @@ from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.distributed import cores_here
-from ssl_vit.exports.folder import load_backbone, read_export_info
+from ssl_vit.exports.folder import read_export_info
+from ssl_vit.exports.loading import load_backbone
 from ssl_vit.files import replacing
 from ssl_vit.run.config import RunConfig
 from ssl_vit_eval import knn, linear

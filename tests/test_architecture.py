@@ -148,6 +148,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.data.values",
         "ssl_vit.models.*",
         "ssl_vit.objectives.objective",
+        "ssl_vit.exports.preprocess",
+    },
+    # Feeds an export what an evaluation would.
+    "ssl_vit.exports.preprocess": {
+        "ssl_vit.errors",
+        "ssl_vit.files",
+        "ssl_vit.data.augment",
+        "ssl_vit.data.dataset",
+        "ssl_vit.data.decode",
+        "ssl_vit.data.values",
+        "ssl_vit.objectives.pixels",
     },
     # What a run is made of, and where it lives.
     "ssl_vit.run.*": {"ssl_vit.*"},

@@ -16,6 +16,9 @@ def test_the_wheel_ships_four_packages_and_nothing_else(tmp_path: Path):
         capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
-    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    files = zipfile.ZipFile(wheel).namelist()
+    names = {name.split("/")[0] for name in files}
     packages = {name for name in names if not name.endswith(".dist-info")}
     assert packages == {"ssl_vit", "ssl_vit_launch", "ssl_vit_data_prep", "ssl_vit_eval"}
+    # Tells type checkers to read the annotations (PEP 561).
+    assert {f"{package}/py.typed" for package in packages} <= set(files)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_vit.data.crops import CenterCrop
 from ssl_vit.errors import UserError
-from ssl_vit.exports.folder import load_backbone
+from ssl_vit.exports.loading import load_backbone
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.build import build_backbone
 from ssl_vit.models.config import VitConfig

@@ -132,6 +132,20 @@ def decode_image(data: bytes, values: ValueRange | None = None) -> np.ndarray:
     return Picture(data, values).pixels()
 
 
+def pixels_of(image: Image.Image, values: ValueRange | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB pixels of an image that Pillow opened or made, upright.
+
+    Raises:
+        ValueError: It cannot be decoded, or has more than 8 bits and there is no range for them.
+    """
+    image.load()  # first: a TIFF may be turned by its decoder, which then says so
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = Raster(np.asarray(image), f"mode {image.mode}").to_rgb(values)
+    else:
+        pixels = _to_rgb(image)
+    return turn_upright(pixels, _orientation_of(image))
+
+
 def facts_of(data: bytes) -> ImageFacts:
     """What an image's header says of it.
 

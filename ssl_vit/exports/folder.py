@@ -13,13 +13,12 @@ import ssl_vit
 from ssl_vit.config import Config, to_plain, validate
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
-from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder, spelled_in_utf8
+from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder
 from ssl_vit.foreign import first_line, read_json
 from ssl_vit.models.config import VitConfig
 from ssl_vit.run.config import CONFIG_FILE, RunConfig
 
 if TYPE_CHECKING:
-    from ssl_vit.models.backbone import Backbone
     from ssl_vit.objectives.objective import Objective
 
 FORMAT = "ssl-vit-backbone-1"
@@ -172,42 +171,3 @@ def read_export_info(path: Path | str) -> ExportInfo:
     if values.get("format") != FORMAT:
         raise UserError(f"{file} is not of the format {FORMAT}", "export again with this version")
     return validate(ExportInfo, values, str(file))
-
-
-def load_backbone(path: Path | str) -> "Backbone":
-    """The exported backbone, in evaluation mode on the CPU.
-
-    Args:
-        path: A run folder (its newest export), an export folder, or the safetensors file.
-
-    Returns:
-        A model on images (B, 3, H, W) scaled with ``read_export_info(path).pixel_mean`` and
-        ``.pixel_std``.
-
-    Raises:
-        UserError: No export there, or its files do not fit each other.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from ssl_vit.cost.counting import backbone_parameters
-    from ssl_vit.models.build import build_backbone
-
-    folder = find_export(path)
-    info = read_export_info(folder)
-    file = folder / WEIGHTS_FILE
-    try:
-        with spelled_in_utf8(file) as place:
-            state = load_file(place)
-        count = sum(tensor.numel() for tensor in state.values())
-        # Before anything is allocated for a network that the file is not of.
-        if count < (wanted := backbone_parameters(info.backbone)):
-            raise RuntimeError(f"{count:,} values, and {INFO_FILE} describes {wanted:,} parameters")
-        odd = [name for name, tensor in state.items() if not tensor.is_floating_point()]
-        if odd:
-            raise RuntimeError(f"{odd[0]} is of type {str(state[odd[0]].dtype)[6:]}")
-        model = build_backbone(info.backbone)
-        model.load_state_dict(state)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
-    return model.eval()

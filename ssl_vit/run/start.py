@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from ssl_vit.config import differences
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
-from ssl_vit.exports.folder import find_export, load_backbone, read_export_info
+from ssl_vit.exports.folder import find_export, read_export_info
+from ssl_vit.exports.loading import load_backbone
 from ssl_vit.files import path_of
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.folder import RunFolder

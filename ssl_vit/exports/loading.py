@@ -1,0 +1,51 @@
+"""From an export to a network that is ready for images."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ssl_vit.cost.counting import backbone_parameters
+from ssl_vit.errors import UserError
+from ssl_vit.exports.folder import INFO_FILE, WEIGHTS_FILE, find_export, read_export_info
+from ssl_vit.exports.preprocess import Preprocess
+from ssl_vit.files import spelled_in_utf8
+from ssl_vit.foreign import first_line
+from ssl_vit.models.backbone import Backbone
+from ssl_vit.models.build import build_backbone
+
+
+def load_backbone(path: Path | str) -> Backbone:
+    """The exported backbone, in evaluation mode on the CPU.
+
+    Args:
+        path: A run folder (its newest export), an export folder, or the safetensors file.
+
+    Returns:
+        A model on images (B, 3, H, W) as its ``preprocess(images, size=None)`` makes them of paths
+        or PIL images; see ``exports.preprocess``.
+
+    Raises:
+        UserError: No export there, or its files do not fit each other.
+    """
+    folder = find_export(path)
+    info = read_export_info(folder)
+    file = folder / WEIGHTS_FILE
+    try:
+        with spelled_in_utf8(file) as place:
+            state = load_file(place)
+        count = sum(tensor.numel() for tensor in state.values())
+        # Before anything is allocated for a network that the file is not of.
+        if count < (wanted := backbone_parameters(info.backbone)):
+            raise RuntimeError(f"{count:,} values, and {INFO_FILE} describes {wanted:,} parameters")
+        odd = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+        if odd:
+            raise RuntimeError(f"{odd[0]} is of type {str(state[odd[0]].dtype)[6:]}")
+        model = build_backbone(info.backbone)
+        model.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
+    size = info.backbone.height_width
+    preprocess = Preprocess(size, info.pixel_mean, info.pixel_std, info.values)
+    setattr(model, "preprocess", preprocess)  # noqa: B010 - torch's stubs allow tensors and modules
+    return model.eval()
