@@ -1,8 +1,8 @@
 """Random crops and flips on uint8 images. Random choices come from the sample's own generator.
 
 Only `rng.random()` is used: its bits are fixed by the algorithm, so crops are the same on every
-machine. What is drawn (a `Crop`) is apart from how it is made (`render`), so that an image is
-decoded once for all its crops, at the smallest size that serves them.
+machine. Drawing a `Crop` is separate from making its pixels (`render`), so that an image is decoded
+once for all its crops, at the smallest size that serves them.
 """
 
 import math
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ssl_vit.data.decode import Picture, largest_shrink
 
-# A JPEG is shrunk while it is decoded only as far as its crops stay this much larger than what is
-# made of them; the antialiased resize does the rest. At 2, Pillow's own choice for thumbnails, the
+# A JPEG is shrunk while it is decoded only as far as its crops stay this much larger than their
+# results; the antialiased resize does the rest. At 2, Pillow's own choice for thumbnails, the
 # result differs from that of a full decode by noise of about 50 dB.
 _LEAST_EXCESS = 2.0
 
@@ -34,12 +34,12 @@ class Box(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """One view of an image: where it lies, how large it becomes, whether it is mirrored."""
+    """One view of an image: its box, the size it is resized to, and whether it is mirrored."""
 
     box: Box
     """In pixels of the upright image."""
     size: int
-    """Pixels a side of the result."""
+    """Side length of the result in pixels."""
     across: bool = False
     """Mirrored left to right."""
     down: bool = False
@@ -56,7 +56,7 @@ def random_resized_crop_box(
     """Draw a crop of random area and aspect ratio.
 
     Args:
-        height, width: Of the image, in pixels.
+        height, width: Size of the image in pixels.
         area: Smallest and largest share of the image's area.
         aspect: Smallest and largest width over height, drawn log-uniformly.
         rng: The sample's randomness.
@@ -83,7 +83,7 @@ class CenterCrop:
     """The usual test transform: scale the shorter side, cut the center."""
 
     size: int
-    """S, pixels a side of the result."""
+    """S, the side length of the result in pixels."""
     ratio: float = 0.875
     """S over the length that the image's shorter side is scaled to; 224/256 in the literature."""
 
@@ -110,12 +110,12 @@ def render(picture: Picture, crops: Sequence[Crop], into: Sequence[Tensor]) -> N
     )
     pixels = picture.pixels(shrink, max(crop.box.top + crop.box.height for crop in crops))
     if pixels.shape[1] == picture.width:
-        shrink = 1  # no JPEG, or one for Pillow
+        shrink = 1  # not a JPEG, or one that Pillow decoded
     for crop, target in zip(crops, into, strict=True):
         resize_into(pixels, _shrunk(crop.box, shrink, *pixels.shape[:2]), target)
         mirrored = [axis for axis, is_so in ((0, crop.down), (1, crop.across)) if is_so]
         if mirrored:
-            # Channels first in name only: torch has a fast way for this layout, as for the resize.
+            # Channels first by strides only: torch has a fast path for this layout, as in resizing.
             planes = target.permute(2, 0, 1)
             planes.copy_(planes.flip([axis + 1 for axis in mirrored]))
 
@@ -124,20 +124,20 @@ def resize_into(pixels: np.ndarray, box: Box, target: Tensor) -> None:
     """Cut a box out and scale it, antialiased bicubic in integer arithmetic.
 
     Args:
-        pixels: (H, W, 3) uint8, of any strides.
+        pixels: (H, W, 3) uint8 with any strides.
         box: Inside the image.
         target: (S, S, 3) uint8, contiguous; filled.
     """
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    # Of a turned image; torch knows no negative strides, which numpy allows on sides of 1.
+    # Turned images have negative strides, which torch does not support even on sides of 1.
     if min(part.strides) < 0 or not pixels.flags.c_contiguous:
         part = part.copy()
     cut = torch.from_numpy(part)
     if cut.shape == target.shape:
         target.copy_(cut)
         return
-    # The operator behind F.interpolate, which cannot write into a tensor that is there: a third of
-    # its time is spent on turning its result into planes.
+    # The operator behind F.interpolate, which cannot write into an existing tensor: a third of its
+    # time is spent on turning its result into planes.
     torch.ops.aten._upsample_bicubic2d_aa.out(
         cut.permute(2, 0, 1).unsqueeze(0),
         target.shape[:2],

@@ -2,8 +2,8 @@
 
 An image that cannot be decoded does not end a training run. It is replaced by the next image of
 its shard that can be (the first one following the last), with the crops that its own randomness
-draws, and is reported. Who replaces whom depends on the shards alone, so a resumed run sees the
-same. An evaluation, whose every image counts, refuses to go on.
+draws, and is reported. The replacement depends on the shards alone, so a resumed run uses the same
+one. An evaluation, in which every image counts, stops with an error.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,11 +23,11 @@ from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 
-# V crops of one size, B images, S pixels a side.
+# V crops of one size, B images, S side length in pixels.
 
 
-class Draw(Protocol):
-    """All that is random in one sample; an objective's own may hold more, such as a mask."""
+class SampledAugmentation(Protocol):
+    """All that is random in one sample; an objective's own class may have more, such as a mask."""
 
     @property
     def crops(self) -> Sequence[Crop]:
@@ -36,15 +36,15 @@ class Draw(Protocol):
 
 
 class Views(Protocol):
-    """What an objective sees of an image. Runs in data workers, so it must pickle."""
+    """An objective's input from an image. Runs in data workers, so it must pickle."""
 
     @property
     def crop_sizes(self) -> Sequence[tuple[int, int]]:
-        """(V, S) for every size: how many crops, pixels a side."""
+        """(V, S) for every size: number of crops, side length in pixels."""
         ...
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Any:
-        """A ``Draw`` for an image of this size; all its randomness comes from ``rng``."""
+        """A ``SampledAugmentation`` of an image of this size; uses no randomness but ``rng``."""
         ...
 
     def collate(self, crops: Sequence[Tensor], draws: Sequence[Any], numbers: Sequence[int]) -> Any:
@@ -52,17 +52,17 @@ class Views(Protocol):
 
         Args:
             crops: For every size (V, B, 3, S, S) uint8, channels last in memory.
-            draws: Of the B images.
+            draws: Augmentations of the B images.
             numbers: Their sample numbers in the shard set.
         """
         ...
 
     def show(self, crops: Sequence[Tensor], draw: Any) -> list[Tensor]:
-        """What the objective sees of one image, as pictures for a person.
+        """The objective's input from one image, as pictures for a person.
 
         Args:
             crops: For every size (V, 3, S, S) uint8.
-            draw: The image's.
+            draw: The image's augmentation.
 
         Returns:
             (3, h, w) uint8 each.
@@ -76,7 +76,7 @@ class Canvases:
     Args:
         crop_sizes: (V, S) for every size.
         num_images: B.
-        memory: Flat uint8, of :func:`canvas_bytes`.
+        memory: Flat uint8 tensor of :func:`canvas_bytes` bytes.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Canvases:
             begin = end
 
     def of_image(self, place: int) -> list[Tensor]:
-        """For each crop of one image (S, S, 3), to be filled."""
+        """(S, S, 3) for each crop of one image, to be filled."""
         return [images[place] for images in self._crops]
 
     def crops(self) -> list[Tensor]:
-        """For every size (V, B, 3, S, S), as ``Views.collate`` takes them."""
+        """(V, B, 3, S, S) for every size, as ``Views.collate`` takes them."""
         return [group.permute(0, 1, 4, 2, 3) for group in self._groups]
 
 
@@ -110,27 +110,26 @@ class BatchMaker(Protocol):
     """Makes a micro-batch; runs in data workers."""
 
     def num_bytes(self, num_images: int) -> int:
-        """Of the pixels of a micro-batch."""
+        """Bytes of the pixels of a micro-batch."""
         ...
 
     def make(self, items: Any, memory: Tensor) -> Loaded:
         """The micro-batch of these samples.
 
         Args:
-            items: As the maker takes them.
-            memory: Flat uint8 of ``num_bytes``, for the pixels.
+            items: The samples, in the form this maker takes.
+            memory: Flat uint8 tensor of ``num_bytes`` for the pixels.
         """
         ...
 
 
 class TrainingBatches:
-    """Samples as an objective sees them, each addressed by (number, epoch), so that its randomness
-    is its own.
+    """Samples as an objective sees them, each addressed by (number, epoch) with its own randomness.
 
     Args:
         shards: The samples.
-        views: Of the objective.
-        seed: Of the run.
+        views: The objective's views.
+        seed: The run's seed.
         values: How values of more than 8 bits are shown; None: such an image is a bad sample.
     """
 
@@ -163,8 +162,8 @@ class TrainingBatches:
         return Loaded(self.views.collate(canvases.crops(), draws, numbers), tuple(bad))
 
     def _make_one(self, ref: SampleRef, into: Sequence[Tensor]) -> tuple[int, Any, str]:
-        """Make one sample's crops; (number that was used, its draw, what was wrong with ``ref``'s
-        own).
+        """Make one sample's crops; (number that was used, its augmentation, what was wrong with
+        ``ref``'s own image).
         """
         problem = ""
         for number in itself_then_neighbors(self.shards, ref.number):
@@ -178,7 +177,7 @@ class TrainingBatches:
                 problem = problem or str(error)
         raise UserError(
             f"no image in shard {self.shards.location_of(ref.number)} can be decoded: {problem}",
-            "ssl-vit shards check SHARDS  lists what is wrong; pack the images again",
+            "ssl-vit shards check SHARDS  lists the damage; pack the images again",
         )
 
 
@@ -188,15 +187,15 @@ class CenterBatch(NamedTuple):
     images: Tensor
     """(B, 3, S, S) uint8."""
     digests: Tensor
-    """(B, 16) uint8: of each image's crop, see ``data.pixel_digest``."""
+    """(B, 16) uint8 digests of the crops, see ``data.pixel_digest``."""
 
 
 class EvaluationBatches:
-    """The center of each image, by sample number.
+    """The center crop of each image, by sample number.
 
     Args:
         shards: The samples.
-        crop: The center.
+        crop: The center crop.
         values: How values of more than 8 bits are shown; None: such an image is refused.
     """
 
@@ -233,12 +232,12 @@ class EvaluationBatches:
                 f"sample {self.shards.key(number)} in shard {self.shards.location_of(number)} "
                 f"cannot be decoded: {error}",
                 f"ssl-vit shards check {self.shards.source}  lists every such image; "
-                "remove and pack again",
+                "remove them and pack again",
             ) from None
 
 
 def itself_then_neighbors(shards: ShardSet, number: int) -> Iterator[int]:
-    """A sample and all that follow it in its shard, the first after the last."""
+    """A sample and all others of its shard: those after it, then the shard's first to its own."""
     shard = shards.shard_of(number)
     start, end = int(shards.starts[shard]), int(shards.starts[shard + 1])
     yield from range(number, end)

@@ -1,8 +1,8 @@
-"""Tells collapse from learning: from a run's measures to an alarm that names symptom and cure.
+"""Detects collapse: from a run's measures to an alarm that names symptom and cure.
 
-A network that has not begun to learn looks collapsed: the class tokens of a random ViT lie e⁻⁶
-apart. So what is small at the start is not an alarm before the warm-up is over; what was larger
-once, or is sharp and the same for all images, is one at once.
+A network that has not begun to learn looks collapsed: the class tokens of a random ViT are e⁻⁶
+apart. Small measures are therefore no alarm before the warm-up is over; measures that were larger
+before, or targets that are sharp and the same for all images, are one at once.
 """
 
 import math
@@ -14,38 +14,38 @@ from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig
 
 Symptom = Literal["one answer", "no answer", "one direction", "few dimensions"]
 
-# Looks in a row that see the same before it is an alarm: one batch may be odd.
+# Consecutive measurements with a symptom before it is an alarm: one batch may be odd.
 _PATIENCE = 3
-# Updates at the least in which a network may look as it began.
+# Fewest steps in which a network may look as it did at the start.
 _GRACE_STEPS = 200
 
-# Of the images, share that different prototypes; of log C, the entropy of a target.
+# Number of different prototypes as a share of the images; entropy of a target as a share of log C.
 _SAME_CODES, _SHARP = 0.05, 0.5
 _UNIFORM = 0.98
-# Of all directions; of the most that the run had.
+# Spread in itself, and as a share of the run's largest.
 _ONE_DIRECTION, _FALLEN = 0.02, 0.1
 _RANK_FALLEN, _LEAST_PEAK_RANK = 0.25, 8.0
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something that usually means that a run learns nothing any more."""
+    """A symptom that usually means that a run no longer learns."""
 
     step: int
-    """Updates made."""
+    """Number of steps made."""
     symptom: Symptom
     evidence: str
-    """What was seen, with figures."""
+    """The observation, with figures."""
     remedy: str
-    """The settings that usually cure it."""
+    """The settings that usually fix it."""
 
 
 class CollapseWatch:
-    """Judges measures one look after the other; an alarm is raised once until its symptom goes.
+    """Judges successive measurements; an alarm is raised once and again after its symptom was gone.
 
     Args:
-        objective: Decides what to say.
-        warmup_steps: Updates in which the learning rate rises.
+        objective: The run's objective, which decides on symptoms and remedies.
+        warmup_steps: Steps in which the learning rate rises.
     """
 
     def __init__(self, objective: ObjectiveConfig, warmup_steps: int) -> None:
@@ -56,15 +56,15 @@ class CollapseWatch:
 
     @property
     def active(self) -> list[Symptom]:
-        """Those of which an alarm was raised and that are still there."""
+        """The symptoms that raised an alarm and are still present."""
         return [symptom for symptom, count in self._streaks.items() if count >= _PATIENCE]
 
     def recall(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Take up what was seen before a restart, so that a fall is measured from the run's own
-        height and an alarm that lasts is not raised anew.
+        """Judge the measurements from before a restart again, so that the run's peaks are known and
+        an alarm that lasts is not raised again.
 
         Args:
-            lines: Of `metrics.jsonl`, the oldest first; what was not finite is None there.
+            lines: Lines of `metrics.jsonl`, the oldest first; values that were not finite are None.
         """
         for line in lines:
             if line.get("monitor/spread") is not None:
@@ -75,9 +75,9 @@ class CollapseWatch:
         """New alarms.
 
         Args:
-            step: Updates made.
-            measures: By the names they have in `metrics.jsonl`; a symptom whose measures are not
-                there is not looked for.
+            step: Number of steps made.
+            measures: Measures by their names in `metrics.jsonl`; a symptom whose measures are
+                missing is not checked.
         """
         found = self._symptoms(step, measures)
         self._streaks = {symptom: self._streaks.get(symptom, 0) + 1 for symptom in found}
@@ -103,7 +103,8 @@ class CollapseWatch:
             now, peak = self._with_peak("monitor/rankme", measures)
             if is_late and peak >= _LEAST_PEAK_RANK and now < _RANK_FALLEN * peak:
                 found["few dimensions"] = (
-                    f"features use ever fewer dimensions: RankMe {now:.1f}, {peak:.1f} before"
+                    "the features use fewer and fewer dimensions: "
+                    f"RankMe {now:.1f}, {peak:.1f} before"
                 )
         return found
 
@@ -124,7 +125,7 @@ class CollapseWatch:
             )
         if is_late and entropy > _UNIFORM * most:
             found["no answer"] = (
-                f"the teacher gives every image all prototypes alike: entropy of a target "
+                f"the teacher gives every image all prototypes equally: entropy of a target "
                 f"{entropy:.2f} of {most:.2f}"
             )
 
@@ -135,7 +136,7 @@ class CollapseWatch:
 
 
 def remedy_of(symptom: Symptom, objective: ObjectiveConfig) -> str:
-    """The two or three settings that usually cure it."""
+    """The two or three settings that usually fix it."""
     match objective:
         case MaeConfig():
             return (
@@ -151,7 +152,7 @@ def remedy_of(symptom: Symptom, objective: ObjectiveConfig) -> str:
             first = "objective.centering=sinkhorn"
             if objective.centering == "sinkhorn":
                 first = "a larger engine.micro_batch_size (Sinkhorn-Knopp sees one micro-batch)"
-            return f"{first}, objective.momentum nearer to 1, a lower optimizer.base_learning_rate"
+            return f"{first}, objective.momentum closer to 1, a lower optimizer.base_learning_rate"
         case "no answer":
             return (
                 "a lower objective.teacher_temperature, a longer objective.temperature_warmup, "
@@ -160,6 +161,6 @@ def remedy_of(symptom: Symptom, objective: ObjectiveConfig) -> str:
         case "one direction" | "few dimensions":
             return (
                 "a higher objective.koleo_weight, a lower optimizer.base_learning_rate, "
-                "objective.momentum nearer to 1"
+                "objective.momentum closer to 1"
             )
     assert_never(symptom)
