@@ -253,7 +253,7 @@ def test_a_k_that_is_no_list_of_numbers_is_refused(run_folder, train, test, text
 
 
 def test_a_k_beyond_the_train_set_is_refused(run_folder, train, test):
-    with pytest.raises(UserError, match=r"--k 61: .* has 60 labeled images") as caught:
+    with pytest.raises(UserError, match=r"--k 61 is too large: .* has 60 labeled images") as caught:
         evaluate("knn", run_folder, train, test, "--k", "5,61")
     assert caught.value.remedy == "use at most 60"
     assert evaluate("knn", run_folder, train, test, "--k", "60")
@@ -261,7 +261,7 @@ def test_a_k_beyond_the_train_set_is_refused(run_folder, train, test):
 
 def test_a_small_train_set_will_do_for_a_small_k(run_folder, make_shards, test):
     few = make_shards("few", [0, 1, 2], seed=4)
-    with pytest.raises(UserError, match="has 3 labeled images, 10 are needed"):
+    with pytest.raises(UserError, match="has 3 labeled images, at least 10 are needed"):
         evaluate("knn", run_folder, few, test)
     assert "k=1" in evaluate("knn", run_folder, few, test, "--k", "1")
 
