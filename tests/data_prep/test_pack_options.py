@@ -271,7 +271,7 @@ def test_a_killed_pack_of_other_options_is_not_thrown_away_unasked(many: Path, t
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with pytest.raises(UserError, match=r"finished shards of an interrupted pack with other options"):
+    with pytest.raises(UserError, match=r"shards of an interrupted pack with other options"):
         pack_images(many, shards, PackOptions(90_000))
     made = pack_images(many, shards, PackOptions(90_000), overwrite=True)
     assert made.num_resumed == 0
