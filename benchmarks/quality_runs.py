@@ -112,7 +112,7 @@ def run_command(*words: str) -> None:
     """Show and run `ssl-vit …`.
 
     Raises:
-        UserError: It failed; its own words stand above.
+        UserError: It failed; its error is printed above.
         KeyboardInterrupt: It was stopped, and has saved.
     """
     print(f"$ ssl-vit {' '.join(words)}", flush=True)
@@ -123,7 +123,7 @@ def run_command(*words: str) -> None:
     if code:
         raise UserError(
             f"`ssl-vit {words[0]}` ended with exit code {code}",
-            "its own words are above; the same benchmark again goes on from here",
+            "see the error above; run the same command again to continue from here",
         )
 
 
@@ -180,7 +180,7 @@ def measure_rate(task: Task, run: Path, shards: Path) -> float:
     if failed is not None:
         raise UserError(
             f"`ssl-vit pretrain {task.recipe}` ended with exit code {failed}",
-            "its own words are above",
+            "see the error above",
         )
     if len(stamps) < 2:
         raise UserError(

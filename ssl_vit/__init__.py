@@ -1,7 +1,7 @@
 """Pre-train Vision Transformers on your own images, without labels.
 
-The one thing most programs need is here: ``ssl_vit.load_backbone(path)``. It is imported on first
-use, so that ``import ssl_vit`` (and with it every command's ``--help``) loads no torch.
+Most programs need only ``ssl_vit.load_backbone(path)``. It is imported on first use, so that
+``import ssl_vit`` (and with it every command's ``--help``) loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any

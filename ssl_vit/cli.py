@@ -21,10 +21,10 @@ from ssl_vit.errors import UserError, disk_error
 GROUP = "ssl_vit.commands"
 
 
-# Of click, which newer typers carry within themselves.
+# click's class; newer versions of typer bundle click.
 _UsageError: Any = typer.BadParameter.__bases__[0]
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
-_BROKEN_PIPE = 141  # what a shell makes of SIGPIPE
+_INTERRUPTED = 130  # typer's exit code after Ctrl-C
+_BROKEN_PIPE = 141  # a shell's exit code after SIGPIPE
 
 
 @cache
@@ -36,7 +36,7 @@ class EntryPointGroup(TyperGroup):
     """A command group whose members are looked up among the installed entry points."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Typer takes every broken pipe for a closed output, and says nothing."""
+        """Run a command. Typer mistakes every broken pipe for a closed output and stays silent."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
@@ -44,7 +44,7 @@ class EntryPointGroup(TyperGroup):
                 sys.stdout.flush()
             except BrokenPipeError:
                 sys.exit(_flush(0))
-            raise RuntimeError("a process that this one talks to has ended") from error
+            raise RuntimeError("a process that this one communicates with has ended") from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_entry_points())
@@ -79,13 +79,13 @@ def root() -> None:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Read a command line as `ssl-vit` would, without running it.
+    """Parse a command line as `ssl-vit` would, without running it.
 
     Args:
-        words: What follows `ssl-vit`.
+        words: The arguments after `ssl-vit`.
 
     Raises:
-        UserError: It has an unknown command or option, or lacks one.
+        UserError: A command or option is unknown or missing.
     """
     command: Any = typer.main.get_command(app)
     name, rest, context = "ssl-vit", list(words), None
@@ -101,13 +101,13 @@ def check_words(words: Sequence[str]) -> None:
 def _usage_mistake(error: Any) -> UserError:
     problem = " ".join(error.format_message().split())
     command = error.ctx.command_path if error.ctx else "ssl-vit"
-    return UserError(problem, f"{command} --help  says what there is")
+    return UserError(problem, f"{command} --help  lists commands and options")
 
 
 def main() -> None:
     """Run the command line; a user's mistake is two lines and exit code 2, never a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not support UTF-8
     try:
         code = app(standalone_mode=False)
     except _UsageError as error:
@@ -118,7 +118,7 @@ def main() -> None:
         print(mistake.two_lines, file=sys.stderr)
         sys.exit(2)
     except UserError as error:
-        # Every process of a machine finds the same mistake; one of them says it.
+        # Every process of a machine finds the same mistake; one of them reports it.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(error.two_lines, file=sys.stderr)
         code = 2
@@ -128,7 +128,7 @@ def main() -> None:
         print(mistake.two_lines, file=sys.stderr)  # by every process: it may be one node's disk
         code = 2
     if code == _INTERRUPTED:
-        print("stopped: the same command goes on where it can", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
     code = _flush(code if isinstance(code, int) else 0)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         leave(code)
@@ -136,19 +136,19 @@ def main() -> None:
 
 
 def _flush(code: int) -> int:
-    """Write what waits for standard output; the exit code."""
+    """Flush standard output; returns the exit code."""
     if sys.stdout is None:  # closed by the shell
         return code
     try:
         sys.stdout.flush()
         return code
     except OSError as error:
-        # Nothing more goes there, not at the interpreter's end either.
+        # Discard all further output, including the interpreter's last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return code or _BROKEN_PIPE
         mistake = disk_error(error) or UserError(
-            f"the output: {error.strerror}", "write it elsewhere"
+            f"cannot write the output: {error.strerror}", "write it elsewhere"
         )
         print(mistake.two_lines, file=sys.stderr)
         return 2

@@ -15,7 +15,9 @@ Overrides = Annotated[
 ]
 MinutesOption = Annotated[
     float | None,
-    typer.Option("--minutes", help="How long the run may take; its steps follow from its rate."),
+    typer.Option(
+        "--minutes", help="Time budget of the run; the number of steps follows from the rate."
+    ),
 ]
 
 
@@ -29,7 +31,7 @@ def pretrain(
         bool, typer.Option("--smoke", help="Shrink the recipe to a few seconds on one core.")
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Record a few updates: RUN/profile.")
+        bool, typer.Option("--profile", help="Profile a few steps into RUN/profile.")
     ] = False,
     minutes: MinutesOption = None,
 ) -> None:
@@ -44,10 +46,12 @@ def pretrain(
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe or a config.yaml.")],
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, max=2**20, help="GPUs in all.")] = 1,
-    device: Annotated[str, typer.Option("--device", help="Which, such as a100 or v100.")] = "h100",
+    gpus: Annotated[int, typer.Option("--gpus", min=1, max=2**20, help="Total GPUs.")] = 1,
+    device: Annotated[
+        str, typer.Option("--device", help="GPU model, such as a100 or v100.")
+    ] = "h100",
     mfu: Annotated[
-        float, typer.Option("--mfu", help="Share of its peak that is expected, for the hours.")
+        float, typer.Option("--mfu", help="Expected model FLOPs utilization, for the hours.")
     ] = 0.4,
     images: Annotated[
         int,
@@ -55,13 +59,13 @@ def plan(
             "--images",
             min=0,
             max=2**40,
-            help="In the data, if data.shards is not given [ImageNet-1k's].",
+            help="Images in the data set, if data.shards is not given [ImageNet-1k's].",
         ),
     ] = 0,
     minutes: MinutesOption = None,
 ) -> None:
-    """Say what a run would need and take: memory, hours, disk. Starts nothing; exit code 1 where it
-    does not fit.
+    """Estimate what a run needs: memory, hours, disk. Starts nothing; exit code 1 if it does not
+    fit.
     """
     from ssl_vit.cost.estimate import print_estimate
     from ssl_vit.recipes import read_config
@@ -91,7 +95,7 @@ def recipes(
 
 def demo(
     folder: Annotated[
-        Path, typer.Option("--folder", help="Everything the demo makes lands here.")
+        Path, typer.Option("--folder", help="Folder for everything the demo makes.")
     ] = Path("demo"),
 ) -> None:
     """From a folder of solar-cell images to a benchmarked backbone, in about ten minutes."""

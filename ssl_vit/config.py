@@ -1,7 +1,8 @@
-"""The base of every config, and how YAML files become one; words are in `overrides.py`.
+"""The base class of every config, and how YAML files are read into one; `path=value` words are in
+`overrides.py`.
 
-OmegaConf reads, pydantic validates, and nothing is ever written to again. This file imports no
-torch: a mistake in a config is reported before anything slow is loaded.
+OmegaConf reads, pydantic validates, and nothing is changed after that. This file imports no torch:
+a mistake in a config is reported before anything slow is loaded.
 """
 
 import difflib
@@ -21,7 +22,7 @@ from ssl_vit.errors import UserError
 
 
 class Config(BaseModel):
-    """A frozen record of what the user said; unknown keys and loose types are refused."""
+    """A frozen record of the user's settings; unknown keys and loose types are refused."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -33,7 +34,7 @@ class Config(BaseModel):
     )
 
     RENAMED: ClassVar[dict[str, str]] = {}
-    """Earlier names of fields → today's; files and words with the earlier ones are still read."""
+    """Earlier names of fields → current ones; files and words with earlier names are still read."""
 
 
 C = TypeVar("C", bound=Config)
@@ -46,7 +47,7 @@ def to_plain(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The complete config as YAML, in the order of the fields."""
-    # OmegaConf reads it again and quotes the same way; plain YAML leaves a folder named 1e5 bare.
+    # OmegaConf quotes as it reads; plain YAML leaves a folder named 1e5 without quotes.
     return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
 
 
@@ -61,7 +62,7 @@ def validate(kind: type[C], values: dict[str, Any], source: str) -> C:
     for path, siblings in unknown_paths(kind, values, prefix=""):
         raise unknown_path_error(kind, path, siblings, source)
     try:
-        # JSON mode: strict about types, yet a YAML list may become a tuple and a string a path.
+        # JSON mode: strict about types, but a YAML list may become a tuple and a string a path.
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise _range_error(kind, error, values) from None
@@ -70,16 +71,16 @@ def validate(kind: type[C], values: dict[str, Any], source: str) -> C:
 def with_current_names(
     kind: type[Config], values: dict[str, Any], current: Config | None = None, prefix: str = ""
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Plain values in which fields have today's names.
+    """Plain values with the current names of fields.
 
     Args:
-        kind: Of the config.
-        values: Of it, or some of them.
-        current: The config that they are for; says which member of a union they mean.
-        prefix: Of the paths.
+        kind: The config's class.
+        values: All of its values or some of them.
+        current: The config they are for; decides which member of a union they mean.
+        prefix: What all paths begin with.
 
     Returns:
-        The values, and earlier path → today's path of each field that had another name.
+        The values, and earlier path → current path of each field that was renamed.
 
     Raises:
         UserError: A field is given under both names.
@@ -108,7 +109,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The values of a YAML file, OmegaConf interpolations resolved.
 
     Raises:
-        UserError: The file is missing or is no YAML mapping.
+        UserError: The file is missing or is not a YAML mapping.
     """
     if not path.is_file():
         raise UserError(f"no config file at {path}", "check the path")
@@ -123,7 +124,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts with those of ``values`` in place of those of ``base``."""
+    """Nested dicts in which ``values`` take precedence over ``base``."""
     both = dict(base)
     for key, value in values.items():
         inner = base.get(key)
@@ -164,7 +165,7 @@ def field_paths(kind: type[Config], prefix: str = "") -> Iterator[str]:
 def unknown_path_error(
     kind: type[Config], path: str, siblings: Sequence[str], source: str
 ) -> UserError:
-    """The error for a path nobody defined: nearest name first, then what stands beside it."""
+    """The error for an undefined path: the nearest name, then all names at that level."""
     known = list(field_paths(kind))
     by_leaf = {p.rpartition(".")[2]: p for p in known}
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.75)
@@ -182,8 +183,8 @@ def _config_of(field: FieldInfo, values: Any = None, current: Any = None) -> typ
     """The config that a field holds.
 
     Args:
-        values: What it is given; of several configs, the one whose `name` they have counts.
-        current: What it holds now; counts where they have none.
+        values: Its new value; in a union, a `name` in it selects the member.
+        current: Its present value; selects the member if there is no such `name`.
     """
     candidates = (field.annotation, *get_args(field.annotation))
     found = [each for each in candidates if isinstance(each, type) and issubclass(each, Config)]
@@ -226,14 +227,14 @@ def _range_error(kind: type[Config], error: ValidationError, values: dict[str, A
         one_of = "one of " if len(choices) > 1 else ""
         remedy = f"allowed: {path} {one_of}{', '.join(choices)}"
     if first["type"] == "string_type":
-        remedy = f"it must be a text; quote it:  {path}=\"'{'' if found is None else found}'\""
+        remedy = f"it must be a string; quote it:  {path}=\"'{'' if found is None else found}'\""
     return UserError(f"{path}={found!r} is out of range or of the wrong type: {message}", remedy)
 
 
 def _look_up(
     kind: type[Config], values: dict[str, Any], names: Sequence[str]
 ) -> tuple[str, FieldInfo | None, Any]:
-    """The path, field and value a pydantic location means; it also holds tags of union members."""
+    """The path, field and value of a pydantic location, which also has tags of union members."""
     path: list[str] = []
     field: FieldInfo | None = None
     value: Any = values
@@ -269,7 +270,7 @@ def choices_of(field: FieldInfo) -> list[str]:
 
 
 def _in_words(annotation: Any) -> Iterator[str]:
-    """What a type allows, as a person says it; nothing where it has no short name."""
+    """The values that a type allows, in plain words; nothing if there is no short name."""
     arguments = get_args(annotation)
     names = {bool: "true, false", int: "a whole number", float: "a number"}
     if annotation in names:

@@ -1,4 +1,4 @@
-"""`ssl-vit demo`: the whole way on real images, by the same commands a user types. Each is printed,
+"""`ssl-vit demo`: the whole workflow on real images, by the commands a user types. Each is printed,
 then run.
 
 ELPV: 2,624 photographs of solar cells (Deitsch et al. 2019, arXiv 1807.02894; Buerhop-Lutz et al.
@@ -24,12 +24,12 @@ from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.training.metrics_file import read_metrics
 
-# Of training, whatever the processor; all of the demo then takes less than ten.
+# Training time, whatever the processor; the whole demo then takes less than ten minutes.
 MINUTES, WARMUP_MINUTES = 4, 0.4
 
 
 def run_demo(folder: Path) -> None:
-    """Make everything below ``folder``; a demo that was interrupted goes on where it stopped.
+    """Make everything below ``folder``; an interrupted demo resumes where it stopped.
 
     Raises:
         UserError: The images are not installed, or a command failed.
@@ -50,9 +50,9 @@ def run_demo(folder: Path) -> None:
         *("--minutes", str(MINUTES)),
         *("objective.vertical_flip=0.5", f"schedule.warmup={WARMUP_MINUTES}"),
     )
-    print("\n4. What the backbone is worth, with labels for the first time")
+    print("\n4. Evaluating the backbone: labels are used for the first time")
     for protocol in ("knn", "linear"):
-        # The whole cell counts: the usual crop would cut its edges off, for every row alike.
+        # The usual crop would cut off the edges of the cell.
         _run("eval", protocol, str(run), "--train", train, "--test", val, "--crop-ratio", "1")
     _summary(run, time.monotonic() - began)
 
@@ -73,11 +73,11 @@ def find_elpv() -> Path:
 
 
 def lay_out_images(source: Path, images: Path) -> None:
-    """Copy the photographs into `{train,val}/CLASS/`, as anyone's images might lie.
+    """Copy the photographs into `{train,val}/CLASS/`, a usual layout of image folders.
 
     Args:
-        source: Holds `labels.csv` (path, defect probability, cell type a line) and the images it
-            names.
+        source: Holds `labels.csv` (path, defect probability and cell type on each line) and the
+            images it names.
         images: Created; files that are already there are left.
     """
     for line in (source / "labels.csv").read_text().splitlines():
@@ -93,7 +93,7 @@ def lay_out_images(source: Path, images: Path) -> None:
 
 
 def summary_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """(what, accuracy % by each protocol) from the evaluations' JSON, in their order."""
+    """(features, accuracy in % by each protocol) from the evaluations' JSON, in their order."""
     return [
         (name, *(f"{100 * result['rows'][name]['accuracy']:.1f}" for result in results))
         for name in results[0]["rows"]
@@ -112,7 +112,7 @@ def _run(*words: str) -> None:
     if code:
         raise UserError(
             f"`ssl-vit {words[0]}` ended with exit code {code}",
-            "its own words are above; the same demo again goes on from here",
+            "see the error above; run `ssl-vit demo` again to continue from this step",
         )
 
 
@@ -133,7 +133,7 @@ def _summary(run: Path, seconds: float) -> None:
     console.print(table)
     picture = sorted((run / "panels").glob("reconstruction_*.png"))[-1]
     console.print(
-        f"{len(metrics):,} updates, data-wait {wait:.1f} %, {seconds / 60:.1f} minutes in all.\n\n"
+        f"{len(metrics):,} steps, data-wait {wait:.1f} %, {seconds / 60:.1f} minutes in all.\n\n"
         "What this shows: every step from a folder to a benchmark works on this machine, and a\n"
         "few minutes of training without labels already moved the features.\n"
         "What it does not show: how good the method is. Published runs train a larger network on\n"

@@ -1,4 +1,4 @@
-"""Who am I among the processes. Reads the environment only; the engine starts the process group.
+"""This process's place among all. Reads the environment only; the engine starts the process group.
 
 One process needs no launcher; `torchrun`, submitit's jobs and DeepSpeed's launcher set the same
 five variables. Bare SLURM tasks do not, and are refused.
@@ -30,19 +30,19 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
 
 def read_processes() -> Processes:
-    """This process's place, from RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where
-    they are not set.
+    """This process's place, from RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; a single
+    process if they are not set.
     """
     tasks = _number("SLURM_STEP_NUM_TASKS", 1, least=1)
     if "RANK" not in os.environ and tasks > 1:
         raise UserError(
-            f"srun started {tasks} processes that do not know of each other (RANK is not set)",
-            "use  ssl-vit launch submit …,  or srun one torchrun a node",
+            f"srun started {tasks} processes that do not form a group (RANK is not set)",
+            "use  ssl-vit launch submit …,  or srun one torchrun per node",
         )
     world_size = _number("WORLD_SIZE", 1, least=1)
     found = Processes(
@@ -72,8 +72,8 @@ def _number(name: str, default: int, least: int = 0) -> int:
 
 
 def complete_environment() -> None:
-    """Set what a process group asks for where no launcher did: without all five DeepSpeed looks
-    for MPI.
+    """Set the variables of a process group that no launcher has set: unless all five are there,
+    DeepSpeed looks for MPI.
     """
     defaults = {
         "RANK": "0",
@@ -88,7 +88,7 @@ def complete_environment() -> None:
 
 
 def local_group(world_size: int) -> list[dict[str, str]]:
-    """The variables that make processes of this machine one group: one dictionary a rank."""
+    """The variables that make processes of this machine one group: one dictionary per rank."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     common |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
@@ -101,10 +101,10 @@ def _free_port() -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process without the interpreter's farewell, everything being written.
+    """End this process without the interpreter's shutdown, after flushing its output.
 
-    With gloo that farewell aborts now and then ("terminate called without an active exception"),
-    even after the process group is gone, and a launcher takes a good run for a crash.
+    With gloo that shutdown sometimes aborts ("terminate called without an active exception"), even
+    after the process group is gone, and a launcher takes a successful run for a crash.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, AttributeError):  # a full disk; closed by the shell
@@ -113,17 +113,17 @@ def leave(code: int) -> NoReturn:
 
 
 def set_library_environment(device: Literal["cpu", "cuda"]) -> None:
-    """What training's libraries read when they are imported; call before importing torch."""
+    """Set what training's libraries read when they are imported; call before importing torch."""
     os.environ["DS_ACCELERATOR"] = device
     if device == "cpu":
         compute_beside_workers()
 
 
 def compute_beside_workers() -> None:
-    """Make torch's CPU threads good neighbors of data workers; call before importing torch.
+    """Keep torch's CPU threads from slowing data workers; call before importing torch.
 
     OpenMP's threads spin while they wait for each other. Beside data workers, or on a shared
-    machine, that was measured to slow a training step 5 to 15 times; sleeping costs a quiet machine
+    machine, that was measured to slow a training step 5 to 15 times; sleeping costs an idle machine
     a quarter at most.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -133,8 +133,8 @@ def compute_beside_workers() -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep the large blocks that a training step frees, for the next step to use.
 
-    Otherwise every step asks the kernel for its activations anew: on a ViT of 6 × 192, 59,000 page
-    faults a step against 4,000, and a tenth of its time. Does nothing where there is no glibc.
+    Otherwise every step requests its activations from the kernel again: on a ViT of 6 × 192, 59,000
+    page faults per step instead of 4,000, and a tenth of its time. Does nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,5 +1,5 @@
-"""The one exception for mistakes a user can mend; the command line prints it as two lines and
-exits with 2.
+"""The one exception for mistakes a user can fix; the command line prints it as two lines and exits
+with code 2.
 """
 
 import errno
@@ -9,29 +9,29 @@ import re
 _LONGEST_LINE = 1000
 
 OF_DISKS = {
-    errno.ENOSPC: "make room there",
+    errno.ENOSPC: "free some space there",
     errno.EDQUOT: "delete what is not needed, or ask for a larger quota",
-    errno.EROFS: "give a folder that can be written",
+    errno.EROFS: "use a writable folder",
     errno.EACCES: "change its permissions, or give another path",
     errno.EPERM: "change its permissions, or give another path",
     errno.ENAMETOOLONG: "give a shorter path",
-    errno.EIO: "the disk or its server fails",
-    errno.ESTALE: "its server lost it",
+    errno.EIO: "check the disk or its server, which failed",
+    errno.ESTALE: "check its file server, which lost it",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENOTDIR: "give another path",
 }
-"""Remedies for what a file system says of itself, by `errno`."""
-# A read-only file system is often that of one node.
+"""Remedies for errors of a file system, by `errno`."""
+# A file system is often read-only on one node alone.
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
 
 
 class UserError(ValueError):
-    """What is wrong, and what to do about it, each in one line.
+    """A mistake a user can fix: what is wrong and what to do about it, one line each.
 
     Args:
         problem: What was found and what was expected, naming the file, option or config path.
         remedy: What to type or change next.
-        may_pass: Whether the same command may work in a while: a job tries again.
+        may_pass: Whether the same command may work later, so that a job tries again.
     """
 
     def __init__(self, problem: str, remedy: str, may_pass: bool = False) -> None:
@@ -42,8 +42,8 @@ class UserError(ValueError):
 
     @property
     def two_lines(self) -> str:
-        """As it is printed: control characters and bytes that are not text spelled out, each line
-        cut where it is longer than anybody reads.
+        """The printed form: control characters and bytes that are not text are escaped, very long
+        lines are cut.
         """
         return f"error: {one_line(self.problem)}\nfix:   {one_line(self.remedy)}"
 
@@ -53,18 +53,18 @@ class UserError(ValueError):
 
 
 def refuse_control_characters(what: str, text: str, remedy: str) -> None:
-    """Refuse a name that a terminal, a script or a scheduler would not take as it is.
+    """Refuse a name that a terminal, a script or a scheduler would misread.
 
     Raises:
-        UserError: It holds a line break or another control character.
+        UserError: It contains a line break or another control character.
     """
     if found := re.search(r"[\x00-\x1f\x7f]", text):
-        raise UserError(f"{what} holds the control character {found[0]!r}", remedy)
+        raise UserError(f"{what} contains the control character {found[0]!r}", remedy)
 
 
 def disk_error(error: OSError) -> UserError | None:
-    """What to say of a full, read-only or failing disk, or a path that cannot be; None where the
-    error is of another kind.
+    """The user's error for a full, read-only or failing disk or an impossible path; None for an
+    error of another kind.
     """
     remedy = OF_DISKS.get(error.errno or 0)
     if remedy is None:
@@ -77,7 +77,7 @@ def disk_error(error: OSError) -> UserError | None:
 
 
 def one_line(text: str) -> str:
-    """A text for the terminal: control characters are spelled out, what is too long is cut."""
+    """A text for the terminal: control characters are escaped, what is too long is cut."""
     text = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}…"
     # A lone surrogate is a byte of a file name that is not UTF-8.
     plain = text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Files: replaced whole or not at all, and named so that their names can be written down."""
+"""Files: replaced atomically, with paths that every config, JSON file and URL can hold."""
 
 import contextlib
 import hashlib
@@ -16,13 +16,13 @@ from ssl_vit.errors import OF_DISKS, UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well."""
+    """A temporary path beside ``path`` that replaces it when the block succeeds."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield partial
         partial.replace(path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # of a write
+        if error.filename is None and error.errno is not None:  # a failed write
             error.filename = str(path)
         raise
     finally:
@@ -31,11 +31,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class OptionalWrites:
-    """Files that their writer can do without: where the disk is full, that is reported once, and
-    work continues.
+    """Files that their writer can do without: a full disk is reported once, and work continues.
 
     Args:
-        what: For the message: "exports", a path.
+        what: What is written, for the message: "exports", or a path.
         consequence: What happens now, for the message.
     """
 
@@ -47,7 +46,7 @@ class OptionalWrites:
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
-        """An OSError in the block is said instead of raised."""
+        """Print an OSError of the block instead of raising it."""
         try:
             yield
         except OSError as error:
@@ -66,19 +65,19 @@ class OptionalWrites:
 
 
 def share_like_folder(file: Path) -> None:
-    """Give a file the permissions of its folder, as far as they make sense for a file: safetensors
-    writes for its owner alone, and a group could not read a colleague's exports.
+    """Give a file the permissions of its folder, as far as they apply to files: safetensors makes
+    files that only their owner can read, and a group could not read a colleague's exports.
     """
     file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def readable(name: str) -> str:
-    """A file name as valid UTF-8: bytes that are none are spelled out as `\\xff`."""
+    """A file name as valid UTF-8: other bytes are escaped, as `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def path_of(location: str) -> Path:
-    """The path that a local location means: a path, with `~` for the home, or a `file:` URL."""
+    """The path of a local location: a path, with `~` for the home folder, or a `file:` URL."""
     if location.lower().startswith("file://"):
         return Path(os.fsdecode(unquote_to_bytes(urlsplit(location).path)))
     return Path(location).expanduser()
@@ -103,8 +102,8 @@ def location_of_bytes(text: str) -> str:
 
 @contextlib.contextmanager
 def spelled_in_utf8(path: Path) -> Iterator[Path]:
-    """The path itself, or for as long as the block lasts another one to the same place: some
-    libraries know UTF-8 only. The last name must be UTF-8.
+    """The path itself or, inside the block, another one to the same file: some libraries support
+    UTF-8 only. The file's own name must be UTF-8.
     """
     try:
         str(path).encode()
@@ -119,7 +118,7 @@ def spelled_in_utf8(path: Path) -> Iterator[Path]:
 
 
 def to_json_line(values: Mapping[str, Any]) -> str:
-    """An object as a line; bytes of file names that are not UTF-8 are spelled out."""
+    """An object as one line of JSON; bytes of file names that are not UTF-8 are escaped."""
     text = json.dumps(values, ensure_ascii=False)
     return re.sub("[\ud800-\udfff]", lambda found: rf"\\x{ord(found[0]) & 0xFF:02x}", text) + "\n"
 

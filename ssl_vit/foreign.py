@@ -1,4 +1,4 @@
-"""Files that others wrote, read in one place: bounded, decoded, validated.
+"""Untrusted files, read in one place: bounded, decoded, validated.
 
 A shard set, an export or a cluster profile may come from a stranger, and a file of a run folder
 from a disk that was full. Whatever is wrong with one becomes a :class:`UserError` that names the
@@ -18,13 +18,13 @@ from pydantic_core import from_json
 from ssl_vit.errors import UserError
 
 MIB = 2**20
-# Values of a YAML file, its aliases written out, and levels; our own have a hundred and four.
+# Values of a YAML file with its aliases expanded, and levels; our own have a hundred and four.
 _MOST_VALUES, _MOST_DEPTH = 10_000, 32
 _LONGEST_VALUE = 60  # characters of a value in a message
 
 
 class Document(BaseModel):
-    """The base of what a foreign file holds: keys that nobody reads are ignored, values are not
+    """Base class for the content of untrusted files: unknown keys are ignored, values are not
     converted.
     """
 
@@ -37,15 +37,15 @@ T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A number of things or bytes, exact in any JSON reader."""
 Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
-"""Since 1970, or a duration."""
+"""A time since 1970, or a duration."""
 
 
 def read_bounded(path: Path, remedy: str, most_bytes: int = 16 * MIB) -> bytes:
     """The content of a file.
 
     Args:
-        remedy: What to do where it cannot be used, for the message.
-        most_bytes: Larger ones are refused unread.
+        remedy: What to do if it cannot be used, for the message.
+        most_bytes: Larger files are refused.
 
     Raises:
         UserError: It cannot be read, or is too large.
@@ -61,12 +61,12 @@ def read_bounded(path: Path, remedy: str, most_bytes: int = 16 * MIB) -> bytes:
 
 
 def parse_json(content: bytes | str, source: str, remedy: str) -> dict[str, Any]:
-    """The object that JSON text holds; its strings are valid Unicode, its nesting is at most 200
-    deep, its integers have at most 4,300 digits.
+    """The object in a JSON text; its strings are valid Unicode, its nesting is at most 200 deep,
+    its integers have at most 4,300 digits.
 
     Args:
         source: Path or URL of the file, for the message.
-        remedy: What to do where it cannot be used.
+        remedy: What to do if it cannot be used.
 
     Raises:
         UserError: It is not valid JSON, or not an object.
@@ -86,7 +86,7 @@ def read_json(path: Path, remedy: str, most_bytes: int = 16 * MIB) -> dict[str, 
 
 
 def checked(kind: type[D], values: dict[str, Any], source: str, remedy: str) -> D:
-    """Decoded values as a document.
+    """Validate decoded values as a document.
 
     Raises:
         UserError: A key is missing, or a value has the wrong type or is out of range.
@@ -109,7 +109,7 @@ def checked(kind: type[D], values: dict[str, Any], source: str, remedy: str) -> 
 
 
 def json_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The objects in lines of JSON; a line that a kill cut short, or damaged, is left out."""
+    """The objects in lines of JSON; a damaged line, or one that a kill cut short, is skipped."""
     for line in lines:
         try:
             yield parse_json(line, "", "")
@@ -118,7 +118,7 @@ def json_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def typed_lines(kind: type[T], lines: Iterable[str]) -> Iterator[T]:
-    """:func:`json_lines` as documents or dataclasses; a line that is none is left out."""
+    """:func:`json_lines` as documents or dataclasses; a line that does not validate is skipped."""
     adapter = TypeAdapter(kind)
     for line in lines:
         with contextlib.suppress(ValidationError):
@@ -126,7 +126,7 @@ def typed_lines(kind: type[T], lines: Iterable[str]) -> Iterator[T]:
 
 
 def parse_yaml(text: str, source: str, remedy: str = "fix the file") -> dict[str, Any]:
-    """The mapping that YAML text holds: what JSON knows, with texts as keys. Dates stay texts.
+    """The mapping in a YAML text: JSON's types, with strings as keys. Dates stay strings.
 
     Raises:
         UserError: It is not valid YAML, not a mapping, or too deep or large.
@@ -157,8 +157,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _bound(text: str) -> None:
-    """Refuse what would be too deep or, with its aliases written out, too large: PyYAML's parser is
-    a loop, its constructor recurses.
+    """Refuse what would be too deep or, with its aliases expanded, too large: PyYAML's parser is a
+    loop, its constructor recurses.
     """
     sizes: dict[str, int] = {}
     # (anchor, values before it) of every open collection
@@ -174,7 +174,7 @@ def _bound(text: str) -> None:
             count += 1
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in opened):
-                raise ValueError(f"*{event.anchor} stands inside itself")
+                raise ValueError(f"*{event.anchor} refers to itself")
             count += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
@@ -185,8 +185,8 @@ def _bound(text: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as JSON types: 1e-3 is a number, 1:30 and a date are texts, as in YAML 1.2; sets, bytes
-    and the like are refused, and so is a key that stands there twice.
+    """YAML as JSON types: 1e-3 is a number, 1:30 and a date are strings, as in YAML 1.2; sets,
+    bytes and the like are refused, and so are duplicate keys.
     """
 
     yaml_constructors = {  # noqa: RUF012 - as PyYAML declares it
@@ -212,9 +212,9 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
     names: set[str] = set()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise ValueError("a key is not a text")
+            raise ValueError("a key is not a string")
         if key.value in names:
-            raise ValueError(f"the key {key.value} stands there twice")
+            raise ValueError(f"duplicate key {key.value}")
         names.add(key.value)
     loader.flatten_mapping(node)
     return {key.value: loader.construct_object(value, deep=True) for key, value in node.value}
@@ -237,10 +237,10 @@ _Loader.add_implicit_resolver(
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line; its kind where it says nothing."""
+    """The first line of an exception's message, or its type if it has none."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    # Of the file system, as Rust's libraries pass it on.
+    # A file system's error, as Rust's libraries format it.
     found = re.search(r"I/O error: (.+) \(os error \d+\)", line)
     return found[1] if found else line

@@ -1,4 +1,4 @@
-"""`path=value` words on a command line, and settings that had other names."""
+"""`path=value` words on a command line, and settings that were renamed."""
 
 import os
 import sys
@@ -70,7 +70,7 @@ def apply_overrides(config: C, overrides: Sequence[str]) -> C:
 
 
 def note_renamed(renamed: dict[str, str]) -> None:
-    """Say once, by one process of a machine, which settings have other names today."""
+    """Print once, from one process of a machine, which settings were renamed."""
     new = [f"{was} is now {now}" for was, now in renamed.items() if was not in _noted]
     _noted.update(renamed)
     if new and os.environ.get("LOCAL_RANK", "0") == "0":
@@ -78,7 +78,7 @@ def note_renamed(renamed: dict[str, str]) -> None:
 
 
 def _read_value(word: str) -> Any:
-    """The value of a `path=value` word, which is YAML as in files."""
+    """The value of a `path=value` word: YAML, as in files."""
     text = location_of_bytes(word.partition("=")[2])
     values = foreign.parse_yaml(f"value: {text}", f"the value of '{word}'", _QUOTE)
     if values.keys() != {"value"}:
@@ -93,7 +93,7 @@ def _nest(path: str, value: Any) -> dict[str, Any]:
 
 
 def _unnest(nested: dict[str, Any], depth: int) -> tuple[str, Any]:
-    """The path ``depth`` + 1 levels into dicts of one key each, and the value there."""
+    """The path ``depth`` + 1 levels down dicts of one key each, and the value there."""
     ((key, value),) = nested.items()
     if not depth:
         return key, value

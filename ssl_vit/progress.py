@@ -1,7 +1,7 @@
-"""Long work shows how far it is, how fast, and how long it will take.
+"""Progress of long work: how much is done, the rate, and the time left.
 
-A bar where standard error is a terminal; elsewhere, as in a cluster's logs, a plain line now and
-then.
+A bar if standard error is a terminal; otherwise, as in a cluster's logs, a plain line from time to
+time.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from ssl_vit.units import format_seconds
 
-PLAIN_EVERY_SECONDS = 15.0  # between two lines where there is no terminal
+PLAIN_EVERY_SECONDS = 15.0  # between two lines if there is no terminal
 
 Advance = Callable[[int], None]
 
@@ -55,15 +55,15 @@ def _bar(label: str, total: int, unit: str) -> Iterator[Advance]:
 
 
 def _plain_lines(label: str, total: int, unit: str) -> Advance:
-    began = said = time.monotonic()
+    began = printed = time.monotonic()
     done = 0
 
     def advance(count: int) -> None:
-        nonlocal done, said
+        nonlocal done, printed
         done += count
         now = time.monotonic()
-        if now - said >= PLAIN_EVERY_SECONDS and done:
-            said = now
+        if now - printed >= PLAIN_EVERY_SECONDS and done:
+            printed = now
             rate = done / (now - began)
             eta = format_seconds((total - done) / rate)
             line = f"{label} {done:,}/{total:,} {unit}  {rate:,.1f} {unit}/s  ETA {eta}"

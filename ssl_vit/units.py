@@ -1,4 +1,4 @@
-"""Quantities as people write and read them."""
+"""Sizes and durations as people write and read them."""
 
 import re
 
@@ -17,20 +17,22 @@ def parse_bytes(text: str, option: str) -> int:
     K, M, G and T count in thousands; Ki, Mi, Gi and Ti in 1024s.
 
     Args:
-        option: What was given the text, as it is written before it: "--shard-bytes ".
+        option: The option that has this value, as it is written before it: "--shard-bytes ".
 
     Raises:
-        UserError: Anything else, or less than one byte; names the option.
+        UserError: The text is not a size, or less than one byte; names the option.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?", text.strip().upper())
     num_bytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if num_bytes < 1:
-        raise UserError(f"{option}{text} is no size in bytes", f"write for example  {option}256MiB")
+        raise UserError(
+            f"{option}{text} is not a size in bytes", f"write for example  {option}256MiB"
+        )
     return num_bytes
 
 
 def format_bytes(num_bytes: float) -> str:
-    """In thousands, three digits: "1.50 GB"."""
+    """A size in decimal units, three digits: "1.50 GB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -39,7 +41,7 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """As h:mm:ss or m:ss."""
+    """A duration as h:mm:ss or m:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

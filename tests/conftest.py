@@ -40,5 +40,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for fault, updates, seconds in table.rows(terminalreporter.getreports(""))
     ]
     if lines:
-        terminalreporter.section("reliability: updates made again, seconds until training went on")
+        terminalreporter.section("reliability: steps repeated, seconds until training resumed")
         terminalreporter.write("\n".join(lines) + "\n")

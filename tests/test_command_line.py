@@ -52,13 +52,13 @@ def test_a_value_out_of_range_names_field_value_and_range(tmp_path: Path):
         (["data.lanes=60"], "does not divide data.global_batch_size"),
         ([], "data.shards is not given"),
         (["data.shards=/nowhere"], "no shard folder at /nowhere"),
-        (["data.shards=ftp://host/x"], "unknown kind, ftp:"),
+        (["data.shards=ftp://host/x"], "unsupported scheme, ftp:"),
         (["data.shards=[a,b]", "data.weights=[1]"], "1 numbers for 2 sets"),
         (["data.shards=[a,b]", "data.weights=[1,0]"], "must be positive"),
-        (["data.shards=[a,b]", "data.weights=[1e-9,1]"], "below one in a million"),
+        (["data.shards=[a,b]", "data.weights=[1e-9,1]"], "less than a millionth"),
         (["data.source=dreams"], "data.source"),
         (["data.max_bad_fraction=2"], "data.max_bad_fraction=2"),
-        (["engine.cache_bytes=large"], "engine.cache_bytes=large is no size"),
+        (["engine.cache_bytes=large"], "engine.cache_bytes=large is not a size"),
         (["engine.prefetch=0"], "engine.prefetch"),
     ],
 )
@@ -144,7 +144,7 @@ def test_bare_slurm_tasks_are_refused(
     wrong, fix = refused(
         "pretrain", "mae_vits16", "--smoke", "--run", tmp_path / "run", f"data.shards={shards}"
     )
-    assert "8 processes that do not know of each other" in wrong
+    assert "8 processes that do not form a group" in wrong
     assert "ssl-vit launch submit" in fix
 
 
@@ -238,7 +238,7 @@ def test_pictures_that_cannot_be_made_are_said(shards: Path, tmp_path: Path) -> 
     preview = ("shards", "preview", shards, "mae_vits16", "data.lanes=4")
     assert "is a folder" in refused(*preview, "--out", tmp_path)[0]
     assert "cannot write" in refused(*preview, "--out", "/proc/x.png")[0]
-    assert "no pictures" in refused(*preview, "data.source=synthetic")[0]
+    assert "no preview" in refused(*preview, "data.source=synthetic")[0]
 
 
 def test_recipes_are_listed_with_method_paper_and_expected_result():

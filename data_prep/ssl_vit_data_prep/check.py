@@ -1,4 +1,4 @@
-"""Reading a set of shards again, end to end: are bytes, index and images what they should be?"""
+"""Checking a set of shards end to end: its bytes, its index, and that its images decode."""
 
 import os
 import tarfile
@@ -29,7 +29,7 @@ from ssl_vit_data_prep.workers import count_done, run_tasks
 
 @dataclass(frozen=True)
 class CheckTask:
-    """One shard, and what the index says of it."""
+    """One shard and its part of the index."""
 
     shard: Shard
     records: np.ndarray
@@ -38,32 +38,32 @@ class CheckTask:
     cache: ShardCache
     decode: bool
     rule: LabelRule
-    """Where the tar has the labels."""
+    """Where the labels are in the tar."""
     digest: bool = False
-    """Whether to digest what is decoded."""
+    """Whether to digest the decoded pixels."""
     values: ValueRange | None = None
     """How values of more than 8 bits are shown."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardReport:
-    """What reading one shard again has found."""
+    """The findings in one shard."""
 
     faults: list["Fault"]
     digests: np.ndarray | None
-    """(num_samples, 16) uint8 digests of the pixels, zeros where an image has none; None where
-    they were not asked for."""
+    """(num_samples, 16) uint8 digests of the pixels, zeros for an image that has none; None if they
+    are not wanted."""
     counts: ImageCounts
-    """What the decoded images are like."""
+    """Properties of the decoded images."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, and where."""
+    """An error in a shard."""
 
     shard: str
     key: str
-    """Empty where the fault is the whole shard's."""
+    """Key of the sample; empty for an error of the whole shard."""
     problem: str
 
     def __str__(self) -> str:
@@ -80,15 +80,15 @@ class FoundFile:
 
 
 class CheckedSet(NamedTuple):
-    """A set that was read again."""
+    """A set that was checked."""
 
     shards: ShardSet
     faults: list[Fault]
-    """All that is wrong with it, in shard order."""
+    """All errors in it, in shard order."""
     counts: ImageCounts
-    """What the decoded images are like."""
+    """Properties of the decoded images."""
     duplicates: Duplicates | None
-    """Images with the same pixels, if they were asked for."""
+    """Images with the same pixels; None if they were not compared."""
 
 
 def check_shards(
@@ -98,18 +98,18 @@ def check_shards(
     cache: ShardCache | None = None,
     duplicates: bool = False,
 ) -> CheckedSet:
-    """Read every shard again.
+    """Check every shard.
 
     Args:
         source: Folder or URL of the shards; remote ones are fetched.
         decode: Decode every image too, which takes most of the time.
-        workers: Processes.
-        duplicates: Compare the pixels of what is decoded.
+        workers: Number of processes.
+        duplicates: Compare the decoded pixels of all images.
 
     Raises:
         UserError: The set cannot be opened: no index, or a shard is missing or of another size.
     """
-    # Wrong records are among the faults that are listed.
+    # Wrong records are listed among the faults.
     shards = open_shards(source, cache, verifies_records=False)
     rules = [
         LabelRule.parse(read_index(part.folder).labels_from)
@@ -140,7 +140,7 @@ def check_shards(
 
 
 def list_others(shards: ShardSet) -> list[str]:
-    """Names of tars that lie in the set's folder and are not in its index."""
+    """Names of tars that are in the set's folder but not in its index."""
     known = {shard.name for shard in shards.shards}
     folders = {part.folder for part in shards.parts}
     return sorted(
@@ -149,7 +149,7 @@ def list_others(shards: ShardSet) -> list[str]:
 
 
 def check_shard(task: CheckTask) -> ShardReport:
-    """Compare one tar with its index: hash, places, labels; if asked, decode its images too."""
+    """Compare one tar with its index: hash, offsets, labels; optionally decode its images too."""
     digests = empty_digests(len(task.records)) if task.digest else None
     facts: list[ImageFacts] = []
     faults = _find_faults(task, facts, digests)
@@ -191,7 +191,7 @@ def find_files(reader: HashingReader, rule: LabelRule) -> Iterator[FoundFile]:
     """
     for sample in walk_samples(reader, rule):
         if isinstance(sample, Refusal):
-            continue  # in no sample
+            continue  # not part of a sample
         for file in sample.files:
             yield FoundFile(sample.key, file, sample.label)
 
@@ -203,13 +203,13 @@ def compare_all(
     facts: list[ImageFacts],
     digests: np.ndarray | None = None,
 ) -> Iterator[Fault]:
-    """What differs between the files of a tar and its records; it may have more than those.
+    """The differences between the files of a tar and its records; the tar may have further files.
 
     Args:
         found: Offset of its first byte → file, and the hard links to it.
-        descriptor: Of the open tar.
-        facts: Those of every image that is decoded are appended.
-        digests: (num_samples, 16) uint8, to be filled for the images that are decoded.
+        descriptor: File descriptor of the open tar.
+        facts: The facts of every decoded image are appended.
+        digests: (num_samples, 16) uint8, to be filled for the decoded images.
     """
     name = task.shard.name
     missing = [record for record in task.records if int(record["offset"]) not in found]
@@ -232,16 +232,16 @@ def compare_all(
         yield Fault(
             name,
             "" if before is None else found[before][0].key,
-            f"{len(missing):,} of {len(task.records):,} images are not at the offset that the "
-            f"index says, the first at {offset:,}; the last file before it is named here",
+            f"{len(missing):,} of {len(task.records):,} images are not at their offset in the "
+            f"index, the first at {offset:,}; the last file before it is named here",
         )
 
 
 def _other_bytes(task: CheckTask) -> str:
     if is_local(task.shard.url):
-        return "its bytes are not those packed (sha256 differs)"
+        return "its bytes do not match the index (sha256 differs)"
     task.cache.remove(task.shard)
-    return "its copy in the cache was damaged, and is removed now: check again"
+    return "its copy in the cache was damaged and has been removed: check again"
 
 
 def decode_problem(
@@ -250,11 +250,11 @@ def decode_problem(
     facts: list[ImageFacts],
     digest: np.ndarray | None = None,
 ) -> str:
-    """Why an image cannot be decoded; empty if it can.
+    """The reason why an image cannot be decoded; empty if it can.
 
     Args:
         values: How values of more than 8 bits are shown.
-        facts: Its own are appended.
+        facts: The image's facts are appended.
         digest: (16,) uint8, filled with the digest of its pixels.
     """
     try:
@@ -268,21 +268,21 @@ def decode_problem(
 
 
 def compare(image: FoundFile, record: np.void, classes: Sequence[str]) -> str:
-    """What differs between an image of a tar and its record; empty if nothing does."""
+    """The difference between an image of a tar and its record; empty if there is none."""
     file, label = image.file, int(record["label"])
     places = {"length": file.length, "lead": file.lead}
     for field, found in places.items():
         if found != int(record[field]):
             return f"{field} is {found} in the tar and {int(record[field])} in the index"
     if not NO_LABEL <= label < len(classes):
-        return f"class {label} is none of the {len(classes)} classes"
+        return f"class {label} is not one of the {len(classes)} classes"
     if image.label and not _means(image.label, label, classes):
         return f"label is {image.label} in the tar and {label} in the index"
     return ""
 
 
 def _means(text: str, label: int, classes: Sequence[str]) -> bool:
-    """Whether what a tar says is this class: its name, or its number however it is written."""
+    """Whether a label in a tar means this class: its name, or its number in any notation."""
     if label == NO_LABEL:
         return False
     if text == classes[label]:

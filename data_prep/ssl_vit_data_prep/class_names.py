@@ -1,6 +1,6 @@
-"""What a label says, and which classes a set of labels makes. Pure functions of text.
+"""Reading labels, and the classes of a set of labels. Pure functions of text.
 
-A label is a name. Numbers are names too, but they sort as numbers and make no classes in between:
+A label is a name. Numbers are names too, but they sort as numbers and add no classes in between:
 the labels 0, 5 and 1000000 are three classes. The number of a class is its place in that order.
 """
 
@@ -21,13 +21,13 @@ MISSING = frozenset(
     ("nan", "NaN", "-nan", "None", "null", "NULL", "<NA>", "NaT", "N/A", "n/a", "#N/A")
 )
 LONGEST_LABEL = 1000
-"""Characters; a longer text is not a label."""
+"""Most characters of a label."""
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
 
 
 class LabelError(ValueError):
-    """A value that cannot be the label of an image; its text says what it is."""
+    """A value that cannot be the label of an image; the message describes the value."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class ClassTable:
 
     @property
     def merged(self) -> tuple[str, ...]:
-        """Labels that are another way to write the name of their class."""
+        """Labels that are other notations of their class's name."""
         return tuple(label for label, number in self.numbers.items() if label != self.names[number])
 
 
 def read_label(value: object) -> str:
-    """The label that a value means; empty for none.
+    """The label of a value; empty for none.
 
-    Blanks around it do not count, "é" is the same in one character and in two, and a whole number
-    is the same with and without decimals: pandas writes 3 as 3.0 where a column has gaps.
+    Surrounding blanks are ignored, "é" is the same in one character and in two, and a whole number
+    is the same with and without decimals: pandas writes 3 as 3.0 if a column has gaps.
 
     Raises:
         LabelError: It is a list, a mapping, longer than ``LONGEST_LABEL``, or of several lines.
@@ -73,13 +73,13 @@ def read_label(value: object) -> str:
 
 
 def written(value: object) -> str:
-    """How a value that means no label is called in a summary."""
+    """The name of a value that means "no label" in a summary."""
     text = "" if value is None else str(value).strip()
     return text or "blank"
 
 
 def describe_missing(counts: Mapping[str, int]) -> str:
-    """For a summary: which texts were taken for no label, and how often; empty if none was."""
+    """The texts that were read as "no label" and their counts, for a summary; empty if none."""
     return ", ".join(f"{text} ({count:,})" for text, count in sorted(counts.items()))
 
 
@@ -102,14 +102,14 @@ def number_classes(labels: Iterable[str]) -> ClassTable:
 
 
 def number_by_names(labels: Iterable[str], names: Sequence[str]) -> ClassTable:
-    """Classes that the user named: a label is one of the names, or the number of one, from 0.
+    """Classes with given names: a label is one of the names, or the number of one, from 0.
 
     Raises:
         UserError: A label is neither, or is the name of one class and the number of another.
     """
     texts = sorted(set(labels))
     by_name = {name: number for number, name in enumerate(names)}
-    # Names that are numbers: if they are all the labels there are, names are meant.
+    # Names may be numbers: if all labels are among them, the labels are names.
     all_named = all(text in by_name for text in texts)
     numbers = {}
     for text in texts:
@@ -123,8 +123,8 @@ def number_by_names(labels: Iterable[str], names: Sequence[str]) -> ClassTable:
         number = counted if named is None else named
         if number is None:
             raise UserError(
-                f"the label {text} is none of the {len(names):,} classes",
-                "add it to the file of classes; a number means the line, counted from 0",
+                f"the label {text} is not one of the {len(names):,} classes",
+                "add it to the file of classes; a number means a line, counted from 0",
             )
         numbers[text] = number
     return ClassTable(tuple(names), numbers)
@@ -136,11 +136,11 @@ def number_of(text: str) -> Decimal | None:
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """The names of a file with one class per line, in its order.
+    """The names in a file with one class per line, in its order.
 
     Raises:
-        UserError: It cannot be read, is empty, or has a blank line or a name twice, after which no
-            number would mean its line.
+        UserError: It cannot be read, is empty, or has a blank line or a duplicate name, which would
+            shift the numbers of the lines after it.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -150,7 +150,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         ) from None
     names = [unicodedata.normalize("NFC", line.strip()) for line in text.rstrip().split("\n")]
     if not text.strip():
-        raise UserError(f"{path} names no classes", "write one name per line")
+        raise UserError(f"{path} has no class names", "write one name per line")
     first: dict[str, int] = {}
     for line, name in enumerate(names, start=1):
         if not name:
@@ -161,7 +161,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         if name in first:
             raise UserError(
                 f"{path} names {name} twice, in lines {first[name]} and {line}",
-                "give every class one line and a name of its own",
+                "give every class one line and a different name",
             )
         first[name] = line
     return tuple(names)
@@ -175,7 +175,7 @@ def _place(text: str, num_classes: int) -> int | None:
 
 
 def _parse(text: str) -> list[object] | tuple[object, ...] | dict[object, object] | None:
-    """A list or mapping that was written as text, by JSON or by Python."""
+    """A list or mapping written as text in JSON or Python; None for any other text."""
     for parse in (json.loads, ast.literal_eval):
         try:
             parsed = parse(text)

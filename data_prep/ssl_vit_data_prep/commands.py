@@ -1,4 +1,4 @@
-"""`ssl-vit shards`: make shards of images, check, index, reshard and preview them.
+"""`ssl-vit shards`: make shards from images; check, index, reshard and preview them.
 
 Imports nothing slow at the top.
 """
@@ -59,7 +59,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Make shards of a folder of images; check, index, reshard and preview shards.",
+    help="Make shards from a folder of images; check, index, reshard and preview shards.",
 )
 
 
@@ -90,7 +90,7 @@ def pack(
     page: PageOption = Page.first,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Pack a folder of images into WebDataset tars with an index; a killed pack goes on."""
+    """Pack a folder of images into WebDataset tars with an index; run again to resume."""
     from ssl_vit.data.values import parse_no_data, parse_range
     from ssl_vit.distributed import cores_here
     from ssl_vit_data_prep.manifest import choose_columns
@@ -129,9 +129,9 @@ def check(
     workers: WorkersOption = 0,
     allow_shell_urls: ShellOption = False,
 ) -> None:
-    """Read every shard again: hash, index, and that each image decodes. Exit code 1 on a fault.
+    """Check the hash and index of every shard, and that each image decodes. Exit code 1 on a fault.
 
-    Remote shards are fetched into the cache, except those that are there.
+    Remote shards are fetched into the cache, unless they are already there.
     """
     from ssl_vit.data.cache import ShardCache
     from ssl_vit.distributed import cores_here
@@ -147,7 +147,8 @@ def check(
     opened, faults, counts, repeated = check_shards(shards, not quick, workers, cache, duplicates)
     if others := list_others(opened):
         typer.echo(
-            f"note: {len(others):,} tars beside them are not in the index, {others[0]} first"
+            f"note: {count_of(len(others), 'tar')} in the same folder not in the index, "
+            f"such as {others[0]}"
         )
     if not faults:
         typer.echo(f"OK: {opened.num_samples:,} images in {count_shards(len(opened.shards))}")
@@ -173,7 +174,7 @@ def index(
     classes: Annotated[
         Path | None,
         typer.Option(
-            "--classes", help="File with one class name per line; a number means the line, from 0."
+            "--classes", help="File with one class name per line; a number means a line, from 0."
         ),
     ] = None,
     value_range: RangeOption = None,
@@ -211,8 +212,8 @@ def index(
     typer.echo(f"endings  {kinds}")
     if made.num_several:
         typer.echo(
-            f"note     samples with several images, each of which counts: {made.num_several:,}; "
-            "--endings takes some of them"
+            f"note     samples with several images, each counted: {made.num_several:,}; "
+            "--endings selects some of them"
         )
     echo_labels(made)
     echo_sampled(made)
@@ -226,21 +227,21 @@ def reshard(
     shards: SourceArgument,
     out: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the new shards; created.")],
     shard_bytes: Annotated[
-        str, typer.Option("--shard-bytes", help="Largest size of one tar; 256MiB if not given.")
+        str, typer.Option("--shard-bytes", help="Largest size of a tar [default: 256MiB].")
     ] = "",
     num_shards: Annotated[
         int,
-        typer.Option("--num-shards", min=0, max=2**20, help="Make so many, whatever their size."),
+        typer.Option("--num-shards", min=0, max=2**20, help="Number of shards, of any size."),
     ] = 0,
     shuffle_seed: SeedOption = 0,
     workers: WorkersOption = 0,
     allow_shell_urls: ShellOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Change the size or number of shards, with the samples in a new order."""
+    """Change the size or number of shards and shuffle the samples again."""
     from ssl_vit.data.cache import ShardCache
     from ssl_vit.distributed import cores_here
-    from ssl_vit_data_prep.reshard import reshard as write_anew
+    from ssl_vit_data_prep.reshard import reshard as write_shards
 
     cache = ShardCache(allow_shell_urls=allow_shell_urls)
     if num_shards and shard_bytes:
@@ -249,7 +250,7 @@ def reshard(
         )
     num_bytes = 0 if num_shards else parse_bytes(shard_bytes or "256MiB", "--shard-bytes ")
     workers = workers or cores_here()
-    made = write_anew(shards, out, num_bytes, num_shards, shuffle_seed, workers, overwrite, cache)
+    made = write_shards(shards, out, num_bytes, num_shards, shuffle_seed, workers, overwrite, cache)
     typer.echo(f"wrote    {made.num_samples:,} images into {count_shards(len(made.shards))}: {out}")
 
 
@@ -258,10 +259,10 @@ def preview(
     shards: SourceArgument,
     recipe: Annotated[str, typer.Argument(help="A recipe (see `ssl-vit recipes`) or config.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings as path=value.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="The PNG.")] = Path("preview.png"),
-    images: Annotated[int, typer.Option("--images", min=1, max=64, help="Rows.")] = 8,
+    out: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("preview.png"),
+    images: Annotated[int, typer.Option("--images", min=1, max=64, help="Number of images.")] = 8,
 ) -> None:
-    """Write a PNG of what the objective will see of the first samples: crops, views, masks."""
+    """Write a PNG of the objective's input from the first samples: crops, views, masks."""
     from ssl_vit.data.mixture import build_order
     from ssl_vit.recipes import read_config
     from ssl_vit.run.data import open_data, sizes_of
@@ -271,10 +272,10 @@ def preview(
     _, opened = open_data(config)
     config, notes = settle_values(config, opened, None)
     if opened is None:
-        raise UserError("made-up samples have no pictures", "leave data.source=synthetic out")
+        raise UserError("synthetic samples have no preview", "leave out data.source=synthetic")
     order = build_order(sizes_of(opened), config.data, config.seed)
     if not out.parent.is_dir():
-        raise UserError(f"there is no folder {out.parent}", "choose another --out")
+        raise UserError(f"folder {out.parent} does not exist", "choose another --out")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", f"give a file, such as {out / 'preview.png'}")
 

@@ -1,4 +1,4 @@
-"""One picture of a whole set: an even sample of its images, each with its class or key below."""
+"""One picture of a whole set: an even sample of its images, each with its class or key below it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +30,9 @@ def write_contact_sheet(
     """Write thumbnails in rows.
 
     Args:
-        path: Of the PNG.
+        path: The PNG to write.
         pictures: (caption, (S, S, 3) uint8).
-        title: A line above them.
+        title: A line above the pictures.
     """
     above = _CAPTION if title else 0
     rows = -(-len(pictures) // _COLUMNS)

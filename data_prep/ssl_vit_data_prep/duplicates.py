@@ -1,7 +1,7 @@
-"""Images of one set with the same pixels, by a digest of each decoded image. No torch.
+"""Images of one set with the same pixels, by a digest of each decoded image. No torch here.
 
-Decoded, since two files may hold one picture: another format without loss, other metadata. A copy
-that was compressed again or resized has other pixels and is not found.
+Decoded, since different files may hold the same picture, in another lossless format or with other
+metadata. A copy that was compressed again or resized has other pixels and is not found.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy as np
 from ssl_vit.data.index_file import NO_LABEL
 from ssl_vit.data.pixel_digest import DIGEST_BYTES, is_single_color
 from ssl_vit.data.shards import ShardSet
+from ssl_vit_data_prep.layout import count_of
 
 _LISTED = 10
 
@@ -20,15 +21,15 @@ class Duplicates:
     """Groups of images with the same pixels, those with different labels first."""
 
     groups: tuple[np.ndarray, ...]
-    """Sample numbers of each group, ascending, two or more."""
+    """Sample numbers of each group, two or more, ascending."""
     num_images: int
-    """In all groups."""
+    """Number of images in all groups."""
     num_conflicting_images: int
-    """In groups whose labeled images have different labels."""
+    """Number of images in groups whose labeled images have different labels."""
     num_conflicting: int
-    """Such groups; the first of ``groups``."""
+    """Number of such groups, which come first in ``groups``."""
     num_single_color: int
-    """Images in groups of one color throughout, such as black tiles."""
+    """Number of images in groups of a single color, such as black tiles."""
 
 
 def find_duplicates(digests: np.ndarray, labels: np.ndarray) -> Duplicates:
@@ -58,23 +59,23 @@ def find_duplicates(digests: np.ndarray, labels: np.ndarray) -> Duplicates:
 
 
 def describe_duplicates(found: Duplicates, shards: ShardSet) -> list[str]:
-    """Lines for a person: how many, and the first pairs by key."""
+    """Lines for the user: the counts, and the first pairs by key."""
     if not found.groups:
         return ["duplicates  none: no two images have the same pixels"]
     lines = [
         f"duplicates  {found.num_images:,} images have the same pixels as another one, in "
-        f"{_count(len(found.groups), 'group')}"
+        f"{count_of(len(found.groups), 'group')}"
     ]
     if found.num_conflicting:
         lines.append(
             f"            {found.num_conflicting_images:,} of them have different labels, in "
-            f"{_count(found.num_conflicting, 'group')}"
+            f"{count_of(found.num_conflicting, 'group')}"
         )
     if found.num_single_color:
-        lines.append(f"            {found.num_single_color:,} of them are of one color throughout")
+        lines.append(f"            {found.num_single_color:,} of them have a single color")
     lines += [_describe_group(group, shards) for group in found.groups[:_LISTED]]
     if len(found.groups) > _LISTED:
-        lines.append(f"  … and {_count(len(found.groups) - _LISTED, 'more group')}")
+        lines.append(f"  … and {count_of(len(found.groups) - _LISTED, 'more group')}")
     return lines
 
 
@@ -88,13 +89,13 @@ def _describe_group(group: np.ndarray, shards: ShardSet) -> str:
     labels = {each: int(shards.record(each)["label"]) for each in group.tolist()}
     labeled = [each for each, label in labels.items() if label != NO_LABEL]
     others = [each for each in labeled if labels[each] != labels[labeled[0]]]
-    said = ""
+    conflict = ""
     if others:
         pair = [labeled[0], others[0]]
-        said = f"  (labels {' and '.join(_class_name(shards, labels[each]) for each in pair)})"
+        conflict = f"  (labels {' and '.join(_class_name(shards, labels[each]) for each in pair)})"
     named = [f"{shards.shards[shards.shard_of(each)].name}: {shards.key(each)}" for each in pair]
     more = f", and {len(group) - 2:,} more" if len(group) > 2 else ""
-    return f"  {' = '.join(named)}{more}{said}"
+    return f"  {' = '.join(named)}{more}{conflict}"
 
 
 def _class_name(shards: ShardSet, label: int) -> str:
@@ -107,7 +108,3 @@ def _num_labels(labels: np.ndarray) -> int:
 
 def _first(group: np.ndarray) -> int:
     return int(group[0])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

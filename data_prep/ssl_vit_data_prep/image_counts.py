@@ -1,4 +1,4 @@
-"""What the images of a set are like, counted from their headers: one line for a person."""
+"""Formats, sizes and types of the images of a set, counted from their headers."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssl_vit.data.raster import ImageFacts
 
-_LISTED = 4  # of each property, the most frequent first
+_LISTED = 4  # values listed per property, the most frequent first
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Counts over images; of several shards they add up."""
+    """Counts over images; those of several shards can be added."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """`format/JPEG`, `channels/RGB`, `depth/8-bit` → images, and so on."""
+    """`format/JPEG`, `channels/RGB`, `depth/8-bit` and so on → number of images."""
     smallest: tuple[int, int] = (0, 0)
     """(height, width) of the image with the fewest pixels; zeros before the first."""
     largest: tuple[int, int] = (0, 0)
 
     def add(self, facts: "ImageFacts") -> "ImageCounts":
-        """With one more image."""
+        """The counts with one more image."""
         counts = Counter(
             (
                 "images",
@@ -47,7 +47,7 @@ class ImageCounts:
         )
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The counts as JSON values."""
         return {"counts": self.counts, "smallest": self.smallest, "largest": self.largest}
 
     @classmethod
@@ -65,16 +65,16 @@ class ImageCounts:
         return "; ".join((listed[0], f"{sizes} pixels", *listed[1:]))
 
     def notes(self, page: str | None) -> list[str]:
-        """What is not shown as it is stored.
+        """Notes on images that are not shown as they are stored.
 
         Args:
-            page: Which page of a stack was taken: "first", "middle" or "each"; None where that
-                could not be chosen.
+            page: Which page of a stack was taken: "first", "middle" or "each"; None if that could
+                not be chosen.
         """
         lines = []
         if stacks := self.counts["stacks"]:
             taken = f"the {page or 'first'} page of each is" if page != "each" else "all are"
-            hint = "; --page middle or --page each takes others" if page == "first" else ""
+            hint = "; --page middle or --page each selects others" if page == "first" else ""
             lines.append(
                 f"files with several pages: {stacks:,}, with {self.counts['pages']:,} pages in "
                 f"all; {taken} taken{hint}"
@@ -82,7 +82,7 @@ class ImageCounts:
         if transparent := self.counts["transparent"]:
             lines.append(f"images with transparency, shown on white: {transparent:,}")
         if left_out := self.counts["left out"]:
-            lines.append(f"images with channels beyond RGB, which are left out: {left_out:,}")
+            lines.append(f"images with channels beyond RGB, which are ignored: {left_out:,}")
         return lines
 
     def _list(self, kind: str) -> str:
@@ -101,7 +101,7 @@ class ImageCounts:
 
 
 def count_images(facts: "Iterable[ImageFacts]") -> ImageCounts:
-    """Of some images."""
+    """The counts of some images."""
     total = ImageCounts()
     for each in facts:
         total = total.add(each)
@@ -109,7 +109,7 @@ def count_images(facts: "Iterable[ImageFacts]") -> ImageCounts:
 
 
 def add_counts(counts: Iterable[ImageCounts]) -> ImageCounts:
-    """Of several shards."""
+    """The sum of the counts of several shards."""
     total = ImageCounts()
     for each in counts:
         total = total + each

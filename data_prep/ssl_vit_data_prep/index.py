@@ -1,6 +1,6 @@
-"""An index for shards that others wrote: every tar is read once, and a few images are decoded.
+"""An index for existing shards: every tar is read once, and a few images are decoded.
 
-What img2dataset, open_clip and webdataset make: images beside `.cls`, `.json` and `.txt`.
+For the shards of img2dataset, open_clip and webdataset: images beside `.cls`, `.json` and `.txt`.
 """
 
 from collections import Counter
@@ -12,8 +12,8 @@ from ssl_vit.data.fetch import FIRST_ATTEMPTS
 from ssl_vit.data.index_file import INDEX_FILE, NO_LABEL, Index, write_index
 from ssl_vit.data.urls import is_local
 from ssl_vit.errors import UserError
+from ssl_vit_data_prep.finished_shards import FinishedShards, WrittenShard
 from ssl_vit_data_prep.image_counts import ImageCounts, add_counts
-from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import digest
 from ssl_vit_data_prep.refusals import Kind, Refusal, count_kinds, write_refused
 from ssl_vit_data_prep.sampling import num_sampled
@@ -37,29 +37,29 @@ from ssl_vit_data_prep.workers import run_tasks
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What an index holds."""
+    """A summary of a new index."""
 
     folder: Path
     index: Index
     num_bytes: int
     endings: dict[str, int]
-    """Images of every ending, the most frequent first."""
+    """Ending → number of images, the most frequent first."""
     num_several: int
-    """Samples with more than one image."""
+    """Number of samples with more than one image."""
     num_labeled: int
     survey: Survey
-    """What the sampled images say of all."""
+    """The survey of the sampled images."""
     counts: ImageCounts
-    """Of the sampled images."""
+    """Properties of the sampled images."""
     refused: dict[Kind, int]
     saw: dict[str, dict[str, int]]
-    """What was counted in all shards: texts that are no label (`missing`), `fields` of `.json`,
-    `folders` of images, files of a name that came before (`repeated`).
+    """Counts over all shards: texts that mean "no label" (`missing`), `fields` of `.json`,
+    `folders` of images, files whose name came before (`repeated`).
     """
     hints: tuple[str, ...]
-    """Where labels might be; empty where there are some."""
+    """Where labels might be; empty if there are some."""
     merged: tuple[str, ...]
-    """Labels that are another way to write the number of their class."""
+    """Labels that are other notations of their class's number."""
 
 
 def index_shards(
@@ -69,16 +69,16 @@ def index_shards(
     workers: int,
     overwrite: bool = False,
 ) -> IndexSummary:
-    """Write the index of shards that are there already.
+    """Write the index of existing shards.
 
     Args:
         sources: Paths or URLs, with braces, `*` (paths), or a folder of tars.
-        folder: Of the index; None: that of the shards, if they lie in one local folder.
-        workers: Processes.
-        overwrite: Replace an index that is there.
+        folder: Folder of the index; None: that of the shards, if they are in one local folder.
+        workers: Number of processes.
+        overwrite: Replace an existing index.
 
     Raises:
-        UserError: No shards, one that cannot be read, no images in them, or labels that make no
+        UserError: No shards, one that cannot be read, no images in them, or labels that do not form
             classes.
     """
     urls = list_shards(sources, options.allow_shell_urls)
@@ -86,18 +86,18 @@ def index_shards(
     folder = folder or folder_of(urls)
     if (folder / INDEX_FILE).exists() and not overwrite:
         raise UserError(f"{folder} already has an {INDEX_FILE}", "--overwrite replaces it")
-    parts = Parts(folder, "index", digest((), (states_of(urls), options)))
+    finished = FinishedShards(folder, "index", digest((), (states_of(urls), options)))
     try:
-        with parts.open():
-            tasks = _tasks(urls, folder, options, parts)
+        with finished.open():
+            tasks = _tasks(urls, folder, options, finished)
             if not is_local(urls[0]):
-                # Alone and with few tries: a mistyped address is known in seconds.
+                # Alone and with few tries: a mistyped address is reported in seconds.
                 index_shard(replace(tasks[0], attempts=FIRST_ATTEMPTS))
             results = run_tasks(index_shard, tasks, len(tasks), workers, "indexing", "shards")
             refused = [refusal for result in results for refusal in result.refused]
             refused += list_compressed(sources)
             filled = [result for result in results if len(result.records)]
-            _check_found(filled, refused, urls, options, parts)
+            _check_found(filled, refused, urls, options, finished)
             try:
                 table, filled = number_labels(filled, options.classes, options.rule)
                 surveyed = _survey(filled, sources[0], options)
@@ -105,21 +105,21 @@ def index_shards(
                 index = Index(shards, table.names, None, surveyed.values, str(options.rule))
                 check_renamed(folder, index)
             except UserError:
-                parts.remove()  # other options will read the shards again
+                finished.remove()  # with other options the shards are read again
                 raise
             write_refused(folder, refused)
             write_index(folder, index, [result.records for result in filled])
-            parts.remove()
+            finished.remove()
     except OSError as error:
         raise UserError(
             f"cannot write the index into {folder}: {error.strerror or error}",
-            "give --out a folder that can be written",
+            "set --out to a writable folder",
         ) from None
     return _summarize(folder, index, filled, refused, surveyed, table.merged)
 
 
 def _tasks(
-    urls: Sequence[str], folder: Path, options: IndexOptions, parts: Parts
+    urls: Sequence[str], folder: Path, options: IndexOptions, finished: FinishedShards
 ) -> list[IndexTask]:
     return [
         IndexTask(
@@ -127,7 +127,7 @@ def _tasks(
             entry_of(url, folder),
             f"{number:08d}",
             options,
-            parts,
+            finished,
             num_sampled(number, len(urls)),
         )
         for number, url in enumerate(urls)
@@ -139,22 +139,22 @@ def _check_found(
     refused: Sequence[Refusal],
     urls: Sequence[str],
     options: IndexOptions,
-    parts: Parts,
+    finished: FinishedShards,
 ) -> None:
-    """Refuse an index of nothing; other options will read the shards again."""
+    """Refuse an empty index, and have the shards read again with other options."""
     if not filled:
-        parts.remove()
+        finished.remove()
         if archives := [each.path for each in refused if each.kind == "inner archive"]:
             raise UserError(
                 f"the shards hold archives instead of images, such as {archives[0]}",
-                "unpack them, and index the tars that were in them",
+                "unpack them, and index the tars inside them",
             )
         raise UserError(
-            f"the {len(urls):,} shards hold no images that end in {', '.join(options.endings)}",
-            "give --endings, as they stand in the tars (`tar tf SHARD | head`)",
+            f"no images with the ending {' or '.join(options.endings)} in {len(urls):,} shards",
+            "set --endings to those in the tars (`tar tf SHARD | head`)",
         )
     if options.label_field and not any(result.labels for result in filled):
-        parts.remove()
+        finished.remove()
         fields = list(dict.fromkeys(name for each in filled for name in each.saw["fields"]))
         raise UserError(
             f"no sample has a .json with a label in the field {options.label_field}",
@@ -197,7 +197,7 @@ def _summarize(
 
 
 def _survey(results: Sequence[WrittenShard], source: str, options: IndexOptions) -> Survey:
-    """What the sampled images of all shards say.
+    """The survey of the sampled images of all shards.
 
     Raises:
         UserError: Most of them cannot be read.

@@ -1,8 +1,7 @@
-"""Is this file an image, what is it like, and is it all there? Answered from its structure, without
-decoding.
+"""Inspecting image files: whether a file is an image, its properties, and whether it is complete.
 
-JPEG and PNG, which are nearly all of the world's images, are looked through by hand in
-microseconds. The rest are rare, and are decoded.
+JPEG and PNG, by far the most frequent formats, are checked by their structure in microseconds. The
+others are decoded.
 """
 
 import os
@@ -16,7 +15,7 @@ from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.values import ValueRange
 from ssl_vit_data_prep.refusals import NO_MEMORY, Kind, RefusedError
 
-_LARGEST_FILE = 0x7FFFF000  # bytes that Linux gives in one `read`
+_LARGEST_FILE = 0x7FFFF000  # bytes that Linux returns from one `read`
 
 
 def read_image_file(
@@ -25,16 +24,16 @@ def read_image_file(
     decodes: bool = False,
     values: ValueRange | None = None,
 ) -> tuple[bytes, ImageFacts]:
-    """The bytes of a file that is an image, and what its header says.
+    """The bytes of an image file and the facts in its header.
 
     Args:
         path: The file.
-        max_pixels: Height × width that it may have, by its header.
-        decodes: Decode it too, which finds every damage.
+        max_pixels: Largest height × width, by its header.
+        decodes: Decode it too, which finds all damage.
         values: How values of more than 8 bits are shown.
 
     Raises:
-        RefusedError: Empty, too large, unreadable, truncated, or not an image that we take.
+        RefusedError: Empty, too large, unreadable, truncated, or not a supported image.
     """
     data = read_file(path)
     return data, inspect(data, max_pixels, decodes, values)
@@ -52,7 +51,7 @@ def read_file(path: str | Path) -> bytes:
             if size > _LARGEST_FILE:
                 raise RefusedError("too large", "larger than 2 GiB")
             if not size:
-                raise RefusedError("empty", "empty file")  # some of /proc never end
+                raise RefusedError("empty", "empty file")  # some files of /proc never end
             return file.readall()
     except OSError as error:
         raise RefusedError("unreadable", f"cannot be read: {error.strerror}") from None
@@ -64,7 +63,7 @@ def inspect(
     decodes: bool = False,
     values: ValueRange | None = None,
 ) -> ImageFacts:
-    """What an image file's header says; raises what is wrong with its bytes.
+    """The facts in an image file's header.
 
     Raises:
         RefusedError: See :func:`read_image_file`.
@@ -81,8 +80,8 @@ def inspect(
     if facts.is_deep and values is None:
         raise RefusedError(
             "no value range",
-            f"{facts.depth}, and no sampled image has more than 8 bits; --value-range LOW HIGH "
-            "says which values are black and white",
+            f"{facts.depth}, but no sampled image has more than 8 bits; set the values of black "
+            "and white with --value-range LOW HIGH",
         )
     if facts.format == "JPEG":
         _check_jpeg_end(data)
@@ -90,7 +89,7 @@ def inspect(
         _check_png_end(data)
     else:
         decodes = True
-    # A stack of pages may be larger than one image; each page is looked at when it is packed.
+    # A stack of pages may be larger than one image; each page is checked when it is packed.
     if decodes and (facts.num_pages == 1 or len(data) <= MAX_DECODE_BYTES):
         try:
             Picture(data, values).pixels()
@@ -103,10 +102,10 @@ def inspect(
 
 
 def refusal_of(error: ValueError, otherwise: Kind) -> RefusedError:
-    """The refusal of a file that a decoder refused.
+    """The refusal of a file that cannot be decoded.
 
     Args:
-        otherwise: Its kind, unless decoding would take too much.
+        otherwise: Its kind, unless decoding would take too much memory or time.
     """
     kind = otherwise
     if isinstance(error, TooManyPixelsError):
@@ -128,8 +127,8 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
 def _check_jpeg_end(data: bytes) -> None:
     if data.endswith(END_OF_IMAGE):
         return
-    # Some programs append bytes of their own. In a scan 0xFF is always escaped, so the first end
-    # mark after the start of one is real; before it, there may be that of a thumbnail.
+    # Some programs append other data. In a scan 0xFF is always escaped, so the first end mark after
+    # the start of a scan is real; before it, there may be that of a thumbnail.
     place = max((place for _, place in segments(data)), default=0)
     if data.find(END_OF_IMAGE, place) < 0:
         raise RefusedError("truncated", "truncated: the JPEG has no end-of-image mark")

@@ -1,4 +1,4 @@
-"""WebDataset keys: the name under which all files of a sample stand in a tar."""
+"""WebDataset keys: the name that all files of a sample share in a tar."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from ssl_vit_data_prep.scan import ending_of
 def assign_keys(paths: Iterable[str]) -> list[str]:
     """A unique key for every path.
 
-    The key is the path without its ending. Where two would be the same (`a.jpg` and `a.png`), the
+    The key is the path without its ending. If two would be the same (`a.jpg` and `a.png`), the
     later one in the order of ``paths`` gets its ending appended, then a number.
     """
     taken: set[str] = set()
@@ -20,7 +20,7 @@ def assign_keys(paths: Iterable[str]) -> list[str]:
 
 
 def make_unique(key: str, suffix: str, taken: set[str]) -> str:
-    """The key; with the suffix, then a number, where it is taken. Adds it to those taken."""
+    """The key, with the suffix and then a number if it is taken; adds it to those taken."""
     if key in taken:
         plain = key = f"{key}_{suffix}" if suffix else key
         numbers = count(2)

@@ -1,8 +1,7 @@
-"""What the folders above images mean: levels to look through, sets, classes. Pure functions of
-paths.
+"""The meaning of the folders above images: wrappers, sets, classes. Pure functions of paths.
 
-`IMAGES/data/train/cat/1.jpg` lies in a wrapper, in the set `train`, in the class `cat`. A wrapper
-is a single folder that holds two or more; folders further down belong to their class.
+`IMAGES/data/train/cat/1.jpg` is in a wrapper, in the set `train`, in the class `cat`. A wrapper is
+a single folder that holds two or more; folders further down belong to their class.
 """
 
 import unicodedata
@@ -28,31 +27,31 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Layout:
-    """What the folders of a set of paths mean."""
+    """The meaning of the folders of some paths."""
 
     base: str
     """Folder that holds the classes or sets, such as `data/`; empty for the top."""
     set_folders: dict[str, str]
-    """Folder in ``base`` → set; empty where there are no sets."""
+    """Folder in ``base`` → set; empty if there are no sets."""
     inner: str
     """Folder that holds the classes in every set, such as `images/`; empty for the set's own."""
     notes: tuple[str, ...]
 
     def set_of(self, path: str) -> str:
-        """Name of the set of an image; empty where there are no sets."""
+        """Name of the set of an image; empty if there are no sets."""
         return self.set_folders.get(path.removeprefix(self.base).partition("/")[0], "")
 
     def class_of(self, path: str) -> str:
-        """Name of the class of an image; empty where it lies beside the class folders."""
+        """Name of the class of an image; empty if it is not in a class folder."""
         return class_name(self._below(path))
 
     def holds_classes(self, folder: str) -> bool:
-        """Whether a folder stands where class folders do."""
+        """Whether a folder is at the level of the class folders."""
         below = self._below(f"{folder}/")
         return below.count("/") == 1 and below != "/"
 
     def sets_among(self, folders: Iterable[str]) -> list[str]:
-        """Names of sets among the folders that stand where classes do."""
+        """Names of sets among the folders at the level of the classes."""
         names = {self.class_of(f"{folder}/") for folder in folders}
         return sorted(name for name in names if set_of_word(name))
 
@@ -74,7 +73,7 @@ def count_folders(paths: Iterable[str]) -> dict[str, int]:
 
 
 def set_of_word(word: str) -> str:
-    """The set that a word means: `val` for "Validation"; empty for any other word."""
+    """The set with this name: `val` for "Validation"; empty for any other word."""
     return _SET_OF_WORD.get(word.strip().casefold(), "")
 
 
@@ -85,7 +84,7 @@ def class_name(path: str) -> str:
 
 
 def find_layout(counts: Mapping[str, int], may_split: bool = True) -> Layout:
-    """What the folders of some images mean.
+    """Find the layout of some images.
 
     Args:
         counts: Folder, with forward slashes → images directly in it; empty for the top.
@@ -108,12 +107,12 @@ def find_layout(counts: Mapping[str, int], may_split: bool = True) -> Layout:
         listed = ", ".join(f"{base}{name}/" for name in set_folders)
         where = f"; classes from the folders in {inner}" if inner else ""
         notes.append(
-            f"sets from the folders {listed} (--no-split-folders takes none as a set){where}"
+            f"sets from the folders {listed} (--no-split-folders treats them as classes){where}"
         )
     elif may_split and (words := [name for name in _first_folders(below) if set_of_word(name)]):
         others = [name for name in _first_folders(below) if not set_of_word(name)]
         notes.append(
-            f"{words[0]}/ is a class and not a set, because other folders lie beside it: "
+            f"{words[0]}/ is a class and not a set, because there are other folders beside it: "
             f"{list_some(others)}"
         )
     return Layout(base, set_folders, inner, tuple(notes))
@@ -138,14 +137,14 @@ def find_wrapper(counts: Mapping[str, int], may_split: bool = False) -> str:
 
 
 def list_some(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of others."""
     known = [readable(name) for name in names]
     more = f", and {len(known) - _LISTED:,} more" if len(known) > _LISTED else ""
     return ", ".join(known[:_LISTED]) + more
 
 
 def count_of(number: int, one: str, many: str = "") -> str:
-    """ "1 image", "2,000 images"; ``many`` where it is not formed by an s."""
+    """ "1 image", "2,000 images"; ``many`` is an irregular plural."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
@@ -158,16 +157,16 @@ def _find_sets(counts: Mapping[str, int], base: str) -> dict[str, str]:
     if len(set(sets.values())) > 1:
         others = [f"{base}{folder}/" for folder in folders if folder not in sets]
         raise UserError(
-            f"{', '.join(f'{base}{folder}/' for folder in sets)} are sets, but images lie in "
+            f"{', '.join(f'{base}{folder}/' for folder in sets)} are sets, but there are images in "
             f"{list_some(others)} beside them",
-            "move those elsewhere, or give --no-split-folders to take every folder as a class",
+            "move those elsewhere, or use --no-split-folders to treat every folder as a class",
         )
     return {}
 
 
 def _branches(counts: Mapping[str, int], may_split: bool) -> bool:
-    """Whether a folder is a wrapper: most of its images lie in two or more folders in it, or in the
-    folder of a set, maybe further down.
+    """Whether a folder is a wrapper: most of its images are in two or more folders in it, or in the
+    folder of a set, perhaps further down.
     """
     own = counts.get("", 0)
     if own >= sum(counts.values()) - own:
@@ -179,7 +178,7 @@ def _branches(counts: Mapping[str, int], may_split: bool) -> bool:
 
 
 def _inside(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
-    """The folders in one of them, by their path from there; itself is the empty string."""
+    """The folders in one of them by their relative path; the folder itself is the empty string."""
     found = {
         folder[len(prefix) :]: count
         for folder, count in counts.items()

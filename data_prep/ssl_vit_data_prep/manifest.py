@@ -1,7 +1,7 @@
-"""A list of images with their labels, as CSV or JSON lines, instead of classes by folder.
+"""Manifests: lists of images with their labels, as CSV or JSON lines, instead of class folders.
 
 One column has paths relative to the image folder; others may have labels, sets and groups. Further
-columns travel with the image as the sample's `.json`.
+columns are packed with the image as the sample's `.json`.
 """
 
 import csv
@@ -26,7 +26,7 @@ from ssl_vit_data_prep.manifest_rows import Row, read_rows
 from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.scan import ImageFile
 
-# What others call a column of paths, the likeliest first.
+# Usual names of a column of paths, the likeliest first.
 _PATH_NAMES = (
     "image_path",
     "filepath",
@@ -43,42 +43,42 @@ _PATH_NAMES = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of a manifest says what."""
+    """Names of the columns of a manifest."""
 
     path: str = "path"
     label: str = ""
-    """Empty: `label`, if there is such a column."""
+    """Column of labels; empty: `label`, if there is such a column."""
     split: str = ""
-    """Empty: none; else its values are the sets."""
+    """Column of sets; empty: none."""
     group: str = ""
-    """Empty: none; else images of one value stay in one set."""
+    """Column of groups, whose images stay in one set; empty: none."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest says."""
+    """The content of a manifest."""
 
     labels: dict[str, str]
     """Path → label; empty for none."""
     extras: dict[str, dict[str, Any]]
-    """Path → its further columns, where there are any."""
+    """Path → its further columns, if there are any."""
     sets: dict[str, str] = field(default_factory=dict)
-    """Path → set, where a column says it."""
+    """Path → set, if there is a column of sets."""
     groups: dict[str, str] = field(default_factory=dict)
-    """Path → group, where a column says it."""
+    """Path → group, if there is a column of groups."""
     missing: dict[str, int] = field(default_factory=dict)
-    """Text that was taken for no label → how often."""
+    """Text that was read as "no label" → its count."""
     columns: tuple[str, ...] = ()
-    """All that it has."""
+    """Names of all columns."""
     has_labels: bool = True
     """Whether there is a column of labels."""
 
     def classes(self) -> list[str]:
-        """Names of the classes: numbers in their order, else texts in theirs."""
+        """Names of the classes: by value if all are numbers, otherwise alphabetically."""
         return list(self.class_table().names)
 
     def class_table(self) -> ClassTable:
-        """Of all lines: the manifest says what the classes are, whichever images are there."""
+        """The classes of all lines, whichever of the images exist."""
         return number_classes(label for label in self.labels.values() if label)
 
 
@@ -91,11 +91,11 @@ def read_manifest(file: Path, images: Path, columns: Columns | None = None) -> M
         columns: Their names.
 
     Raises:
-        UserError: It cannot be read, lacks a column, lists a path twice or outside, or has a label
-            or set that is none.
+        UserError: It cannot be read, lacks a column, lists a path twice or outside of the folder,
+            or has an invalid label or set.
     """
     columns = columns or Columns()
-    # An object may lack the others in the first line and have them later.
+    # JSON objects may lack the other columns in the first line and have them later.
     some = Columns(columns.path, split=columns.split)
     names: dict[str, None] = {}
     made = Manifest({}, {})
@@ -140,19 +140,19 @@ def _add_row(made: Manifest, row: Row, path: str, file: Path, columns: Columns) 
 def choose_columns(
     columns: tuple[str, str, str, str], manifest: Path | None, val_fraction: float
 ) -> Columns:
-    """The columns that options name.
+    """The columns named by the options.
 
     Args:
-        columns: Of path, label, split and group, as they were given; empty where not.
+        columns: The options for path, label, split and group; empty if not given.
 
     Raises:
-        UserError: One would be ignored.
+        UserError: An option would be ignored.
     """
     kinds = ("path", "label", "split", "group")
     given = [kind for kind, name in zip(kinds, columns, strict=True) if name]
     if given and manifest is None:
         raise UserError(
-            f"--{given[0]}-column names a column of a manifest, and --manifest is not given",
+            f"--{given[0]}-column has no effect without --manifest",
             "add  --manifest FILE",
         )
     if "group" in given and not val_fraction:
@@ -167,16 +167,16 @@ def choose_columns(
 def match_files(
     files: Sequence[ImageFile], manifest: Manifest
 ) -> tuple[dict[str, str], list[Refusal]]:
-    """Which line is about which file: path in the folder → path in the manifest.
+    """Match files to lines: path in the folder → path in the manifest.
 
-    A path that is not there as it stands is looked for with slashes instead of backslashes, and
-    with "é" in one character or in two: Windows writes the former, macOS the latter.
+    A path that does not exist as written is tried with slashes instead of backslashes, and with "é"
+    in one character or in two: Windows writes the former, macOS the latter.
 
     Returns:
-        The files that the manifest lists, and what only one of the two has.
+        The files that the manifest lists, and refusals of those that only one of the two has.
 
     Raises:
-        UserError: Two lines are about one file.
+        UserError: Two lines match one file.
     """
     present = {file.path for file in files}
     by_form: dict[str, list[str]] = {}
@@ -187,7 +187,7 @@ def match_files(
     for listed in manifest.labels:
         found = _find(listed, present, by_form)
         if not found:
-            reason = "there is no such image in the folder"
+            reason = "the folder has no such image"
             refused.append(Refusal(listed, "only in the manifest", reason))
         elif found in line_of:
             raise UserError(
@@ -205,7 +205,7 @@ def match_files(
 
 
 def _find(listed: str, present: set[str], by_form: Mapping[str, list[str]]) -> str:
-    """The file that a line is about; empty if there is none, or more than one."""
+    """The file of a line; empty if there is none, or more than one."""
     for path in dict.fromkeys((listed, Path(listed.replace("\\", "/")).as_posix())):
         if path in present:
             return path
@@ -224,15 +224,16 @@ def _check_columns(file: Path, names: Collection[str], columns: Columns) -> None
         if column and column not in names:
             raise UserError(
                 f"{file} has no column named {column}, {has}",
-                f"give --{kind}-column one of those",
+                f"set --{kind}-column to one of those",
             )
     given = [column for _, column in wanted if column] + [columns.path]
     if not columns.label:
         given.append("label")
     if twice := [column for column, count in Counter(given).items() if count > 1]:
         raise UserError(
-            f"the column {twice[0]} of {file} is given two meanings",
-            "give --path-column, --label-column, --split-column and --group-column different ones",
+            f"the column {twice[0]} of {file} is used twice",
+            "use different columns for --path-column, --label-column, --split-column and "
+            "--group-column",
         )
 
 
@@ -242,8 +243,8 @@ def _path_remedy(names: Collection[str]) -> str:
     by_word = {name.casefold(): name for name in names}
     likely = [by_word[word] for word in ("path", *_PATH_NAMES) if word in by_word]
     if likely:
-        return f"--path-column {likely[0]}  takes the paths from there"
-    return "its first line must name the columns:  path,label  (or give --path-column)"
+        return f"add  --path-column {likely[0]}"
+    return "its first line must name the columns:  path,label  (or set --path-column)"
 
 
 def _path_of(row: Row, images: Path, file: Path, columns: Columns) -> str:
@@ -261,7 +262,7 @@ def _read(value: object, column: str, file: Path, line: int) -> str:
     except LabelError as error:
         raise UserError(
             f"{file}, line {line}, has {error} in the column {column}",
-            f"write one short text or number per image into {column}, or choose another column",
+            f"write one short text or number per image in {column}, or choose another column",
         ) from None
 
 
@@ -269,13 +270,10 @@ def _read_set(value: object, file: Path, line: int) -> str:
     text = "" if value is None else str(value).strip()
     if name := set_of_word(text):
         return name
-    said = (
-        f"names the split {text}, which is none of" if text else "has no split; a split is one of"
-    )
+    problem = f"has the split {text}, which is not" if text else "has no split; it must be"
     raise UserError(
-        f"{file}, line {line}, {said} {', '.join(SET_NAMES)}",
-        "write one of those (training, valid, validation and testing are understood), or remove "
-        "the line",
+        f"{file}, line {line}, {problem} one of {', '.join(SET_NAMES)}",
+        "write one of those (training, valid, validation and testing work too), or remove the line",
     )
 
 
@@ -284,8 +282,8 @@ def _check_text(file: Path, row: Row) -> None:
         json.dumps(row.values, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{file}, line {row.number}, has half a character (a lone surrogate)",
-            "write the whole character, in UTF-8",
+            f"{file}, line {row.number}, has an incomplete character (a lone surrogate)",
+            "write the complete character, in UTF-8",
         ) from None
 
 
@@ -294,13 +292,13 @@ def _inside(path: str, images: Path, file: Path, line: int) -> str:
     if plain.is_absolute():
         if not plain.is_relative_to(images.absolute()):
             raise UserError(
-                f"{file}, line {line}, names {path}, which is not in {images}",
+                f"{file}, line {line}, lists {path}, which is not in {images}",
                 "write paths relative to the image folder",
             )
         plain = plain.relative_to(images.absolute())
     if ".." in plain.parts:
         raise UserError(
-            f"{file}, line {line}, names {path}, which leads out of {images}",
+            f"{file}, line {line}, lists {path}, which leads out of {images}",
             "write paths relative to the image folder",
         )
     return plain.as_posix()

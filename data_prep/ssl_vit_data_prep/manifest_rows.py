@@ -1,4 +1,4 @@
-"""The lines of a table in text, whatever their format: CSV, TSV or JSON lines."""
+"""The lines of a text table in CSV, TSV or JSON lines."""
 
 import csv
 import json
@@ -13,25 +13,25 @@ from ssl_vit.errors import UserError
 
 @dataclass(frozen=True)
 class Row:
-    """One line."""
+    """One line of a table."""
 
     number: int
-    """From 1, as an editor counts."""
+    """Line number from 1, as in an editor."""
     values: dict[str, Any]
     is_table: bool
-    """All lines have the same columns."""
+    """Whether all lines have the same columns."""
 
 
 def read_rows(file: Path) -> Iterator[Row]:
     """The lines of a `.csv`, `.tsv`, `.jsonl` or `.json` (lines) file, one after the other.
 
     Raises:
-        UserError: It has another ending, or a line other columns or invalid JSON.
+        UserError: It has another ending, or a line has too many columns or invalid JSON.
     """
     ending = file.suffix.lower()
     if ending not in (".csv", ".tsv", ".jsonl", ".json", ".ndjson"):
         raise UserError(
-            f"{file} is not a manifest by its ending", "give a .csv, .tsv or .jsonl file"
+            f"{file} does not have the ending of a manifest", "use a .csv, .tsv or .jsonl file"
         )
     with file.open(encoding="utf-8-sig", newline="") as stream:
         if ending in (".csv", ".tsv"):
@@ -50,7 +50,7 @@ def _table_rows(file: Path, stream: Iterable[str], delimiter: str) -> Iterator[R
         if None in row:
             raise UserError(
                 f"{file}, line {reader.line_num}, has more columns than the first line",
-                "quote values that hold a comma",
+                "quote values that contain a comma",
             )
         yield Row(reader.line_num, row, is_table=True)
 

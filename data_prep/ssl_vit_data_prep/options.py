@@ -8,7 +8,7 @@ import typer
 
 
 class Page(StrEnum):
-    """Which page of a file that holds several."""
+    """Page of a file that holds several."""
 
     first = "first"
     middle = "middle"
@@ -16,7 +16,7 @@ class Page(StrEnum):
 
 
 class ClassSource(StrEnum):
-    """Where labels come from."""
+    """Source of the labels."""
 
     folders = "folders"
     none = "none"
@@ -29,16 +29,16 @@ SourceArgument = Annotated[
     str, typer.Argument(metavar="SHARDS", help="Folder of the shards, or its URL.")
 ]
 WorkersOption = Annotated[
-    int, typer.Option("--workers", min=0, max=1024, help="Processes; 0 takes one per core.")
+    int, typer.Option("--workers", min=0, max=1024, help="Processes; 0 for one per core.")
 ]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the set of shards that is there.")
+    bool, typer.Option("--overwrite", help="Replace an existing set of shards.")
 ]
 BytesOption = Annotated[
     str,
     typer.Option(
         "--shard-bytes",
-        help="Largest size of one tar, e.g. 256MiB; its end mark (10 KiB at most) not counted.",
+        help="Largest size of a tar, e.g. 256MiB; its end mark (10 KiB at most) does not count.",
     ),
 ]
 ShellOption = Annotated[
@@ -46,21 +46,21 @@ ShellOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--shuffle-seed", help="Seed of the order of the images.")]
 PathColumnOption = Annotated[
-    str, typer.Option("--path-column", help="Manifest column with the paths; `path` if not given.")
+    str, typer.Option("--path-column", help="Manifest column of paths [default: path].")
 ]
 LabelColumnOption = Annotated[
     str,
-    typer.Option("--label-column", help="Manifest column with labels; `label` if not given."),
+    typer.Option("--label-column", help="Manifest column of labels [default: label]."),
 ]
 SplitColumnOption = Annotated[
     str,
-    typer.Option("--split-column", help="Manifest column with train, val or test."),
+    typer.Option("--split-column", help="Manifest column of splits: train, val or test."),
 ]
 GroupColumnOption = Annotated[
     str,
     typer.Option(
         "--group-column",
-        help="Manifest column with the patient, slide or scene that --val-fraction keeps together.",
+        help="Manifest column of groups (patient, slide, …) that --val-fraction keeps together.",
     ),
 ]
 SplitFoldersOption = Annotated[
@@ -76,16 +76,16 @@ RangeOption = Annotated[
     typer.Option(
         "--value-range",
         metavar="LOW HIGH",
-        help="Stored values that are black and white in images of more than 8 bits; measured on a "
-        "sample unless given.",
+        help="Stored values of black and white in images of more than 8 bits; measured on a sample "
+        "unless given.",
     ),
 ]
 NoDataOption = Annotated[
     float | None,
     typer.Option(
         "--no-data",
-        help="Stored value of pixels that were not measured, in images of more than 8 bits; taken "
-        "from the files or found unless given.",
+        help="Stored value of pixels without data, in images of more than 8 bits; taken from the "
+        "files or detected unless given.",
     ),
 ]
 ImagesArgument = Annotated[
@@ -100,7 +100,7 @@ ManifestOption = Annotated[
     Path | None,
     typer.Option(
         "--manifest",
-        help="CSV or JSONL with path, label and any further columns, instead of folders.",
+        help="CSV or JSONL with path, label and any further columns, instead of class folders.",
     ),
 ]
 ValFractionOption = Annotated[
@@ -123,14 +123,14 @@ ShortSideOption = Annotated[
 QualityOption = Annotated[int, typer.Option("--quality", min=1, max=100, help="JPEG quality.")]
 MaxPixelsOption = Annotated[
     int,
-    typer.Option("--max-pixels", min=1, help="Refuse images of more; 0.18 billion at most."),
+    typer.Option("--max-pixels", min=1, help="Refuse larger images; 0.18 billion at most."),
 ]
 DecodeOption = Annotated[
     bool,
-    typer.Option("--decode", help="Decode every image, and refuse the damaged (slower)."),
+    typer.Option("--decode", help="Decode every image and refuse damaged ones (slower)."),
 ]
 PageOption = Annotated[
-    Page, typer.Option("--page", help="What to take of a file with several pages.")
+    Page, typer.Option("--page", help="Which pages to pack of a file with several.")
 ]
 QuickOption = Annotated[
     bool, typer.Option("--quick", help="Compare hashes and index; decode no image.")
@@ -151,7 +151,7 @@ IndexFolderOption = Annotated[
 ]
 EndingsOption = Annotated[
     str,
-    typer.Option("--endings", help="Of the images in the tars, by commas; all we read if none."),
+    typer.Option("--endings", help="Endings of the images, by commas; all supported if not given."),
 ]
 LabelsOption = Annotated[
     Literal["cls", "json", "folder", "tar", "none"] | None,
@@ -164,6 +164,6 @@ LabelFieldOption = Annotated[
     str,
     typer.Option(
         "--label-field",
-        help="Field of a sample's .json that is its label, such as label or meta.class.id.",
+        help="Field of a sample's .json with its label, such as label or meta.class.id.",
     ),
 ]

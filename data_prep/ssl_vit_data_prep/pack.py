@@ -1,9 +1,8 @@
 """Image folder → WebDataset tars plus index. Image bytes are copied untouched unless asked.
 
-The index is written last. A pack that was killed leaves finished shards and a hidden folder that
-describes them; the same command goes on from there, and only that folder allows to replace what
-lies in a folder that is no set. Refused files leave their shard a little smaller; nothing else
-moves.
+The index is written last. A killed pack leaves finished shards and a hidden folder that describes
+them; the same command continues from there, and only this hidden folder permits replacing files in
+a folder that is not a set. Refused files make their shard a little smaller; nothing else moves.
 """
 
 import time
@@ -20,10 +19,10 @@ from ssl_vit.data.order import permutation
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit_data_prep.contact_sheet import SHEET_FILE, write_contact_sheet
+from ssl_vit_data_prep.finished_shards import FinishedShards, WrittenShard
 from ssl_vit_data_prep.image_counts import ImageCounts, add_counts
 from ssl_vit_data_prep.inspection import read_image_file
 from ssl_vit_data_prep.layout import count_of, list_some
-from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import PackPlan, digest, plan_shards
 from ssl_vit_data_prep.reencode import reencode
 from ssl_vit_data_prep.refusals import REFUSED_FILE, Kind, Refusal, count_kinds, write_refused
@@ -45,43 +44,43 @@ from ssl_vit_data_prep.target import (
 )
 from ssl_vit_data_prep.workers import run_tasks
 
-# Of so many images, a re-encoded one's size is tried before shards are planned.
+# Number of images re-encoded to estimate sizes before shards are planned.
 _TRIED = 48
 
 
 @dataclass(frozen=True)
 class PackedSet:
-    """One set as it came out."""
+    """One packed set."""
 
     name: str
-    """Of its sub-folder; empty for none."""
+    """Name of its sub-folder; empty for none."""
     num_images: int
     num_shards: int
     num_bytes: int
     class_counts: dict[str, int]
-    """Images of every class, in class order; empty where there are no classes."""
+    """Class → number of images, in class order; empty if there are no classes."""
     statistics: Statistics | None
     counts: ImageCounts
 
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What a pack made."""
+    """A summary of a pack."""
 
     sets: tuple[PackedSet, ...]
     survey: Survey
-    """What the sampled images say of all."""
+    """The survey of the sampled images."""
     page: Literal["first", "middle", "each"]
     refused: dict[Kind, int]
     num_resumed: int
-    """Shards that a killed pack had left."""
+    """Shards that a killed pack had finished."""
     seconds: float
     notes: tuple[str, ...] = ()
-    """What else should be known of sets and classes."""
+    """Further notes on sets and classes."""
 
     @property
     def num_images(self) -> int:
-        """In all sets."""
+        """Number of images in all sets."""
         return sum(each.num_images for each in self.sets)
 
 
@@ -97,9 +96,9 @@ def pack_images(
     Args:
         images: The images, in any depth of sub-folders.
         folder: Created; must be new, empty or left by a killed pack.
-        options: How; by default with the classes of its first-level sub-folders.
-        workers: Processes; their number does not change a byte.
-        overwrite: Replace a set of shards that is there.
+        options: By default with the first-level sub-folders as classes.
+        workers: Number of processes; it does not change a byte.
+        overwrite: Replace an existing set of shards.
 
     Raises:
         UserError: No images, none that can be read, or a target that may not or cannot be written.
@@ -113,25 +112,25 @@ def pack_images(
     surveyed = survey_files(images, files, options, workers)
     values = surveyed.values
     settings = (options, chosen.classes, chosen.division, values)
-    parts = Parts(folder, "pack", digest(files, settings))
-    if not parts.is_unfinished():
+    finished = FinishedShards(folder, "pack", digest(files, settings))
+    if not finished.is_unfinished():
         check_no_set(folder, overwrite)
-        parts.check_none_finished(overwrite)
+        finished.check_none_finished(overwrite)
     ratio = _size_ratio(images, files, options, values)
     before = options.shard_bytes / ratio
     plan = plan_shards(files, chosen.classes, before, options.shuffle_seed, chosen.division)
     try:
-        with parts.open() as goes_on:
-            num_resumed = parts.count()
+        with finished.open() as resumes:
+            num_resumed = finished.count()
             check_space(folder, int(plan.num_bytes * ratio))
-            remove_partials(folder) if goes_on else remove_set(folder)
-            tasks = _make_tasks(images, folder, plan, options, parts, values)
+            remove_partials(folder) if resumes else remove_set(folder)
+            tasks = _make_tasks(images, folder, plan, options, finished, values)
             sets, refused = _write_sets(folder, plan, tasks, chosen.refused, workers)
-            parts.remove()
+            finished.remove()
     except OSError as error:
         raise UserError(
             f"cannot write shards into {folder}: {error.strerror or error}",
-            "give a folder that can be written and has room; the same command goes on there",
+            "check permissions and free space there, then run the same command again to resume",
         ) from None
     return PackSummary(
         sets,
@@ -156,7 +155,8 @@ def check_ranges(val_fraction: float, max_pixels: int) -> None:
         )
     if max_pixels > MAX_PIXELS:
         raise UserError(
-            f"--max-pixels {max_pixels} is more than training accepts", f"at most {MAX_PIXELS}"
+            f"--max-pixels {max_pixels} is more than training accepts",
+            f"allowed: at most {MAX_PIXELS}",
         )
 
 
@@ -167,13 +167,13 @@ def _write_sets(
     refused: Sequence[Refusal],
     workers: int,
 ) -> tuple[tuple[PackedSet, ...], list[Refusal]]:
-    """Write all shards and every set's index; the sets, and all refused files.
+    """Write all shards and every set's index; returns the sets and all refused files.
 
     Args:
-        refused: Files that are not even tried.
+        refused: Files that were refused before.
 
     Raises:
-        UserError: No image is left.
+        UserError: All images were refused.
     """
     num_files = sum(len(task.samples) for task in tasks)
     results = run_tasks(write_shard, tasks, num_files, workers, "packing")
@@ -181,8 +181,8 @@ def _write_sets(
     write_refused(folder, all_refused)
     if not any(len(result.records) for result in results):
         raise UserError(
-            f"none of the {num_files} files in {tasks[0].images} is an image that can be read",
-            f"see why in {folder / REFUSED_FILE}",
+            f"none of the {num_files} files in {tasks[0].images} is a readable image",
+            f"the reasons are in {folder / REFUSED_FILE}",
         )
     return _finish(folder, plan, tasks, results), all_refused
 
@@ -193,7 +193,7 @@ def _finish(
     tasks: Sequence[ShardTask],
     results: Sequence[WrittenShard],
 ) -> tuple[PackedSet, ...]:
-    """Every set's index."""
+    """Write every set's index."""
     by_set: dict[str, list[WrittenShard]] = {name: [] for name in plan.sets}
     for task, result in zip(tasks, results, strict=True):
         by_set[task.set_name].append(result)
@@ -204,11 +204,11 @@ def _finish(
 
 
 def _set_notes(plan: PackPlan, sets: Sequence[PackedSet]) -> list[str]:
-    """What may surprise about the sets: those that are empty, and classes that one alone has."""
+    """Notes on empty sets, and on classes that not all sets have."""
     notes = []
     for each in sets:
         if not each.num_images and not plan.sets[each.name]:
-            notes.append(f"{each.name} is empty: take a larger --val-fraction")
+            notes.append(f"{each.name} is empty: use a larger --val-fraction")
         elif not each.num_images:
             notes.append(f"{each.name} is empty: all its images were refused")
     counts = {each.name: each.class_counts for each in sets}
@@ -234,13 +234,13 @@ def finish_set(
     results: Sequence[WrittenShard],
     values: ValueRange | None,
 ) -> PackedSet:
-    """Write the contact sheet and, last, the index of a set whose shards are all there.
+    """Write the contact sheet and, last, the index of a set whose shards are all finished.
 
     Args:
-        name: Of its sub-folder, for the summary.
-        folder: Of its shards.
+        name: Name of its sub-folder, for the summary.
+        folder: Folder of its shards.
         classes: Names of the classes.
-        results: Of its shards, in order.
+        results: Its shards, in order.
         values: How values of more than 8 bits are shown.
     """
     filled = [result for result in results if len(result.records)]
@@ -269,7 +269,7 @@ def finish_set(
 def _size_ratio(
     images: Path, files: Sequence[ImageFile], options: PackOptions, values: ValueRange | None
 ) -> float:
-    """Size of a packed image over that of its file, tried on a few: shards are planned by it."""
+    """Size of a packed image over that of its file, estimated on a few, for planning shards."""
     if not options.reencoding.short_side and options.page == "first":
         return 1.0
     before = after = 0
@@ -294,7 +294,7 @@ def _make_tasks(
     folder: Path,
     plan: PackPlan,
     options: PackOptions,
-    parts: Parts,
+    finished: FinishedShards,
     values: ValueRange | None,
 ) -> list[ShardTask]:
     return [
@@ -304,7 +304,7 @@ def _make_tasks(
             samples,
             plan.classes,
             options,
-            parts,
+            finished,
             set_name,
             values,
         )

@@ -1,8 +1,8 @@
-"""Which image goes under which key into which shard of which set: pure functions of names, sizes
-and a seed.
+"""The plan of a pack: the set, shard and key of every image, as pure functions of names, sizes and
+a seed.
 
-Everything is settled before the first byte is written, so any number of processes writes the same
-shards, and a pack that was killed goes on where it stopped.
+Everything is decided before the first byte is written, so any number of processes writes the same
+shards, and a killed pack can resume.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from ssl_vit_data_prep.layout import SET_NAMES
 from ssl_vit_data_prep.scan import ImageFile, ending_of
 from ssl_vit_data_prep.tar import member_bytes
 
-# Images that the statistics of a set look at, and pictures on its contact sheet, at most.
+# Most images measured for a set's statistics, and most pictures on its contact sheet.
 STATISTICS_IMAGES = 512
 SHEET_IMAGES = 64
-_TRIES = 50  # numbers of pieces to try for even ones
+_TRIES = 50  # numbers of pieces that are tried for an even division
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedSample:
-    """One image and where it belongs."""
+    """One image and its place."""
 
     path: str
     """Relative to the image folder."""
@@ -42,20 +42,20 @@ class PlannedSample:
     extras: str
     """JSON text of a manifest's further columns; empty for none."""
     is_measured: bool
-    """Counts in the set's statistics."""
+    """Whether it counts in the set's statistics."""
     is_shown: bool
-    """Has a place on the contact sheet."""
+    """Whether it is on the contact sheet."""
 
 
 @dataclass(frozen=True)
 class PackPlan:
-    """What a pack will write."""
+    """All sets and shards of a pack."""
 
     classes: tuple[str, ...]
     sets: dict[str, tuple[tuple[PlannedSample, ...], ...]]
     """Name of a sub-folder (empty: the folder itself) → the samples of each of its shards."""
     num_bytes: int
-    """Of all members together, if no file is refused or made smaller."""
+    """Size of all tar members, if no file is refused or made smaller."""
 
 
 @dataclass(frozen=True)
@@ -73,28 +73,28 @@ class Division:
     """Which images go to which set."""
 
     val_fraction: float = 0.0
-    """Share of the images outside of `test` that chance sends to `val`; 0 leaves it no say."""
+    """Share of the images outside of `test` that go to `val` at random; 0 for none."""
     sets: Mapping[str, str] = field(default_factory=dict)
-    """Path → set that was said, for all images or none; with a ``val_fraction`` never `val`."""
+    """Path → given set, for all images or none; with a ``val_fraction`` never `val`."""
     groups: Mapping[str, str] = field(default_factory=dict)
-    """Path → group, whose images chance sends to one set; images without one are missing."""
+    """Path → group, whose images go to the same set; images without a group are missing."""
 
     @property
     def names(self) -> list[str]:
-        """Of all sets; one without a name where nothing divides them."""
+        """Names of all sets; a single empty name if the images are not divided."""
         names = {*self.sets.values(), *(("train", "val") if self.val_fraction else ())}
         return [name for name in SET_NAMES if name in names] or [""]
 
     def set_of(self, path: str, key: str) -> str:
         """Name of the set of one image."""
-        said = self.sets.get(path, "")
-        if not self.val_fraction or said == "test":
-            return said
+        given = self.sets.get(path, "")
+        if not self.val_fraction or given == "test":
+            return given
         return set_of(self.groups.get(path) or key, self.val_fraction)
 
 
 def no_classes() -> Classes:
-    """No image has a label."""
+    """The classes of images without labels."""
     return Classes((), {}, {})
 
 
@@ -108,9 +108,9 @@ def plan_shards(
     """Shuffle the images, split them into sets and cut each set's row into shards.
 
     Args:
-        files: Sorted by path.
-        shard_bytes: No shard is larger, unless a single sample is.
-        seed: Of the shuffle, which mixes the classes within every shard.
+        files: The images, sorted by path.
+        shard_bytes: Largest size of a shard, unless a single sample is larger.
+        seed: Seed of the shuffle, which mixes the classes within every shard.
         division: Which images go to which set.
     """
     keys = assign_keys(file.path for file in files)
@@ -150,21 +150,21 @@ def _plan_sample(
 
 
 def even_cuts(sizes: Sequence[int], most: float) -> list[int]:
-    """Where to cut a row into pieces of about the same size, so that processes end together.
+    """Where to cut a row into pieces of about the same size, so that processes finish together.
 
     Args:
         sizes: Bytes of the samples, in order.
-        most: Bytes that a piece does not exceed, unless a single sample does.
+        most: Most bytes of a piece, unless a single sample has more.
 
     Returns:
-        The places of the cuts, the row's two ends among them.
+        The places of the cuts, including both ends of the row.
     """
     ends = np.cumsum(sizes)
     starts = ends - np.asarray(sizes)
     if not len(ends):
         return [0]
     count = max(1, int(-(-int(ends[-1]) // most)))
-    # Samples are not divided, so a few pieces more than the sum asks for may be needed.
+    # Samples are not divided, so a few more pieces than the sum requires may be needed.
     for pieces in range(count, count + _TRIES):
         goals = np.arange(1, pieces) * (int(ends[-1]) / pieces)
         cuts = np.unique([0, *ends.searchsorted(goals, side="right"), len(ends)])
@@ -181,10 +181,10 @@ def even_cuts(sizes: Sequence[int], most: float) -> list[int]:
 
 
 def set_of(key: str, val_fraction: float) -> str:
-    """`train` or `val` by a hash: an image stays where it is when others come or go.
+    """`train` or `val` by a hash: an image keeps its set when others are added or removed.
 
     Args:
-        key: Of the image, or the name of its group.
+        key: Key of the image, or the name of its group.
         val_fraction: 0 makes one set, named by the empty string.
     """
     if not val_fraction:
@@ -194,7 +194,7 @@ def set_of(key: str, val_fraction: float) -> str:
 
 
 def sample_bytes(sample: PlannedSample, num_bytes: int) -> int:
-    """Bytes that a sample's members take in a tar."""
+    """Bytes of a sample's members in a tar."""
     size = member_bytes(f"{sample.key}.{sample.ending}", num_bytes)
     if sample.label != NO_LABEL:
         size += member_bytes(f"{sample.key}.cls", 1)
@@ -204,8 +204,8 @@ def sample_bytes(sample: PlannedSample, num_bytes: int) -> int:
 
 
 def digest(files: Sequence[ImageFile], settings: object) -> str:
-    """32 hex digits of all that decides what is written: an unfinished pack goes on only if they
-    are the same.
+    """32 hex digits of everything that determines the output: an unfinished pack resumes only if
+    they are the same.
     """
     state = hashlib.sha256(repr(settings).encode())
     for file in files:

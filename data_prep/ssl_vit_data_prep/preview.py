@@ -1,4 +1,4 @@
-"""A picture of what an objective will see: each image with its crops marked, then every view."""
+"""A picture of an objective's input: each image with its crops marked, then every view."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from ssl_vit.objectives.build import build_views
 from ssl_vit.run.config import RunConfig
 
 _HEIGHT, _GAP = 160, 8
-_GROUND = "#bfc7d5"  # neither the white of a sheet of paper nor the black of a hidden patch
+_GROUND = "#bfc7d5"  # distinct from the white of paper and the black of a masked patch
 _COLORS = ("#ff2d2d", "#2d9bff", "#ffd12d", "#3ddc55", "#d32dff")
 
 
@@ -30,10 +30,10 @@ def write_preview(
     """Write a PNG with a row for each of the first samples of a run.
 
     Args:
-        path: Of the PNG.
-        order: Of the run.
-        config: Of the run.
-        num_images: Rows.
+        path: The PNG to write.
+        order: The run's order.
+        config: The run's config.
+        num_images: Number of rows.
 
     Returns:
         The samples, in the order of the rows.
@@ -59,7 +59,7 @@ def write_preview(
         except UserError:
             raise
         except ValueError as error:
-            # Training replaces it; who looks at pictures wants to know.
+            # Training replaces it; the preview should name it.
             place = f"{shards.key(ref.number)} in {shards.location_of(ref.number)}"
             raise ValueError(f"{place}: {error}") from None
     with replacing(path) as partial:

@@ -1,4 +1,4 @@
-"""Smaller images: the shorter side brought down, as JPEG. The bytes of smaller ones stay."""
+"""Scaling images down to a shorter side, as JPEG. Images that are small enough stay untouched."""
 
 import io
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ _LONGEST_JPEG = 65_500  # pixels; libjpeg's own limit
 
 @dataclass(frozen=True)
 class Reencoding:
-    """What `--short-side` and `--quality` ask for."""
+    """The values of `--short-side` and `--quality`."""
 
     short_side: int = 0
     """Pixels; 0 leaves every image as it is."""
     quality: int = 90
-    """Of the JPEG, 1 to 100."""
+    """JPEG quality, 1 to 100."""
 
 
 def reencode(
     data: bytes, ending: str, how: Reencoding, values: ValueRange | None = None
 ) -> tuple[bytes, str]:
-    """(bytes, ending) of an image, scaled down where its shorter side is longer than asked.
+    """(bytes, ending) of an image, scaled down if its shorter side is longer than requested.
 
     Args:
-        values: How values of more than 8 bits become the 8 of the JPEG.
+        values: How values of more than 8 bits are mapped to 8.
 
     Raises:
         ValueError: It cannot be decoded, or would be larger than a JPEG can be.
@@ -45,9 +45,9 @@ def reencode(
     if max(size) > _LONGEST_JPEG:
         raise TooLargeError(
             f"{picture.width} × {picture.height} pixels would become {size[0]} × {size[1]}, and a "
-            f"JPEG has at most {_LONGEST_JPEG:,} a side"
+            f"JPEG has at most {_LONGEST_JPEG:,} per side"
         )
-    # Twice the size that is wanted leaves the resize enough to average over.
+    # Decoded at twice the final size, so that the resize has enough pixels to average.
     image = Image.fromarray(picture.pixels(largest_shrink(shorter, 2 * how.short_side)))
     image = image.resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Files that are not packed: each with a kind, which is counted, and a reason, which is read."""
+"""Files that are not packed: each with a kind, which is counted, and a reason for the user."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ from typing import Literal
 from ssl_vit.files import replacing
 
 REFUSED_FILE = "refused.jsonl"
-NO_MEMORY = "there is not enough memory to decode it"
+NO_MEMORY = "not enough memory to decode it"
 
 Kind = Literal[
     "no image ending",
@@ -49,7 +49,7 @@ class Refusal:
 
 
 class RefusedError(ValueError):
-    """Raised by what looks at one file.
+    """Raised by checks of a single file.
 
     Args:
         kind, reason: As in :class:`Refusal`.
@@ -62,7 +62,7 @@ class RefusedError(ValueError):
 
 
 def write_refused(folder: Path, refusals: Sequence[Refusal]) -> None:
-    """One line a refusal, sorted by path; no file where there is none."""
+    """Write one line per refusal, sorted by path; no file if there are none."""
     path = folder / REFUSED_FILE
     if not refusals:
         path.unlink(missing_ok=True)
@@ -76,6 +76,6 @@ def write_refused(folder: Path, refusals: Sequence[Refusal]) -> None:
 
 
 def count_kinds(refusals: Iterable[Refusal]) -> dict[Kind, int]:
-    """How many of each kind, the most frequent first."""
+    """The number of refusals of each kind, the most frequent first."""
     counts: Counter[Kind] = Counter(refusal.kind for refusal in refusals)
     return dict(counts.most_common())

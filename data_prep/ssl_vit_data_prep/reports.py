@@ -1,4 +1,4 @@
-"""What `ssl-vit shards` says when it is done."""
+"""The summaries that `ssl-vit shards` prints."""
 
 import shlex
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ _CLASSES = 5  # listed, the largest first
 
 
 def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
-    """What a pack made, where, what to do next, and what it has not looked at: only some images,
-    for their statistics, were decoded unless all were (``decoded``).
+    """Print what a pack made, the next command, and how many images were not decoded; all were if
+    ``decoded``, otherwise only those measured for the statistics.
     """
-    resumed = f", {count_shards(made.num_resumed)} of them before" if made.num_resumed else ""
+    resumed = f", {count_shards(made.num_resumed)} resumed" if made.num_resumed else ""
     for each in made.sets:
         _say(
             f"packed   {count_of(each.num_images, 'image')} into {count_shards(each.num_shards)}, "
@@ -52,23 +52,23 @@ def echo_packed(made: "PackSummary", shards: Path, decoded: bool) -> None:
     looked_at = sum(each.statistics.num_images for each in made.sets if each.statistics)
     if not decoded and looked_at < made.num_images:
         _say(
-            f"note     {made.num_images - looked_at:,} images were not decoded, only looked "
-            "through; --decode, or  ssl-vit shards check,  finds damage inside them"
+            f"note     {made.num_images - looked_at:,} images were checked without decoding; "
+            "--decode, or  ssl-vit shards check,  finds damage inside them"
         )
 
 
 def echo_sampled(made: "IndexSummary") -> None:
-    """What the sampled images of an index are like."""
+    """Print the properties of an index's sampled images."""
     _say(f"images   {made.counts.describe()} (of {made.survey.num_images:,} sampled)")
     echo_range(made.survey)
     for note in made.counts.notes(None):
-        _say(f"note     of the sampled images: {note}")
+        _say(f"note     in the sample: {note}")
     if unreadable := made.survey.num_images - made.counts.counts["images"]:
         _say(f"WARNING  {unreadable:,} sampled images cannot be read: ssl-vit shards check")
 
 
 def echo_checked(counts: "ImageCounts", values: "ValueRange | None") -> None:
-    """What the images of a checked set are like."""
+    """Print the properties of a checked set's images."""
     _say(f"images   {counts.describe()}")
     if values:
         _say(f"range    more than 8 bits: {values.describe()}")
@@ -77,7 +77,7 @@ def echo_checked(counts: "ImageCounts", values: "ValueRange | None") -> None:
 
 
 def echo_range(surveyed: "Survey") -> None:
-    """The value range of a set, and what is odd about it."""
+    """Print the value range of a set, with notes and warnings."""
     if surveyed.values:
         _say(f"range    more than 8 bits: {surveyed.values.describe()}")
     for note in surveyed.notes:
@@ -86,33 +86,33 @@ def echo_range(surveyed: "Survey") -> None:
 
 
 def echo_labels(made: "IndexSummary") -> None:
-    """Which labels an index has, or where there might be some, and what was taken for none."""
+    """Print an index's labels, or where there might be some, and the texts that mean "no label"."""
     total, classes = made.index.num_samples, made.index.classes
     if made.num_labeled:
         number = count_of(len(classes), "class", "classes")
-        said = f"{count_of(made.num_labeled, 'image')} of {number}: {list_some(classes)}"
+        labels = f"{count_of(made.num_labeled, 'image')} of {number}: {list_some(classes)}"
         if unlabeled := total - made.num_labeled:
-            said += f"; {count_of(unlabeled, 'image')} without a label"
+            labels += f"; {count_of(unlabeled, 'image')} without a label"
     elif made.hints:
-        said = f"none: {made.hints[0]}"
+        labels = f"none: {made.hints[0]}"
     else:
-        said = "none"
-    _say(f"labels   {said}")
+        labels = "none"
+    _say(f"labels   {labels}")
     for hint in made.hints[1:]:
         _say(f"note     {hint}")
     if missing := describe_missing(made.saw["missing"]):
-        _say(f"note     no label where it says {missing}")
+        _say(f"note     read as no label: {missing}")
     if made.merged:
-        _say(f"note     other ways to write the same number: {list_some(made.merged)}")
+        _say(f"note     other notations of the same number: {list_some(made.merged)}")
     if repeated := made.saw["repeated"].get("", 0):
         _say(
-            f"note     {count_of(repeated, 'file')} with a name that came before in the tar; "
-            "images among them count, though tar unpacks only the last"
+            f"note     {count_of(repeated, 'file')} with the same name as an earlier one in the "
+            "tar; images among them count, though tar unpacks only the last"
         )
 
 
 def _say(line: str) -> None:
-    """One line on standard output; names of classes and folders may hold anything."""
+    """Print one line; names of classes and folders may contain any characters."""
     print(one_line(line))
 
 
@@ -128,7 +128,7 @@ def _describe_classes(counts: "Mapping[str, int]", num_images: int) -> str:
     listed = ", ".join(f"{name} {count:,}" for name, count in largest[:_CLASSES])
     more = f", and {len(counts) - _CLASSES:,} more" if len(counts) > _CLASSES else ""
     if none_of := sum(not count for count in counts.values()):
-        more += f"; {none_of:,} of them without images here"
+        more += f"; {none_of:,} of them without images in this set"
     if unlabeled := num_images - sum(counts.values()):
         more += f"; {count_of(unlabeled, 'image')} without a label"
     return f"{len(counts):,}: {listed}{more}"
@@ -143,11 +143,11 @@ def _describe_statistics(statistics: "Statistics") -> str:
 
 
 def echo_refused(counts: "Mapping[Kind, int]", folder: Path) -> None:
-    """How many files were refused, by kind, and where they are listed."""
+    """Print how many files were refused, by kind, and where they are listed."""
     if joined := counts.get("behind the end mark"):
         _say(
             f"WARNING  {count_of(joined, 'tar')} with data after the end mark, probably tars "
-            "joined by cat; it is not indexed"
+            "joined by cat; this data is not indexed"
         )
     if counts:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())

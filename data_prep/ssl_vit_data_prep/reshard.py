@@ -1,7 +1,7 @@
 """Shards of another size or number, with the same samples in a new order.
 
 Every file of a sample moves with it. Samples are read at random from the old shards and written in
-the order of the new ones, so memory holds places and never pixels.
+the order of the new ones, so memory holds their offsets and never their pixels.
 """
 
 import os
@@ -29,8 +29,8 @@ from ssl_vit.data.urls import is_local
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
 from ssl_vit.units import format_bytes
+from ssl_vit_data_prep.finished_shards import FinishedShards, WrittenShard
 from ssl_vit_data_prep.keys import make_unique
-from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import digest, even_cuts
 from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.tar import HashedTar, member_bytes
@@ -46,23 +46,23 @@ from ssl_vit_data_prep.target import (
 )
 from ssl_vit_data_prep.workers import count_done, run_tasks
 
-_MOST_OPEN = 200  # old shards a process; systems allow 256 files and more
+_MOST_OPEN = 200  # old shards open per process; systems allow 256 files or more
 
 
 @dataclass(frozen=True, slots=True)
 class MovedFile:
-    """One file of a sample, where it was and what it will be called."""
+    """One file of a sample: its old place and its new name."""
 
     name: str
     offset: int
     length: int
     label: int | None
-    """Of an image that the index counts; None for all other files."""
+    """Label of an image in the index; None for all other files."""
 
 
 @dataclass(frozen=True, slots=True)
 class MovedSample:
-    """One sample."""
+    """One sample and its files."""
 
     shard: str
     """Path of the old tar."""
@@ -70,13 +70,13 @@ class MovedSample:
 
     @property
     def num_bytes(self) -> int:
-        """In a tar."""
+        """Bytes of its files in a tar."""
         return sum(member_bytes(file.name, file.length) for file in self.files)
 
 
 @dataclass(frozen=True)
 class ListTask:
-    """An old shard, to be listed."""
+    """An old shard that will be listed."""
 
     path: Path
     shard: Shard
@@ -85,11 +85,11 @@ class ListTask:
 
 @dataclass(frozen=True)
 class WriteTask:
-    """A new shard, to be written."""
+    """A new shard that will be written."""
 
     target: Path
     samples: tuple[MovedSample, ...]
-    parts: Parts
+    finished: FinishedShards
 
 
 def reshard(
@@ -102,16 +102,16 @@ def reshard(
     overwrite: bool = False,
     cache: ShardCache | None = None,
 ) -> Index:
-    """Write the samples of a set anew.
+    """Write the samples of a set into new shards.
 
     Args:
         source: Folder or URL of the set.
-        folder: Of the new shards; new, empty, or left by a killed reshard.
-        shard_bytes: Size that a new tar does not exceed; 0 where ``num_shards`` counts.
-        num_shards: How many tars to make; 0 where ``shard_bytes`` counts.
-        seed: Of the order of samples.
-        workers: Processes; their number does not change a byte.
-        overwrite: Replace a set of shards that is there.
+        folder: Folder of the new shards; new, empty, or left by a killed reshard.
+        shard_bytes: Largest size of a new tar; 0 if ``num_shards`` is given.
+        num_shards: Number of new tars; 0 if ``shard_bytes`` is given.
+        seed: Seed of the order of samples.
+        workers: Number of processes; it does not change a byte.
+        overwrite: Replace an existing set of shards.
         cache: Where remote shards are kept; None: the default one.
 
     Raises:
@@ -120,37 +120,37 @@ def reshard(
     shards = open_shards(source, cache)
     _check_cache(shards, shards.cache)
     settings = (shards.fingerprint, shard_bytes, num_shards, seed)
-    parts = Parts(folder, "reshard", digest((), settings))
+    finished = FinishedShards(folder, "reshard", digest((), settings))
     check_target(folder, overwrite)
-    if not parts.is_unfinished():
+    if not finished.is_unfinished():
         check_no_set(folder, overwrite)
-        parts.check_none_finished(overwrite)
+        finished.check_none_finished(overwrite)
     check_apart(folder, [shard.url for shard in shards.shards])
     try:
-        with parts.open() as goes_on:
+        with finished.open() as resumes:
             samples = list_samples(shards, workers)
             cuts = cut(samples, shard_bytes, num_shards, seed)
             check_space(folder, sum(sample.num_bytes for sample in samples))
-            remove_partials(folder) if goes_on else remove_set(folder)
+            remove_partials(folder) if resumes else remove_set(folder)
             tasks = [
-                WriteTask(folder / f"shard-{number:06d}.tar", part, parts)
+                WriteTask(folder / f"shard-{number:06d}.tar", part, finished)
                 for number, part in enumerate(cuts)
             ]
             results = run_tasks(write_shard, tasks, len(samples), workers, "writing", "samples")
             before = read_index(shards.parts[0].folder)
             index = replace(before, shards=tuple(result.shard for result in results))
             write_index(folder, index, [result.records for result in results])
-            parts.remove()
+            finished.remove()
     except OSError as error:
         raise UserError(
             f"cannot write shards into {folder}: {error.strerror or error}",
-            "give a folder that can be written and has room",
+            "check permissions and free space there, then run the same command again to resume",
         ) from None
     return index
 
 
 def list_samples(shards: ShardSet, workers: int) -> list[MovedSample]:
-    """Every sample of a set, its files named so that no two samples share a key."""
+    """Every sample of a set, with files renamed so that no two samples share a key."""
     tasks = [
         ListTask(shards.cache.path(shard), shard, np.array(shards.records_of(number)))
         for number, shard in enumerate(shards.shards)
@@ -170,9 +170,9 @@ def list_shard(task: ListTask) -> list[tuple[str, list[MovedFile]]]:
     """(key, files under their old names) of every sample of one old shard.
 
     Raises:
-        UserError: It is not what its index says.
+        UserError: It does not match its index.
     """
-    # By both: a hard link has the offset of the file that it names.
+    # By both: a hard link has the offset of the file that it refers to.
     labels = {
         (int(record["offset"]), int(record["lead"])): int(record["label"])
         for record in task.records
@@ -183,7 +183,7 @@ def list_shard(task: ListTask) -> list[tuple[str, list[MovedFile]]]:
             reader = HashingReader(file)
             for sample in walk_samples(reader, LabelRule("none")):
                 if isinstance(sample, Refusal):
-                    continue  # in no sample
+                    continue  # not part of a sample
                 files = [
                     MovedFile(f.name, f.offset, f.length, labels.get((f.offset, f.lead)))
                     for f in sample.files
@@ -199,7 +199,7 @@ def list_shard(task: ListTask) -> list[tuple[str, list[MovedFile]]]:
         intact = False
     if not intact:
         raise UserError(
-            f"shard {task.shard.url} is damaged: its bytes are not those of its index",
+            f"shard {task.shard.url} is damaged: its bytes do not match its index",
             "ssl-vit shards check SHARDS  says where",
         )
     count_done()
@@ -224,8 +224,8 @@ def cut(
 
 
 def write_shard(task: WriteTask) -> WrittenShard:
-    """Write one new tar; one that a killed reshard had finished is left as it is."""
-    part = task.parts.load(task.target.stem)
+    """Write one new tar, unless a killed reshard had finished it."""
+    part = task.finished.load(task.target.stem)
     if part and task.target.is_file() and task.target.stat().st_size == part.shard.num_bytes:
         count_done(len(task.samples))
         return part
@@ -246,12 +246,12 @@ def write_shard(task: WriteTask) -> WrittenShard:
         sha256 = tar.finish()
     records = np.array(rows, dtype=SAMPLE_RECORD)
     result = WrittenShard(describe_shard(task.target.name, tar.num_bytes, sha256, records), records)
-    task.parts.save(task.target.stem, result)
+    task.finished.save(task.target.stem, result)
     return result
 
 
 class _OldShards:
-    """Reads from many tars, of which a process may not have all open."""
+    """Reads from more tars than a process may have open."""
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
@@ -278,7 +278,7 @@ class _OldShards:
         if len(data) != moved.length:
             raise UserError(
                 f"shard {shard} changed while it was read: it ends inside {moved.name}",
-                "leave it alone, and run the same command again",
+                "keep other programs from writing to it, and run the same command again",
             )
         return data
 
@@ -287,7 +287,7 @@ def _check_cache(shards: ShardSet, cache: ShardCache) -> None:
     remote = sum(shard.num_bytes for shard in shards.shards if not is_local(shard.url))
     if remote > cache.num_bytes:
         raise UserError(
-            f"{shards.source} is remote and has {format_bytes(remote)}, more than the cache "
-            f"({format_bytes(cache.num_bytes)}), and its samples are read in random order",
-            "copy the shards here first, with the tools of their store",
+            f"{shards.source} is remote, is read in random order and has {format_bytes(remote)}, "
+            f"more than the cache ({format_bytes(cache.num_bytes)})",
+            "raise $SSL_VIT_CACHE_BYTES, or copy the shards here with the tools of their store",
         )

@@ -1,4 +1,4 @@
-"""A look at some images of a folder or a tar, spread evenly over all of them."""
+"""Sampling images of a folder or a tar, spread evenly over all of them."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +18,13 @@ from ssl_vit_data_prep.survey import Look, Survey, check_readable, look_at, surv
 from ssl_vit_data_prep.tar_images import HashingReader
 
 SAMPLED_IMAGES = 256
-"""Images that are looked at, at most."""
+"""Most images that are sampled."""
 
 
 def survey_files(
     images: Path, files: Sequence[ImageFile], options: PackOptions, workers: int
 ) -> Survey:
-    """Look at a sample of all files, whichever set they belong to.
+    """Survey a sample of all files, whichever set they belong to.
 
     Raises:
         UserError: Most of them cannot be read.
@@ -44,7 +44,7 @@ def survey_files(
         advance(1)
         return found
 
-    # Threads: decoders leave Python to others, and a process would take longer to start.
+    # Threads: decoders release the GIL, and a process would take longer to start.
     with (
         progress("sampling", len(places), "images") as advance,
         ThreadPoolExecutor(workers) as pool,
@@ -55,11 +55,11 @@ def survey_files(
 
 
 def _pages(data: bytes, options: PackOptions, most: int, turn: int) -> Iterator[bytes]:
-    """What is packed of a file: itself, its middle page, or some of all its pages.
+    """The images that would be packed from a file: itself, its middle page, or some of its pages.
 
     Args:
-        most: Pages of a file.
-        turn: Where there are more files than that, other pages of each.
+        most: Most pages per file.
+        turn: Number of the file, which decides on the pages if it has more.
     """
     count = 1 if options.page == "first" else facts_of(data).num_pages
     if count == 1:
@@ -74,19 +74,19 @@ def _pages(data: bytes, options: PackOptions, most: int, turn: int) -> Iterator[
 
 
 def num_sampled(number: int, num_shards: int) -> int:
-    """Images to look at in one of so many shards, so that they are spread over all."""
+    """Number of images to sample in one shard, so that they are spread over all shards."""
     return SAMPLED_IMAGES * (number + 1) // num_shards - SAMPLED_IMAGES * number // num_shards
 
 
 def sample_tar(
     reader: HashingReader, records: np.ndarray, count: int
 ) -> tuple[ImageCounts, list[Look]]:
-    """What some images of a shard are like.
+    """Sample some images of a shard.
 
     Args:
-        reader: Of the tar.
+        reader: The open tar.
         records: (N,) of ``SAMPLE_RECORD``.
-        count: How many to look at; fewer where there are fewer.
+        count: Number of images to sample, if there are as many.
     """
     counts, looks = ImageCounts(), []
     places = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))

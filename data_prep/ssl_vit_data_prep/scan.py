@@ -1,4 +1,4 @@
-"""Finding the images of a folder. Nothing is opened: names and sizes are all that a plan needs."""
+"""Finding the images of a folder. No file is opened: a plan needs only names and sizes."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from ssl_vit_data_prep.refusals import Refusal
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image by its name; nobody has looked inside yet."""
+    """A file with an image's ending; its content is not checked yet."""
 
     path: str
     """Relative to the image folder, with forward slashes."""
@@ -26,21 +26,21 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds."""
+    """The content of a folder."""
 
     files: list[ImageFile]
     """Sorted by path."""
     refused: list[Refusal]
-    """All else, down to the last hidden file."""
+    """All other files, including hidden ones."""
     folders: tuple[str, ...] = ()
-    """Every folder that was entered, with or without images, relative to the image folder."""
+    """Every visited folder, with or without images, relative to the image folder."""
 
 
 def find_images(images: Path) -> Scan:
-    """Every file below a folder.
+    """Find every file below a folder.
 
-    Links are followed, except a folder's link to one of its own ancestors; hidden folders are not
-    entered.
+    Links are followed, except a folder's link to one of its own ancestors; hidden folders are
+    skipped.
 
     Raises:
         UserError: No such folder, or one without images.
@@ -67,7 +67,7 @@ def find_images(images: Path) -> Scan:
 
 
 def _most_frequent(refused: list[Refusal]) -> str:
-    """What there is instead of images."""
+    """The most frequent kind of other files, for a message."""
     reasons = Counter(each.reason for each in refused if each.kind == "no image ending")
     if not reasons:
         return ""
@@ -83,11 +83,11 @@ def ending_of(path: str) -> str:
 def _walk(
     folder: str, prefix: str, above: frozenset[tuple[int, int]]
 ) -> Iterator[ImageFile | Refusal | str]:
-    """All that lies in a folder; a folder as its path."""
+    """The content of a folder; its sub-folders by their path."""
     try:
         state = os.stat(folder)
         if (state.st_dev, state.st_ino) in above:
-            yield Refusal(prefix.rstrip("/"), "link in a circle", "it leads back to a folder above")
+            yield Refusal(prefix.rstrip("/"), "link in a circle", "it points to a folder above it")
             return
         with os.scandir(folder) as entries:
             listed = list(entries)
@@ -110,7 +110,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link that leads to itself
+        return False  # a link to itself
 
 
 def _look_at(entry: os.DirEntry[str], path: str) -> ImageFile | Refusal:
@@ -118,9 +118,9 @@ def _look_at(entry: os.DirEntry[str], path: str) -> ImageFile | Refusal:
         state = entry.stat()
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return Refusal(path, "link in a circle", "it leads back to itself")
+            return Refusal(path, "link in a circle", "it points to itself")
         if entry.is_symlink():
-            return Refusal(path, "broken link", f"it leads to nothing: {error.strerror}")
+            return Refusal(path, "broken link", f"its target cannot be opened: {error.strerror}")
         return Refusal(path, "unreadable", str(error.strerror))
     if not stat.S_ISREG(state.st_mode):
         return Refusal(path, "special file", "a pipe, socket or device")

@@ -1,7 +1,7 @@
-"""Which files of a folder are packed, into which set and with which label: what the folders, the
-manifest and the options say together.
+"""Selecting the files of a folder to pack, with their sets and labels, by the folders, the manifest
+and the options.
 
-All that is left out, or taken in another way than by its folder, is in ``refused`` or ``notes``.
+Files that are left out, or not treated as their folder suggests, are in ``refused`` or ``notes``.
 """
 
 from collections.abc import Sequence
@@ -26,24 +26,24 @@ from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.scan import ImageFile, Scan
 from ssl_vit_data_prep.shard_writer import PackOptions
 
-# Columns of a manifest that are labels more often than others, the likeliest first.
+# Usual names of a column of labels, the likeliest first.
 _LABEL_NAMES = ("class", "labels", "class_name", "target", "category", "species", "y")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is packed."""
+    """The files that are packed."""
 
     files: list[ImageFile]
     classes: Classes
     division: Division = field(default_factory=Division)
     refused: list[Refusal] = field(default_factory=list)
     notes: tuple[str, ...] = ()
-    """For the summary."""
+    """Notes for the summary."""
 
 
 def select(scan: Scan, images: Path, options: PackOptions) -> Selection:
-    """What a pack takes of the files that were found.
+    """Select the files of a pack from those that were found.
 
     Raises:
         UserError: The manifest, the folders or the options contradict themselves or each other.
@@ -58,24 +58,24 @@ def select(scan: Scan, images: Path, options: PackOptions) -> Selection:
     if options.val_fraction and "val" in chosen.division.sets.values():
         if column := options.columns.split:
             raise UserError(
-                f"--val-fraction is given, but the column {column} already says what is in val",
+                f"--val-fraction is given, but the column {column} already assigns images to val",
                 "leave out --val-fraction or --split-column",
             )
         raise UserError(
             "--val-fraction is given, but there already is a folder of images for val",
-            "leave out --val-fraction, or give --no-split-folders",
+            "leave out --val-fraction, or add --no-split-folders",
         )
     return replace(chosen, refused=[*chosen.refused, *scan.refused])
 
 
 def classes_of_folders(files: Sequence[ImageFile], layout: Layout) -> Classes:
-    """The folders at the level of classes that hold images, sorted; an image beside them has no
-    label.
+    """The classes of the folders that hold images at the level of classes, sorted; images beside
+    them have no label.
     """
     found = {file.path: name for file in files if (name := layout.class_of(file.path))}
     names = tuple(sorted(set(found.values())))
     if len(names) == 1 and 2 * len(found) <= len(files):
-        return no_classes()  # a heap of images with a folder beside it
+        return no_classes()  # a folder of images with one sub-folder
     numbers = {name: number for number, name in enumerate(names)}
     return Classes(names, {path: numbers[name] for path, name in found.items()}, {})
 
@@ -129,12 +129,12 @@ def _by_manifest(scan: Scan, images: Path, options: PackOptions) -> Selection:
 def _split_by_folders(
     files: Sequence[ImageFile], layout: Layout
 ) -> tuple[list[ImageFile], dict[str, str], list[Refusal]]:
-    """The files that are in a set, the set of each, and the others."""
+    """The files that are in a set, the set of each, and refusals of the others."""
     if not layout.set_folders:
         return list(files), {}, []
     sets = {file.path: name for file in files if (name := layout.set_of(file.path))}
     folders = ", ".join(f"{layout.base}{name}/" for name in layout.set_folders)
-    reason = f"it lies in none of {folders}"
+    reason = f"not in {folders}"
     refused = [Refusal(file.path, "in no set", reason) for file in files if file.path not in sets]
     return [file for file in files if file.path in sets], sets, refused
 
@@ -157,7 +157,7 @@ def _folder_notes(
     holding = {folder for file in scan.files for folder in _folders_above(file.path)}
     bare = [folder for folder in scan.folders if folder not in holding]
     if sets := [f"{folder}/" for folder in bare if _is_set_folder(folder, layout)]:
-        notes.append(f"no images in {list_some(sets)}: that set is not made")
+        notes.append(f"no images in {list_some(sets)}: no such set is made")
     names = {
         class_name(f"{folder.rpartition('/')[2]}/")
         for folder in bare
@@ -193,12 +193,12 @@ def _manifest_notes(
     if not manifest.has_labels:
         notes.append(_suggest_label_column(manifest, columns.path))
     if missing := describe_missing(manifest.missing):
-        notes.append(f"no label where the manifest says {missing}")
+        notes.append(f"read as no label: {missing}")
     if table.merged:
-        notes.append(f"other ways to write the same number: {list_some(table.merged)}")
+        notes.append(f"other notations of the same number: {list_some(table.merged)}")
     if columns.group:
         alone = len(files) - sum(file.path in groups for file in files)
-        each = f"; {count_of(alone, 'image')} without one, split one by one" if alone else ""
+        each = f"; {count_of(alone, 'image')} without one, split individually" if alone else ""
         notes.append(
             f"{count_of(len(set(groups.values())), 'group')} by the column {columns.group}{each}"
         )
@@ -213,5 +213,5 @@ def _suggest_label_column(manifest: Manifest, path_column: str) -> str:
     likely = next((by_word[word] for word in _LABEL_NAMES if word in by_word), others[0])
     return (
         f"no labels: the manifest has the columns {', '.join(manifest.columns)}; "
-        f"--label-column {likely}  takes them from there"
+        f"--label-column {likely}  reads them from there"
     )

@@ -1,4 +1,4 @@
-"""Which shards a user means by paths, patterns and URLs, and how an index calls them."""
+"""Shards from a user's paths, patterns and URLs, and their names in an index."""
 
 import glob
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssl_vit.data.urls import check_allowed, expand, is_local, local_path
 from ssl_vit.errors import UserError
-from ssl_vit_data_prep.parts import unfinished_command
+from ssl_vit_data_prep.finished_shards import unfinished_command
 from ssl_vit_data_prep.refusals import Refusal
 
 _COMPRESSED = (".gz", ".tgz", ".zst", ".xz", ".bz2")
@@ -15,10 +15,10 @@ _COMPRESSED_TARS = (*(f".tar{ending}" for ending in _COMPRESSED), ".tgz", ".tbz2
 
 
 def list_shards(sources: Sequence[str], allow_shell_urls: bool) -> list[str]:
-    """Every shard that the sources mean, in their order.
+    """All shards of the sources, in order.
 
     Raises:
-        UserError: One means none, or a shard that cannot be indexed.
+        UserError: A source has no shards, or one that cannot be indexed.
     """
     urls: list[str] = []
     for source in sources:
@@ -27,27 +27,31 @@ def list_shards(sources: Sequence[str], allow_shell_urls: bool) -> list[str]:
             urls += _list_local(location) if is_local(location) else [location]
     if compressed := [url for url in urls if url.partition("?")[0].endswith(_COMPRESSED)]:
         raise UserError(
-            f"{compressed[0]} is compressed: a sample in it cannot be reached without what is "
-            "before it",
-            "unpack it first, for example with gunzip; JPEGs hardly shrink anyway",
+            f"{compressed[0]} is compressed: its samples cannot be accessed at random",
+            "decompress it first, for example with gunzip; JPEGs hardly compress anyway",
         )
     if twice := [url for url, count in Counter(urls).items() if count > 1]:
-        raise UserError(f"{twice[0]} is named twice", "name every shard once")
+        raise UserError(f"{twice[0]} is given twice", "give every shard once")
     return urls
 
 
 def check_complete(urls: Sequence[str]) -> None:
+    """Refuse the shards of a command that has not finished.
+
+    Raises:
+        UserError: There are some.
+    """
     for folder in {local_path(url).parent for url in urls if is_local(url)}:
         if (command := unfinished_command(folder)) in ("pack", "reshard"):
             raise UserError(
                 f"the shards in {folder} are not complete: the {command} that makes them has not "
-                "ended",
-                "run that command again; it continues where it stopped, and makes the index",
+                "finished",
+                "run that command again; it resumes where it stopped, and makes the index",
             )
 
 
 def states_of(urls: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Each shard with size and time of its last change, where it is local."""
+    """Each shard with its size and the time of its last change; zeros for a remote one."""
     found = []
     for url in urls:
         try:
@@ -71,13 +75,13 @@ def _list_local(location: str) -> list[str]:
     if not found and path.is_dir():
         _refuse_folder(path)
     if not found:
-        raise UserError(f"there are no shards at {location}", "give tars, or a folder of them")
+        raise UserError(f"no shards at {location}", "give tars, or a folder of them")
     return found
 
 
 def list_compressed(sources: Sequence[str]) -> list[Refusal]:
-    """Compressed tars in the folders that were named: they are left out."""
-    reason = "unpack it first: a sample in it cannot be reached without what is before it"
+    """Refusals of the compressed tars in the given folders."""
+    reason = "decompress it first: its samples cannot be accessed at random"
     return [
         Refusal(path.name, "compressed", reason)
         for source in sources
@@ -88,17 +92,17 @@ def list_compressed(sources: Sequence[str]) -> list[Refusal]:
 
 
 def _refuse_folder(folder: Path) -> None:
-    """Say what a folder has instead of tars."""
+    """Raise an error that names what a folder has instead of tars."""
     if compressed := _compressed_in(folder):
         tool = "unzstd" if compressed[0].name.endswith(".zst") else "gunzip"
         raise UserError(
-            f"{folder} has only compressed tars, such as {compressed[0].name}: a sample in one "
-            "cannot be reached without what is before it",
-            f"unpack them first, for example with  {tool} {folder}/*{compressed[0].suffix}",
+            f"{folder} has only compressed tars, such as {compressed[0].name}: their samples "
+            "cannot be accessed at random",
+            f"decompress them first, for example with  {tool} {folder}/*{compressed[0].suffix}",
         )
     if below := sorted({path.parent for path in folder.glob("*/*.tar")}):
         raise UserError(
-            f"there are no shards at {folder}, but in its folder {below[0].name}",
+            f"no shards at {folder}, but in its sub-folder {below[0].name}",
             f"give {below[0]}, or '{folder}/*/*.tar' for all of them",
         )
 
@@ -108,18 +112,23 @@ def _compressed_in(folder: Path) -> list[Path]:
 
 
 def folder_of(urls: Sequence[str]) -> Path:
+    """The local folder of all shards.
+
+    Raises:
+        UserError: There is no such folder.
+    """
     folders = {local_path(url).parent.resolve() if is_local(url) else None for url in urls}
     folder = folders.pop()
     if folders or folder is None:
         raise UserError(
-            "the shards do not lie in one local folder, where their index would go",
-            "say where it goes:  --out INDEX",
+            "the shards are not in one local folder, where their index would be written",
+            "add  --out INDEX",
         )
     return folder
 
 
 def entry_of(url: str, folder: Path) -> str:
-    """How an index in ``folder`` calls a shard: by name where it lies beside it, else by URL."""
+    """The ``url`` of a shard in an index: its name if it is beside the index, otherwise its URL."""
     if not is_local(url):
         return url
     path = local_path(url).resolve()

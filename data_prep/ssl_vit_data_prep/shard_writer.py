@@ -1,4 +1,4 @@
-"""One shard of a pack: what a worker process does with its share of the images."""
+"""Writing one shard of a pack, in a worker process."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +15,10 @@ from ssl_vit.data.raster import ImageFacts
 from ssl_vit.data.values import ValueRange
 from ssl_vit.files import replacing
 from ssl_vit_data_prep.contact_sheet import thumbnail
+from ssl_vit_data_prep.finished_shards import FinishedShards, WrittenShard
 from ssl_vit_data_prep.image_counts import ImageCounts
 from ssl_vit_data_prep.inspection import read_image_file, refusal_of
 from ssl_vit_data_prep.manifest import Columns
-from ssl_vit_data_prep.parts import Parts, WrittenShard
 from ssl_vit_data_prep.plan import PlannedSample
 from ssl_vit_data_prep.reencode import Reencoding, reencode
 from ssl_vit_data_prep.refusals import NO_MEMORY, Refusal, RefusedError
@@ -26,8 +26,8 @@ from ssl_vit_data_prep.statistics import PixelSums, pixels_to_measure
 from ssl_vit_data_prep.tar import HashedTar
 from ssl_vit_data_prep.workers import count_done
 
-_COUNTED = 16  # images between two words to the progress line
-_MEASURED_PAGES = 16  # of a file that holds several
+_COUNTED = 16  # images between two updates of the progress line
+_MEASURED_PAGES = 16  # most pages measured of one file
 
 
 @dataclass(frozen=True)
@@ -35,28 +35,28 @@ class PackOptions:
     """How to pack."""
 
     shard_bytes: int = 256 * 2**20
-    """Size that a tar does not exceed, unless a single sample does."""
+    """Largest size of a tar, unless a single sample is larger."""
     shuffle_seed: int = 0
-    """Of the order of samples."""
+    """Seed of the order of samples."""
     classes: Literal["folders", "none", "manifest"] = "folders"
     """Where labels come from; with `folders` an image beside the class folders has none."""
     manifest: Path | None = None
-    """With `classes="manifest"`."""
+    """The manifest file, with `classes="manifest"`."""
     val_fraction: float = 0.0
-    """Share of the images that becomes a set of its own, in [0, 1)."""
+    """Share of the images that goes to the set `val`, in [0, 1)."""
     reencoding: Reencoding = field(default_factory=Reencoding)
     max_pixels: int = MAX_PIXELS
     """Height × width beyond which an image is refused."""
     decodes: bool = False
-    """Decode every image, and refuse the damaged."""
+    """Whether to decode every image and refuse damaged ones."""
     values: ValueRange | None = None
     """How values of more than 8 bits are shown; None: measured on a sample."""
     no_data: float | None = None
-    """Value of pixels that were not measured; None: what the files say, or what stands out."""
+    """Value of pixels without data; None: as the files declare, or detected."""
     page: Literal["first", "middle", "each"] = "first"
     """Which page of a file that holds several is packed."""
     columns: Columns = field(default_factory=Columns)
-    """Of the manifest."""
+    """Columns of the manifest."""
     split_folders: bool = True
     """Whether folders named `train`, `val` or `test` are sets."""
 
@@ -70,23 +70,23 @@ class ShardTask:
     samples: tuple[PlannedSample, ...]
     classes: tuple[str, ...]
     options: PackOptions
-    parts: Parts
+    finished: FinishedShards
     set_name: str
     values: ValueRange | None
-    """How values of more than 8 bits are shown; None where none were seen."""
+    """How values of more than 8 bits are shown; None if no sampled image has them."""
 
     @property
     def name(self) -> str:
-        """Of its part."""
+        """Name under which the finished shard is saved."""
         return f"{self.set_name}{self.target.stem}"
 
 
 def write_shard(task: ShardTask) -> WrittenShard:
-    """Write one tar and remember it; no file if every image is refused.
+    """Write one tar and save its description; no file if every image is refused.
 
-    One that a killed pack had finished is left as it is.
+    A tar that a killed pack had finished is kept.
     """
-    part = task.parts.load(task.name)
+    part = task.finished.load(task.name)
     if part and (not part.shard.num_samples or _has_size(task.target, part.shard.num_bytes)):
         count_done(len(task.samples))
         return part
@@ -118,14 +118,14 @@ def write_shard(task: ShardTask) -> WrittenShard:
     records = np.array(rows, dtype=SAMPLE_RECORD)
     shard = describe_shard(task.target.name, tar.num_bytes, sha256, records)
     result = WrittenShard(shard, records, refused, sums, sheet, counts=counts)
-    task.parts.save(task.name, result)
+    task.finished.save(task.name, result)
     return result
 
 
 def _add_sample(
     tar: HashedTar, sample: PlannedSample, ending: str, data: bytes
 ) -> tuple[int, int, int, int]:
-    """Append a sample's files; its record."""
+    """Append a sample's files; returns its record."""
     start = tar.num_bytes
     offset = tar.add(f"{sample.key}.{ending}", data)
     if sample.label != NO_LABEL:
@@ -138,7 +138,7 @@ def _add_sample(
 def _read_images(
     sample: PlannedSample, task: ShardTask
 ) -> tuple[list[tuple[PlannedSample, bytes, str]], ImageFacts]:
-    """(sample, bytes, ending) of every image that a file gives, and what its header says."""
+    """(sample, bytes, ending) of every image packed from a file, and the facts in its header."""
     options = task.options
     data, facts = read_image_file(
         f"{task.images}/{sample.path}", options.max_pixels, options.decodes, task.values
@@ -158,8 +158,8 @@ def _read_images(
 def split_pages(
     data: bytes, ending: str, num_pages: int, page: Literal["first", "middle", "each"]
 ) -> Iterator[tuple[str, bytes, str]]:
-    """(suffix of the key, bytes, ending) of the pages that are packed; a file with one, or whose
-    first one counts, as it is.
+    """(suffix of the key, bytes, ending) of the pages that are packed; for a single or first page
+    the file itself.
 
     Raises:
         ValueError: A page cannot be read.
@@ -182,7 +182,7 @@ def _measure(
     sums: PixelSums,
     sheet: list[tuple[str, np.ndarray]],
 ) -> tuple[PixelSums, list[tuple[str, np.ndarray]]]:
-    """The statistics with the pages of one more file, and the sheet with the middle one."""
+    """The statistics with the pages of one more file, and the sheet with its middle page."""
     for place, data in enumerate(pages):
         is_shown = sample.is_shown and place == len(pages) // 2
         if not (sample.is_measured or is_shown):

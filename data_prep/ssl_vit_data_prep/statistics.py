@@ -9,23 +9,23 @@ from PIL import Image
 from ssl_vit.data.decode import Picture, largest_shrink
 from ssl_vit.data.index_file import Statistics
 
-# Images are measured at about the size that training sees them at; at full size the grain of a
+# Images are measured at about the size of crops in training; at full size the noise of a
 # 12-megapixel photograph would count.
 _SHORTER_SIDE = 160
 
 
 @dataclass(frozen=True)
 class PixelSums:
-    """Sums over images of each one's own means: every image weighs the same."""
+    """Sums of per-image means, in which every image has the same weight."""
 
     num_images: int = 0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """Of pixels in [0, 1]."""
+    """Sum of the means of pixels in [0, 1]."""
     square: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """Of their squares."""
+    """Sum of the means of their squares."""
 
     def add(self, pixels: np.ndarray) -> "PixelSums":
-        """With one more image, (H, W, 3) uint8."""
+        """The sums with one more image, (H, W, 3) uint8."""
         # Counting levels is exact, and faster than converting every pixel.
         counts = np.array(Image.fromarray(pixels).histogram(), dtype=np.float64).reshape(3, 256)
         counts /= pixels.shape[0] * pixels.shape[1]
@@ -41,7 +41,7 @@ class PixelSums:
         )
 
     def as_array(self) -> np.ndarray:
-        """(7,) float64."""
+        """The sums as (7,) float64."""
         return np.array([self.num_images, *self.mean, *self.square], dtype=np.float64)
 
     @classmethod
@@ -51,7 +51,7 @@ class PixelSums:
         return cls(int(numbers[0]), tuple(numbers[1:4]), tuple(numbers[4:]))
 
     def statistics(self) -> Statistics | None:
-        """Mean and standard deviation; None where nothing was measured."""
+        """Mean and standard deviation; None if no image was measured."""
         if not self.num_images:
             return None
         mean = [value / self.num_images for value in self.mean]
@@ -63,7 +63,7 @@ class PixelSums:
 
 
 def add_all(sums: Iterable[PixelSums]) -> PixelSums:
-    """Of several shards, in their order."""
+    """The sums of several shards, in their order."""
     total = PixelSums()
     for each in sums:
         total = total + each
@@ -71,5 +71,5 @@ def add_all(sums: Iterable[PixelSums]) -> PixelSums:
 
 
 def pixels_to_measure(picture: Picture) -> np.ndarray:
-    """(H, W, 3) uint8, at about the size that training sees."""
+    """(H, W, 3) uint8, at about the size of crops in training."""
     return picture.pixels(largest_shrink(min(picture.height, picture.width), _SHORTER_SIDE))

@@ -1,5 +1,5 @@
-"""A look at a sample of a set's images before they are packed or indexed: can they be read, and
-which stored values are black and white?
+"""A survey of sampled images before a set is packed or indexed: whether they can be read, and which
+stored values are black and white.
 
 The range is measured once for the whole set, over all its splits: between two percentiles of the
 sampled values, so that a few hot pixels do not darken everything else.
@@ -18,12 +18,12 @@ from ssl_vit.errors import UserError
 from ssl_vit_data_prep.refusals import NO_MEMORY
 from ssl_vit_data_prep.statistics import pixels_to_measure
 
-_VALUES = 4096  # of each of them
-_LEAST_USED = 0.1  # share of a range below which a set hardly uses it
-_CLIPPED = 0.05  # share of values outside of a given range worth a word
-_LEAST_ABSENT = 1e-3  # share of the values that "no data" takes at least
-_FAR = 2.0  # spans of all other values
-_FEWEST_VALUES = 16  # different ones, apart from that of "no data"
+_VALUES = 4096  # sampled per image
+_LEAST_USED = 0.1  # smallest share of a range that a set uses without a warning
+_CLIPPED = 0.05  # largest share of values outside of a given range without a warning
+_LEAST_ABSENT = 1e-3  # smallest share of the values that are no data, if it is detected
+_FAR = 2.0  # smallest distance from all other values, in spans of those
+_FEWEST_VALUES = 16  # fewest different values beside the no-data value
 
 
 @dataclass(frozen=True)
@@ -31,31 +31,31 @@ class Look:
     """One sampled image."""
 
     problem: str = ""
-    """Why it cannot be read; empty where it can."""
+    """Why it cannot be read; empty if it can."""
     depth: str = ""
-    """Of a stored value, such as "16-bit"."""
+    """Type of a stored value, such as "16-bit"."""
     is_deep: bool = False
-    """More than 8 bits."""
+    """Whether it has more than 8 bits."""
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """(N,) float64: some of its finite stored values."""
     no_data: float | None = None
-    """The value without data, by the file."""
+    """The no-data value that the file declares."""
     has_nonfinite: bool = False
-    """Some values are NaN or infinite."""
+    """Whether some values are NaN or infinite."""
     is_inverted: bool = False
-    """Its low values are white; they were turned around."""
+    """Whether low values are white in the file; they are inverted here."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a sample says of its set."""
+    """The result for a set."""
 
     num_images: int
-    """That were looked at."""
+    """Number of sampled images."""
     values: ValueRange | None
-    """For values of more than 8 bits; None where no sampled image has them."""
+    """Range of values of more than 8 bits; None if no sampled image has them."""
     notes: tuple[str, ...] = ()
-    """What a person should know of the range."""
+    """Notes and warnings about the range, for the user."""
 
 
 def look_at(data: bytes) -> Look:
@@ -81,13 +81,13 @@ def look_at(data: bytes) -> Look:
 
 
 def check_readable(looks: Sequence[Look], place: object) -> None:
-    """Refuse a set most of whose sampled images cannot be read, before hours are spent on it.
+    """Refuse a set if most of its sampled images cannot be read, before hours are spent on it.
 
     Args:
-        place: Where they come from, for the message.
+        place: Where they are from, for the message.
 
     Raises:
-        UserError: Most cannot; gives the most frequent reason.
+        UserError: Most cannot be read; gives the most frequent reason.
     """
     problems = Counter(look.problem for look in looks if look.problem)
     count = problems.total()
@@ -103,12 +103,12 @@ def check_readable(looks: Sequence[Look], place: object) -> None:
 
 
 def survey(looks: Sequence[Look], given: ValueRange | None, no_data: float | None) -> Survey:
-    """The value range of a set.
+    """Find the value range of a set.
 
     Args:
-        looks: At its sampled images.
-        given: A range that was said.
-        no_data: A value without data that was said.
+        looks: Its sampled images.
+        given: A range given by the user.
+        no_data: A no-data value given by the user.
     """
     deep = [look for look in looks if look.is_deep]
     notes = _notes_on_levels(looks)
@@ -124,15 +124,15 @@ def survey(looks: Sequence[Look], given: ValueRange | None, no_data: float | Non
     if not measured_looks:
         if given is None:
             raise UserError(
-                f"the {len(deep):,} sampled images of more than 8 bits hold no data at all",
-                "say which values are black and white:  --value-range LOW HIGH",
+                f"the {len(deep):,} sampled images of more than 8 bits have no pixels with data",
+                "set the values of black and white:  --value-range LOW HIGH",
             )
         return Survey(len(looks), replace(given, no_data=absent), tuple(notes))
     notes += _notes_on_values(deep)
-    # As many values of each, so that a large image counts no more than a small one.
+    # As many values from each image, so that a large one counts no more than a small one.
     measured = np.concatenate([look.values for look in measured_looks])
     measured, saturated = _without_saturation(measured)
-    notes += _notes_on_extremes(absent, said=no_data is not None, saturated=saturated)
+    notes += _notes_on_extremes(absent, given=no_data is not None, saturated=saturated)
     low, high = (float(value) for value in np.percentile(measured, PERCENTILES))
     if given:
         values_range = ValueRange(given.low, given.high, absent)
@@ -152,19 +152,19 @@ def _some(values: np.ndarray) -> np.ndarray:
 
 
 def _without(look: Look, no_data: float | None) -> Look:
-    """The look with its measured values only."""
+    """The look without no-data values."""
     if no_data is None:
         return look
     return replace(look, values=look.values[~is_no_data(look.values, no_data)])
 
 
-def _no_data_of(deep: Sequence[Look], said: float | None) -> float | None:
-    if said is not None:
-        return said
+def _no_data_of(deep: Sequence[Look], given: float | None) -> float | None:
+    if given is not None:
+        return given
     of_files = Counter(look.no_data for look in deep if look.no_data is not None)
     if of_files:
         return of_files.most_common(1)[0][0]
-    # Kind by kind: what stands out among reflectances does not among 16-bit counts.
+    # By type: a value that stands out among reflectances does not among 16-bit counts.
     for depth in sorted({look.depth for look in deep}):
         values = np.concatenate([look.values for look in deep if look.depth == depth])
         if (found := find_no_data(values)) is not None:
@@ -195,12 +195,12 @@ def _is_far(extreme: float, others: np.ndarray) -> bool:
 
 
 def _is_full_scale(value: float) -> bool:
-    """Whether it is the largest value of a whole number of bits: what a saturated pixel has."""
+    """Whether it is the largest value of a whole number of bits, as in a saturated pixel."""
     return value in {2.0**bits - 1 for bits in (*range(8, 17), 31, 32)}
 
 
 def _without_saturation(values: np.ndarray) -> tuple[np.ndarray, float | None]:
-    """The values without saturated ones that are far from all others, and what those have."""
+    """The values without saturated ones that are far from all others, and the saturated value."""
     largest = float(values.max())
     others = values[values != largest]
     if _is_full_scale(largest) and _is_far(largest, others):
@@ -208,17 +208,17 @@ def _without_saturation(values: np.ndarray) -> tuple[np.ndarray, float | None]:
     return values, None
 
 
-def _notes_on_extremes(no_data: float | None, said: bool, saturated: float | None) -> list[str]:
+def _notes_on_extremes(no_data: float | None, given: bool, saturated: float | None) -> list[str]:
     notes = []
-    if no_data is not None and not said:
+    if no_data is not None and not given:
         notes.append(
-            f"warning: {format_value(no_data)} is taken for no data, and black (by the files' own "
-            "word, or because it is far from all other values); --no-data VALUE names another"
+            f"warning: {format_value(no_data)} is treated as no data and shown black (the files "
+            "declare it, or it is far from all other values); --no-data VALUE sets another"
         )
     if saturated is not None:
         notes.append(
-            f"warning: {format_value(saturated)} is far from all other values, and white, like a "
-            f"saturated pixel; --no-data {saturated:g} makes it black"
+            f"warning: {format_value(saturated)} is far from all other values and shown white, as "
+            f"a saturated pixel; --no-data {saturated:g} makes it black"
         )
     return notes
 
@@ -233,7 +233,7 @@ def _notes_on_values(deep: Sequence[Look]) -> list[str]:
     if inverted := sum(look.is_inverted for look in deep):
         notes.append(
             f"{inverted:,} of {len(deep):,} sampled images are TIFFs in which low values are "
-            "white; the range is of their values turned around, such as 65,535 − value"
+            "white; the range is that of their inverted values, such as 65,535 − value"
         )
     return notes
 
@@ -252,7 +252,7 @@ def _rounded(
 
 
 def _notes_on_levels(looks: Sequence[Look]) -> list[str]:
-    """Where 8-bit images are nearly black, or nearly of one gray."""
+    """A warning if 8-bit images are nearly black, or nearly of one gray."""
     plain = [look.values for look in looks if not look.is_deep and len(look.values)]
     if not plain:
         return []
@@ -277,8 +277,8 @@ def _notes_on_given(values: np.ndarray, given: ValueRange, found: tuple[float, f
         )
     if outside > _CLIPPED:
         notes.append(
-            f"warning: {outside:.0%} of the sampled values lie outside of --value-range "
-            f"{given.low:g} {given.high:g} and become black or white; they are {span}"
+            f"warning: {outside:.0%} of the sampled values are outside of --value-range "
+            f"{given.low:g} {given.high:g} and become black or white; their range is {span}"
         )
     return notes
 
@@ -292,4 +292,4 @@ def _notes_on_mixture(deep: Sequence[Look]) -> list[str]:
         values = np.concatenate([look.values for look in deep if look.depth == depth])
         low, high = (float(value) for value in np.percentile(values, PERCENTILES))
         spans.append(f"{depth} images have {format_value(low)} … {format_value(high)}")
-    return [f"warning: one range serves different kinds of values: {', '.join(spans)}"]
+    return [f"warning: one range is used for different kinds of values: {', '.join(spans)}"]

@@ -7,11 +7,11 @@ from functools import cache
 from io import FileIO
 
 BLOCK = 512
-"""Bytes a tar block has; headers and contents are padded to it."""
+"""Bytes of a tar block; headers and contents are padded to it."""
 _RECORD_BYTES = 20 * BLOCK  # tar files end on a multiple of this
 _LONGEST_NAME = 100  # bytes of a name that fit into a tar header
 _WRITTEN_AT_ONCE = 2**20
-_PIECES = 500  # of which the kernel takes 1,024 in a call
+_PIECES = 500  # the kernel takes up to 1,024 in a call
 
 
 class HashedTar:
@@ -34,7 +34,7 @@ class HashedTar:
         offset = self.num_bytes
         self._append(data)
         self._append(bytes(padded(len(data)) - len(data)))
-        # Together, and from where they are: a buffer would be one more copy of every image.
+        # Together and in place: a buffer would be one more copy of every image.
         if self.num_bytes - self._written >= _WRITTEN_AT_ONCE or len(self._pending) > _PIECES:
             self._write()
         return offset
@@ -58,15 +58,15 @@ class HashedTar:
             self._written += taken
             while pending and taken >= len(pending[0]):
                 taken -= len(pending.pop(0))
-            if pending:  # a signal or a full disk: the rest, which tells which
+            if pending:  # a signal or a full disk: writing the rest raises an error if it is full
                 pending[0] = pending[0][taken:]
 
 
 def header(name: str, num_bytes: int) -> bytes:
-    """What stands before a file's content.
+    """The tar header of a file.
 
-    The bytes are tarfile's own, with its defaults for owner, mode and time (0, 0o644, 0). Written
-    here for names that fit, because a pack spends a third of its time in tarfile's.
+    The bytes equal tarfile's, with its defaults for owner, mode and time (0, 0o644, 0). Made here
+    for names that fit, because tarfile took a third of a pack's time.
     """
     encoded = name.encode()
     if len(encoded) > _LONGEST_NAME:
@@ -89,7 +89,7 @@ def _template() -> bytes:
 
 
 def member_bytes(name: str, num_bytes: int) -> int:
-    """What a file of so many bytes takes in a tar, its header included."""
+    """Bytes of a file in a tar, including its header."""
     length = len(name.encode())
     # GNU's long names: one more header, whose content is the name and a closing zero.
     header = BLOCK if length <= _LONGEST_NAME else 2 * BLOCK + padded(length + 1)

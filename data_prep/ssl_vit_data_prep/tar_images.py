@@ -1,7 +1,7 @@
-"""The samples of anyone's tar in WebDataset's layout, found by the standard library, in one pass.
+"""The samples of any tar in WebDataset's layout, found in one pass by the standard library.
 
-Files that follow each other and share a key are a sample. What is in no sample is handed out too,
-as a refusal with its reason. A hard link is a file of its own name with another one's bytes.
+Consecutive files that share a key are a sample. A member that is in no sample is returned as a
+refusal with its reason. A hard link is a file with its own name and another file's bytes.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from ssl_vit_data_prep.refusals import Refusal
 from ssl_vit_data_prep.tar_labels import LabelRule, read_tar_label, stem_of
 
 _BUFFER = 2**20
-# Of the headers between two files: a long name, a few attributes. Others would be kept in memory.
+# Largest headers between two files: a long name, a few attributes. They are kept in memory.
 _MOST_HEADER_BYTES = 4 * 2**20
 _LONGEST_HEADER = 2**14  # bytes; a path has 4,096 at most
 _EXTENDED = (
@@ -27,7 +27,7 @@ _EXTENDED = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
 _ARCHIVES = ("tar", "zip", "gz", "tgz", "zst", "xz", "bz2", "7z", "rar")
-# A record holds the distance from a link's header back to its bytes in 32 bits.
+# A record has 32 bits for the distance from a link's header back to its bytes.
 _FARTHEST_LINK = 2**31
 
 
@@ -41,7 +41,7 @@ class TarFile:
 
     name: str
     ending: str
-    """Of webdataset: all after the base name's first dot, in lower case."""
+    """Ending by webdataset's rule: all after the base name's first dot, in lower case."""
     start: int
     """Offset of its header."""
     offset: int
@@ -50,29 +50,29 @@ class TarFile:
 
     @property
     def lead(self) -> int:
-        """As a record holds it."""
+        """Distance from the header to the first byte, as in a record."""
         return (self.offset - self.start) % 2**32
 
     @property
     def is_archive(self) -> bool:
-        """Whether it holds other files."""
+        """Whether it is an archive of other files."""
         return self.ending.rpartition(".")[2] in _ARCHIVES
 
 
 @dataclass
 class TarSample:
-    """Neighboring files with one key."""
+    """Consecutive files with one key."""
 
     key: str
     files: list[TarFile] = field(default_factory=list)
     label: str = ""
-    """As it is written, by the rule that was asked for; empty for none."""
-    said: str = ""
-    """What stood in the place of a label and means none, such as −1."""
+    """The label as written, by the given rule; empty for none."""
+    no_label: str = ""
+    """The text that means "no label", such as −1; empty if there is none."""
     json: bytes = b""
-    """Content of its `.json`, if it was asked for."""
+    """Content of its `.json`, if it is to be kept."""
     num_repeated: int = 0
-    """Files whose names came before in the tar."""
+    """Number of files with the name of an earlier one in the tar."""
 
 
 class HashingReader:
@@ -83,13 +83,13 @@ class HashingReader:
         self._hash = hashlib.sha256()
         self.num_bytes = 0
         self.most_bytes: float = math.inf
-        """``num_bytes`` beyond which there is something wrong with what is read."""
+        """Largest ``num_bytes`` that a sound file can have at this point."""
 
     def read(self, size: int = _BUFFER) -> bytes:
-        """As of any stream.
+        """Read as from any stream.
 
         Raises:
-            tarfile.ReadError: Beyond ``most_bytes``.
+            tarfile.ReadError: More than ``most_bytes`` were read.
         """
         if self.num_bytes > self.most_bytes:
             raise tarfile.ReadError(f"a damaged header before byte {self.num_bytes:,}")
@@ -99,7 +99,7 @@ class HashingReader:
         return data
 
     def at(self, offset: int, size: int) -> bytes:
-        """Some bytes anywhere, outside of the count and the hash."""
+        """Some bytes at any offset, not counted and not hashed."""
         place = self._stream.tell()
         self._stream.seek(offset)
         data = self._stream.read(size)
@@ -107,14 +107,14 @@ class HashingReader:
         return data
 
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Size of the whole file in bytes."""
         place = self._stream.tell()
         size = self._stream.seek(0, os.SEEK_END)
         self._stream.seek(place)
         return size
 
     def finish(self) -> str:
-        """Read to the end; the sha256 in hexadecimal."""
+        """Read to the end; returns the sha256 in hexadecimal."""
         while self.read():
             continue
         return self._hash.hexdigest()
@@ -123,43 +123,43 @@ class HashingReader:
 def walk_samples(
     stream: HashingReader, rule: LabelRule | None = None, num_json: int = 0
 ) -> Iterator[TarSample | Refusal]:
-    """The samples of a tar, in their order, and what is in none.
+    """The samples of a tar, in order, and refusals of members that are in none.
 
     Args:
-        stream: Of a file, at its start.
+        stream: An open file at its start.
         rule: Where labels are; by default in `.cls`.
-        num_json: Keep the `.json` of so many samples, whatever the rule is.
+        num_json: Number of samples whose `.json` is kept, whatever the rule is.
 
     Raises:
         tarfile.TarError: It is not a tar, is truncated, or is not sorted.
-        LabelError: A label is a list, or longer than a name can be.
+        LabelError: A label is a list, or too long.
     """
     walk = _Walk(stream, rule or LabelRule(), num_json)
     end = 0
     for member, end in _members(stream):
         if member.size < 0 or end > walk.size + tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"it is broken off inside {readable(member.name)}")
+            raise tarfile.ReadError(f"truncated inside {readable(member.name)}")
         yield from walk.add(member)
     if walk.sample:
         yield walk.sample
-    # tarfile takes a damaged header for the end, and says nothing of what lies behind it.
+    # tarfile takes a damaged header for the end, and ignores the data behind it.
     if stream.at(end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         last = f", after {walk.sample.key}" if walk.sample else ""
-        raise tarfile.ReadError(f"it is broken off or damaged at byte {end:,}{last}")
+        raise tarfile.ReadError(f"truncated or damaged at byte {end:,}{last}")
     if rest := _bytes_behind(stream, end + 2 * tarfile.BLOCKSIZE, walk.size):
         reason = (
-            f"{rest:,} bytes behind the end mark, probably of tars that were joined by cat: "
-            "tar --ignore-zeros -xf  unpacks all; tar --concatenate joins"
+            f"{rest:,} bytes behind the end mark, probably tars that were joined by cat: unpack "
+            "with  tar --ignore-zeros -xf,  join with  tar --concatenate"
         )
         yield Refusal("", "behind the end mark", reason)
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose own content is bounded: some Pythons take minutes for long attributes."""
+    """A header of bounded size: some versions of Python take minutes for long attributes."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """As of the standard library."""
+        """Parse as the standard library does, but refuse long headers."""
         header = super().frombuf(buf, encoding, errors)
         if header.type in _EXTENDED and not 0 <= header.size <= _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header of {header.size:,} bytes")
@@ -167,7 +167,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _members(stream: HashingReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """(member, offset behind it) of all that a tar holds.
+    """(member, offset behind it) of all members of a tar.
 
     Raises:
         tarfile.TarError: It is not a tar, or a header is damaged.
@@ -184,26 +184,26 @@ def _members(stream: HashingReader) -> Iterator[tuple[tarfile.TarInfo, int]]:
     except (tarfile.TarError, OSError, MemoryError):
         raise
     except Exception as error:
-        # tarfile raises whatever a damaged header makes it trip over; RecursionError among them.
+        # Damaged headers make tarfile raise many kinds, RecursionError among them.
         raise tarfile.ReadError(f"a damaged header: {first_line(error)}") from None
     finally:
         stream.most_bytes = math.inf
 
 
 class _Walk:
-    """What is known of a tar up to a member."""
+    """The state of reading a tar up to a member."""
 
     def __init__(self, stream: HashingReader, rule: LabelRule, num_json: int) -> None:
         self.stream, self.rule, self.num_json = stream, rule, num_json
         self.size = stream.size()
         self.sample: TarSample | None = None
-        # Name → its bytes, for links and repetitions.
+        # Name → (offset, length), for links and repeated names.
         self.places: dict[str, tuple[int, int]] = {}
         # Keys of finished samples.
         self.keys: set[str] = set()
 
     def add(self, member: tarfile.TarInfo) -> Iterator[TarSample | Refusal]:
-        """Take one member; a sample that ends before it, or the reason why it is in none."""
+        """Add one member; yields the sample that ends before it, or a refusal of the member."""
         name = readable(member.name)
         if member.isdir():
             return
@@ -230,18 +230,18 @@ class _Walk:
                 yield self.sample
             if key in self.keys and not is_repeated:
                 raise UnsortedError(
-                    f"it is not sorted: {name} does not follow the other files of its sample"
+                    f"not sorted: {name} does not follow the other files of its sample"
                 )
             self.sample = TarSample(key)
         file = TarFile(name, ending, member.offset, offset, length)
         self.sample.files.append(file)
         self.sample.num_repeated += is_repeated
         if file.is_archive:
-            yield Refusal(name, "inner archive", "an archive in the tar; what it holds is not read")
+            yield Refusal(name, "inner archive", "an archive in the tar; its content is not read")
         yield from self._read(self.sample, file)
 
     def _read(self, sample: TarSample, file: TarFile) -> Iterator[Refusal]:
-        """Take what a file says of its sample."""
+        """Read the label and fields of a sample from one of its files."""
         is_label = file.ending == self.rule.ending
         if file.ending == "json" and self.num_json and not is_label:
             self.num_json -= 1
@@ -249,18 +249,18 @@ class _Walk:
         if not is_label:
             return
         if file.length > self.rule.longest:
-            reason = f"{file.length:,} bytes are too many for a label"
+            reason = f"{file.length:,} bytes, too long for a label"
             yield Refusal(file.name, "unreadable label", reason)
             return
         found = read_tar_label(file.name, self.stream.at(file.offset, file.length), self.rule)
         if isinstance(found, Refusal):
             yield found
         else:
-            sample.label, sample.said = found.label, found.said
+            sample.label, sample.no_label = found.label, found.no_label
 
 
 def label_in_tar(sample: TarSample, url: str, rule: LabelRule) -> str:
-    """What stands for the label of a sample until all shards are read; empty for none."""
+    """The text of a sample's label, to be numbered after all shards are read; empty for none."""
     match rule.source:
         case "cls" | "json":
             return sample.label
@@ -274,14 +274,14 @@ def label_in_tar(sample: TarSample, url: str, rule: LabelRule) -> str:
 
 
 def folder_in_tar(sample: TarSample) -> str:
-    """Path of the folder that its files lie in; empty for the top."""
+    """Path of the folder of its files; empty for the top."""
     return _plain(sample.key).rpartition("/")[0]
 
 
 def refuse_member(name: str, member: tarfile.TarInfo) -> Refusal | None:
-    """Why a member is not a file of a sample; None if it may be one."""
+    """The refusal of a member that is not a file of a sample; None if it may be one."""
     if member.issym():
-        reason = f"it points to {readable(member.linkname)}; tar --dereference stores the file"
+        reason = f"a link to {readable(member.linkname)}; tar --dereference stores the file instead"
         return Refusal(name, "symbolic link", reason)
     if member.issparse():
         return Refusal(name, "special file", "a sparse file; make the tar without --sparse")
@@ -294,9 +294,7 @@ def refuse_member(name: str, member: tarfile.TarInfo) -> Refusal | None:
         return Refusal(name, "hidden", "its name begins with a dot")
     if "." not in base and not base.startswith("__") and "__MACOSX" not in name:
         return Refusal(name, "no image ending", "no ending")
-    return Refusal(
-        name, "metadata", "webdataset skips names such as __this__, macOS makes __MACOSX"
-    )
+    return Refusal(name, "metadata", "webdataset skips names such as __this__; macOS adds __MACOSX")
 
 
 def _plain(name: str) -> str:

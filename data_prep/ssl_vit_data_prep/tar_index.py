@@ -1,4 +1,4 @@
-"""Reading one shard that others wrote: what its images, labels and other members are."""
+"""Reading one existing shard: its images, labels and other members."""
 
 import tarfile
 from collections import Counter
@@ -15,7 +15,7 @@ from ssl_vit.data.urls import is_local, local_path
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit_data_prep.class_names import LabelError
-from ssl_vit_data_prep.parts import Parts, WrittenShard
+from ssl_vit_data_prep.finished_shards import FinishedShards, WrittenShard
 from ssl_vit_data_prep.refusals import Kind, Refusal
 from ssl_vit_data_prep.sampling import sample_tar
 from ssl_vit_data_prep.tar_images import (
@@ -31,19 +31,19 @@ from ssl_vit_data_prep.tar_labels import LabelRule, LabelSource, list_fields
 from ssl_vit_data_prep.workers import count_done
 
 TOPICS = ("missing", "fields", "folders", "repeated")
-"""What is counted in a shard beside its images: see ``IndexSummary.saw``."""
-_MOST_FOLDERS = 1000  # listed in a shard, for a hint
-_MOST_JSON = 8  # looked into in a shard, for a hint
+"""Further counts in a shard: see ``IndexSummary.saw``."""
+_MOST_FOLDERS = 1000  # counted per shard, for a hint
+_MOST_JSON = 8  # read per shard, for a hint
 
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Which files of a sample count."""
+    """Options of an index."""
 
     endings: tuple[str, ...] = ENDINGS
-    """Of images: `jpg` takes `a.jpg` and `a.left.jpg`, `left.jpg` the second alone."""
+    """Endings of images: `jpg` matches `a.jpg` and `a.left.jpg`, `left.jpg` only the second."""
     label_field: str = ""
-    """Of a sample's `.json`, that holds its label; makes ``labels`` `json`."""
+    """Field of a sample's `.json` that has its label; implies that ``labels`` is `json`."""
     classes: tuple[str, ...] = ()
     """Names of the classes, by number; empty: the labels."""
     allow_shell_urls: bool = False
@@ -52,7 +52,7 @@ class IndexOptions:
     values: ValueRange | None = None
     """How values of more than 8 bits are shown; None: measured on a sample."""
     no_data: float | None = None
-    """Value of pixels that were not measured; None: what the files say, or what stands out."""
+    """Value of pixels without data; None: as the files declare, or detected."""
 
     @property
     def rule(self) -> LabelRule:
@@ -66,23 +66,23 @@ class IndexTask:
 
     url: str
     entry: str
-    """How the index calls it."""
+    """Its ``url`` in the index."""
     name: str
-    """Of its part."""
+    """Name under which the finished shard is saved."""
     options: IndexOptions
-    parts: Parts
+    finished: FinishedShards
     num_sampled: int
-    """Images that are decoded, at most."""
+    """Most images that are decoded."""
     attempts: int = ATTEMPTS
 
 
 def index_shard(task: IndexTask) -> WrittenShard:
-    """Read one shard; one that a killed command had read is not read again."""
-    if part := task.parts.load(task.name):
+    """Read one shard, unless a killed command had read it."""
+    if part := task.finished.load(task.name):
         count_done()
         return part
-    # A remote shard is read from a copy, which goes at once.
-    copy = task.parts.folder / f"{task.name}.tar"
+    # A remote shard is read from a copy, which is then deleted.
+    copy = task.finished.folder / f"{task.name}.tar"
     try:
         if not is_local(task.url):
             try_often(task.url, lambda: fetch_file(task.url, copy), task.attempts)
@@ -97,23 +97,24 @@ def index_shard(task: IndexTask) -> WrittenShard:
     except LabelError as error:
         raise UserError(
             f"shard {task.url}: {error}, which is not a label",
-            "give --label-field a field that holds one short text or number"
+            "set --label-field to a field with one short text or number"
             if task.options.label_field
-            else "a .cls holds one short text or number; --labels says where else labels are",
+            else "a .cls has one short text or number; use --labels if labels are elsewhere",
         ) from None
     except tarfile.TarError as error:
         raise UserError(
-            f"cannot read shard {task.url}: {error}", "is it a whole, uncompressed tar?"
+            f"cannot read shard {task.url}: {error}",
+            "check that it is a complete, uncompressed tar",
         ) from None
     except OSError as error:
         place = "" if is_local(task.url) else f" into {copy.parent}"
         raise UserError(
             f"cannot read shard {task.url}{place}: {error.strerror or error}",
-            "make it readable" if is_local(task.url) else "give --out a folder that has room",
+            "make it readable" if is_local(task.url) else "set --out to a folder with free space",
         ) from None
     finally:
         copy.unlink(missing_ok=True)
-    task.parts.save(task.name, found)
+    task.finished.save(task.name, found)
     count_done()
     return found
 
@@ -139,11 +140,11 @@ def _read_shard(task: IndexTask, reader: HashingReader) -> WrittenShard:
                 reason = f"{image.length:,} bytes"
                 refused.append(Refusal(f"{task.entry}/{image.name}", kind, reason))
                 continue
-            # Only now: a label without an image makes no class.
+            # Only now: a label without an image does not make a class.
             label = labels.setdefault(text, len(labels)) if text else NO_LABEL
             rows.append((image.offset, image.length, image.lead, label))
             endings[image.ending] += 1
-        endings[""] += len(rows) - before > 1  # under no ending: samples with several
+        endings[""] += len(rows) - before > 1  # the empty ending counts samples with several images
         if not images and not any(file.is_archive for file in sample.files):
             found = ", ".join(file.ending for file in sample.files)
             path = f"{task.entry}/{sample.files[0].name}"
@@ -167,9 +168,9 @@ def _read_shard(task: IndexTask, reader: HashingReader) -> WrittenShard:
 
 
 def _look(sample: TarSample, num_images: int, saw: dict[str, Counter[str]]) -> None:
-    """Count what a summary may need."""
-    if sample.said:
-        saw["missing"][sample.said] += num_images
+    """Count what the summary may report."""
+    if sample.no_label:
+        saw["missing"][sample.no_label] += num_images
     saw["repeated"][""] += sample.num_repeated
     folder = folder_in_tar(sample)
     if folder in saw["folders"] or len(saw["folders"]) < _MOST_FOLDERS:

@@ -1,4 +1,4 @@
-"""Where the labels of foreign tars are, what they say, and where they might be if nothing does."""
+"""Labels in existing tars: where they are, how they are read, and hints where they might be."""
 
 import re
 from collections import Counter
@@ -30,14 +30,14 @@ from ssl_vit_data_prep.class_names import (
     read_label,
     written,
 )
+from ssl_vit_data_prep.finished_shards import WrittenShard
 from ssl_vit_data_prep.layout import find_layout, list_some
-from ssl_vit_data_prep.parts import WrittenShard
 from ssl_vit_data_prep.refusals import Refusal
 
 LabelSource = Literal["cls", "json", "folder", "tar", "none"]
-# Longer contents are no labels, and are not read.
+# Longer contents are not labels, and are not read.
 _LONGEST = {"cls": 2**16, "json": 2**24}
-# Fields that are labels more often than others, the likeliest first.
+# Usual names of a field with labels, the likeliest first.
 _LABEL_NAMES = ("label", "class", "cls", "class_id", "category", "target", "id", "name")
 _MOST_FIELDS = 12
 _DEEPEST = 3
@@ -45,20 +45,20 @@ _DEEPEST = 3
 
 @dataclass(frozen=True)
 class LabelRule:
-    """Where labels are."""
+    """The place of labels."""
 
     source: LabelSource = "cls"
     field: str = ""
-    """Of a `.json`; of one in another, with a dot: `meta.class.id`."""
+    """Field of a `.json`; a nested one with dots: `meta.class.id`."""
 
     @property
     def ending(self) -> str:
-        """Of the file that holds them; empty if none does."""
+        """Ending of the files with labels; empty if labels are not in files."""
         return self.source if self.source in ("cls", "json") else ""
 
     @property
     def longest(self) -> int:
-        """Bytes of such a file, at most."""
+        """Most bytes of such a file."""
         return _LONGEST.get(self.source, 0)
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class LabelRule:
 
     @classmethod
     def parse(cls, text: str) -> "LabelRule":
-        """The rule that was written by ``str``."""
+        """The inverse of ``str``."""
         source, _, field = text.partition(":")
         match source:
             case "json" | "folder" | "tar" | "none":
@@ -79,19 +79,19 @@ def check_label_options(labels: str, label_field: str, classes: Path | None) -> 
     """Refuse options that contradict each other or would have no effect.
 
     Args:
-        labels: As given by ``--labels``; empty if it was not.
+        labels: The value of ``--labels``; empty if not given.
 
     Raises:
         UserError: They do.
     """
     if label_field and labels not in ("", "json"):
         raise UserError(
-            f"--labels {labels} and --label-field {label_field} are two places for labels",
-            "leave one of them out; --label-field means the .json",
+            f"--labels {labels} and --label-field {label_field} name two places of labels",
+            "leave one of them out; --label-field implies the .json",
         )
     if labels == "json" and not label_field:
         raise UserError(
-            "--labels json does not say which field of the .json is the label",
+            "--labels json needs the field of the .json that is the label",
             "add  --label-field FIELD",
         )
     if labels == "none" and classes:
@@ -102,51 +102,51 @@ def check_label_options(labels: str, label_field: str, classes: Path | None) -> 
 
 @dataclass(frozen=True)
 class FoundLabel:
-    """What a file says of its sample."""
+    """The label in a file."""
 
     label: str
-    """Empty for none."""
-    said: str = ""
-    """What it says instead of a label."""
+    """The label; empty for none."""
+    no_label: str = ""
+    """The text that means "no label"; empty if there is none."""
 
 
 def read_tar_label(name: str, content: bytes, rule: LabelRule) -> FoundLabel | Refusal:
     """The label in a `.cls` or `.json`.
 
     Args:
-        name: Of the file.
-        content: Whole.
+        name: Name of the file.
+        content: Its whole content.
         rule: Names the field of a `.json`.
 
     Returns:
         The label, or why the file cannot be read.
 
     Raises:
-        LabelError: It is a list, or longer than a name can be.
+        LabelError: It is a list, or too long.
     """
     try:
         value: object = content.decode()
         if rule.source == "json":
             fields = from_json(content)
             if not isinstance(fields, dict):
-                return Refusal(name, "unreadable label", "its JSON is not an object")
+                return Refusal(name, "unreadable label", "not a JSON object")
             found, value = look_up(fields, rule.field)
             if not found:
                 return FoundLabel("")
     except UnicodeDecodeError:
-        return Refusal(name, "unreadable label", "it is not text in UTF-8")
+        return Refusal(name, "unreadable label", "not text in UTF-8")
     except ValueError as error:
-        return Refusal(name, "unreadable label", f"it is not JSON: {error}")
+        return Refusal(name, "unreadable label", f"not valid JSON: {error}")
     try:
         label = read_label(value)
     except LabelError as error:
         where = f"the field {rule.field} of {name}" if rule.field else name
-        raise LabelError(f"{where} holds {error}") from None
+        raise LabelError(f"{where} has {error}") from None
     return FoundLabel(label, "" if label else written(value))
 
 
 def look_up(fields: Mapping[str, Any], name: str) -> tuple[bool, object]:
-    """Whether a field is there, and its value; a dot in its name leads into another object."""
+    """Whether a field exists, and its value; dots in its name lead into nested objects."""
     if name in fields:
         return True, fields[name]
     outer, dot, inner = name.partition(".")
@@ -156,7 +156,7 @@ def look_up(fields: Mapping[str, Any], name: str) -> tuple[bool, object]:
 
 
 def list_fields(content: bytes) -> list[str]:
-    """Names of the fields of a `.json` that hold one value, as :func:`look_up` takes them."""
+    """Names of the fields of a `.json` with a single value, in the form of :func:`look_up`."""
     try:
         fields = from_json(content)
     except ValueError:
@@ -178,21 +178,21 @@ def number_labels(
     """The classes, and the shards with their labels numbered by them.
 
     Args:
-        results: Their records' labels are places in their ``labels``.
-        names: Of the classes, by number; empty: the labels themselves are the names.
+        results: Shards whose records have places in ``labels`` as their labels.
+        names: Names of the classes, by number; empty: the labels themselves are the names.
         rule: With `folder`, labels are whole paths of folders.
 
     Raises:
-        UserError: A label is none of the classes, or a folder is a set.
+        UserError: A label is not one of the classes, or a folder is a set.
     """
     label_of = _classes_of_folders(results) if rule.source == "folder" else {}
     texts = [label_of.get(text, text) for result in results for text in result.labels]
     known = list(dict.fromkeys(text for text in texts if text))
     if len(known) > MOST_CLASSES:
         raise UserError(
-            f"{len(known):,} different labels, such as {list_some(known[:3])}, name samples, not "
-            "classes",
-            "--labels none  makes an index without them; --label-field FIELD  takes others",
+            f"{len(known):,} different labels, such as {list_some(known[:3])}, are names of "
+            "samples and not of classes",
+            "use --labels none for an index without them, or --label-field FIELD for others",
         )
     table = number_by_names(known, names) if names else number_classes(known)
     numbered = []
@@ -208,7 +208,7 @@ def number_labels(
 
 
 def _classes_of_folders(results: Sequence[WrittenShard]) -> dict[str, str]:
-    """Path of a folder → class; empty for one above the folders of classes."""
+    """Path of a folder → class; empty for a folder above those of the classes."""
     counts: Counter[str] = Counter()
     for result in results:
         images = np.bincount(result.records["label"] + 1, minlength=len(result.labels) + 1)
@@ -218,18 +218,18 @@ def _classes_of_folders(results: Sequence[WrittenShard]) -> dict[str, str]:
     if len(sets := layout.sets_among(counts)) > 1:
         raise UserError(
             f"the folders {list_some(sets)} in the tars are sets and not classes",
-            "index the tars of each set on their own, or unpack them:  "
+            "index the tars of each set separately, or unpack them:  "
             "ssl-vit shards pack IMAGES SHARDS",
         )
     return {folder: layout.class_of(f"{folder}/") for folder in counts}
 
 
 def check_renamed(folder: Path, index: Index) -> None:
-    """Refuse to give the labels of a set another meaning under the same fingerprint, by which runs
-    and evaluations know the set.
+    """Refuse to change the meaning of a set's labels under the same fingerprint, by which runs and
+    evaluations identify the set.
 
     Args:
-        folder: Of the index, in which an earlier one may lie.
+        folder: Folder of the index, which may hold an earlier one.
 
     Raises:
         UserError: The earlier one has other names for the same class numbers.
@@ -244,41 +244,41 @@ def check_renamed(folder: Path, index: Index) -> None:
     renamed = [
         (number, old, new)
         for number, (old, new) in enumerate(pairs)
-        # A number for a name said nothing that a name could contradict.
+        # A number as a name has no meaning that a new name could contradict.
         if old != new and number_of(old) is None
     ]
     if renamed:
         number, old, new = renamed[0]
         raise UserError(
-            f"{folder / INDEX_FILE} calls class {number} {old}, the new index would call it {new}: "
-            "results for the same labels would mean other classes",
-            f"give --out another folder; or delete {folder / INDEX_FILE}, if its names are wrong",
+            f"class {number} is {old} in {folder / INDEX_FILE}, and would be {new} in the new "
+            "index: earlier results would refer to other classes",
+            f"set --out to another folder; or delete {folder / INDEX_FILE}, if its names are wrong",
         )
 
 
 def describe_hints(saw: Mapping[str, Mapping[str, int]], urls: Sequence[str]) -> list[str]:
-    """Where labels might be, if nothing was found where they were looked for.
+    """Hints where labels might be, if there were none where they were expected.
 
     Args:
-        saw: `fields` of `.json` files and `folders` of images.
-        urls: Of the tars.
+        saw: Counts of `fields` of `.json` files and of `folders` of images.
+        urls: Locations of the tars.
     """
     hints = []
     if fields := list(saw.get("fields", ())):
         likely = [field for word in _LABEL_NAMES for field in fields if _last(field) == word]
         listed = ", ".join(fields[:_MOST_FIELDS]) + (", …" if len(fields) > _MOST_FIELDS else "")
-        takes = f"--label-field {likely[0] if likely else 'FIELD'}  takes one"
-        hints.append(f"json has the fields {listed}; {takes}")
+        option = f"--label-field {likely[0] if likely else 'FIELD'}"
+        hints.append(f"json has the fields {listed}; use {option}")
     folders = saw.get("folders", {})
     layout = find_layout(folders, may_split=False)
     classes = sorted({name for folder in folders if (name := layout.class_of(f"{folder}/"))})
     if len(classes) > 1:
         hints.append(
-            f"images lie in {len(classes):,} folders: {list_some(classes)}; --labels folder"
+            f"images are in {len(classes):,} folders: {list_some(classes)}; use --labels folder"
         )
     stems = sorted({stem_of(url) for url in urls})
     if len(stems) > 1 and not _are_counted(stems):
-        hints.append(f"tars are named {list_some(stems)}; --labels tar")
+        hints.append(f"tars are named {list_some(stems)}; use --labels tar")
     return hints
 
 
@@ -292,7 +292,7 @@ def _last(field: str) -> str:
 
 
 def _are_counted(stems: Sequence[str]) -> bool:
-    """Whether names differ only by a number that counts them up: `shard-000000`, `train-3`."""
+    """Whether names differ only by a running number: `shard-000000`, `train-3`."""
     split = [re.fullmatch(r"(.*?)([0-9]+)", stem) for stem in stems]
     matches = [match for match in split if match]
     if len(matches) < len(stems) or len({match[1] for match in matches}) > 1:

@@ -1,7 +1,7 @@
-"""Running tasks in several processes, with progress image by image.
+"""Running tasks in several processes, with the progress of every image.
 
-Results come in the order of the tasks, whichever is done first. A process that is killed with its
-workers leaves none behind.
+Results are in the order of the tasks, whichever is done first. A killed process leaves no workers
+behind.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ _advance: Callable[[int], None] | None = None
 
 
 def count_done(count: int = 1) -> None:
-    """Called by tasks, for the progress line."""
+    """Advance the progress line; called by tasks."""
     if _counter is not None:
         with _counter.get_lock():
             _counter.value += count
@@ -51,9 +51,9 @@ def run_tasks(
             :func:`count_done`.
         tasks: Each is pickled.
         total: Units of work in all tasks together, for the rate and the remaining time.
-        workers: Processes; 1 works in this one.
-        title: In front of the bar.
-        unit: What :func:`count_done` counts.
+        workers: Number of processes; 1 runs the tasks in this one.
+        title: Title of the progress line.
+        unit: The unit that :func:`count_done` counts.
 
     Raises:
         UserError: A process was killed from outside.
@@ -96,8 +96,8 @@ def _in_processes(
                 yield places[future], future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most often for want of memory",
-            "run it again with a smaller --workers",
+            "a worker process was killed, usually out of memory",
+            "run the same command again with fewer --workers",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -107,10 +107,10 @@ def _begin(counter: Any, parent: int) -> None:
     global _counter
     _counter = counter
     # Ctrl-C reaches every process of the terminal. A worker ends at once, without a traceback; the
-    # parent is the one that says what happened.
+    # parent reports what happened.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        # A killed parent must not leave workers that write beside those of the next try.
+        # A killed parent must not leave workers that write beside those of the next run.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except (OSError, AttributeError):
         return  # not Linux

@@ -1,1 +1,1 @@
-"""Exports to numbers: k-NN and a linear probe, beside raw pixels and an untrained network."""
+"""Evaluation of exports: k-NN and a linear probe, against raw pixels and an untrained network."""

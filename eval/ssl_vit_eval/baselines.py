@@ -1,4 +1,4 @@
-"""What an encoder must beat: raw pixels, and itself before training. One decoding serves all."""
+"""Baselines: raw pixels, and the same network untrained. One decoding pass serves all."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from ssl_vit_eval.results import PIXELS, PRETRAINED, RANDOM
 
 RANDOM_SEED = 0
 PIXEL_SIDE = 32
-# Unless given. On a processor more images do not fit its cache: 256 at once were 1.4 times slower.
+# Defaults. On a CPU more images do not fit into its cache: 256 at once were 1.4 times slower.
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 
 
@@ -29,33 +29,33 @@ class Split(NamedTuple):
     """One kind of feature of both sets, float32 on the CPU."""
 
     train: Tensor
-    """(N, D)."""
+    """(N, D) features of the train set."""
     test: Tensor
-    """(M, D)."""
+    """(M, D) features of the test set."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a protocol needs to give every row its number."""
+    """The features and labels from which a protocol computes its rows."""
 
     rows: dict[str, dict[str, Split]]
-    """Row → kind of feature → features; the rows in the order they are printed."""
+    """Row → kind of feature → features; in the order in which rows are printed."""
     train_labels: Tensor
-    """(N,) int64."""
+    """(N,) int64 class numbers."""
     test_labels: Tensor
-    """(M,) int64."""
+    """(M,) int64 class numbers."""
     num_classes: int
     overlap: Overlap | None = None
-    """Test images that are also in train; None where they were not looked for."""
+    """Test images that are also in train; None if they were not searched for."""
 
     @property
     def majority(self) -> Scores:
-        """On test, of always answering the most frequent class of train."""
+        """Test scores of always predicting the most frequent class of train."""
         most_frequent = int(self.train_labels.bincount(minlength=self.num_classes).argmax())
         return self.score(torch.full_like(self.test_labels, most_frequent))
 
     def score(self, predictions: Tensor) -> Scores:
-        """How (M,) int64 class numbers compare with the test labels."""
+        """The test scores of (M,) int64 class numbers."""
         labels = self.test_labels.cpu().numpy()
         return score(labels, predictions.cpu().numpy(), self.num_classes)
 
@@ -104,14 +104,14 @@ def collect(inputs: Inputs, device: torch.device) -> Comparison:
 
 
 def random_backbone(config: VitConfig) -> Backbone:
-    """The same architecture before training: one fixed draw, the caller's randomness untouched."""
+    """The same architecture, randomly initialized with a fixed seed; keeps the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         return build_backbone(config).eval()
 
 
 def raw_pixels(pixels: Tensor) -> dict[str, Tensor]:
-    """The crop itself as features, averaged down to 32×32 where it is larger.
+    """The crop itself as features, averaged down to 32×32 if it is larger.
 
     Args:
         pixels: (B, 3, S, S) uint8.
@@ -125,13 +125,13 @@ def raw_pixels(pixels: Tensor) -> dict[str, Tensor]:
 
 
 def remove_mean(split: Split) -> Split:
-    """Subtract train's mean from both sets; without it the cosine sees little but brightness."""
+    """Subtract train's mean from both sets: otherwise brightness dominates the similarity."""
     mean = split.train.mean(dim=0)
     return Split(split.train - mean, split.test - mean)
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
+    """The device of this name; `auto` is CUDA if there is one.
 
     Raises:
         UserError: A CUDA device that this machine does not have.
@@ -141,7 +141,7 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices",
+            f"--device {name} does not exist: torch finds {torch.cuda.device_count()} CUDA devices",
             "use --device auto",
         )
     return device

@@ -1,8 +1,8 @@
-"""Which class of the test set is which of train: by name, never by number. No torch.
+"""Matching the classes of train and test: by name, never by number. No torch here.
 
-Two sets number their classes as they were made, so the same number may be another class. Names that
-differ only in blanks or in Unicode form (a Mac writes é as two characters) are one class. Classes
-without labeled images take no part.
+Class numbers depend on how a set was made, so the same number may be another class. Names that
+differ only in blanks or in Unicode form (macOS writes é as two characters) are one class. Classes
+without labeled images are ignored.
 """
 
 import unicodedata
@@ -19,13 +19,13 @@ from ssl_vit.errors import UserError
 _LISTED = 5  # names in a message
 _INVISIBLE = "\ufeff\u200b"  # a byte order mark and a zero-width space, which no strip removes
 
-# What two names of one class share: the name in one form, and which of its namesakes it is.
+# Equal for two names of one class: the normalized name, and the count of earlier equal names.
 _Key = tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
 class LabeledImages:
-    """The images of one set that take part."""
+    """The images of one set that are used."""
 
     numbers: np.ndarray
     """(N,) sample numbers, ascending."""
@@ -38,24 +38,24 @@ class MatchedClasses:
     """The classes of an evaluation, and both sets' images numbered by them."""
 
     names: tuple[str, ...]
-    """(C,) of train's classes that have images, in train's order and spelling."""
+    """(C,) names of train's classes that have images, in train's order and spelling."""
     train: LabeledImages
     test: LabeledImages
     notes: tuple[str, ...]
-    """What must be said of the matching, a sentence each."""
+    """Notes on the matching, a sentence each."""
 
 
 def match_classes(train: ShardSet, test: ShardSet, known_only: bool) -> MatchedClasses:
-    """Number the classes of both sets alike.
+    """Give both sets the same class numbers.
 
     Args:
         train, test: Checked by ``data.labels.check_labels``.
-        known_only: Leave out test images of classes without train images; else they are refused,
-            since no classifier could get them right.
+        known_only: Leave out test images of classes without train images; otherwise they are
+            refused, since no classifier could predict their class.
 
     Raises:
         UserError: The two have no class in common; test has images of other classes; or several
-            classes of a set have one name and the other set does not number them alike.
+            classes of a set have one name and the other set numbers them differently.
     """
     train_numbers, test_numbers = labeled_numbers(train), labeled_numbers(test)
     train_labels, test_labels = train.labels[train_numbers], test.labels[test_numbers]
@@ -79,7 +79,7 @@ def match_classes(train: ShardSet, test: ShardSet, known_only: bool) -> MatchedC
         only_train = [name for name, alone in zip(names.values(), untested, strict=True) if alone]
         _check_unknown(unknown, len(known), only_train, known_only)
         notes.append(
-            f"{(~known).sum():,} test images of classes that train has no images of are left out: "
+            f"{(~known).sum():,} test images of classes without train images are left out: "
             f"{_listed(unknown)}."
         )
     notes += _absence_notes(list(names.values()), matched[known])
@@ -92,13 +92,13 @@ def match_classes(train: ShardSet, test: ShardSet, known_only: bool) -> MatchedC
 
 
 def plain_name(name: str) -> str:
-    """A class's name without what cannot be seen: blanks around it or doubled, the Unicode form."""
+    """A class's name without invisible differences: surrounding or double blanks, Unicode form."""
     text = unicodedata.normalize("NFC", name)
     return " ".join("".join(" " if one in _INVISIBLE else one for one in text).split())
 
 
 def _keys(classes: Sequence[str], by_number: bool) -> list[_Key]:
-    """A key for each class; with ``by_number`` classes of the very same name stay apart."""
+    """A key for each class; with ``by_number`` classes of the same name stay separate."""
     seen: Counter[str] = Counter()
     keys = []
     for name in classes:
@@ -108,13 +108,13 @@ def _keys(classes: Sequence[str], by_number: bool) -> list[_Key]:
 
 
 def _check_namesakes(shards: ShardSet, labels: np.ndarray) -> None:
-    """Refuse classes with images and the very same name where numbers cannot tell them apart."""
+    """Refuse classes with images and the same name if numbers cannot distinguish them."""
     counts = Counter(shards.classes[number] for number in np.unique(labels).tolist())
     if namesakes := [name for name, count in counts.items() if count > 1]:
         raise UserError(
             f"several classes of {shards.source} are named {namesakes[0]}, and --train and --test "
             "number their classes differently",
-            "give every class a name of its own, or index both sets with the same --classes file",
+            "give every class a different name, or index both sets with the same --classes file",
         )
 
 
@@ -128,13 +128,12 @@ def _check_unknown(
     if count == num_test:
         raise UserError(
             f"--train and --test have no class in common: {differ}",
-            "give sets whose classes have the same names",
+            "use sets whose classes have the same names",
         )
     if not known_only:
         raise UserError(
-            f"{count:,} of {num_test:,} test images are of classes that train has no images of: "
-            f"{differ}",
-            "give a --train set with these classes, or --known-classes-only to leave these test "
+            f"{count:,} of {num_test:,} test images are of classes without train images: {differ}",
+            "use a --train set with these classes, or --known-classes-only to leave these test "
             "images out",
         )
 
@@ -156,7 +155,7 @@ def _spelling_notes(
         )
     if namesakes := sorted({name for (name, place) in train_keys if place}):
         notes.append(
-            f"Several classes are named {', '.join(_first(namesakes))}; they are kept apart by "
+            f"Several classes are named {', '.join(_first(namesakes))}; they are distinguished by "
             "number, since both sets have the same list of classes."
         )
     return notes
@@ -183,7 +182,7 @@ def _count_by_name(classes: tuple[str, ...], labels: np.ndarray) -> dict[str, in
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    """Classes with their numbers of images, the first few."""
+    """The first few classes with their numbers of images."""
     return ", ".join(_first([f"{name} ({count:,})" for name, count in counts.items()]))
 
 

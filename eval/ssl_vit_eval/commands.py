@@ -1,4 +1,4 @@
-"""`ssl-vit eval …`. Options are checked and shards opened before torch is imported."""
+"""`ssl-vit eval …`: options are checked and shards opened before torch is imported."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,32 +11,32 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Evaluate an export, next to raw pixels and to the same network at random initialization.",
+    help="Evaluate an export, with raw pixels and the same network untrained as baselines.",
 )
 
 RunArgument = Annotated[
-    Path, typer.Argument(help="Run folder (its newest export counts) or export folder.")
+    Path, typer.Argument(help="Run folder (its newest export is used) or export folder.")
 ]
 TrainOption = Annotated[str, typer.Option("--train", help="Labeled shards to learn from.")]
-TestOption = Annotated[str, typer.Option("--test", help="Labeled shards to be measured on.")]
+TestOption = Annotated[str, typer.Option("--test", help="Labeled shards to test on.")]
 CropOption = Annotated[
-    float, typer.Option(help="Side of the center crop over the image's shorter side; 1 cuts least.")
+    float, typer.Option(help="Side of the center crop over the image's shorter side, at most 1.")
 ]
 BatchOption = Annotated[
     int | None,
     typer.Option(
-        min=1, max=2**16, help="Images a forward pass; 32 on CPU, 256 on CUDA unless given."
+        min=1, max=2**16, help="Images per forward pass [default: 32 on CPU, 256 on CUDA]."
     ),
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(min=0, max=1024, help="Processes that decode; one a core but one unless given."),
+    typer.Option(min=0, max=1024, help="Decoding processes [default: cores - 1, at most 8]."),
 ]
 KnownOption = Annotated[
     bool,
     typer.Option(
         "--known-classes-only",
-        help="Leave out test images of classes that train lacks; they are refused otherwise.",
+        help="Leave out test images of classes that train lacks, which are refused otherwise.",
     ),
 ]
 RangeOption = Annotated[
@@ -44,15 +44,15 @@ RangeOption = Annotated[
     typer.Option(
         "--value-range",
         metavar="LOW HIGH",
-        help="Stored values that are black and white in images of more than 8 bits, for an export "
-        "that does not say so.",
+        help="Stored values of black and white in images of more than 8 bits, for an export "
+        "without a value range.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")]
 
 
 def _check_ks(text: str | None) -> str | None:
-    """Refuse a bad --k where the command line is read, so that `launch submit --then` does too."""
+    """Refuse a bad --k when the command line is parsed, so that `launch submit --then` does too."""
     from ssl_vit_eval.inputs import parse_ks
 
     parse_ks(text)
@@ -69,7 +69,7 @@ def knn(
         typer.Option(
             "--k",
             callback=_check_ks,
-            help="Numbers of neighbors by commas; 10,20,100,200 unless given. The best counts.",
+            help="Numbers of neighbors, by commas; the best counts [default: 10,20,100,200].",
         ),
     ] = None,
     known_classes_only: KnownOption = False,

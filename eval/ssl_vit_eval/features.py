@@ -1,6 +1,6 @@
-"""Images to feature vectors: one decoding pass feeds every encoder, so a baseline costs no second.
+"""Images to feature vectors: one decoding pass feeds all encoders, so baselines cost little.
 
-float32 throughout: an evaluation is run once and quoted for years; autocast would move its digits.
+float32 throughout: autocast would change the digits of results that are quoted for years.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,9 +25,9 @@ from ssl_vit.models.backbone import Backbone
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.progress import progress
 
-# B images, N labeled images of a set, D features, S pixels a side.
+# B images, N labeled images of a set, D features, S side length in pixels.
 
-# Beyond it, float32 has no sum of squares over a million images.
+# Above it, a float32 sum of squares over a million images overflows.
 _LARGEST = 1e15
 
 # (B, 3, S, S) uint8 on the device → kind of feature → (B, D) float32.
@@ -41,7 +41,7 @@ class LabeledFeatures:
     by_encoder: dict[str, dict[str, Tensor]]
     """Encoder → kind of feature → (N, D) float32."""
     labels: Tensor
-    """(N,) int64 class numbers, as the set has them."""
+    """(N,) int64 class numbers of the set."""
     digests: np.ndarray
     """(N, 16) uint8 digests of the crops, see ``data.pixel_digest``."""
 
@@ -50,8 +50,8 @@ class BackboneEncoder(nn.Module):
     """A frozen backbone: its class token and the mean of its patch tokens, after the final norm.
 
     Args:
-        backbone: Put into evaluation mode.
-        pixel_mean, pixel_std: Per channel, of pixels in [0, 1].
+        backbone: The network; put into evaluation mode.
+        pixel_mean, pixel_std: Per channel, for pixels in [0, 1].
     """
 
     def __init__(
@@ -83,15 +83,15 @@ def extract(
     """Run labeled images of a set once through all encoders.
 
     Args:
-        encoders: By name; their parameters are on ``device``.
-        crop: Gives every encoder the same pixels.
-        batch_size: Images a forward pass; does not change the result.
-        workers: Processes that decode; 0 decodes in this one.
+        encoders: Name → encoder; their parameters are on ``device``.
+        crop: The crop of every image, the same for all encoders.
+        batch_size: Images per forward pass; does not change the result.
+        workers: Decoding processes; 0 decodes in this one.
         numbers: (N,) sample numbers, ascending; None: all that have a label.
         value_range: How values of more than 8 bits are shown.
 
     Raises:
-        UserError: An image cannot be decoded, or a shard is damaged or cannot be had; or features
+        UserError: An image cannot be decoded, a shard is damaged or cannot be fetched, or features
             are not finite; names it.
     """
     if numbers is None:
@@ -115,7 +115,7 @@ def extract(
                 for name, encode in encoders.items():
                     for kind, values in encode(pixels).items():
                         if kind not in found[name]:
-                            # One allocation: joining batches at the end would need the set twice.
+                            # One allocation: joining batches at the end would double the memory.
                             found[name][kind] = torch.empty(len(numbers), values.shape[1])
                         found[name][kind][here] = values
                         unusable[name][here] |= ~is_usable(found[name][kind][here])
@@ -131,7 +131,7 @@ def extract(
 
 
 def is_usable(features: Tensor) -> np.ndarray:
-    """(B,) bool: which of (B, D) float32 features have numbers that can be computed with."""
+    """(B,) bool: which of (B, D) float32 features are finite and not too large."""
     return (features.abs().amax(dim=1) < _LARGEST).numpy()  # false for NaN
 
 
@@ -144,8 +144,8 @@ def _refuse_unusable(
             raise UserError(
                 f"the {name} features of {places.sum():,} of {len(places):,} images of "
                 f"{shards.source} are not finite or too large to compute with, {first} first",
-                "evaluate an earlier export of the run; its alarms.jsonl and nonfinite.jsonl say "
-                "when training went wrong",
+                "evaluate an earlier export of the run; its alarms.jsonl and nonfinite.jsonl show "
+                "when training failed",
             )
 
 

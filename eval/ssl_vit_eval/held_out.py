@@ -1,4 +1,4 @@
-"""A part of train set aside, and what a learning rate is worth on it."""
+"""A held-out part of train, and the scores of learning rates on it."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ class HeldOutScore(NamedTuple):
     """One learning rate on the held-out part."""
 
     base_rate: float
-    """Before scaling by batch/256."""
+    """Learning rate before scaling by batch/256."""
     accuracy: float
-    """In [0, 1]."""
+    """Accuracy in [0, 1]."""
     loss: float
-    """Mean cross-entropy, nats; not finite where the classifier diverged."""
+    """Mean cross-entropy in nats; not finite if the classifier diverged."""
     num_images: int
-    """Images held out."""
+    """Number of held-out images."""
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """Larger is better: the accuracy; among equals, the lower loss. Diverged comes last."""
+        """Larger is better: higher accuracy, then lower loss; diverged classifiers come last."""
         return (math.isfinite(self.loss), self.accuracy, -self.loss)
 
     @property
@@ -35,7 +35,7 @@ class HeldOutScore(NamedTuple):
         return wilson_interval(round(self.accuracy * self.num_images), self.num_images)
 
     def plain(self) -> dict[str, Any]:
-        """For JSON, which knows no NaN: a classifier that diverged has no numbers."""
+        """The score for JSON, which has no NaN: a classifier that diverged has no numbers."""
         if not math.isfinite(self.loss):
             return {"base_rate": self.base_rate, "accuracy": None, "loss": None}
         numbers = {"base_rate": self.base_rate, "accuracy": self.accuracy, "loss": self.loss}
@@ -43,11 +43,11 @@ class HeldOutScore(NamedTuple):
 
 
 def split_held_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Set a share of every class aside.
+    """Hold out a share of every class.
 
     Args:
-        labels: (N,) int64.
-        share: In (0, 1); a class of two or more images gives at least one and keeps at least one.
+        labels: (N,) int64 class numbers.
+        share: In (0, 1); of a class with two or more images, at least one is held out and one kept.
 
     Returns:
         Sorted int64 places of the part to fit on, and of the held-out part; no place is in both.

@@ -1,4 +1,4 @@
-"""What an evaluation is given, checked at the door without torch, so that mistakes cost nothing."""
+"""The inputs of an evaluation, checked without torch so that mistakes are reported at once."""
 
 import re
 from dataclasses import dataclass, replace
@@ -16,28 +16,28 @@ from ssl_vit.exports.folder import WEIGHTS_FILE, ExportInfo, find_export, read_e
 from ssl_vit.run.folder import RunFolder
 from ssl_vit_eval.classes import MatchedClasses, match_classes
 
-# The smallest k of the k-NN protocol, and the least of which a tenth can be held out.
+# The smallest k of the k-NN protocol, and the fewest images of which a tenth can be held out.
 MIN_IMAGES = 10
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What an evaluation asks of labels and values."""
+    """A protocol's requirements on labels and values."""
 
     known_only: bool = False
     """Leave out test images of classes without train images, which are refused otherwise."""
     largest_k: int = 0
-    """Neighbors that were asked for by number; 0 for none."""
+    """The largest given number of neighbors; 0 if none is given."""
     holds_out: bool = False
-    """Whether a part of train is held out to choose by."""
+    """Whether a part of train is held out for choosing settings."""
     values: ValueRange | None = None
-    """How values of more than 8 bits are shown, for an export that does not say so."""
+    """How values of more than 8 bits are shown, for an export without a value range."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """An export and two labeled shard sets that fit each other."""
+    """An export and two matching labeled shard sets."""
 
     export: Path
     """Folder of the export."""
@@ -45,25 +45,25 @@ class Inputs:
     train: ShardSet
     test: ShardSet
     classes: MatchedClasses
-    """Which images take part, and of which class."""
+    """The images that are used, and their classes."""
     values: ValueRange | None
     """How values of more than 8 bits are shown."""
     notes: tuple[str, ...]
-    """What must be said of that."""
+    """Notes on the value range."""
     evals: Path
-    """Folder the result is written to."""
+    """Folder of the result."""
     crop_ratio: float
     """Side of the center crop over the image's shorter side, in (0, 1]."""
     batch_size: int | None
-    """Images a forward pass; None for the device's own."""
+    """Images per forward pass; None for the device's default."""
     workers: int
-    """Processes that decode."""
+    """Decoding processes."""
     device: str
     """`auto`, `cpu`, `cuda` or `cuda:NUMBER`."""
 
     @property
     def num_classes(self) -> int:
-        """C, the classes that train has images of."""
+        """C, the number of classes with train images."""
         return len(self.classes.names)
 
 
@@ -80,17 +80,17 @@ def check_inputs(
     """Open everything an evaluation reads.
 
     Args:
-        run: A run folder (its newest export counts) or an export folder.
-        train, test: Shards whose images have labels; a folder or a URL.
+        run: A run folder (its newest export is used) or an export folder.
+        train, test: Labeled shards, a folder or a URL.
         crop_ratio: Side of the center crop over the image's shorter side.
-        batch_size: None for the device's own.
-        workers: None for one a core but one, at least 1, at most 8.
-        options: What is asked of the labels.
+        batch_size: None for the device's default.
+        workers: None for one per core except one, at least 1, at most 8.
+        options: Requirements on labels and values.
 
     Raises:
         UserError: A crop ratio outside (0, 1]; no export; shards missing, unlabeled, too few, of
-            other classes, or the same set twice; a k beyond the train images; nothing to hold out;
-            a device of no known name; a place for results that cannot be written.
+            other classes, or the same set twice; k larger than the train set; nothing to hold out;
+            an unknown device; or the results cannot be written.
     """
     if not _DEVICE.fullmatch(device):
         raise UserError(f"--device {device} is unknown", "use auto, cpu, cuda or cuda:NUMBER")
@@ -123,13 +123,13 @@ def check_inputs(
 def _values(
     info: ExportInfo, train: ShardSet, test: ShardSet, given: ValueRange | None
 ) -> tuple[ValueRange | None, tuple[str, ...]]:
-    """The value range under which the network learned, never one of the images it is measured on;
-    and what must be said of it.
+    """The value range with which the network was trained, never that of the evaluated images; and
+    notes on it.
     """
     if info.values and given:
         raise UserError(
             f"the export has the value range {info.values}, and --value-range gives another",
-            "leave --value-range out: the network learned under the export's",
+            "leave --value-range out: the network was trained with the export's",
         )
     sides = (("--train", train), ("--test", test))
     indexed = [(side, shards, shards.values) for side, shards in sides if shards.values]
@@ -140,9 +140,9 @@ def _values(
     if indexed and values is None:
         side, shards, own = indexed[0]
         raise UserError(
-            f"{side} {shards.source} has images of more than 8 bits, and the export no value "
+            f"{side} {shards.source} has images of more than 8 bits, but the export has no value "
             "range: it was trained on images of 8 bits",
-            f"say which values are black and white; their own range is  --value-range {own.low:g} "
+            f"set the values of black and white, in their index  --value-range {own.low:g} "
             f"{own.high:g}",
         )
     used = "the export's" if info.values else "the given one"
@@ -176,30 +176,32 @@ def _match(train: ShardSet, test: ShardSet, options: EvaluationOptions) -> Match
     if train.fingerprint == test.fingerprint:
         raise UserError(
             f"--train {train.source} and --test {test.source} are the same images",
-            "give a test set of its own: accuracy on seen images says nothing",
+            "use a separate test set: accuracy on train images is meaningless",
         )
     classes = match_classes(train, test, options.known_only)
     if len(classes.names) < 2:
         raise UserError(
-            f"all labeled images of {train.source} are of one class", "give a set with two or more"
+            f"all labeled images of {train.source} are of one class",
+            "use a set with two or more classes",
         )
     num_train, num_test = len(classes.train.labels), len(classes.test.labels)
     if num_test < MIN_IMAGES:
         raise UserError(
-            f"{num_test} images of {test.source} are of classes that train has, {MIN_IMAGES} are "
-            "needed",
-            "give a larger set",
+            f"{num_test} images of {test.source} are of classes in train, at least {MIN_IMAGES} "
+            "are needed",
+            "use a larger set",
         )
     if options.largest_k > num_train:
         raise UserError(
-            f"--k {options.largest_k}: {train.source} has {num_train:,} labeled images",
-            f"give at most {num_train}",
+            f"--k {options.largest_k} is too large: {train.source} has {num_train:,} labeled "
+            "images",
+            f"use at most {num_train}",
         )
     if options.holds_out and np.bincount(classes.train.labels).max() < 2:
         raise UserError(
             f"no class of {train.source} has two labeled images: none can be held out to choose "
             "the learning rate",
-            "give a set with two or more images of a class; or use  ssl-vit eval knn … --k 1",
+            "use a set with two or more images of a class, or  ssl-vit eval knn … --k 1",
         )
     return classes
 

@@ -1,4 +1,4 @@
-"""The k-NN protocol of DINO and DINOv2: every k, the best one counts.
+"""The k-NN protocol of DINO and DINOv2: of several k, the best one counts.
 
 Source: Caron et al. 2021, arXiv 2104.14294, appendix F.1.
 """
@@ -19,7 +19,7 @@ def evaluate(comparison: Comparison, device: torch.device, ks: Sequence[int] = (
     """The best k of every kind of feature of every row; all k are in the details.
 
     Args:
-        ks: Numbers of neighbors, each in [1, N]; none: those of ``NEIGHBORS`` that are.
+        ks: Numbers of neighbors, each in [1, N]; empty: those of ``NEIGHBORS`` in this range.
     """
     train_labels = comparison.train_labels.to(device)
     tried = list(ks) or [k for k in NEIGHBORS if k <= len(train_labels)]
@@ -47,10 +47,9 @@ def evaluate(comparison: Comparison, device: torch.device, ks: Sequence[int] = (
         "chosen_on": "test, for every row alike",
     }
     notes = [
-        "* counts: the best k and kind of feature on the test set itself, for every row alike."
+        "* result of the row: best k and kind of feature on the test set, chosen for every row."
     ]
     dropped = [str(k) for k in NEIGHBORS if k > len(train_labels)]
     if dropped and not ks:
         notes.append(f"k={', '.join(dropped)} left out: train has {len(train_labels)} images.")
-    said = (comparison.majority, tuple(notes), comparison.overlap)
-    return Evaluation("knn", settings, rows, *said)
+    return Evaluation("knn", settings, rows, comparison.majority, tuple(notes), comparison.overlap)

@@ -1,7 +1,7 @@
 """A linear classifier on frozen, cached features: a grid of learning rates in one matrix product.
 
-Learning rate and kind of feature are chosen on a tenth held out of *train*; the test set is read
-once, at the end. (DINOv2 reports the best of its grid on the validation set; we do not.)
+Learning rate and kind of feature are chosen on a held-out tenth of *train*; the test set is used
+once, at the end. (DINOv2 reports the best of its grid on the validation set.)
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from ssl_vit_eval.results import Evaluation, KindResult, RowResult
 # N images, B of a batch, D features, C classes, G learning rates.
 
 # DINOv2's grid (Oquab et al. 2023, arXiv 2304.07193, appendix B.3), each times batch/256, and three
-# more: their 12,500 updates get by with 0.1, but in the few hundred that a small set gives, a ViT's
+# more: 0.1 suffices for their 12,500 steps, but in the few hundred steps of a small set, a ViT's
 # features did best at 0.2 to 1 (ELPV: held-out accuracy 2 to 7 points higher); raw pixels did not.
 BASE_RATES = (
     *(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
@@ -35,22 +35,22 @@ MOMENTUM = 0.9
 # He et al. 2021, arXiv 2111.06377, appendix A.1: BatchNorm without affine before the classifier.
 EPSILON = 1e-6
 INIT_STD = 0.01
-# Multiply-adds of one update below which a second thread waits longer than it works: with another
-# program on the machine, two threads were seen ten times slower than one.
+# Multiply-adds of one step below which a second thread waits longer than it works: with another
+# program on the machine, two threads were measured ten times slower than one.
 _WORTH_THREADS = 2**27
 _ROWS = 1024  # images whose logits are held at once
 
 
 @dataclass(frozen=True)
 class LinearSettings:
-    """How the classifiers are trained."""
+    """Settings of the classifiers' training."""
 
     epochs: int = 100
     """Passes over the train set."""
     batch_size: int = 256
-    """Images an update; a set with fewer is one batch."""
+    """Images per step; a smaller set is one batch."""
     seed: int = 0
-    """Of the held-out part, the initial weights and the order of the batches."""
+    """Seed of the held-out part, the initial weights and the order of the batches."""
 
 
 class LinearHeads(NamedTuple):
@@ -70,7 +70,7 @@ def standardize(train: Tensor, other: Tensor) -> Split:
 
 
 def draw_batches(num_images: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """(B,) int64 places of every update; an epoch's incomplete last batch is left out."""
+    """(B,) int64 places of the images of each step; an epoch's incomplete last batch is dropped."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(num_images, generator=generator)
@@ -85,10 +85,10 @@ def train_heads(
     num_classes: int,
     settings: LinearSettings,
 ) -> LinearHeads:
-    """Softmax regression by SGD with momentum and a cosine to 0, once for every learning rate.
+    """Softmax regression by SGD with momentum and a cosine schedule to 0, for every learning rate.
 
-    All classifiers see the same batches from the same start, so their logits are one
-    (B, D) × (D, G·C) product, and each ends where it would have ended alone.
+    All classifiers have the same batches and initial weights, so their logits are one
+    (B, D) × (D, G·C) product, and each ends as if it had been trained alone.
 
     Args:
         features: (N, D) float32, standardized.
@@ -112,7 +112,7 @@ def train_heads(
             places = places.to(device)
             inputs, targets = features[places], F.one_hot(labels[places], num_classes)
             logits = torch.addmm(bias, inputs, weight).view(batch_size, grid, num_classes)
-            # The gradient of the mean cross-entropy, written out: no graph for one matrix product.
+            # The gradient of the mean cross-entropy in closed form, without an autograd graph.
             slope = ((logits.softmax(dim=-1) - targets.unsqueeze(1)) / batch_size).flatten(1)
             weight_velocity.addmm_(inputs.T, slope, beta=MOMENTUM)
             bias_velocity.mul_(MOMENTUM).add_(slope.sum(dim=0))
@@ -124,7 +124,7 @@ def train_heads(
 
 @contextlib.contextmanager
 def _threads_for(multiply_adds: int) -> Iterator[None]:
-    """One thread where the products are small, all of torch's where they are not."""
+    """One thread if the products are small, otherwise all of torch's."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if multiply_adds < _WORTH_THREADS else before)
     try:
@@ -164,7 +164,7 @@ def predict(heads: LinearHeads, features: Tensor) -> Tensor:
 
 
 def _logits(heads: LinearHeads, features: Tensor) -> Iterator[Tensor]:
-    """(n, G, C) for stretches of the features."""
+    """(n, G, C) logits of successive parts of the features."""
     weight, bias = heads.weight.flatten(1), heads.bias.flatten()
     for some in features.split(_ROWS):
         yield torch.addmm(bias, some, weight).view(len(some), *heads.bias.shape)
@@ -173,7 +173,7 @@ def _logits(heads: LinearHeads, features: Tensor) -> Iterator[Tensor]:
 def try_rates(
     features: Tensor, labels: Tensor, num_classes: int, settings: LinearSettings
 ) -> list[HeldOutScore]:
-    """Fit every learning rate on nine tenths of these images and measure it on the last tenth.
+    """Train with every learning rate on nine tenths of these images, and test on the last tenth.
 
     Args:
         features: (N, D) float32, not yet standardized.
@@ -206,8 +206,8 @@ def probe(
 
     Args:
         kinds: Kind → features, on the labels' device.
-        train_labels: (N,) int64.
-        test_labels: (M,) int64.
+        train_labels: (N,) int64 class numbers.
+        test_labels: (M,) int64 class numbers.
 
     Raises:
         UserError: The classifiers of every learning rate diverge.
@@ -257,7 +257,7 @@ def evaluate(comparison: Comparison, device: torch.device, settings: LinearSetti
             found = probe(on_device, train_labels, test_labels, comparison.num_classes, settings)
             results.append(RowResult(name, found))
             advance(1)
-    said = asdict(settings) | {
+    described = asdict(settings) | {
         "base_rates": list(BASE_RATES),
         "momentum": MOMENTUM,
         "weight_decay": 0.0,
@@ -266,29 +266,29 @@ def evaluate(comparison: Comparison, device: torch.device, settings: LinearSetti
     }
     notes = (*_notes(comparison.train_labels, settings), *_diverged(results))
     return Evaluation(
-        "linear", said, tuple(results), comparison.majority, notes, comparison.overlap
+        "linear", described, tuple(results), comparison.majority, notes, comparison.overlap
     )
 
 
 def _notes(train_labels: Tensor, settings: LinearSettings) -> list[str]:
-    """How rate and kind were chosen, and on how few images where that is so."""
+    """Notes on how rate and kind of feature were chosen, and on how many images."""
     held_out = split_held_out(train_labels, HELD_OUT_SHARE, settings.seed)[1]
     images = "1 image" if len(held_out) == 1 else f"{len(held_out):,} images"
     notes = [
-        "* counts: kind of feature and learning rate (at a batch of 256) were chosen on a tenth "
-        f"held out of train ({images}); the test set was read once."
+        "* result of the row: kind of feature and learning rate (at a batch of 256) were chosen on "
+        f"a held-out tenth of train ({images}); the test set was used once."
     ]
     counts = train_labels.bincount()
     if alone := int((counts == 1).sum()):
         notes.append(
-            f"{alone:,} classes of train have a single image, which is never held out: the choice "
+            f"Train classes with a single image, which is never held out: {alone:,}; the choice "
             f"was made on the other {int((counts > 1).sum()):,}."
         )
     return notes
 
 
 def _diverged(rows: Sequence[RowResult]) -> list[str]:
-    """Which learning rates could not be chosen."""
+    """Notes on learning rates that diverged."""
     return [
         f"{count} of {len(BASE_RATES)} learning rates diverged on {row.name} ({kind.kind}) and "
         "were not chosen."

@@ -1,7 +1,7 @@
-"""From predictions to numbers: accuracy with its interval, balanced accuracy, macro-F1, and the
-same class by class. No torch.
+"""Metrics of predictions: accuracy with its interval, balanced accuracy, macro-F1, and scores per
+class. No torch here.
 
-Means over classes are over those that have test images: of others a test says nothing.
+Means over classes are over those that have test images.
 """
 
 import math
@@ -16,12 +16,12 @@ Interval = tuple[float, float]
 
 _Z_95 = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
 LARGEST_CONFUSION = 1_000
-"""Classes up to which a confusion matrix is kept: it has their square in entries."""
+"""Most classes for which a confusion matrix is kept: its size is their square."""
 
 
 def wilson_interval(num_right: int, num_images: int, z: float = _Z_95) -> Interval:
-    """The score interval of a proportion, 95 % unless ``z`` says otherwise; within [0, 1], and of
-    use where the normal approximation is not: for few images and near 0 and 1.
+    """The score interval of a proportion, 95 % by default; within [0, 1], and valid where the
+    normal approximation is not: for few images and near 0 and 1.
 
     Args:
         num_right: In [0, num_images].
@@ -39,12 +39,12 @@ def wilson_interval(num_right: int, num_images: int, z: float = _Z_95) -> Interv
 
 
 def chance_difference(first: float, second: float, num_images: int, z: float = 2.0) -> float:
-    """How far the first of two accuracies must lie above the second to be above it by more than
-    chance, the two taken as independent, which is rather too wide for the same test images.
+    """The least difference by which the first of two accuracies exceeds the second by more than
+    chance, if they are independent; for the same test images this is conservative.
 
     Args:
-        first, second: In [0, 1], each measured on ``num_images``.
-        z: Standard errors.
+        first, second: Accuracies in [0, 1], each measured on ``num_images``.
+        z: Number of standard errors.
 
     Source: Newcombe 1998, Statistics in Medicine 17, 873-890, method 10: Wilson's intervals of the
     two, squared and added.
@@ -56,28 +56,28 @@ def chance_difference(first: float, second: float, num_images: int, z: float = 2
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """How predictions compare with labels."""
+    """Counts of predictions against labels."""
 
     correct: np.ndarray
     """(M,) bool, in the order of the test images."""
     support: np.ndarray
-    """(C,) test images of each class."""
+    """(C,) number of test images of each class."""
     predicted: np.ndarray
-    """(C,) test images given each class."""
+    """(C,) number of test images predicted as each class."""
     hits: np.ndarray
-    """(C,) test images of each class that were given it."""
+    """(C,) number of test images of each class that were predicted correctly."""
     confusion: np.ndarray | None
-    """(C, C) test images by class (row) and the class they were given (column); None for more than
+    """(C, C) number of test images by class (row) and predicted class (column); None for more than
     ``LARGEST_CONFUSION`` classes."""
 
     @property
     def num_right(self) -> int:
-        """Images that were given their class."""
+        """Number of correct predictions."""
         return int(self.correct.sum())
 
     @property
     def accuracy(self) -> float:
-        """In [0, 1]."""
+        """Accuracy in [0, 1]."""
         return self.num_right / len(self.correct)
 
     @property
@@ -87,23 +87,23 @@ class Scores:
 
     @property
     def balanced_accuracy(self) -> float:
-        """The mean recall of the classes that have test images, in [0, 1]."""
+        """Mean recall of the classes that have test images, in [0, 1]."""
         tested = self.support > 0
         return float((self.hits[tested] / self.support[tested]).mean())
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 of the classes that have test images, in [0, 1]."""
+        """Mean F1 of the classes that have test images, in [0, 1]."""
         tested = self.support > 0
         return float((2 * self.hits[tested] / (self.support + self.predicted)[tested]).mean())
 
 
 def score(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> Scores:
-    """Count what was right.
+    """Compare predictions with labels.
 
     Args:
         labels: (M,) ints in [0, num_classes), M at least 1.
-        predictions: (M,) likewise.
+        predictions: (M,) ints in [0, num_classes).
     """
     correct = labels == predictions
     confusion = None
@@ -122,27 +122,27 @@ def score(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> Scor
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class. What has nothing to be a share of is None."""
+    """The scores of one class; a share of nothing is None."""
 
     name: str
     support: int
-    """Test images of the class."""
+    """Number of test images of the class."""
     predicted: int
-    """Test images that were given it."""
+    """Number of test images predicted as the class."""
     correct: int
-    """Those that are both."""
+    """Number of those that are both."""
     precision: float | None
     """Correct over predicted."""
     recall: float | None
     """Correct over support: the accuracy on this class's images."""
     recall_interval: Interval | None
-    """95 %, Wilson's."""
+    """Wilson's 95 % interval of the recall."""
     f1: float | None
-    """Harmonic mean of precision and recall, 0 where nothing is correct; None without support."""
+    """Harmonic mean of precision and recall, 0 if nothing is correct; None without support."""
 
 
 def class_scores(scores: Scores, names: tuple[str, ...]) -> list[ClassScore]:
-    """The scores class by class, in the order of the classes."""
+    """The scores of each class, in the order of the classes."""
     return [
         ClassScore(
             name,
@@ -165,7 +165,7 @@ def class_scores(scores: Scores, names: tuple[str, ...]) -> list[ClassScore]:
 
 
 def summarize(scores: Scores) -> dict[str, Any]:
-    """The numbers over all classes, for JSON."""
+    """The scores over all classes, for JSON."""
     return {
         "accuracy": scores.accuracy,
         "interval_95": list(scores.interval),

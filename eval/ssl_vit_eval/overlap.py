@@ -1,8 +1,7 @@
-"""Test images that are also in train, by a digest of the pixels that were evaluated. No torch.
+"""Test images that are also in train, by a digest of the evaluated pixels. No torch here.
 
-What is compared is the crop as the encoders saw it. So the same file under two names is found, and
-so are images that differ only outside the crop; a copy that was compressed again, resized or turned
-is not.
+The crops that the encoders get are compared. This finds the same file under two names, and images
+that differ only outside the crop, but not a copy that was compressed again, resized or turned.
 """
 
 from dataclasses import dataclass
@@ -14,23 +13,23 @@ from ssl_vit.data.pixel_digest import is_single_color
 
 @dataclass(frozen=True, eq=False)
 class Overlap:
-    """Which test images are also in train."""
+    """The test images that are also in train."""
 
     repeated: np.ndarray
     """(M,) bool, in the order of the test images."""
     num_single_color: int
-    """Of those, the ones of one color throughout."""
+    """Number of those with a single color."""
     num_other_class: int
-    """Of those, the ones that train has under other classes only."""
+    """Number of those that train has under other classes only."""
 
     @property
     def count(self) -> int:
-        """Test images that are also in train."""
+        """Number of test images that are also in train."""
         return int(self.repeated.sum())
 
     @property
     def share(self) -> float:
-        """Of all test images, in [0, 1]."""
+        """Their share of all test images, in [0, 1]."""
         return float(self.repeated.mean())
 
 

@@ -1,4 +1,4 @@
-"""One table, one sentence, one JSON file: what every protocol's numbers end up as. No torch."""
+"""The report of an evaluation: tables, a verdict and a JSON file. No torch here."""
 
 import hashlib
 import json
@@ -26,19 +26,19 @@ from ssl_vit_eval.results import PIXELS, PRETRAINED, RANDOM, Evaluation, KindRes
 from ssl_vit_eval.tables import class_table, percent, print_table, row_table, with_interval
 
 FORMAT = "ssl-vit-evaluation-1"
-# Share of the test images that are also in train from which the verdict speaks of it.
+# Share of the test images that are also in train from which the verdict mentions it.
 _MANY_REPEATED = 0.02
-_MOST_BYTES = 256 * MIB  # of a result: it may hold a confusion matrix
-# A list of numbers that JSON's indentation spread over as many lines. No string holds a line break.
+_MOST_BYTES = 256 * MIB  # of a result, which may have a confusion matrix
+# A list of numbers that JSON's indentation put on one line each. No string has a line break.
 _NUMBERS = re.compile(r"\[\n\s*(\d+(?:,\n\s*\d+)*)\n\s*\]")
 
 
 def verdict(rows: Sequence[RowResult], num_test: int) -> str:
-    """Whether the pre-trained row beats both baselines, in plain words.
+    """A sentence on whether the pre-trained row beats both baselines.
 
     Args:
-        rows: The three rows, by their names.
-        num_test: M, test images; decides which differences may be chance.
+        rows: The three rows, with their names.
+        num_test: M, the number of test images; decides which differences may be chance.
     """
     accuracy = {row.name: row.accuracy for row in rows}
     ours = accuracy[PRETRAINED]
@@ -48,14 +48,16 @@ def verdict(rows: Sequence[RowResult], num_test: int) -> str:
     if clear[RANDOM] and clear[PIXELS]:
         sentence = "Pre-trained features beat both baselines"
     elif clear[RANDOM] and lead[PIXELS] > 0:
-        sentence = "Pre-trained features beat the untrained network, and raw pixels perhaps"
+        sentence = "Pre-trained features beat the untrained network, and perhaps raw pixels"
     elif clear[RANDOM]:
         sentence = "Pre-trained features beat the untrained network but not raw pixels"
     elif lead[RANDOM] > 0:
         sentence = "No clear sign of learning: the lead over the untrained network may be chance"
     else:
         sentence = "No sign of learning: the same network without any training is as good"
-    against = " and ".join(f"{100 * points:+.1f} points to {name}" for name, points in lead.items())
+    against = " and ".join(
+        f"{100 * points:+.1f} points vs. {name}" for name, points in lead.items()
+    )
     return (
         f"{sentence}. {100 * ours:.1f} % is {against}; with {num_test:,} test images, differences "
         f"below about {100 * max(noise.values()):.1f} points may be chance."
@@ -66,14 +68,14 @@ def publish(inputs: Inputs, evaluation: Evaluation) -> Path:
     """Print the tables to stdout and write the JSON; returns the JSON's path.
 
     Raises:
-        UserError: It cannot be written; everything was printed.
+        UserError: The JSON cannot be written; everything was printed.
     """
     num_test = len(inputs.classes.test.labels)
     conclusion = verdict(evaluation.rows, num_test) + _warning(evaluation)
     path = result_path(inputs, evaluation.protocol)
     notes = [*evaluation.notes, *_notes(inputs, evaluation)]
     if path.exists() and _has_other_settings(path, inputs, evaluation):
-        notes.append(f"An earlier result with other settings was replaced: {path.name}.")
+        notes.append(f"Replaced an earlier result with other settings: {path.name}.")
     text = json.dumps(
         _to_json(inputs, evaluation, notes, conclusion),
         indent=1,
@@ -98,10 +100,10 @@ def publish(inputs: Inputs, evaluation: Evaluation) -> Path:
             )
     except OSError as error:
         raise UserError(
-            f"the numbers above could not be written to {path}: {error.strerror}",
-            "make room before the next evaluation",
+            f"cannot write the results above to {path}: {error.strerror}",
+            "free some space before the next evaluation",
         ) from None
-    console.print(f"\nall numbers: {path}", markup=False)
+    console.print(f"\nall results: {path}", markup=False)
     return path
 
 
@@ -110,9 +112,7 @@ def _on_one_line(numbers: re.Match[str]) -> str:
 
 
 def result_path(inputs: Inputs, protocol: str) -> Path:
-    """Where the result goes: an earlier one of the same images and classes is replaced, one of
-    others kept.
-    """
+    """The path of the result: one of the same images and classes is replaced, others are kept."""
     path = inputs.evals / f"{protocol}_step_{inputs.info.step:08d}.json"
     images = f"{inputs.train.fingerprint[:8]}_{inputs.test.fingerprint[:8]}"
     classes = json.dumps([inputs.train.classes, inputs.test.classes]).encode()
@@ -125,10 +125,10 @@ def result_path(inputs: Inputs, protocol: str) -> Path:
 
 
 def _is_of(path: Path, inputs: Inputs) -> bool:
-    """Whether a result is of these images and classes."""
+    """Whether an earlier result has these images and classes."""
     try:
         earlier = read_json(path, "", _MOST_BYTES)
-        # Before sets could differ in their classes, a result had one list of them.
+        # Earlier results have one list of classes for both sets.
         return all(
             earlier[side]["fingerprint"] == shards.fingerprint
             and earlier[side].get("classes", earlier["classes"]) == list(shards.classes)
@@ -148,17 +148,19 @@ def _has_other_settings(path: Path, inputs: Inputs, evaluation: Evaluation) -> b
 
 
 def _warning(evaluation: Evaluation) -> str:
-    """What the verdict must add where much of test is also in train."""
+    """A sentence for the verdict if many test images are also in train; otherwise empty."""
     overlap = evaluation.overlap
     if overlap is None or overlap.share < _MANY_REPEATED:
         return ""
-    said = f" But {_repeated(overlap)} ({percent(overlap.share)} %), so this says little about new "
+    start = (
+        f" But {_repeated(overlap)} ({percent(overlap.share)} %), so this says little about new "
+    )
     best = next(row.best for row in evaluation.rows if row.name == PRETRAINED)
     others = ~overlap.repeated
     if best.scores is None or not others.any():
-        return f"{said}images."
+        return f"{start}images."
     alone = with_interval(int(best.scores.correct[others].sum()), int(others.sum()))
-    return f"{said}images: on the other {others.sum():,} test images it is {alone} %."
+    return f"{start}images: on the other {others.sum():,} test images it is {alone} %."
 
 
 def _repeated(overlap: Overlap) -> str:
@@ -167,35 +169,35 @@ def _repeated(overlap: Overlap) -> str:
 
 def _notes(inputs: Inputs, evaluation: Evaluation) -> list[str]:
     majority = evaluation.majority
-    said = [
-        "Always answering train's most frequent class: "
+    notes = [
+        "Always predicting train's most frequent class: "
         f"{with_interval(majority.num_right, len(majority.correct))} %, balanced "
         f"{percent(majority.balanced_accuracy)} %.",
-        "In parentheses: 95 % intervals (Wilson). Balanced accuracy and macro-F1 weigh every class "
-        "of the test images alike.",
+        "In parentheses: 95 % intervals (Wilson). Balanced accuracy and macro-F1 give every class "
+        "of the test images the same weight.",
         *inputs.classes.notes,
         *inputs.notes,
     ]
     for side, shards in (("train", inputs.train), ("test", inputs.test)):
         if skipped := shards.num_samples - len(labeled_numbers(shards)):
-            said.append(f"{skipped:,} images of {side} have no label and are left out.")
+            notes.append(f"{skipped:,} images of {side} have no label and are left out.")
     overlap = evaluation.overlap
     if overlap is not None and overlap.count:
         details = [
             f"{count:,} {what}"
             for count, what in (
-                (overlap.num_other_class, "of another class there"),
-                (overlap.num_single_color, "of one color throughout"),
+                (overlap.num_other_class, "under another class"),
+                (overlap.num_single_color, "with a single color"),
             )
             if count
         ]
         more = f" ({', '.join(details)})" if details else ""
-        said.append(f"{_repeated(overlap)}, with identical pixels in the crop{more}.")
+        notes.append(f"{_repeated(overlap)}, with identical pixels in the crop{more}.")
     if inputs.info.data_fingerprint == inputs.test.fingerprint:
-        said.append("The backbone was pre-trained, without labels, on these very test images.")
+        notes.append("The backbone was pre-trained, without labels, on the same test images.")
     if len(inputs.classes.names) > LARGEST_CONFUSION:
-        said.append(f"No confusion matrix is written for more than {LARGEST_CONFUSION:,} classes.")
-    return said
+        notes.append(f"No confusion matrix is written for more than {LARGEST_CONFUSION:,} classes.")
+    return notes
 
 
 def _to_json(
@@ -234,7 +236,7 @@ def _row_to_json(row: RowResult, names: tuple[str, ...]) -> dict[str, Any]:
         confusion = best.scores.confusion
         described |= summarize(best.scores)
         described["per_class"] = [asdict(each) for each in class_scores(best.scores, names)]
-        # Rows: the images' class; columns: the class they were given; both as in `classes`.
+        # Rows: class; columns: predicted class; both in the order of `classes`.
         described["confusion_matrix"] = None if confusion is None else confusion.tolist()
     return described | {"kinds": {kind.kind: _kind_to_json(kind) for kind in row.kinds}}
 

@@ -1,4 +1,4 @@
-"""What a protocol hands over: rows, kinds of features, numbers. No torch."""
+"""The results of a protocol: rows, kinds of features, scores. No torch here."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,22 +13,22 @@ PIXELS = "raw pixels"
 
 @dataclass(frozen=True)
 class KindResult:
-    """How one kind of feature did."""
+    """The result of one kind of feature."""
 
     kind: str
     """`cls`, `mean` or `pixels`."""
     setting: str
-    """What was chosen for it, e.g. `k=20`."""
+    """The chosen setting, e.g. `k=20`."""
     accuracy: float | None
-    """On test, in [0, 1]; None where the held-out part preferred another kind."""
+    """Test accuracy in [0, 1]; None if another kind was better on the held-out part."""
     held_out: float | None = None
-    """On the held-out part of train, in [0, 1]; None in protocols without one."""
+    """Accuracy in [0, 1] on the held-out part of train; None in protocols without one."""
     details: dict[str, Any] = field(default_factory=dict)
-    """All numbers behind it, for the JSON."""
+    """All further numbers, for the JSON."""
     held_out_interval: Interval | None = None
-    """95 %, Wilson's."""
+    """Wilson's 95 % interval of ``held_out``."""
     scores: Scores | None = None
-    """On test, in full; None where ``accuracy`` is."""
+    """All test scores; None if ``accuracy`` is."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,26 @@ class RowResult:
 
     @property
     def best(self) -> KindResult:
-        """The kind of feature that counts: the highest test accuracy among those tested."""
+        """The kind of feature with the highest test accuracy among those tested."""
         tested = [result for result in self.kinds if result.accuracy is not None]
         return max(tested, key=lambda result: result.accuracy or 0.0)
 
     @property
     def accuracy(self) -> float:
-        """The row's number, in [0, 1]."""
+        """The row's accuracy in [0, 1]."""
         return self.best.accuracy or 0.0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A protocol's name and settings, its rows, and what must be said beside them."""
+    """A protocol's name and settings, its rows, and notes."""
 
     protocol: str
     """`knn` or `linear`; begins the result's file name."""
     settings: dict[str, Any]
     rows: tuple[RowResult, ...]
     majority: Scores
-    """On test, of always answering train's most frequent class."""
+    """Test scores of always predicting train's most frequent class."""
     notes: tuple[str, ...]
     overlap: Overlap | None
-    """None where it was not looked for."""
+    """Test images that are also in train; None if they were not searched for."""

@@ -1,4 +1,4 @@
-"""What an evaluation prints. No torch."""
+"""The tables that an evaluation prints. No torch here."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _LISTED_CLASSES = 20
 
 
 def row_table(title: str, rows: Sequence[RowResult]) -> Table:
-    """Every row and kind of feature, the one that counts in bold and with a star."""
+    """Every row and kind of feature, with the row's result in bold and with a star."""
     table = Table(title=title, title_justify="left")
     has_held_out = any(kind.held_out is not None for row in rows for kind in row.kinds)
     table.add_column("features")
@@ -38,9 +38,9 @@ def row_table(title: str, rows: Sequence[RowResult]) -> Table:
 
 
 def class_table(classes: Sequence[ClassScore]) -> Table:
-    """The pre-trained features class by class; of many classes, those with the lowest recall."""
+    """The scores of the pre-trained features per class; of many, those with the lowest recall."""
     tested = [each for each in classes if each.support]
-    title = "pre-trained features, class by class"
+    title = "pre-trained features, per class"
     if len(tested) > _LISTED_CLASSES:
         title = (
             f"{title}: the {_LISTED_CLASSES} of {len(tested):,} with the lowest recall; the others "
@@ -63,14 +63,14 @@ def class_table(classes: Sequence[ClassScore]) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print it as wide as it is: a table cut to a narrow terminal would lose digits."""
+    """Print a table at its full width: cut to a narrow terminal it would lose digits."""
     width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.width = max(console.width, width)
     console.print(table)
 
 
 def percent(share: float | None) -> str:
-    """A share in percent; a dash where there is none."""
+    """A share in percent; a dash if there is none."""
     return "–" if share is None else f"{100 * share:.1f}"
 
 

@@ -1,4 +1,4 @@
-"""Which shards are read at which point of a run: what the prefetcher walks ahead of it.
+"""Which shards are read at which point of a run: the plan that the prefetcher works through.
 
 No torch here.
 """
@@ -35,7 +35,7 @@ class AccessPlan(Protocol):
 
 @dataclass(frozen=True)
 class TrainingAccess:
-    """Of one rank; a position is an update."""
+    """Shards that one rank reads in training; a position is a step."""
 
     order: Order
     lanes: range
@@ -51,7 +51,7 @@ class TrainingAccess:
 
 
 class SequentialAccess:
-    """Of a pass over some samples in their order; a position counts samples.
+    """Shards read in one pass over some samples in their order; a position counts samples.
 
     Args:
         starts: ``ShardSet.starts``.
@@ -80,9 +80,9 @@ def check_room(shards: Sequence[Shard], in_use: Sequence[int], num_bytes: int) -
     """Refuse a cache that cannot hold the remote shards that are read at the same time.
 
     Args:
-        shards: Of the set.
+        shards: All shards of the set.
         in_use: Numbers of those that this machine reads at the same time.
-        num_bytes: Room of the cache.
+        num_bytes: Size of the cache.
 
     Raises:
         UserError: It would fetch the same shards over and over.
@@ -90,8 +90,8 @@ def check_room(shards: Sequence[Shard], in_use: Sequence[int], num_bytes: int) -
     needed = sum(shards[n].num_bytes for n in in_use if not is_local(shards[n].url))
     if needed > num_bytes:
         raise UserError(
-            f"this machine reads {len(in_use):,} shards at the same time, of "
-            f"{format_bytes(needed)}: more than engine.cache_bytes, {format_bytes(num_bytes)}",
-            "give the cache more room, or take fewer data.lanes, a smaller data.shuffle_block or "
+            f"this machine reads {len(in_use):,} shards at the same time, {format_bytes(needed)} "
+            f"in all: more than engine.cache_bytes={format_bytes(num_bytes)}",
+            "raise engine.cache_bytes, or use fewer data.lanes, a smaller data.shuffle_block or "
             "(`ssl-vit shards reshard`) smaller shards",
         )

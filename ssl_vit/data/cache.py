@@ -1,11 +1,11 @@
-"""Remote shards on the local disk: one download for all processes of a machine, in bounded room.
+"""Remote shards on the local disk: one download for all processes of a machine, in bounded space.
 
-The cache's file for a shard is named by the shard's sha256, appears there only when it is whole and
-verified, and is never written to again. A copy that an earlier run left is hashed once more before
-its first use in a run, because data on disks can decay. There is no server and no list: a process
-that needs a shard takes its lock, so one downloads or hashes while the others wait, and the kernel
-frees the lock of a process that dies. To make room, what was used longest ago goes first, except
-what somebody holds (`ShardCache.hold`, a shared lock).
+The cache's file for a shard is named by the shard's sha256, appears there only when it is complete
+and verified, and is never written to again. A copy that an earlier run left is hashed once more
+before its first use in a run, because data on disks can decay. There is no server and no list: a
+process that needs a shard takes its lock, so one downloads or hashes while the others wait, and the
+kernel frees the lock of a process that dies. Eviction removes the least recently used shard first,
+except those that a process holds (`ShardCache.hold`, a shared lock).
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from ssl_vit.files import replacing
 from ssl_vit.units import parse_bytes
 
 _READER_PATIENCE = 5.0
-# Seconds after which a process that waits for room or for another's download looks again.
+# Seconds after which a process that waits for space or for another's download checks again.
 _LOOK_AGAIN = 0.05
-# The folder may be removed while a shard is fetched into it, but not over and over.
+# How often the folder may be removed while a shard is fetched into it.
 _REMOVALS = 3
 
 
@@ -49,14 +49,14 @@ def default_bytes() -> int:
 
 
 class ShardCache:
-    """Says where the bytes of a shard can be read, and gets them there.
+    """A local file with the bytes of any shard, fetched when it is first needed.
 
     Args:
         folder: On a local disk; created when the first shard is fetched. None: the default one.
-        num_bytes: Room that shards may take together; None: the default.
+        num_bytes: Space that all shards may take together; None: the default.
         allow_shell_urls: Whether `pipe:` URLs may run.
         attempts: Tries for one download.
-        report: Told of failed tries.
+        report: Called with a line about each failed try.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class ShardCache:
         return self.folder / "indexes"
 
     def path(self, shard: Shard) -> Path:
-        """A local file with the shard's bytes; a remote one is fetched first, and one that is here
-        is verified on its first use in a run.
+        """A local file with the shard's bytes; a remote shard is fetched first, and a cached one is
+        verified on its first use in a run.
 
-        Where there is no room, and what others hold leaves none in a few seconds either, the bound
-        gives way: a data worker that waits for ever would stop the run.
+        If other processes hold all the space for more than a few seconds, the bound is exceeded: a
+        data worker that waits forever would stop the run.
 
         Raises:
-            UserError: It cannot be had; names it.
+            UserError: It cannot be fetched; names it.
         """
         if is_local(shard.url):
             return local_path(shard.url)
@@ -100,33 +100,32 @@ class ShardCache:
         return self.place_of(shard)
 
     def place_of(self, shard: Shard) -> Path:
-        """Where a remote shard lies once it is fetched."""
+        """The path of a remote shard once it is fetched."""
         return self.shards / f"{shard.sha256}.tar"
 
     def fetch(self, shard: Shard, patience: float = math.inf) -> None:
-        """Bring a remote shard here and verify it, or wait while another process does.
+        """Fetch a remote shard and verify it, or wait while another process does.
 
         Args:
-            patience: Seconds to wait for room without evicting what others hold; after that the
-                bound gives way.
+            patience: Seconds to wait for space that others hold; after that the bound is exceeded.
 
         Raises:
-            UserError: It cannot be had, or there is no room for it; names it.
+            UserError: It cannot be fetched, or there is no space for it; names it.
         """
         check_allowed(shard.url, self.allow_shell_urls)
         if shard.num_bytes > self.num_bytes:
             raise UserError(
                 f"shard {shard.url} has {shard.num_bytes:,} bytes, more than the whole cache, "
                 f"{self.num_bytes:,}",
-                "give the cache more room (engine.cache_bytes=SIZE in training, else "
+                "enlarge the cache (engine.cache_bytes=SIZE in training, else "
                 "$SSL_VIT_CACHE_BYTES), or make smaller shards with  ssl-vit shards reshard",
             )
-        asked, removals = time.time(), 0
+        requested, removals = time.time(), 0
         try:
             while True:
                 try:
                     self.shards.mkdir(parents=True, exist_ok=True)
-                    if self._fetch_if_room(shard, asked, time.time() - asked < patience):
+                    if self._fetch_if_room(shard, requested, time.time() - requested < patience):
                         return
                 except FileNotFoundError:
                     removals += 1
@@ -137,16 +136,16 @@ class ShardCache:
         except OSError as error:
             raise UserError(
                 f"cannot keep shard {shard.url} in {self.shards}: {error.strerror or error}",
-                "give engine.cache_folder=FOLDER (or $SSL_VIT_CACHE) on a local disk with room, "
-                "or a smaller engine.cache_bytes",
+                "set engine.cache_folder=FOLDER (or $SSL_VIT_CACHE) to a local disk with free "
+                "space, or lower engine.cache_bytes",
             ) from None
 
-    def _fetch_if_room(self, shard: Shard, asked: float, waits: bool) -> bool:
-        """Whether the shard is here now; only a fetch that may wait gives up for want of room."""
+    def _fetch_if_room(self, shard: Shard, requested: float, waits: bool) -> bool:
+        """Whether the shard is here now; it is not if a fetch that may wait found no space."""
         with self._only_one(shard.sha256):
             if self._has(shard) and self._verify(shard):
                 return True
-            self._raise_failure_since(asked, shard)
+            self._raise_failure_since(requested, shard)
             partial = self._reserve(shard, waits)
             if partial is None:
                 return False
@@ -161,15 +160,15 @@ class ShardCache:
             return True
 
     def _has(self, shard: Shard) -> bool:
-        """Whether it is here; one that a crash of the machine cut short is not."""
+        """Whether it is here; a file that a crash of the machine cut short is not."""
         place = self.place_of(shard)
         with contextlib.suppress(FileNotFoundError):
-            os.utime(place)  # used now, so not the first to go
+            os.utime(place)  # used now, so not the first to be evicted
             return place.stat().st_size == shard.num_bytes
         return False
 
     def _verify(self, shard: Shard) -> bool:
-        """Whether the shard that is here has the right bytes; if not, it is removed, and it is said
+        """Whether the cached shard has the right bytes; if not, it is removed, and a line reports
         that it will be fetched again.
         """
         if self._is_verified(shard):
@@ -194,20 +193,20 @@ class ShardCache:
         return self._marks.has(shard.sha256, self.place_of(shard))
 
     def remove(self, shard: Shard) -> None:
-        """Forget what is here of a remote shard, because it is damaged."""
+        """Remove the damaged copy of a remote shard."""
         self.place_of(shard).unlink(missing_ok=True)
         self._marks.remove(shard.sha256)
 
     def retire(self, shard: Shard) -> None:
-        """This process has no more use for a shard: it goes first when room is needed."""
+        """Mark a shard that this process no longer needs as the first to be evicted."""
         with contextlib.suppress(OSError):
             os.utime(self.place_of(shard), (0, 0))
 
     def hold(self, shard: Shard) -> BufferedReader | None:
-        """Keep a fetched shard from being evicted until what is returned is closed.
+        """Keep a fetched shard from being evicted until the returned file is closed.
 
         Returns:
-            None where it is not here.
+            None if it is not here.
         """
         try:
             file = self.place_of(shard).open("rb")
@@ -223,26 +222,26 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _only_one(self, name: str) -> Iterator[None]:
-        """At most one process of the machine is in such a block; one that dies leaves it."""
+        """A block in which at most one process of the machine is; a process that dies leaves it."""
         path = self.shards / f"{name}.lock"
         while True:
             with path.open("w") as file:
                 while not (locked := _try_lock(file)) and _is_same(file, path):
                     time.sleep(_LOOK_AGAIN)
                 if not locked or not _is_same(file, path):
-                    continue  # whoever had it before us has removed the file
+                    continue  # the last owner of the lock has removed the file
                 try:
                     yield
                 finally:
-                    if _is_same(file, path):  # else somebody has removed the cache meanwhile
+                    if _is_same(file, path):  # else the cache was removed meanwhile
                         path.unlink(missing_ok=True)
                 return
 
     def _reserve(self, shard: Shard, waits: bool) -> Path | None:
-        """The file to write to, with room for it; None where a fetch that may wait has to."""
-        # What it will weigh is in its name, so that others can count it before it is written.
+        """The file to write to, with space for it; None if the fetch has to wait."""
+        # Its final size is in its name, so that others can count it before it is written.
         partial = self.shards / f"{shard.sha256}.{shard.num_bytes}.partial"
-        # Of a process that was killed, since we have the lock; it would be counted as well.
+        # A killed process left it, since we have the lock; it would be counted as well.
         partial.unlink(missing_ok=True)
         with self._only_one("room"):
             excess = self._used() + shard.num_bytes - self.num_bytes
@@ -252,7 +251,7 @@ class ShardCache:
         return partial
 
     def _download(self, shard: Shard, partial: Path) -> None:
-        """Fetch and verify; where the disk is smaller than the bound, evict and try once more."""
+        """Fetch and verify; if the disk is smaller than the bound, evict and try once more."""
         failure = self.shards / f"{shard.sha256}.failure"
         try:
             try:
@@ -264,17 +263,17 @@ class ShardCache:
         except UserError as error:
             cause = error.__cause__
             if isinstance(cause, FileNotFoundError) and str(cause.filename) == str(partial):
-                raise cause from None  # not the server's: somebody removed the cache
-            # For those who wait for this download: they need not find out again.
+                raise cause from None  # not the server's: the cache was removed
+            # For the processes that wait for this download.
             with contextlib.suppress(OSError), replacing(failure) as new:
                 new.write_text(json.dumps([error.problem, error.remedy]))
             raise
         failure.unlink(missing_ok=True)
 
-    def _raise_failure_since(self, asked: float, shard: Shard) -> None:
+    def _raise_failure_since(self, requested: float, shard: Shard) -> None:
         failure = self.shards / f"{shard.sha256}.failure"
         try:
-            if failure.stat().st_mtime < asked:
+            if failure.stat().st_mtime < requested:
                 return
             problem, remedy = json.loads(failure.read_text())
         except (OSError, ValueError):
@@ -282,7 +281,7 @@ class ShardCache:
         raise UserError(problem, remedy)
 
     def _used(self) -> int:
-        """Bytes of all shards, those that are being fetched counted whole."""
+        """Bytes of all shards; those being fetched count with their final size."""
         used = 0
         for entry in os.scandir(self.shards):
             _, _, ending = entry.name.rpartition(".")
@@ -294,7 +293,9 @@ class ShardCache:
         return used
 
     def _evict(self, num_bytes: int) -> bool:
-        """Remove what was used longest ago and nobody holds; whether so much was freed."""
+        """Remove the least recently used shards that no process holds; whether ``num_bytes`` were
+        freed.
+        """
         found: list[tuple[float, int, Path]] = []
         for path in self.shards.iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -302,7 +303,7 @@ class ShardCache:
                 if path.suffix == ".tar":
                     found.append((state.st_mtime, state.st_size, path))
                 elif path.suffix == ".partial":
-                    # Of a process that was killed, if nobody has its lock: that one goes first.
+                    # If no process has its lock, a killed one left it: the first to go.
                     found.append((-1.0, int(path.stem.split(".")[1]), path))
         freed = 0
         for _, size, path in sorted(found):
@@ -310,7 +311,7 @@ class ShardCache:
                 break
             lock = path if path.suffix == ".tar" else path.with_name(f"{path.name[:64]}.lock")
             with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
-                # The same file still: else the lock is a later download's, which has not got it.
+                # Still the same file: otherwise it is the lock of a later download.
                 if _try_lock(file) and _is_same(file, lock) and path.exists():
                     path.unlink()
                     self._marks.remove(path.name[:64])
@@ -327,7 +328,7 @@ def _try_lock(file: IO[Any]) -> bool:
 
 
 def _is_same(file: IO[Any], path: Path) -> bool:
-    """Whether a path still means an open file."""
+    """Whether a path still refers to an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

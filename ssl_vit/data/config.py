@@ -11,64 +11,65 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SYNTHETIC_SAMPLES = 1_281_167
-"""Samples of `data.source=synthetic`: ImageNet-1k's, so that schedules have their usual length."""
+"""Samples of `data.source=synthetic`: as in ImageNet-1k, so that schedules have their usual length.
+"""
 
 
 BUFFERS_IN_USE = 2
 """Micro-batches that a data worker keeps beyond those it prepares: the one that the rank works on,
 and the one before."""
 
-# A set that is hardly ever drawn would have to be looked for over millions of updates.
+# The next sample of a set that is hardly ever drawn would be searched for over millions of steps.
 _LEAST_SHARE = 1e-6
 
 
 class DataConfig(Config):
-    """Which samples are used, in which order, and how their pixels are scaled."""
+    """The samples, their order, and the scaling of their pixels."""
 
     source: Literal["shards", "synthetic"] = "shards"
-    """Where images come from. `synthetic`: one generated micro-batch, repeated, to measure the
-    model without the loader.
+    """`synthetic`: the same few generated images over and over, to measure the model without the
+    loader.
     """
 
     shards: str | tuple[str, ...] = ""
-    """Folder or URL of the shards, or some of its shards as `…/shard-{000000..000007}.tar`; a list
-    for several sets. Required.
+    """Folder of shards, a path or URL, or some of its shards, as `…/shard-{000000..000007}.tar`; a
+    list of several. Required.
     """
 
     weights: tuple[float, ...] = ()
-    """Share of each listed set in every update, in any unit. Without weights the sets are treated
-    as one, and every image is seen equally often.
+    """Relative share of each set of the list in every step; without weights the sets form one set,
+    and every image is used equally often.
     """
 
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Largest share of images that may fail to decode before the run stops, counted over the images
-    seen (at least the first 1,000). Until then, broken images are replaced and listed.
+    """Images that cannot be decoded are replaced and listed; the run stops when they exceed this
+    share of the images so far (of at least the first 1,000).
     """
 
     allow_shell_urls: bool = False
     """Whether `pipe:` URLs in an index may run shell commands."""
 
     global_batch_size: int = Field(default=256, ge=1, le=2**24)
-    """Images per update, over all processes and micro-batches."""
+    """Images per step, over all processes and micro-batches."""
 
     lanes: int = Field(default=64, ge=1, le=2**20)
-    """Number of independent streams that an epoch is cut into; divides the global batch size and is
-    a multiple of the number of processes.
+    """Independent streams that an epoch is divided into; must divide the global batch size and be
+    divisible by the number of processes.
     """
 
     shuffle_block: int = Field(default=8_192, ge=1)
-    """Number of neighboring samples in a lane that are shuffled together; a process works on about
-    this many times its number of lanes at a time.
+    """Neighboring samples of a lane that are shuffled together; a process reads from about its
+    number of lanes times this many at a time.
     """
 
     value_range: Literal["auto"] | tuple[float, float] = "auto"
-    """Stored values shown as black and white in images of more than 8 bits. `auto`: those of
-    `resume_from`, otherwise of the index; resumed runs keep the first choice.
+    """Stored values that become black and white in images of more than 8 bits. `auto`: those of
+    `resume_from`, else of the index; a run keeps the range it started with.
     """
 
     no_data: Literal["auto"] | float = "auto"
-    """Stored value of pixels that were not measured, in images of more than 8 bits; shown as black.
-    `auto`: chosen like `value_range`.
+    """Stored value of pixels without data, in images of more than 8 bits; they become black.
+    `auto`: as for `value_range`.
     """
 
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -79,7 +80,7 @@ class DataConfig(Config):
 
     @property
     def values(self) -> ValueRange | None:
-        """How values of more than 8 bits are shown; None where nothing says so."""
+        """How values of more than 8 bits are shown; None with `value_range=auto`."""
         if self.value_range == "auto":
             return None
         low, high = self.value_range
@@ -96,8 +97,8 @@ class DataConfig(Config):
         if self.value_range != "auto" and not self.value_range[0] < self.value_range[1]:
             low, high = self.value_range
             raise ValueError(
-                f"data.value_range=[{low:g},{high:g}] is empty; give the value that is black, then "
-                "the one that is white"
+                f"data.value_range=[{low:g},{high:g}] is empty; give the value of black, then that "
+                "of white"
             )
         return self
 
@@ -114,8 +115,8 @@ class DataConfig(Config):
             )
         if self.weights and min(self.weights) < _LEAST_SHARE * sum(self.weights):
             raise ValueError(
-                f"data.weights={list(self.weights)}: a share below one in a million is none; "
-                "leave the set out instead"
+                f"data.weights={list(self.weights)} gives a set less than a millionth; leave that "
+                "set out instead"
             )
         return self
 

@@ -24,7 +24,7 @@ class Box(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """One view of an image: where it lies, how large it becomes, whether it is mirrored."""
+    """One view of an image: its box, the size it is resized to, and whether it is mirrored."""
 
     box: Box
     """In pixels of the upright image."""
@@ -54,7 +54,7 @@ def random_resized_crop_box(
     """Draw a crop of random area and aspect ratio.
 
     Args:
-        height, width: Of the image, in pixels.
+        height, width: Size of the image in pixels.
         area: Smallest and largest share of the image's area.
         aspect: Smallest and largest width over height, drawn log-uniformly.
         rng: The sample's randomness.

@@ -2,8 +2,8 @@
 
 An image that cannot be decoded does not end a training run. It is replaced by the next image of
 its shard that can be (the first one following the last), with the crops that its own randomness
-draws, and is reported. Who replaces whom depends on the shards alone, so a resumed run sees the
-same. An evaluation, whose every image counts, refuses to go on.
+draws, and is reported. The replacement depends on the shards alone, so a resumed run uses the same
+one. An evaluation, in which every image counts, stops with an error.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ class Canvases:
     Args:
         crop_sizes: (V, (h, w)) for every size.
         num_images: B.
-        memory: Flat uint8, of :func:`canvas_bytes`.
+        memory: Flat uint8 tensor of :func:`canvas_bytes` bytes.
     """
 
     def __init__(
@@ -68,27 +68,26 @@ class BatchMaker(Protocol):
     """Makes a micro-batch; runs in data workers."""
 
     def num_bytes(self, num_images: int) -> int:
-        """Of the pixels of a micro-batch."""
+        """Bytes of the pixels of a micro-batch."""
         ...
 
     def make(self, items: Any, memory: Tensor) -> Loaded:
         """The micro-batch of these samples.
 
         Args:
-            items: As the maker takes them.
-            memory: Flat uint8 of ``num_bytes``, for the pixels.
+            items: The samples, in the form this maker takes.
+            memory: Flat uint8 tensor of ``num_bytes`` for the pixels.
         """
         ...
 
 
 class TrainingBatches:
-    """Samples as an objective sees them, each addressed by (number, epoch), so that its randomness
-    is its own.
+    """Samples as an objective sees them, each addressed by (number, epoch) with its own randomness.
 
     Args:
         shards: The samples.
-        views: Of the objective.
-        seed: Of the run.
+        views: The objective's views.
+        seed: The run's seed.
         values: How values of more than 8 bits are shown; None: such an image is a bad sample.
     """
 
@@ -121,8 +120,8 @@ class TrainingBatches:
         return Loaded(self.views.collate(canvases.crops(), draws, samples), tuple(bad))
 
     def _make_one(self, ref: SampleRef, into: Sequence[Tensor]) -> tuple[int, Any, str]:
-        """Make one sample's crops; (number that was used, its draw, what was wrong with ``ref``'s
-        own).
+        """Make one sample's crops; (number that was used, its augmentation, what was wrong with
+        ``ref``'s own image).
         """
         problem = ""
         for number in itself_then_neighbors(self.shards, ref.number):
@@ -136,7 +135,7 @@ class TrainingBatches:
                 problem = problem or str(error)
         raise UserError(
             f"no image in shard {self.shards.location_of(ref.number)} can be decoded: {problem}",
-            "ssl-vit shards check SHARDS  lists what is wrong; pack the images again",
+            "ssl-vit shards check SHARDS  lists the damage; pack the images again",
         )
 
 
@@ -146,15 +145,15 @@ class CenterBatch(NamedTuple):
     images: Tensor
     """(B, 3, h, w) uint8."""
     digests: Tensor
-    """(B, 16) uint8: of each image's crop, see ``data.pixel_digest``."""
+    """(B, 16) uint8 digests of the crops, see ``data.pixel_digest``."""
 
 
 class EvaluationBatches:
-    """The center of each image, by sample number.
+    """The center crop of each image, by sample number.
 
     Args:
         shards: The samples.
-        crop: The center.
+        crop: The center crop.
         values: How values of more than 8 bits are shown; None: such an image is refused.
     """
 
@@ -191,12 +190,12 @@ class EvaluationBatches:
                 f"sample {self.shards.key(number)} in shard {self.shards.location_of(number)} "
                 f"cannot be decoded: {error}",
                 f"ssl-vit shards check {self.shards.source}  lists every such image; "
-                "remove and pack again",
+                "remove them and pack again",
             ) from None
 
 
 def itself_then_neighbors(shards: ShardSet, number: int) -> Iterator[int]:
-    """A sample and all that follow it in its shard, the first after the last."""
+    """A sample and all others of its shard: those after it, then the shard's first to its own."""
     shard = shards.shard_of(number)
     start, end = int(shards.starts[shard]), int(shards.starts[shard + 1])
     yield from range(number, end)

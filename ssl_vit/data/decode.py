@@ -1,10 +1,9 @@
-"""Image bytes to upright RGB pixels: libjpeg-turbo for JPEG, tifffile and libpng for what has more
+"""Image bytes to upright RGB pixels: libjpeg-turbo for JPEG, tifffile and libpng for images of more
 than 8 bits, Pillow for the rest.
 
-A JPEG can be decoded at a half, a quarter or an eighth of its size for less work; whoever wants
-small crops of a large photograph asks for that. An EXIF orientation is applied, so a camera held
-sideways makes no sideways image. Transparent images are composited on white. Values of more than 8
-bits are shown by the range of their set.
+A JPEG can be decoded at a half, a quarter or an eighth of its size for less work, which suits small
+crops of a large photograph. The EXIF orientation is applied. Transparent images are composited on
+white. Values of more than 8 bits are mapped to 8 by the value range of their set.
 """
 
 import io
@@ -29,33 +28,33 @@ from ssl_vit.data.values import ValueRange
 from ssl_vit.foreign import first_line
 
 SHRINKS = (1, 2, 4, 8)
-"""By how much a JPEG's sides can be divided while it is decoded."""
+"""Divisors of a JPEG's sides that its decoder supports."""
 
 _ORIENTATION = 0x0112
 _WHITE = (255, 255, 255, 255)
 
-# Bytes of a pixel that Pillow's decoders hold beside the image, as measured.
+# Bytes per pixel that Pillow's decoders hold beside the image, as measured.
 _DECODERS = {"WEBP": 9, "AVIF": 8, "HEIF": 12}
-# Pixels that become RGB at a time: Pillow's copies would be four bytes a pixel each.
+# Pixels converted to RGB at a time: Pillow's copies would take four bytes per pixel each.
 _BLOCK = 2**18
 
 
 class Picture:
-    """One encoded image. Its size is known at once, its pixels are decoded when asked for.
+    """One encoded image. Its size is known at once, its pixels are decoded on demand.
 
     Args:
         data: The whole file.
         values: How values of more than 8 bits are shown; None: such an image is refused.
 
     Raises:
-        ValueError: The bytes are not an image that we read; a ``TooLargeError`` where it would take
+        ValueError: The bytes are not a supported image; a ``TooLargeError`` if decoding would take
             more memory or time than ``data.limits`` allows.
     """
 
     height: int
-    """Pixels, upright."""
+    """Height of the upright image in pixels."""
     width: int
-    """Pixels, upright."""
+    """Width of the upright image in pixels."""
 
     def __init__(self, data: bytes, values: ValueRange | None = None) -> None:
         check_file_size(len(data))
@@ -67,7 +66,7 @@ class Picture:
 
     @classmethod
     def of_pixels(cls, pixels: np.ndarray) -> "Picture":
-        """A picture that is decoded already, from (H, W, 3) uint8."""
+        """A picture of decoded pixels, (H, W, 3) uint8."""
         picture = cls.__new__(cls)
         picture._is_jpeg, picture._whole = False, pixels
         picture.height, picture.width = pixels.shape[:2]
@@ -77,12 +76,12 @@ class Picture:
         """Decode.
 
         Args:
-            shrink: One of ``SHRINKS``; heeded where the file is a JPEG.
-            rows: How many upper rows of the image are needed; more may come. None: all.
+            shrink: One of ``SHRINKS``; used for JPEGs only.
+            rows: How many upper rows of the image are needed; more may be returned. None: all.
 
         Returns:
             (H, W, 3) uint8 RGB, upright, perhaps a view with other strides; a shrunk side is
-            rounded up. Gray is repeated, transparency composited on white, more than 8 bits shown
+            rounded up. Gray is repeated, transparency composited on white, more than 8 bits mapped
             by the value range.
 
         Raises:
@@ -100,7 +99,7 @@ class Picture:
             except ValueError as error:
                 if jpeg.is_damage(error):
                     raise ValueError(f"not a readable image: {error}") from None
-                # Rare kinds are Pillow's to read, or to refuse.
+                # Pillow reads the rare kinds, or refuses them.
         return self._whole
 
     @cached_property
@@ -108,14 +107,14 @@ class Picture:
         return _decode_whole(self._data, self._values)
 
     def _read_jpeg_header(self) -> bool:
-        """Set size and orientation; false where libjpeg-turbo does not take the header."""
+        """Set size and orientation; false if libjpeg-turbo does not support the header."""
         try:
             rows, columns, colors, _ = simplejpeg.decode_jpeg_header(self._data)
         except Exception:  # a KeyError for color spaces it does not know
             return False
         height, width = int(rows), int(columns)
         if colors in ("CMYK", "YCCK"):
-            return False  # Pillow knows that Adobe stores them inverted
+            return False  # for Pillow: Adobe stores them inverted
         jpeg.check_cost(self._data, height, width)
         if jpeg.has_exif(self._data):
             self._orientation = _read_orientation(self._data)
@@ -127,7 +126,7 @@ def decode_image(data: bytes, values: ValueRange | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB pixels of an image file, upright.
 
     Raises:
-        ValueError: The bytes are not an image that can be decoded whole.
+        ValueError: The bytes are not an image that can be decoded completely.
     """
     return Picture(data, values).pixels()
 
@@ -147,11 +146,11 @@ def pixels_of(image: Image.Image, values: ValueRange | None = None) -> np.ndarra
 
 
 def facts_of(data: bytes) -> ImageFacts:
-    """What an image's header says of it.
+    """The facts in an image's header.
 
     Raises:
-        ValueError: The bytes are not an image that we read; says what they are. A ``TooLargeError``
-            where decoding would take too much memory or time.
+        ValueError: The bytes are not a supported image; says what they are. A ``TooLargeError`` if
+            decoding would take too much memory or time.
     """
     try:
         if data[:8] == png.MAGIC:
@@ -176,7 +175,7 @@ def facts_of(data: bytes) -> ImageFacts:
             )
     except (ValueError, MemoryError):
         raise
-    except Exception as error:  # whatever a broken header makes a parser trip over
+    except Exception as error:  # parsers of broken headers raise many kinds
         raise ValueError(f"damaged: {first_line(error)}") from None
 
 
@@ -196,7 +195,7 @@ def read_raster(data: bytes) -> Raster | None:
 
 
 def largest_shrink(side: int, least: float) -> int:
-    """The largest of ``SHRINKS`` that leaves a side of so many pixels at least ``least``."""
+    """The largest of ``SHRINKS`` that leaves at least ``least`` of a side's pixels."""
     return max(by for by in SHRINKS if by == 1 or side >= least * by)
 
 
@@ -222,10 +221,10 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def open_by_pillow(data: bytes) -> Image.Image:
-    """The image with its header read, of a format and size that we take.
+    """The image with its header read, if format and size are supported.
 
     Raises:
-        ValueError: It is not; the message says what it is. A ``TooLargeError`` where decoding would
+        ValueError: They are not; the message says what it is. A ``TooLargeError`` if decoding would
             take too much memory or time.
     """
     formats = registered(is_heic(data))
@@ -240,8 +239,8 @@ def open_by_pillow(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise TooManyPixelsError(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:
-        # Anything: Pillow's parsers raise whatever a broken header makes them trip over, and one
-        # file must not end the work on a million.
+        # Pillow's parsers of broken headers raise many kinds of exceptions, and one file must not
+        # end the work on a million.
         raise ValueError(f"no readable image header: {error}") from None
     _check_cost(data, image)
     return image
@@ -255,14 +254,14 @@ def _decode_whole(data: bytes, values: ValueRange | None) -> np.ndarray:
         try:
             return _decode_by_pillow(data)
         except Exception:
-            # Pillow refuses long texts and large color profiles, which have no part in the pixels.
+            # Pillow refuses long texts and large color profiles, which do not affect the pixels.
             if data[:8] != png.MAGIC or len(plain := png.without_metadata(data)) == len(data):
                 raise
             return _decode_by_pillow(plain)
     except (MemoryError, TooLargeError):
         raise
     except Exception as error:
-        # As above: a damaged TIFF was seen to raise TypeError, OverflowError and struct.error.
+        # As above: damaged TIFFs have raised TypeError, OverflowError and struct.error.
         raise ValueError(f"not a readable image: {error}") from None
 
 
@@ -270,14 +269,14 @@ def _decode_by_pillow(data: bytes) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_by_pillow(data) as image:
-            image.load()  # first: a TIFF may be turned by its decoder, which then says so
+            image.load()  # first: the decoder may turn a TIFF, and then resets its orientation
             return turn_upright(_to_rgb(image), _orientation_of(image))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8, on white where it is transparent, not yet turned."""
     if image.mode.startswith("I") or image.mode == "F":
-        raise ValueError(f"a {image.format} of mode {image.mode}, whose range is not known")
+        raise ValueError(f"a {image.format} of mode {image.mode}, whose value range is unknown")
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     rows = max(1, _BLOCK // image.width)
     for top in range(0, image.height, rows):
@@ -293,7 +292,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _read_orientation(data: bytes) -> int:
-    """EXIF's, of a JPEG or PNG."""
+    """The EXIF orientation of a JPEG or PNG."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -304,20 +303,20 @@ def _read_orientation(data: bytes) -> int:
 
 
 def _orientation_of(image: Image.Image) -> int:
-    """1 to 8; 1 where a file's EXIF block says nothing that makes sense."""
+    """The EXIF orientation, 1 to 8; 1 if a file has none that is valid."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:
-        # A broken EXIF block must not cost the image; Pillow's parser trips over it in many ways.
+        # A broken EXIF block must not cost the image; Pillow's parser raises many kinds.
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _check_cost(data: bytes, image: Image.Image) -> None:
-    """Refuse what Pillow opened by its header."""
+    """Refuse by its header an image that Pillow opened."""
     stored = 1 if image.mode in ("1", "L", "P") else 4
-    if data[:3] == jpeg.MAGIC:  # Pillow has another name for those of several pictures
+    if data[:3] == jpeg.MAGIC:  # Pillow has another format name for those of several pictures
         jpeg.check_cost(data, image.height, image.width, stored + 3)
-    elif image.format != "TIFF":  # whose strips and tiles tiff.read_unusual has looked at
+    elif image.format != "TIFF":  # tiff.read_unusual has checked its strips and tiles
         beside = _DECODERS.get(image.format or "", 0.0)
         check_memory(image.height, image.width, stored + beside + 3)

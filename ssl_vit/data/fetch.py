@@ -1,7 +1,7 @@
-"""Files from other machines: through fsspec, with retries, never taken for whole before they are.
+"""Files from other machines: through fsspec, with retries, complete only once they are verified.
 
 The only module that imports fsspec. Which errors are worth another try is decided here: a file that
-is not there or may not be read is an error at once, everything else may be the network's.
+does not exist or may not be read is an error at once, everything else may be the network's.
 """
 
 import json
@@ -22,16 +22,16 @@ from ssl_vit.errors import OF_DISKS, UserError, one_line
 from ssl_vit.files import hash_file
 
 ATTEMPTS = 8
-"""Tries for one file; with the pauses between them, over two minutes of a server that is away."""
+"""Tries for one file; with the pauses between them they bridge an outage of two minutes."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 FIRST_ATTEMPTS = 3
-"""Where somebody waits at the keyboard, and the address may be mistyped."""
-_COMMAND_ATTEMPTS = 3  # a command seldom fails for a moment only
+"""Tries for the first file of an interactive command, whose address may be mistyped."""
+_COMMAND_ATTEMPTS = 3  # commands seldom fail only temporarily
 _CONNECT_SECONDS = 30.0
-# Fewer bytes than this in such a time are taken for a connection that hangs.
+# A connection with fewer bytes than this in this time counts as stalled.
 _STALL_SECONDS, _STALL_BYTES = 60.0, 60_000
 
-# Scheme → what has to be installed for it, and the extra that brings it.
+# Scheme → the package it needs, and the extra that installs it.
 _NEEDS = {
     "http": ("aiohttp", "http"),
     "https": ("aiohttp", "http"),
@@ -39,7 +39,7 @@ _NEEDS = {
     "gs": ("gcsfs", "gs"),
     "hf": ("huggingface_hub", "hf"),
 }
-# Trying again cannot cure these.
+# Errors that another try cannot fix.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
 _FINAL_STATUS = (400, 401, 403, 404, 405, 410)
 
@@ -47,35 +47,35 @@ Report = Callable[[str], None]
 
 
 def say(line: str) -> None:
-    """The default report: standard error."""
+    """The default report: a line on standard error."""
     print(one_line(line), file=sys.stderr, flush=True)
 
 
 class _OtherBytesError(OSError):
-    """Everything came, but it is not what the index says."""
+    """The download is complete but does not match the index."""
 
 
 def fetch_shard(shard: Shard, target: Path, attempts: int = ATTEMPTS, report: Report = say) -> None:
     """Download a shard and compare it with its index.
 
     Args:
-        target: Written; holds the whole shard when this returns, anything when it raises.
-        attempts: Tries before it is given up.
-        report: Told of every failed try.
+        target: Written; has the whole shard when this returns, any content when it raises.
+        attempts: Tries before giving up.
+        report: Called with a line about each failed try.
 
     Raises:
-        UserError: It cannot be had, or has other bytes than its index says; names it.
-        OSError: ``target`` cannot be written, with ``errno.ENOSPC`` where the disk is full.
+        UserError: It cannot be fetched, or does not match its index; names it.
+        OSError: ``target`` cannot be written, with ``errno.ENOSPC`` if the disk is full.
     """
 
     def fetch_and_compare() -> None:
         fetch_file(shard.url, target, shard.num_bytes)
         size = target.stat().st_size
         if size != shard.num_bytes:
-            raise OSError(f"{size:,} of {shard.num_bytes:,} bytes came")
+            raise OSError(f"received {size:,} of {shard.num_bytes:,} bytes")
         if (found := hash_file(target)) != shard.sha256:
             raise _OtherBytesError(
-                f"its bytes are not those of its index (sha256 differs: {found[:8]}…, not "
+                f"its bytes do not match its index (sha256 differs: {found[:8]}…, not "
                 f"{shard.sha256[:8]}…)"
             )
 
@@ -86,8 +86,8 @@ def fetch_bytes(url: str, attempts: int = ATTEMPTS, report: Report = say) -> byt
     """The content of a remote file of at most ``MOST_INDEX_BYTES``.
 
     Raises:
-        UserError: It cannot be had; names it.
-        FileNotFoundError: The server says that there is none.
+        UserError: It cannot be fetched; names it.
+        FileNotFoundError: The server has no such file.
     """
     with tempfile.TemporaryDirectory(prefix="ssl-vit-") as folder:
         copy = Path(folder) / "copy"
@@ -104,7 +104,7 @@ def try_often(
     report: Report = say,
     absent_ok: bool = False,
 ) -> None:
-    """Do the work, again after a pause while it fails as networks fail.
+    """Do the work; after errors that may be temporary, retry with growing pauses.
 
     Args:
         url: For messages.
@@ -129,7 +129,7 @@ def try_often(
             if isinstance(error, OSError) and error.errno in OF_DISKS:
                 raise
             problem = _describe(error)
-            # Other bytes may have been changed on their way, but not in the same way twice.
+            # Bytes may be corrupted on their way, but not twice in the same way.
             is_final = _is_final(error) or (
                 isinstance(error, _OtherBytesError) and problem == before
             )
@@ -137,7 +137,7 @@ def try_often(
             if is_final or attempt == attempts:
                 tries = "" if is_final else f" after {attempts} tries"
                 raise UserError(f"cannot fetch {url}{tries}: {problem}", _remedy(error)) from error
-            # Up to half longer, so that a thousand processes do not come back at the same moment.
+            # Up to half longer, so that a thousand processes do not retry at the same moment.
             pause_now = pause * (1 + random.random() / 2)
             report(f"{url}: {problem}; try {attempt + 1} of {attempts} in {pause_now:.1f} s")
             time.sleep(pause_now)
@@ -145,10 +145,10 @@ def try_often(
 
 
 def fetch_file(url: str, target: Path, most_bytes: float = math.inf) -> None:
-    """Download once, without looking at what came.
+    """Download once, without checking the content.
 
     Args:
-        most_bytes: A longer answer is broken off; a command's output and a local file are not.
+        most_bytes: A longer response is aborted; a command's output and a local file are not.
     """
     match scheme_of(url):
         case "pipe":
@@ -158,9 +158,9 @@ def fetch_file(url: str, target: Path, most_bytes: float = math.inf) -> None:
                     command, shell=True, stdout=file, stderr=subprocess.PIPE, check=False
                 )
             if done.returncode:
-                words = done.stderr.decode(errors="replace").strip().splitlines()
-                said = f": {words[-1]}" if words else ""
-                raise OSError(f"the command ended with exit code {done.returncode}{said}")
+                lines = done.stderr.decode(errors="replace").strip().splitlines()
+                reason = f": {lines[-1]}" if lines else ""
+                raise OSError(f"the command ended with exit code {done.returncode}{reason}")
         case "" | "file":
             _filesystem(url).get_file(str(local_path(url)), str(target))
         case _:
@@ -197,25 +197,25 @@ def _download_guard(most_bytes: float) -> Any:
     from fsspec.callbacks import Callback
 
     class Watch(Callback):
-        """Ends a download that does not end, or hardly moves; a drop now and then keeps a socket's
-        own clock quiet.
+        """Ends a download that is too long or nearly stalled; a socket's own timeout starts again
+        with every byte.
         """
 
         def __init__(self) -> None:
             super().__init__()
-            self.since, self.came, self.total = time.monotonic(), 0, 0
+            self.since, self.received, self.total = time.monotonic(), 0, 0
 
         def relative_update(self, inc: int = 1) -> None:
-            self.came += inc
+            self.received += inc
             self.total += inc
             if self.total > most_bytes:
-                raise OSError(f"more than {most_bytes:,} bytes came")
+                raise OSError(f"received more than {most_bytes:,} bytes")
             seconds = time.monotonic() - self.since
             if seconds < _STALL_SECONDS:
                 return
-            if self.came < _STALL_BYTES:
-                raise TimeoutError(f"only {self.came:,} bytes came in {seconds:.0f} s")
-            self.since, self.came = time.monotonic(), 0
+            if self.received < _STALL_BYTES:
+                raise TimeoutError(f"received only {self.received:,} bytes in {seconds:.0f} s")
+            self.since, self.received = time.monotonic(), 0
 
     return Watch()
 
@@ -244,7 +244,7 @@ def _describe(error: Exception) -> str:
     if _is_garbled(error):
         return "the server sent an invalid HTTP response"
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "no such file"
     if _is_of_address(error):
         return "the URL is not valid"
     if (status := getattr(error, "status", None)) is not None:
@@ -257,10 +257,10 @@ def _remedy(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "check the address; an index may name shards that were moved"
     if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
-        return "log in to that store, as its own tools do (environment variables, profile, token)"
+        return "log in to that store as its own tools do (environment variables, profile, token)"
     if isinstance(error, _OtherBytesError):
         return (
-            "the shard was changed since it was indexed: fetch the set's index again, "
-            "or make one with  ssl-vit shards index"
+            "the shard has changed since it was indexed: fetch the set's index again, or make one "
+            "with  ssl-vit shards index"
         )
-    return "check the address and the network; the same command goes on where it was"
+    return "check the address and the network, then run the same command again to continue"

@@ -1,13 +1,13 @@
-"""What a file is, by its first bytes: the formats that are read, and names for those that are not.
+"""File formats by their first bytes: those that are read, and names for those that are not.
 
-A refused file is named for what it is, so that whoever packed 10,000 HEIC photographs learns that,
-and not what they are not.
+A refused file is named for what it is: someone who packs 10,000 HEIC photographs should read
+"HEIC", not "not a JPEG".
 """
 
 from collections.abc import Callable
 
-# What is read from anyone's files. Pillow knows forty formats, and not all are fit to be taken from
-# strangers: EPS is decoded by an outside program.
+# The formats that are read from untrusted files. Pillow knows forty, and not all of them are safe:
+# EPS is decoded by an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
 ENDINGS = (
@@ -16,7 +16,7 @@ ENDINGS = (
 )
 """File endings of images, in lower case."""
 
-HEIC = 'HEIC, as iPhones take photographs; pip install "ssl-vit[heic]" reads it'
+HEIC = 'HEIC, the format of iPhone photographs; to read it:  pip install "ssl-vit[heic]"'
 
 # (offset, bytes there, name)
 _MAGIC = (
@@ -91,9 +91,7 @@ def is_heic(data: bytes) -> bool:
 
 
 def name_of_content(data: bytes) -> str:
-    """What a file is that is not one of ``FORMATS``, or cannot be opened as the one it claims to
-    be.
-    """
+    """A name for a file that is not one of ``FORMATS``, or that cannot be opened as such."""
     if data[4:8] == b"ftyp":
         if data[8:12] in (b"mif1", b"msf1") and b"avif" in data[8:64]:
             return _BRANDS[b"avif"]
@@ -102,12 +100,12 @@ def name_of_content(data: bytes) -> str:
         if data[offset : offset + len(magic)] == magic:
             return name
     if is_html(data):
-        return "an HTML page, as a failed download leaves one"
+        return "an HTML page, probably from a failed download"
     start = _start_of_text(data)
     if start.startswith((b"<?xml", b"<svg")):
         return "an SVG drawing" if b"<svg" in data[:4096].lower() else "XML"
     if start.startswith((b"{", b"[")) and _is_text(data[:512]):
-        return "JSON, as a failed download leaves it"
+        return "JSON, probably from a failed download"
     if not data.strip(b"\0"):
         return "nothing but zeros"
     return "text" if _is_text(data[:512]) else f"none of {', '.join(FORMATS)}"
@@ -123,12 +121,12 @@ def _start_of_text(data: bytes) -> bytes:
 
 
 def name_of_ending(ending: str) -> str:
-    """What files that end like this are; empty where there is nothing to say."""
+    """A name for files with this ending; empty if there is none."""
     return _OF_ENDINGS.get(ending, "")
 
 
 def registered(opens_heic: bool) -> tuple[str, ...]:
-    """The formats that Pillow is asked for."""
+    """The formats that Pillow may use."""
     return (*FORMATS, "HEIF") if opens_heic and _register_heic() else FORMATS
 
 

@@ -1,8 +1,8 @@
-"""The index of a shard set: `index.json` and `samples.npy`, written once, read in a moment.
+"""The index of a shard set: `index.json` and `samples.npy`, written once, opened in a moment.
 
-`index.json` is webdataset's shard-list convention with more keys. `samples.npy` holds one
-fixed-size record per sample, of which only those in use are read: opening a hundred million samples
-costs what opening ten costs. No torch here.
+`index.json` is webdataset's shard-list convention with more keys. `samples.npy` has one fixed-size
+record per sample, of which only those in use are read: opening a hundred million samples is as fast
+as opening ten. No torch here.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.npy"
 FORMAT = "ssl-vit-shards-2"
 MOST_INDEX_BYTES = 256 * MIB
-"""Of an `index.json`; a million shards take as much."""
+"""Largest size of an `index.json`; a million shards need about as much."""
 MOST_CLASSES = 2**21
-"""Of a set: more are names of samples, and would not fit into an `index.json`."""
+"""Most classes of a set: more are names of samples, and would not fit into an `index.json`."""
 UNFINISHED_FOLDER = ".unfinished"
-"""In a set's folder as long as the command that makes the set has not ended."""
+"""Exists in a set's folder as long as the command that makes the set has not finished."""
 
 # offset, length: the image's bytes in its tar. lead: bytes from the image's own tar header to them
 # (512, more where a long name needs an extended header; of a hard link, whose header comes after
@@ -48,36 +48,36 @@ class Shard:
     num_samples: int
     num_bytes: int
     sha256: str
-    """Of the tar."""
+    """Hash of the tar."""
     records_sha256: str
-    """Of its part of `samples.npy`."""
+    """Hash of its records in `samples.npy`."""
 
     @property
     def name(self) -> str:
-        """Its file's name."""
+        """The file's name."""
         return name_of(self.url)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of pixels in [0, 1], each image weighing the same."""
+    """Mean and standard deviation of pixels in [0, 1], with equal weight for each image."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     num_images: int
-    """How many were looked at: an even sample of a large set."""
+    """How many images were measured: an even sample of a large set."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What `index.json` says."""
+    """The content of an `index.json`."""
 
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
     statistics: Statistics | None
-    """None where the images were never decoded."""
+    """None if the images were never decoded."""
     values: ValueRange | None = None
-    """How values of more than 8 bits are shown; None where no image has them."""
+    """How values of more than 8 bits are shown; None if no image has them."""
     labels_from: str = "cls"
     """Where in the tars labels are: `cls`, `json:FIELD`, `folder`, `tar` or `none`."""
 
@@ -94,7 +94,7 @@ def fingerprint(shards: Iterable[Shard]) -> str:
 
 
 def describe_shard(url: str, num_bytes: int, sha256: str, records: np.ndarray) -> Shard:
-    """The index's entry for a tar with such records."""
+    """The index's entry for a tar with these records."""
     return Shard(url, len(records), num_bytes, sha256, records_digest(records))
 
 
@@ -104,12 +104,12 @@ def records_digest(records: np.ndarray) -> str:
 
 
 def write_index(folder: Path, index: Index, records: Sequence[np.ndarray]) -> None:
-    """Write `samples.npy` and then `index.json`, whose presence says that the set is complete.
+    """Write `samples.npy` and then `index.json`, whose presence means that the set is complete.
 
     Args:
-        folder: Of the set.
-        index: Shards of the same order as ``records``.
-        records: For every shard (num_samples,) of ``SAMPLE_RECORD``.
+        folder: The set's folder.
+        index: Its shards are in the order of ``records``.
+        records: (num_samples,) of ``SAMPLE_RECORD`` for every shard.
     """
     with replacing(folder / SAMPLES_FILE) as partial, partial.open("wb") as file:
         header = {"descr": SAMPLE_RECORD.descr, "fortran_order": False}
@@ -150,7 +150,7 @@ def write_index(folder: Path, index: Index, records: Sequence[np.ndarray]) -> No
 
 
 def read_index(folder: Path) -> Index:
-    """What a set's folder says of it.
+    """The index in a set's folder.
 
     Raises:
         UserError: The folder or its index is missing, empty, damaged or not of this format.
@@ -162,8 +162,8 @@ def read_index(folder: Path) -> Index:
         if (folder / UNFINISHED_FOLDER).is_dir():
             raise UserError(
                 f"the shards in {folder} are not complete: the command that makes them has not "
-                "ended",
-                "run that command again; it goes on where it was",
+                "finished",
+                "run that command again to continue",
             )
         if not any(folder.iterdir()):
             raise UserError(
@@ -176,7 +176,7 @@ def read_index(folder: Path) -> Index:
             )
         parts = sorted(part.parent.name for part in folder.glob(f"*/{INDEX_FILE}"))
         raise UserError(
-            f"{folder} is no shard folder (it has no {INDEX_FILE})",
+            f"{folder} is not a shard folder (it has no {INDEX_FILE})",
             f"did you mean {folder / parts[0]}?"
             if parts
             else "ssl-vit shards pack IMAGES SHARDS  makes one",
@@ -200,28 +200,28 @@ def parse_index(content: bytes, source: str) -> Index:
         )
     values = parse_json(content, source, again)
     if values.get("format") != FORMAT:
-        raise UserError(f"{source} is not of the format {FORMAT}", again)
-    said = checked(_IndexDocument, values, source, again)
+        raise UserError(f"{source} does not have the format {FORMAT}", again)
+    document = checked(_IndexDocument, values, source, again)
     index = Index(
-        tuple(_shard(entry, source) for entry in said.shardlist),
-        tuple(said.classes),
-        said.statistics and said.statistics.as_statistics(),
-        said.values and ValueRange(**said.values.model_dump()),
-        said.labels_from,
+        tuple(_shard(entry, source) for entry in document.shardlist),
+        tuple(document.classes),
+        document.statistics and document.statistics.as_statistics(),
+        document.values and ValueRange(**document.values.model_dump()),
+        document.labels_from,
     )
     if not index.num_samples:
         raise UserError(f"{source} lists no samples", "pack a folder that has images")
     return index
 
 
-Count = Annotated[int, Field(ge=0, le=2**40)]
+SampleCount = Annotated[int, Field(ge=0, le=2**40)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # hashes become names in the cache
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
 class _ShardEntry(Document):
     url: Annotated[str, Field(min_length=1, max_length=4096)]
-    nsamples: Count
+    nsamples: SampleCount
     filesize: Annotated[int, Field(ge=0, le=2**60)]
     sha256: Sha256
     records_sha256: Sha256
@@ -230,7 +230,7 @@ class _ShardEntry(Document):
 class _StatisticsEntry(Document):
     mean: Triple
     std: Triple
-    num_images: Count
+    num_images: SampleCount
 
     def as_statistics(self) -> Statistics:
         mean, std = ((red, green, blue) for red, green, blue in (self.mean, self.std))
@@ -241,7 +241,7 @@ class _ValuesEntry(Document):
     low: float
     high: float
     no_data: float | None
-    num_images: Count
+    num_images: SampleCount
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
@@ -254,7 +254,7 @@ class _IndexDocument(Document):
     classes: list[str]
     statistics: _StatisticsEntry | None
     values: _ValuesEntry | None = None
-    """Missing in sets from before there were ranges."""
+    """Missing in sets that were made before value ranges existed."""
     labels_from: str = "cls"
 
 
@@ -263,7 +263,7 @@ def _shard(entry: _ShardEntry, source: str) -> Shard:
     is_path = not scheme_of(entry.url)
     if not entry.url.isprintable() or (is_path and Path(entry.url).name != entry.url):
         raise UserError(
-            f"{source} names {entry.url!r}, which is not in its folder",
+            f"{source} lists {entry.url!r}, which is not in its folder",
             "pack the images again, or move the shard there",
         )
     return Shard(entry.url, entry.nsamples, entry.filesize, entry.sha256, entry.records_sha256)

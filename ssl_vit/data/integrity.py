@@ -1,4 +1,4 @@
-"""Whether a local shard has the bytes of its index: hashed before use, then watched by `stat`.
+"""Whether a local shard matches its index: hashed before use, then watched by `stat`.
 
 A look is one `stat`. Only a shard whose inode, size or times have changed since it was hashed is
 hashed again. No torch here.
@@ -17,32 +17,32 @@ from ssl_vit.data.urls import local_path
 from ssl_vit.errors import UserError
 
 LOOK_SECONDS = 10.0
-"""Between two looks at the same shard: a process of a large run reads hundreds at a time, from a
-file system that others use too."""
-# Of a shard that always looks changed (some network file systems invent inode numbers), so many
-# times the seconds of its last hash pass before the next.
+"""Seconds between two looks at the same shard: a process of a large run reads hundreds at a time,
+from a file system that others use too."""
+# A shard that always looks changed (some network file systems invent inode numbers) is hashed again
+# only after this many times the duration of its last hash.
 _REST = 20.0
 
 
 class Stamp(NamedTuple):
-    """What is different after a file was replaced or written to."""
+    """The state of a file, which differs after it was replaced or written to."""
 
     inode: int
     num_bytes: int
     modified: int
-    """Nanoseconds; can be set to anything by whoever writes."""
+    """Time of the last write in nanoseconds; a writer can set it to anything."""
     changed: int
-    """Nanoseconds; cannot."""
+    """Time of the last change in nanoseconds; set by the system alone."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A local shard that had the bytes of its index."""
+    """A local shard that matched its index."""
 
     stamp: Stamp
-    """Before it was read."""
+    """Its state before it was read."""
     rests_until: float
-    """On the monotonic clock; not looked at before that."""
+    """When it is looked at again at the earliest, on the monotonic clock."""
 
 
 def verify(shard: Shard, was_whole: bool = False) -> Verified:
@@ -52,7 +52,7 @@ def verify(shard: Shard, was_whole: bool = False) -> Verified:
         was_whole: Whether it had the right bytes earlier in this run.
 
     Raises:
-        UserError: It cannot be read, or has other bytes; names it.
+        UserError: It cannot be read, or does not match; names it.
     """
     began = time.monotonic()
     try:
@@ -69,13 +69,13 @@ def verify(shard: Shard, was_whole: bool = False) -> Verified:
         return Verified(stamp, now + _REST * (now - began) if was_whole else now)
     if was_whole:
         raise UserError(
-            f"shard {shard.url} is damaged: it was changed during this run, and its bytes no "
-            "longer match its index (sha256 differs)",
+            f"shard {shard.url} is damaged: it was changed during this run and no longer matches "
+            "its index (sha256 differs)",
             "restore it, keep other programs from writing to it, and run the same command again to "
             "continue from the last checkpoint",
         )
     raise UserError(
-        f"shard {shard.url} is damaged: its bytes are not those of its index (sha256 differs)",
+        f"shard {shard.url} is damaged: it does not match its index (sha256 differs)",
         "ssl-vit shards check SHARDS  says where; restore it or pack again "
         "(engine.verify_shards=false trains on it as it is)",
     )
@@ -91,7 +91,7 @@ class Watch:
         self._next = 0.0
 
     def add(self, number: int, verified: Verified) -> None:
-        """Remember what was found of a shard."""
+        """Remember that a shard was verified."""
         self._verified[number] = verified
 
     def knows(self, number: int) -> bool:
@@ -99,14 +99,14 @@ class Watch:
         return number in self._verified
 
     def use(self, numbers: Iterable[int]) -> None:
-        """Shards that are in use now, verified already or not: they are looked at once at least."""
+        """Watch shards that are in use now, verified already or not, for one look at least."""
         self._watched.update(numbers)
 
     def look(self, still: Iterable[int]) -> list[int]:
-        """Those that may have changed; empty where the last look was a moment ago.
+        """Shards that may have changed; empty if the last look was a moment ago.
 
         Args:
-            still: In use from now on.
+            still: Shards in use from now on.
         """
         now = time.monotonic()
         if now < self._next:
@@ -118,7 +118,7 @@ class Watch:
         return suspects
 
     def look_last(self) -> list[int]:
-        """Those that may have changed, however short ago they were looked at."""
+        """Shards that may have changed, however recent their last look."""
         return self._look(math.inf)
 
     def _rests(self, number: int, now: float) -> bool:
@@ -133,8 +133,8 @@ class Watch:
             try:
                 found = _stamp(local_path(self._shards[number].url).stat())
             except OSError:
-                # Deleted, or its file system is away: whoever has it open reads what was verified,
-                # and whoever opens it next says what is wrong.
+                # Deleted, or its file system is away: processes that have it open read what was
+                # verified, and the next one to open it reports the error.
                 continue
             if found != self._verified[number].stamp:
                 suspects.append(number)

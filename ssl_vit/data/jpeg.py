@@ -1,9 +1,9 @@
-"""JPEGs decoded no further than is needed: at a fraction of their size, and only down to a row.
+"""JPEGs decoded no further than needed: at a fraction of their size, and only down to a row.
 
-libjpeg-turbo decodes from the top and cannot be told to stop; but it stops where the header says
-that the image ends. So for a crop that ends early a copy of the header says so, and the decoder
-complains of the rest that it did not read. That complaint, and no other, is expected: it is its
-first, so all that was decoded was sound. The rows are those of a whole decode, bit by bit.
+libjpeg-turbo decodes from the top and has no way to stop early, but it stops where the header says
+that the image ends. For a crop that ends early, a copy of the header has a smaller height, and the
+decoder warns about the data it did not read. This warning, and no other, is expected: it comes
+first, so all that was decoded was sound. The rows equal those of a full decode bit for bit.
 """
 
 import re
@@ -18,23 +18,23 @@ from ssl_vit.data.raster import ImageFacts, Raster
 
 MAGIC = b"\xff\xd8\xff"
 END_OF_IMAGE = b"\xff\xd9"
-_SEQUENTIAL = (0xC0, 0xC1)  # frames of one pass; progressive ones go over the image many times
+_SEQUENTIAL = (0xC0, 0xC1)  # frames with one pass over the image; progressive ones have many
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 _MOST_SEGMENTS = 10_000  # a color profile or a large preview has hundreds
 _END_OF_IMAGE = 0xD9
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
-_MCU = 16  # rows of a whole row of blocks with the usual subsampling
+_MCU = 16  # pixel rows per row of blocks with the usual subsampling
 _UNREAD = "extraneous bytes before marker 0xd9"
-# libjpeg's words where pixels are lost and it goes on with gray; its other complaints are harmless.
+# libjpeg's warnings when pixels are lost and it fills in gray; its other warnings are harmless.
 _DAMAGE = ("premature end", "bad huffman code", "bad arithmetic code", "instead of rst")
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """(marker, offset behind it) of everything before the pixels, the start of the scan the last.
+    """(marker, offset after it) of all segments before the pixels; the last is the start of scan.
 
-    Skips what libjpeg skips: padding, markers without a length, and bytes that belong to nothing.
+    Skips what libjpeg skips: padding, markers without a length, and stray bytes.
     """
     place = 2
     for _ in range(_MOST_SEGMENTS):
@@ -55,7 +55,7 @@ def has_exif(data: bytes) -> bool:
 
 
 def facts_of(data: bytes) -> ImageFacts | None:
-    """What the header says; None where libjpeg-turbo does not take it, which Pillow may.
+    """The facts in the header; None if libjpeg-turbo does not support it, as Pillow may.
 
     Raises:
         TooLargeError: Decoding would take too much memory or time.
@@ -73,7 +73,7 @@ def check_cost(data: bytes, height: int, width: int, kept: float = 3.0) -> None:
     """Refuse a JPEG by its header.
 
     Args:
-        kept: Bytes of a pixel that are held beside what the decoder keeps.
+        kept: Bytes per pixel that are held beside the decoder's own memory.
 
     Raises:
         TooLargeError: Decoding would take too much memory or time.
@@ -84,7 +84,7 @@ def check_cost(data: bytes, height: int, width: int, kept: float = 3.0) -> None:
         if marker in _FRAMES and place + 8 <= len(data):
             progressive = marker in _PROGRESSIVE
             components = data[place + 7]
-            # Each component's samples across and down, in the halves of a byte.
+            # Each component's sampling factors, horizontal and vertical, in the halves of a byte.
             factors = data[place + 9 : place + 8 + 3 * components : 3]
             samples = [(factor >> 4) * (factor & 15) for factor in factors]
             coefficients = 2 * sum(samples) / max([1, *samples])
@@ -94,17 +94,17 @@ def check_cost(data: bytes, height: int, width: int, kept: float = 3.0) -> None:
             if has_all and not progressive:
                 check_memory(height, width, kept)
                 return
-    # What comes in several scans is kept whole, as 16-bit coefficients; so may be what has garbage
-    # between its segments, which libjpeg skips.
+    # Images of several scans are kept whole, as 16-bit coefficients; so may be those with garbage
+    # between their segments, which libjpeg skips.
     check_scans(_count_scans(data, start), height, width)
     check_memory(height, width, kept + coefficients)
 
 
 def _count_scans(data: bytes, start: int) -> int:
-    """Scans of an image, from the first one's marker or before it; at most one above the limit."""
+    """Number of scans from ``start``, at or before the first marker; stops one over the limit."""
     if (count := data.count(b"\xff\xda", start)) <= MAX_SCANS:
         return count
-    # Some of them may stand behind the image's end, in a phone's video.
+    # Some of them may lie behind the image's end, in a phone's video.
     count, place = 0, start
     while count <= MAX_SCANS and (found := _MARKER.search(data, place)):
         marker, place = found[1][0], found.end()
@@ -116,12 +116,12 @@ def _count_scans(data: bytes, start: int) -> int:
 
 
 def is_deep(data: bytes) -> bool:
-    """Whether it is a JPEG of more than 8 bits, as medical archives have them."""
+    """Whether it is a JPEG of more than 8 bits, as in medical archives."""
     return data[:3] == MAGIC and (frame := _frame(data)) is not None and frame[0] > 8
 
 
 def facts_of_deep(data: bytes) -> ImageFacts:
-    """What the header of a JPEG of more than 8 bits says.
+    """The facts in the header of a JPEG of more than 8 bits.
 
     Raises:
         TooLargeError: Decoding would take too much memory or time.
@@ -138,7 +138,7 @@ def read_deep(data: bytes, orientation: int) -> Raster:
     """Decode a JPEG of more than 8 bits.
 
     Args:
-        orientation: EXIF's.
+        orientation: The EXIF orientation.
 
     Raises:
         ValueError: It is damaged, or neither gray nor RGB.
@@ -146,7 +146,7 @@ def read_deep(data: bytes, orientation: int) -> Raster:
     facts = facts_of_deep(data)
     try:
         values = imagecodecs.jpeg_decode(data)
-    except Exception as error:  # libjpeg's own kind
+    except Exception as error:  # libjpeg's own exception class
         raise ValueError(f"a JPEG of {facts.depth} that cannot be decoded: {error}") from None
     if values.ndim == 3 and values.shape[2] != 3:
         raise ValueError(f"a JPEG of {values.shape[2]} channels, {facts.depth}")
@@ -154,7 +154,7 @@ def read_deep(data: bytes, orientation: int) -> Raster:
 
 
 def _frame(data: bytes) -> tuple[int, int, int, int] | None:
-    """(bits, height, width, components) of the frame header; None where there is none."""
+    """(bits, height, width, components) of the frame header; None if there is none."""
     for marker, place in segments(data):
         if marker in _FRAMES and place + 8 <= len(data):
             height = int.from_bytes(data[place + 3 : place + 5], "big")
@@ -164,7 +164,7 @@ def _frame(data: bytes) -> tuple[int, int, int, int] | None:
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of the frame header; None where there is none."""
+    """(height, width) of the frame header; None if there is none."""
     frame = _frame(data)
     return frame and frame[1:3]
 
@@ -182,11 +182,11 @@ def decode(data: bytes, size: tuple[int, int], shrink: int, rows: int) -> np.nda
         (h, w, 3) uint8 RGB; h may be anything from ``rows`` / ``shrink`` to H / ``shrink``.
 
     Raises:
-        ValueError: What was decoded is damaged.
+        ValueError: The decoded part is damaged.
     """
     height, width = size
     columns = -(-width // shrink)
-    # The last row of an image is made without the one below it, so it must not be needed.
+    # The last row is decoded without the one below it, so it must not be needed.
     end = -(-(rows + 4 * shrink) // _MCU) * _MCU
     if end < height and (shortened := _shorten(data, end)):
         pixels = np.empty((end // shrink, columns, 3), dtype=np.uint8)
@@ -197,17 +197,17 @@ def decode(data: bytes, size: tuple[int, int], shrink: int, rows: int) -> np.nda
         except ValueError as error:
             if _UNREAD in str(error):
                 return pixels
-        # Damaged, or a complaint that we do not know: the whole image decides.
+        # Damaged, or an unknown warning: decode the whole image to decide.
     return simplejpeg.decode_jpeg(data, "RGB", min_height=-(-height // shrink), min_width=columns)
 
 
 def is_damage(error: ValueError) -> bool:
-    """Whether what :func:`decode` raised means that pixels are lost."""
+    """Whether an error of :func:`decode` means that pixels are lost."""
     return any(words in str(error).lower() for words in _DAMAGE)
 
 
 def _shorten(data: bytes, rows: int) -> bytes:
-    """The file with another height in its header; empty where that would not do."""
+    """The file with another height in its header; empty if that is not possible."""
     frame = 0
     for marker, place in segments(data):
         if marker in _SEQUENTIAL:

@@ -1,4 +1,4 @@
-"""The images of a shard set that have a label. Training never looks here. No torch."""
+"""The images of a shard set that have a label. Training never uses them. No torch here."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from ssl_vit.data.index_file import NO_LABEL
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 
-_PROBE_TEST_SHARE = 4  # one of so many
+_PROBE_TEST_SHARE = 4  # one image in so many
 
 
 def labeled_numbers(shards: ShardSet) -> np.ndarray:
@@ -28,12 +28,12 @@ def check_labels(shards: ShardSet, least: int) -> None:
     if not len(labels) or not shards.classes:
         raise UserError(
             f"no image of {shards.source} has a label",
-            "pack a folder with one sub-folder a class:  ssl-vit shards pack IMAGES SHARDS",
+            "pack a folder with one sub-folder per class:  ssl-vit shards pack IMAGES SHARDS",
         )
     if len(labels) < least:
         raise UserError(
-            f"{shards.source} has {len(labels)} labeled images, {least} are needed",
-            "give a larger set",
+            f"{shards.source} has {len(labels)} labeled images, at least {least} are needed",
+            "use a larger set",
         )
     if labels.min() < 0 or labels.max() >= len(shards.classes):
         raise UserError(
@@ -43,20 +43,20 @@ def check_labels(shards: ShardSet, least: int) -> None:
 
 
 def choose_images(shards: ShardSet, most: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labeled images for an online probe's train and test: of every class about as large a part,
-    the same ones whenever and wherever they are asked for.
+    """Labeled images for an online probe's train and test sets: about the same share of every
+    class, and the same images on every call and machine.
 
     Args:
         shards: Checked by :func:`check_labels`.
-        most: Images, train and test together.
+        most: Largest number of images, train and test together.
 
     Returns:
-        Sample numbers of train and of test, disjoint; test may be empty. A class of test is one of
-        train: a class's only image goes to train, since no classifier could get it right in test.
+        Sample numbers of train and of test, disjoint; test may be empty. Every class of test is one
+        of train: a class's only image goes to train, as no classifier could predict it in test.
     """
     all_labels = shards.labels
     rng = np.random.Generator(np.random.Philox(seed))
-    # By place in its class first, so that any cut has all classes in their proportions.
+    # Ordered by the place in their class, so that any cut has all classes in their proportions.
     order = rng.permutation(np.flatnonzero(all_labels != NO_LABEL))
     labels = all_labels[order]
     by_class = np.argsort(labels, kind="stable")
@@ -88,13 +88,13 @@ def check_probed(shards: ShardSet, most: int) -> None:
     if len(np.unique(labels)) < 2:
         raise UserError(
             f"all labeled images of {shards.source} are of one class",
-            "give monitor.labeled a set with two or more classes, or leave it out",
+            "set monitor.labeled to a set with two or more classes, or leave it out",
         )
     if not len(choose_images(shards, most)[1]):
         raise UserError(
             f"{min(most, len(labels)):,} labeled images of {shards.source} in "
             f"{len(np.unique(labels)):,} classes: too few for a class to have one in train and one "
             "in test",
-            "give monitor.labeled a set with more images of each class, or a larger "
+            "set monitor.labeled to a set with more images per class, or raise "
             "monitor.labeled_images",
         )

@@ -1,20 +1,20 @@
-"""What decoding one image may take, told from its header before a pixel is decoded.
+"""Limits on decoding one image, checked on its header before a pixel is decoded.
 
-A file of a few hundred kilobytes can ask for gigabytes or for minutes, in every data worker.
+A file of a few hundred kilobytes can take gigabytes or minutes to decode, in every data worker.
 """
 
 MAX_PIXELS = 178_956_970
-"""Height × width beyond which an image is taken for a decompression bomb; Pillow's own limit."""
+"""Height × width above which an image counts as a decompression bomb; Pillow's own limit."""
 
 MAX_DECODE_BYTES = 600_000_000
-"""Memory that decoding one image may take: its stored values, what the decoder keeps, its pixels.
+"""Memory that decoding one image may take: stored values, decoder's memory and pixels together.
 
-The most that is left are 178 million pixels of a JPEG, 85 million of an 8-bit color PNG, 120
-million of 16-bit gray.
+The largest images within it are a JPEG of 178 million pixels, an 8-bit color PNG of 85 million, and
+16-bit gray of 120 million.
 """
 
 MAX_SCANS = 100
-"""Times that a progressive JPEG may go over the image; programs write about ten, at most 64."""
+"""Scans that a progressive JPEG may have; programs write about ten, at most 64."""
 
 MAX_SCANNED_PIXELS = 3e9
 """Scans × pixels of a progressive JPEG: a few seconds."""
@@ -33,7 +33,7 @@ def check_pixels(height: int, width: int) -> None:
 
     Raises:
         TooManyPixelsError: More than ``MAX_PIXELS``.
-        ValueError: None at all.
+        ValueError: No pixels.
     """
     if not height * width:
         raise ValueError("damaged: it has no pixels")
@@ -49,7 +49,7 @@ def check_file_size(num_bytes: int) -> None:
     """
     if num_bytes > MAX_DECODE_BYTES:
         raise TooLargeError(
-            f"a file of {num_bytes / 1e6:,.0f} MB, more than {MAX_DECODE_BYTES / 1e6:,.0f}; cut "
+            f"a file of {num_bytes / 1e6:,.0f} MB, more than {MAX_DECODE_BYTES / 1e6:,.0f} MB; cut "
             "it into tiles"
         )
 
@@ -58,7 +58,7 @@ def check_memory(height: int, width: int, bytes_per_pixel: float) -> None:
     """Refuse an image whose decoding would fill a worker's memory.
 
     Args:
-        bytes_per_pixel: Of everything that is held at once.
+        bytes_per_pixel: Memory per pixel of all that is held at once.
 
     Raises:
         TooLargeError: More than ``MAX_PIXELS`` or ``MAX_DECODE_BYTES``.
@@ -68,7 +68,7 @@ def check_memory(height: int, width: int, bytes_per_pixel: float) -> None:
     if (needed := height * width * bytes_per_pixel) > MAX_DECODE_BYTES:
         raise TooLargeError(
             f"{width} × {height} pixels take {needed / 1e6:,.0f} MB to decode, more than "
-            f"{MAX_DECODE_BYTES / 1e6:,.0f}; cut it into tiles"
+            f"{MAX_DECODE_BYTES / 1e6:,.0f} MB; cut it into tiles"
         )
 
 

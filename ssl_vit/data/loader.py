@@ -1,4 +1,4 @@
-"""Micro-batches of one rank, in the order that `order.py` gives, from any step on."""
+"""Micro-batches of one rank, in the order of `order.py`, from any step on."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ssl_vit.errors import UserError
 
 
 class UpdateSampler(Sampler[list[SampleRef]]):
-    """Yields the samples of every micro-batch of updates ``start_step`` … ``total_steps`` − 1."""
+    """Yields the samples of every micro-batch of the steps ``start_step`` … ``total_steps`` − 1."""
 
     def __init__(
         self,
@@ -37,25 +37,25 @@ class UpdateSampler(Sampler[list[SampleRef]]):
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How fast, never what."""
+    """Settings that change the speed of loading and never the micro-batches."""
 
     workers: int
-    """Processes; 0 loads in this one."""
+    """Number of processes; 0 loads in this one."""
     prefetch: int
-    """Micro-batches each worker prepares ahead."""
+    """Micro-batches that each worker prepares ahead."""
     pin_memory: bool
-    """For copies to CUDA that overlap with computation."""
+    """Whether copies to CUDA may overlap with computation."""
     worker_init: Callable[[int], None] | None = None
     """Called first in every worker."""
 
 
 class Batches(Protocol):
-    """What the training loop draws from."""
+    """The training loop's source of micro-batches."""
 
     def __iter__(self) -> "Batches": ...
 
     def __next__(self) -> Loaded:
-        """The next micro-batch; its pixels are overwritten after two more.
+        """The next micro-batch; its pixels are overwritten two micro-batches later.
 
         Raises:
             UserError: It cannot be loaded; names sample or shard.
@@ -63,10 +63,10 @@ class Batches(Protocol):
         ...
 
     def finish(self) -> None:
-        """Wait until the shards that were read are known to be what their index says.
+        """Wait until all shards that were read are verified against their index.
 
         Raises:
-            UserError: One is not; names it.
+            UserError: One does not match; names it.
         """
         ...
 
@@ -80,7 +80,7 @@ class LoadedBatches(Batches):
 
     Args:
         loader: From :func:`build_loader`.
-        prefetcher: Told how far the run is.
+        prefetcher: Kept informed of the run's position.
         position_of: Number of the micro-batch, from 0 → position for the prefetcher.
     """
 
@@ -106,8 +106,8 @@ class LoadedBatches(Batches):
                 raise
             raise UserError(
                 f"a data worker was killed: {str(error).splitlines()[0]}",
-                "most often memory was short: give engine.workers or engine.prefetch fewer, "
-                "and run the same command again",
+                "usually out of memory: lower engine.workers or engine.prefetch, and run the same "
+                "command again",
             ) from None
         # With a GPU the pinning thread has received it already.
         loaded = arrived.receive() if isinstance(arrived, Sent) else arrived
@@ -120,8 +120,8 @@ class LoadedBatches(Batches):
         self.prefetcher.finish(self.position_of(self._count))
 
     def close(self) -> None:
-        # Now, not when the last reference goes: an error's traceback keeps the iterator alive until
-        # the interpreter ends, which then waits for workers that nobody told to leave.
+        # Now, not with the last reference: an error's traceback keeps the iterator alive until the
+        # interpreter ends, which would then wait for workers that nobody has stopped.
         if isinstance(self._iterator, _MultiProcessingDataLoaderIter):
             self._iterator._shutdown_workers()
         self.prefetcher.close()
@@ -137,8 +137,8 @@ def build_loader(
 
     Args:
         maker: Makes a micro-batch from an item of ``batches``.
-        batches: Says which samples, in which order.
-        batch_size: Images of the largest item.
+        batches: The samples of each micro-batch, in order.
+        batch_size: Number of images in the largest item.
     """
     buffers = SharedBuffers(maker.num_bytes(batch_size), settings.workers, settings.prefetch)
     return DataLoader(
@@ -156,7 +156,7 @@ def build_loader(
 
 
 class _InSharedBuffers(Dataset["Sent"]):
-    """What torch's loader asks for micro-batches."""
+    """The data set of torch's loader; its items are micro-batches."""
 
     def __init__(self, maker: BatchMaker, buffers: SharedBuffers) -> None:
         self.maker, self.buffers = maker, buffers
@@ -167,5 +167,5 @@ class _InSharedBuffers(Dataset["Sent"]):
 
 
 def as_it_is(sent: Sent) -> Sent:
-    """It is a whole micro-batch already."""
+    """Return a micro-batch unchanged: nothing is left to collate."""
     return sent

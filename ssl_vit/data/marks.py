@@ -1,5 +1,5 @@
-"""Which files of the cache were hashed since a run began: the processes of a machine tell each
-other, so that each file is hashed once.
+"""Which files of the cache were verified since a run began, shared by the processes of a machine so
+that each file is hashed once.
 
 A mark is a small file with a time and an inode. It is never trusted beyond the run, because bit rot
 changes neither.
@@ -13,10 +13,10 @@ from ssl_vit.files import replacing
 
 
 class Marks:
-    """What this process and others have verified.
+    """The files that this process and others have verified.
 
     Args:
-        folder: Of the marks; created with the first.
+        folder: Folder of the marks; created with the first.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,7 @@ class Marks:
         self._own: dict[str, int] = {}  # sha256 → inode, in case no mark can be written
 
     def set(self, sha256: str, file: Path) -> None:
-        """Say that a file is verified."""
+        """Mark a file as verified."""
         with contextlib.suppress(OSError):  # without a mark the others hash it themselves
             inode = file.stat().st_ino
             self._own[sha256] = inode
@@ -47,5 +47,5 @@ class Marks:
             return False
 
     def remove(self, sha256: str) -> None:
-        """Forget a file that is gone."""
+        """Remove the mark of a file that is gone."""
         (self.folder / sha256).unlink(missing_ok=True)

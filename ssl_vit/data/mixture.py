@@ -1,9 +1,9 @@
 """Several shard sets in fixed proportions: still a pure function of (seed, step).
 
-Every lane has a row of slots, `global_batch / lanes` an update, and every slot belongs to one set:
-as evenly spread as whole numbers allow, which closed integer arithmetic tells for any slot without
-counting through those before it. A slot's sample is the next one of that lane in that set's own
-order, so each set has its own epochs and each of its epochs shows a sample at most once.
+Every lane has a row of slots, `global_batch / lanes` per step, and every slot belongs to one set:
+the sets are spread as evenly as whole numbers allow, and closed integer arithmetic finds the set of
+any slot without counting through those before it. A slot's sample is the next one of that lane in
+that set's own order, so each set has its own epochs and uses a sample at most once per epoch.
 """
 
 from bisect import bisect_right
@@ -22,15 +22,15 @@ def build_order(shard_sizes: Sequence[Sequence[int]], data: DataConfig, seed: in
     """The order of a run.
 
     Args:
-        shard_sizes: For each set, the samples of its shards.
+        shard_sizes: For each set, the number of samples in each of its shards.
         data: Lanes, batch, blocks and weights.
-        seed: Of the run.
+        seed: The run's seed.
 
     Raises:
         UserError: A set has fewer samples than there are lanes.
     """
     if not data.weights:
-        # One row of all shards: with several sets every image still comes once an epoch.
+        # One row of all shards: with several sets, too, every image is used once per epoch.
         shard_sizes = [[size for sizes in shard_sizes for size in sizes]]
     orders = [
         SampleOrder(
@@ -49,9 +49,9 @@ class MixedOrder:
     """The order of several shard sets.
 
     Args:
-        orders: Of the sets, with the same lanes and batch.
-        weights: Share of each set in every update, in any unit.
-        seed: Of the run.
+        orders: The orders of the sets, with the same lanes and batch.
+        weights: Relative share of each set in every step.
+        seed: The run's seed.
     """
 
     def __init__(self, orders: Sequence[SampleOrder], weights: Sequence[float], seed: int) -> None:
@@ -68,12 +68,12 @@ class MixedOrder:
         self._phases: dict[int, list[int]] = {}
 
     def update(self, step: int, lanes: range) -> list[SampleRef]:
-        """The samples that these lanes give to update ``step``, lane by lane."""
+        """The samples of these lanes in a step, lane by lane."""
         slots = range(step * self.per_lane, (step + 1) * self.per_lane)
         return [self._sample(lane, slot) for lane in lanes for slot in slots]
 
     def shards_at(self, step: int, lanes: range) -> list[int]:
-        """The shards of the blocks that these lanes are in at update ``step``, each once."""
+        """The shards of the blocks that these lanes are in at a step, each once."""
         found = []
         for lane in lanes:
             begun = self.counts(lane, step * self.per_lane)
@@ -84,7 +84,7 @@ class MixedOrder:
         return merge(found)
 
     def next_change(self, step: int, lanes: range) -> int:
-        """The first update after ``step`` in which a lane enters another block of a set."""
+        """The first step after ``step`` in which a lane enters another block of a set."""
         return min(
             self._step_beyond(lane, part, order.next_block(end - 1), step)
             for lane in lanes
@@ -96,7 +96,7 @@ class MixedOrder:
     def counts(self, lane: int, slots: int) -> list[int]:
         """How many of a lane's first ``slots`` slots belong to each set."""
         if lane not in self._phases:
-            # A phase of its own keeps all lanes from taking the same set at the same moment.
+            # Its own phase, so that not all lanes take the same set at the same time.
             words = [hash_words(self.seed, _PHASE, lane, part) for part in range(len(self._shares))]
             self._phases[lane] = [int(word) >> (64 - _BITS) for word in words]
         found: list[int] = []
@@ -113,16 +113,16 @@ class MixedOrder:
         return SampleRef(self._first_number[part] + number, epoch)
 
     def _ends(self, lane: int, step: int) -> list[int]:
-        """For each set, up to which place of its lane update ``step`` is at work.
+        """For each set, the end of the places of its lane that are in use at ``step``.
 
-        The place of a set's next sample counts even if this update takes none of it.
+        The place of a set's next sample counts even if this step takes none of it.
         """
         before = self.counts(lane, step * self.per_lane)
         after = self.counts(lane, (step + 1) * self.per_lane)
         return [max(end, begun + 1) for begun, end in zip(before, after, strict=True)]
 
     def _step_beyond(self, lane: int, part: int, place: int, step: int) -> int:
-        """The first update after ``step`` that is at work beyond a place of a set's lane."""
+        """The first step after ``step`` that uses places of a set's lane beyond ``place``."""
         low, stride = step + 1, 1
         while self._ends(lane, low + stride)[part] <= place:
             low, stride = low + stride, 2 * stride

@@ -1,11 +1,11 @@
-"""Which samples make update t: a pure function of (seed, t), and so the heart of exact resume.
+"""The samples of step t: a pure function of (seed, t), which is what makes resuming exact.
 
-An epoch is one virtual row of all samples: the shards in an epoch's own order, turned by an epoch's
-own offset. `lanes` cut that row into equal stretches (fewer than `lanes` samples at its end are
-left out), and every lane is shuffled within blocks of neighbors. Update t takes the next
+An epoch is one virtual row of all samples: the shards in an order of this epoch, rotated by an
+offset of this epoch. The row is divided into `lanes` of equal length (fewer than `lanes` samples at
+its end are left out), and every lane is shuffled within blocks of neighbors. Step t takes the next
 ``global_batch / lanes`` samples of every lane; a rank serves consecutive lanes. Nothing here
-depends on the number of processes, workers or micro-batches, and nothing
-has to be replayed: starting at step ten million costs what starting at step ten costs.
+depends on the number of processes, workers or micro-batches, and nothing has to be replayed:
+starting at step ten million costs as much as starting at step ten.
 
 All randomness is integer arithmetic of our own (splitmix64), because numpy does not promise that
 its generators give the same permutation in its next version.
@@ -27,7 +27,7 @@ _64_BITS = 2**64 - 1
 def too_few_samples_error(
     num_samples: int, lanes: int, global_batch_size: int, world_size: int = 1
 ) -> UserError:
-    """What to say of a set with fewer samples than lanes: values that train."""
+    """The error for a set with fewer samples than lanes; suggests values that train."""
     fitting = [
         count
         for count in range(1, num_samples + 1)
@@ -50,18 +50,18 @@ class SampleRef(NamedTuple):
 
 
 class Order(Protocol):
-    """Which samples make an update, and which shards hold them. Pure functions of the step."""
+    """The samples of every step, and the shards that hold them. Pure functions of the step."""
 
     def update(self, step: int, lanes: range) -> list[SampleRef]:
-        """The samples that these lanes give to update ``step`` (from 0), lane by lane."""
+        """The samples of these lanes in a step (from 0), lane by lane."""
         ...
 
     def shards_at(self, step: int, lanes: range) -> list[int]:
-        """The shards between which these lanes choose in update ``step``, each once."""
+        """The shards from which these lanes may take samples in a step, each once."""
         ...
 
     def next_change(self, step: int, lanes: range) -> int:
-        """The first update after ``step`` for which :meth:`shards_at` may name further shards."""
+        """The first step after ``step`` for which :meth:`shards_at` may name further shards."""
         ...
 
 
@@ -69,11 +69,11 @@ class SampleOrder:
     """The order of one shard set under one seed.
 
     Args:
-        shard_sizes: Samples of every shard, in index order.
-        lanes: L, independent stretches of an epoch.
-        global_batch_size: Samples an update; a multiple of ``lanes``.
+        shard_sizes: Number of samples in every shard, in index order.
+        lanes: L, the number of independent stretches of an epoch.
+        global_batch_size: Samples per step; a multiple of ``lanes``.
         shuffle_block: Samples of a lane that are shuffled together.
-        seed: Of the run.
+        seed: The run's seed.
 
     Raises:
         UserError: Fewer samples than lanes, or a batch that the lanes do not divide.
@@ -98,30 +98,29 @@ class SampleOrder:
         if self.num_samples < lanes:
             raise too_few_samples_error(self.num_samples, lanes, global_batch_size)
         self.per_lane = global_batch_size // lanes
-        # Samples of one lane in one epoch; the rest of the division is the epoch's unseen remainder
-        # (< lanes).
+        # Samples of one lane in one epoch; the remainder of the division (< lanes) is left out.
         self.lane_length = self.num_samples // lanes
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray, int]] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
 
     def update(self, step: int, lanes: range) -> list[SampleRef]:
-        """The samples that these lanes give to update ``step``, lane by lane.
+        """The samples of these lanes in a step, lane by lane.
 
         Args:
             step: Counts from 0.
-            lanes: Lanes of the asking rank, see :func:`lanes_of_rank`.
+            lanes: The rank's lanes, see :func:`lanes_of_rank`.
         """
         places = range(step * self.per_lane, (step + 1) * self.per_lane)
         return [self.sample(lane, place) for lane in lanes for place in places]
 
     def shards_at(self, step: int, lanes: range) -> list[int]:
-        """The shards of the blocks that these lanes are in at update ``step``, each once."""
+        """The shards of the blocks that these lanes are in at a step, each once."""
         first, end = step * self.per_lane, (step + 1) * self.per_lane
         return merge(self.shards_between(lane, first, end) for lane in lanes)
 
     def next_change(self, step: int, lanes: range) -> int:
-        """The first update after ``step`` in which a lane enters another block."""
+        """The first step after ``step`` in which a lane enters another block."""
         return self.next_block((step + 1) * self.per_lane - 1) // self.per_lane
 
     def sample(self, lane: int, place: int) -> SampleRef:
@@ -160,12 +159,10 @@ class SampleOrder:
         end = int(row_starts.searchsorted(last, side="right"))
         if first <= last:
             return order[begin:end].tolist()
-        return [*order[begin:].tolist(), *order[:end].tolist()]  # over the row's end
+        return [*order[begin:].tolist(), *order[:end].tolist()]  # wraps around the row's end
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Shard order of an epoch, where each shard starts in its row, and by how much the row is
-        turned.
-        """
+        """Shard order of an epoch, where each shard starts in its row, and the row's rotation."""
         if epoch not in self._epochs:
             order = permutation(len(self.shard_sizes), self.seed, _SHARD_ORDER, epoch)
             row_starts = np.concatenate([[0], np.cumsum(self.shard_sizes[order])])
@@ -211,11 +208,11 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
 class SampleRandomness:
     """The randomness of every sample: crops, colors, masks. The same on every machine.
 
-    Philox is counter-based: no two keys ever overlap. Use only ``random()`` of it, whose bits are
+    Philox is counter-based: no two keys ever overlap. Use only its ``random()``, whose bits are
     fixed by the algorithm.
 
     Args:
-        seed: Of the run.
+        seed: The run's seed.
     """
 
     def __init__(self, seed: int) -> None:
@@ -225,7 +222,7 @@ class SampleRandomness:
         self._state = self._philox.state
 
     def of(self, ref: SampleRef) -> np.random.Generator:
-        """One sample's in one epoch, from its start; ends that of the sample before."""
+        """The generator of one sample in one epoch, at its start; valid until the next call."""
         # Setting the state of one generator takes a fifth of the time of making another.
         key = [hash_words(self.seed, _SAMPLE, ref.epoch), np.uint64(ref.number)]
         self._state["state"]["key"] = np.array(key, dtype=np.uint64)

@@ -16,10 +16,10 @@ def take_pages(data: bytes, numbers: Iterable[int]) -> Iterator[tuple[bytes, str
 
     Args:
         data: A file of several pages.
-        numbers: From 0, ascending.
+        numbers: Page numbers from 0, ascending.
 
     Raises:
-        ValueError: It is damaged, or of a color that would not survive.
+        ValueError: It is damaged, or its color space would be lost.
     """
     if tiff.is_tiff(data):
         for page in tiff.take_pages(data, numbers):
@@ -40,6 +40,6 @@ def _take_frame(image: Image.Image, number: int) -> bytes:
         frame.save(stream, "PNG", compress_level=1)
     except (ValueError, MemoryError):
         raise
-    except Exception as error:  # whatever a damaged frame makes Pillow trip over
+    except Exception as error:  # Pillow's parsers of damaged frames raise many kinds
         raise ValueError(f"frame {number} cannot be read: {error}") from None
     return stream.getvalue()

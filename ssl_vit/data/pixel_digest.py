@@ -1,7 +1,7 @@
 """A short digest of an image's pixels: equal digests mean equal pixels. No torch here.
 
-Pixels of one color throughout get a digest that says so: black tiles and empty margins are the same
-image many times over without being copies of anything.
+Images of a single color have a recognizable digest: black tiles and empty margins have equal pixels
+without being copies of anything.
 """
 
 import hashlib
@@ -10,11 +10,11 @@ import struct
 import numpy as np
 
 DIGEST_BYTES = 16
-_SINGLE_COLOR = b"\0" * 5  # a sha256 begins like this once in 10^12 images
+_SINGLE_COLOR = b"\0" * 5  # one sha256 in 10^12 begins like this
 
 
 def digest_pixels(pixels: np.ndarray) -> bytes:
-    """16 bytes that differ wherever size or pixels do.
+    """16 bytes that differ if size or pixels do.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -22,7 +22,7 @@ def digest_pixels(pixels: np.ndarray) -> bytes:
     height, width, _ = pixels.shape
     size = struct.pack("<II", height, width)
     corners = pixels[0, 0], pixels[-1, -1]
-    # The corners first: two pixels clear almost every photograph of the comparison of all.
+    # The corners first: for almost every photograph, two pixels save the comparison of all.
     if np.array_equal(*corners) and (pixels == corners[0]).all():
         return _SINGLE_COLOR + corners[0].tobytes() + size
     # sha256, since processors have instructions for it: 150 kB take 0.1 ms, blake2b six times that.
@@ -32,5 +32,5 @@ def digest_pixels(pixels: np.ndarray) -> bytes:
 
 
 def is_single_color(digest: bytes) -> bool:
-    """Whether the digest is that of an image of one color throughout."""
+    """Whether the digest is that of an image of a single color."""
     return digest.startswith(_SINGLE_COLOR)

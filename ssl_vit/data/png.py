@@ -1,4 +1,4 @@
-"""PNG chunks, and PNGs of 16 bits, whose lower half Pillow drops in color.
+"""PNG chunks, and PNGs of 16 bits: Pillow drops the lower byte of 16-bit color.
 
 Source: PNG Specification (Third Edition), W3C 2025.
 """
@@ -13,12 +13,12 @@ from ssl_vit.data.raster import ImageFacts, Raster
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: ("gray", 1), 2: ("RGB", 3), 3: ("palette", 1), 4: ("gray", 2), 6: ("RGB", 4)}
-# What decides the pixels, their orientation too; color profiles and texts do not.
+# The chunks that affect pixels or orientation; color profiles and texts do not.
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(type, offset of its data, length) of every whole chunk, to the end chunk or the end."""
+    """(type, offset of its data, length) of every complete chunk, up to IEND or the file's end."""
     place = len(MAGIC)
     while place + 12 <= len(data):
         length = int.from_bytes(data[place : place + 4], "big")
@@ -32,7 +32,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def facts_of(data: bytes) -> ImageFacts:
-    """What the header says.
+    """The facts in the header.
 
     Raises:
         ValueError: There is none, or decoding would take too much memory.
@@ -51,7 +51,7 @@ def facts_of(data: bytes) -> ImageFacts:
             has_color_key = True
         elif kind == b"IDAT":
             break
-    # A transparent color becomes a channel. Pillow keeps one byte of a pixel, or four.
+    # A transparent color becomes a channel. Pillow keeps one byte per pixel, or four.
     deep = 2 * (samples + has_color_key)
     check_memory(height, width, 3 + (deep if bits == 16 else 1 if samples == 1 else 4))
     return ImageFacts(
@@ -75,7 +75,7 @@ def read_deep(data: bytes, orientation: int) -> Raster:
     """Decode a PNG of 16 bits.
 
     Args:
-        orientation: EXIF's, which the chunk of that name holds.
+        orientation: The EXIF orientation, from the chunk eXIf.
 
     Raises:
         ValueError: It is damaged.
@@ -83,10 +83,10 @@ def read_deep(data: bytes, orientation: int) -> Raster:
     facts = facts_of(data)
     try:
         values = imagecodecs.png_decode(without_metadata(data))
-    except Exception as error:  # libpng's own kind
+    except Exception as error:  # libpng's own exception class
         raise ValueError(f"damaged PNG: {error}") from None
     if values.shape[:2] != (facts.height, facts.width):
-        raise ValueError("damaged PNG: its data do not fill it")
+        raise ValueError("damaged PNG: its data does not fill the image")
     opacity = None
     if values.ndim == 3 and values.shape[2] in (2, 4):
         opacity = values[:, :, -1]

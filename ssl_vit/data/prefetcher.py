@@ -1,14 +1,14 @@
-"""A process beside a rank that has its shards ready: fetched ahead of need, verified once.
+"""A process per rank that prepares its shards: fetched before they are needed, verified once.
 
-Training reads samples in an order that is known to the end, so what it will need next is known too.
-The prefetcher walks that order ahead of the run: it fetches remote shards into the cache until the
-rank's share of it is full, holds those in use against eviction, and gives those that are done free.
-Local shards are compared with the sha256 of their index when they are about to be read for the
-first time, and again when they change while they are in use, so a damaged one ends the run by name
-instead of teaching it noise.
+The order of training is known to its end, so the shards that it will need next are known too. The
+prefetcher works through this order ahead of the run: it fetches remote shards into the cache until
+the rank's share of it is full, holds those in use against eviction, and releases those that are
+done. Local shards are compared with the sha256 in their index when they are about to be read for
+the first time, and again when they change while they are in use, so a damaged shard stops the run
+with its name instead of training on noise.
 
-A process and not a thread: downloads and hashes would slow the rank's own Python. It is told the
-run's position through its standard input and ends with it.
+A process and not a thread: downloads and hashes would slow the rank's own Python. It reads the
+run's position from its standard input and ends with it.
 """
 
 import json
@@ -32,29 +32,29 @@ from ssl_vit.data.integrity import Watch, verify
 from ssl_vit.data.urls import is_local
 from ssl_vit.errors import UserError
 
-# With the rank's own path: `-c` would put the current folder, with any `random.py` in it, first.
+# With the rank's own sys.path: `-c` would put the current folder, with any `random.py`, first.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from ssl_vit.data.prefetcher import main; main()"
 _STREAMS = 4  # downloads at the same time
-# Local shards of no more than this together are all verified, read or not: a damaged set is known
-# within seconds of the start.
+# If local shards take no more than this together, all are verified, read or not: a damaged set is
+# reported within seconds of the start.
 _SMALL_SET = 4 * 2**30
-_TICK = 0.05  # seconds between two looks at what is to be done
+_TICK = 0.05  # seconds between two rounds of the loop
 _FURTHEST = 1_000  # changes of the shards in use to look ahead
-_TELL = 0.1  # seconds between two reports of the position
-_PATIENCE = 2.0  # seconds of waiting at the end before a word is said
+_REPORT_SECONDS = 0.1  # between two reports of the position
+_PATIENCE = 2.0  # seconds of waiting at the end before a line is printed
 
 
 class ShardPrefetcher:
-    """The rank's end of it.
+    """The rank's side of the prefetcher.
 
     Args:
         shards: All shards of the set.
         cache: Where remote ones are kept.
-        access_plan: Of this rank.
+        access_plan: The shards that this rank reads.
         start: Position at which the run begins.
         verifies: Compare local shards with their index.
-        share: Which of the ranks of this machine this is, and their number: they share the cache's
-            room and the verification of a small set.
+        share: The number of this rank among the ranks of this machine, and their count: they share
+            the cache's space and the verification of a small set.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ShardPrefetcher:
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._told = 0.0
+        self._reported = 0.0
         if start >= access_plan.end or not (verifies or any(not is_local(s.url) for s in shards)):
             return
         self._process = subprocess.Popen(
@@ -79,16 +79,16 @@ class ShardPrefetcher:
         self._write(pickle.dumps(job))
 
     def advance(self, position: int) -> None:
-        """Say how far the run is; nothing before this position is read any more.
+        """Report the run's position; nothing before it is read any more.
 
         Raises:
-            UserError: A shard cannot be had, or is damaged; names it.
+            UserError: A shard cannot be fetched, or is damaged; names it.
         """
         if self._process is None:
             return
         now = time.monotonic()
-        if now - self._told >= _TELL:
-            self._told = now
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
             self._write(b"at %d\n" % position)
         self._listen(wait=False)
 
@@ -104,7 +104,7 @@ class ShardPrefetcher:
         self._write(b"finish %d\n" % position)
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], _PATIENCE)[0]:
-            print("verifying the last of the shards that were read …", file=sys.stderr, flush=True)
+            print("verifying the last shards …", file=sys.stderr, flush=True)
         self._listen(wait=True)
 
     def close(self) -> None:
@@ -121,13 +121,13 @@ class ShardPrefetcher:
             self._process.stdin.write(data)
             self._process.stdin.flush()
         except BrokenPipeError:
-            self._listen(wait=True)  # its last words say why
+            self._listen(wait=True)  # its last message gives the reason
 
     def _listen(self, wait: bool) -> None:
-        """Hear what it has to say.
+        """Read a message of the process.
 
         Raises:
-            UserError: Its own, or that it is gone.
+            UserError: The process reports an error, or has ended.
         """
         assert self._process is not None
         assert self._process.stdout is not None
@@ -144,16 +144,16 @@ class ShardPrefetcher:
             raise UserError(
                 f"the process that fetches and verifies shards ended with exit code {code}",
                 f"run the same command again{memory}",
-                may_pass=True,  # srun's signal may find it still starting
+                may_pass=True,  # srun's signal may reach it while it starts
             )
-        said = json.loads(line)
-        if "problem" in said:
-            raise UserError(said["problem"], said["remedy"])
+        message = json.loads(line)
+        if "problem" in message:
+            raise UserError(message["problem"], message["remedy"])
 
 
 @dataclass(frozen=True)
 class _Job:
-    """All that the process is told at its start."""
+    """The first message to the process."""
 
     shards: tuple[Shard, ...]
     cache: ShardCache
@@ -164,7 +164,7 @@ class _Job:
 
 
 class _Walk:
-    """What the process does: a loop over what is needed, soonest first."""
+    """The work of the process: a loop over the shards that are needed, soonest first."""
 
     def __init__(self, job: _Job) -> None:
         self.job = job
@@ -189,7 +189,7 @@ class _Walk:
         self._all_local = mine if job.verifies and is_small else []
 
     def listen(self, lines: Iterable[bytes]) -> None:
-        """Take in what the rank says, until it says no more; runs in a thread of its own."""
+        """Read the rank's messages until it closes the stream; runs in its own thread."""
         for line in lines:
             word, number = line.split()
             self.position = max(self.position, int(number))
@@ -198,9 +198,7 @@ class _Walk:
         os._exit(0)  # the rank has ended
 
     def run(self) -> None:
-        """Until all that was read is verified and the rank has no more to read, or a shard
-        fails.
-        """
+        """Work until all that was read is verified and the rank has finished, or a shard fails."""
         while not self._is_done():
             for future in [future for future in self._running if future.done()]:
                 future.result()
@@ -226,7 +224,7 @@ class _Walk:
             self._watch.add(number, verify(shard, was_whole=self._watch.knows(number)))
 
     def _suspect(self, numbers: Iterable[int]) -> None:
-        """Hash these again."""
+        """Have these shards hashed again."""
         self._suspects.update(numbers)
         self._ready.difference_update(numbers)
 
@@ -240,7 +238,7 @@ class _Walk:
         return not self._suspects
 
     def _hold_and_retire(self) -> None:
-        """Hold the remote shards in use now, and give free what was in use before."""
+        """Hold the remote shards in use now, and release those that were in use before."""
         if not self._any_remote:
             return
         cache, shards = self.job.cache, self.job.shards
@@ -263,8 +261,8 @@ class _Walk:
                 self._ready.discard(number)
 
     def _look_ahead(self) -> None:
-        """List what is needed from here on, soonest first: as far as the room for remote shards
-        reaches; where all are local, those in use and those of the next change.
+        """List the shards needed from here on, soonest first: as many remote shards as there is
+        space for; if all are local, those in use and those of the next change.
         """
         access_plan, shards = self.job.access_plan, self.job.shards
         position, room = self.position, self.job.cache.num_bytes // self.job.share[1]
@@ -282,7 +280,7 @@ class _Walk:
             position = access_plan.next_change(position)
             if change == 0:
                 self._window_ends = position
-        # First what a fast rank has read before it was verified.
+        # First the shards that a fast rank has read before they were verified.
         behind = dict.fromkeys(self._unverified(self.position))
         self._in_use = [number for number in behind | window if is_local(shards[number].url)]
         self._watch.use(self._in_use)
@@ -297,13 +295,13 @@ class _Walk:
                     self._ready.add(number)
 
     def _has_verified(self, goal: int) -> bool:
-        """Whether all local shards are that were read before a position, or are of a small set."""
+        """Whether all local shards read before a position, or all of a small set, are verified."""
         if self._suspects or self._unverified(goal):
             return False
         return self._ready.issuperset(self._all_local)
 
     def _unverified(self, goal: int) -> list[int]:
-        """Local shards that were read before a position and are not verified yet."""
+        """Local shards that were read before a position but not yet verified."""
         access_plan, shards = self.job.access_plan, self.job.shards
         found: dict[int, None] = {}
         position = self._verified_to
@@ -318,16 +316,16 @@ class _Walk:
 
 
 def main() -> None:
-    """The process: a job and then lines on standard input, JSON lines on standard output."""
+    """Run the process: reads a job and then lines on standard input, writes JSON lines."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # the rank still saves, and ends us after that
+        signal.signal(number, signal.SIG_IGN)  # the rank still saves, and then ends this process
     os.nice(5)
     walk = _Walk(pickle.load(sys.stdin.buffer))
     threading.Thread(target=walk.listen, args=(sys.stdin.buffer,), daemon=True).start()
     try:
         walk.run()
-        said: dict[str, Any] = {"finished": True}
+        message: dict[str, Any] = {"finished": True}
     except UserError as error:
-        said = {"problem": error.problem, "remedy": error.remedy}
-    print(json.dumps(said), flush=True)
-    threading.Event().wait()  # the rank ends us
+        message = {"problem": error.problem, "remedy": error.remedy}
+    print(json.dumps(message), flush=True)
+    threading.Event().wait()  # the rank ends this process

@@ -1,5 +1,5 @@
-"""Stored values of images that Pillow would round to 8 bits or misread: what their readers return,
-and how it becomes pixels.
+"""Stored values of images that Pillow would round to 8 bits or misread, and their conversion to
+pixels.
 """
 
 from typing import NamedTuple
@@ -8,29 +8,29 @@ import numpy as np
 
 from ssl_vit.data.values import ValueRange, is_no_data
 
-# Pixels that are shown at a time: a float copy of a whole image could be eight times its size.
+# Pixels converted at a time: a float copy of a whole image could be eight times its size.
 _BLOCK = 2**18
 
 
 class ImageFacts(NamedTuple):
-    """What an image file's header says."""
+    """The facts in an image file's header."""
 
     format: str
     height: int
     """Pixels, as stored."""
     width: int
     channels: str
-    """For a person: "gray", "RGB", "palette", "CMYK", …"""
+    """For messages: "gray", "RGB", "palette", "CMYK", …"""
     depth: str
-    """Of a stored value, for a person: "8-bit", "16-bit signed", "32-bit float", …"""
+    """Type of a stored value, for messages: "8-bit", "16-bit signed", "32-bit float", …"""
     is_deep: bool = False
-    """More than 8 bits: a value range says how it is shown."""
+    """Whether it has more than 8 bits and is shown by a value range."""
     is_transparent: bool = False
-    """Has an opacity channel or a transparent color; composited on white."""
+    """Whether it has an opacity channel or a transparent color; composited on white."""
     num_left_out: int = 0
-    """Channels beyond RGB and opacity."""
+    """Number of channels beyond RGB and opacity."""
     num_pages: int = 1
-    """Images in the file; the first is read."""
+    """Number of images in the file; the first is read."""
 
 
 class Raster(NamedTuple):
@@ -43,13 +43,13 @@ class Raster(NamedTuple):
     opacity: np.ndarray | None = None
     """(H, W), of any real type."""
     opaque: float = 1.0
-    """The opacity of a pixel that nothing shines through."""
+    """The opacity value of an opaque pixel."""
     is_premultiplied: bool = False
     """Whether the values were multiplied by the opacity."""
     orientation: int = 1
-    """EXIF's, 1 to 8."""
+    """The EXIF orientation, 1 to 8."""
     no_data: float | None = None
-    """The value of pixels that were not measured, if the file says so."""
+    """The value of pixels without data, if the file declares it."""
     is_inverted: bool = False
     """Whether low values are white in the file; here they are turned around."""
 
@@ -68,8 +68,8 @@ class Raster(NamedTuple):
         """
         if self.values.dtype != np.uint8 and values is None:
             raise ValueError(
-                f"{self.depth} values, and no value range that says which are black and white: "
-                "make the index again, or set one"
+                f"{self.depth} values without a value range, which says which of them are black "
+                "and white: make the index again, or set one"
             )
         height, width = self.values.shape[:2]
         pixels = np.empty((height, width, 3), dtype=np.uint8)

@@ -1,7 +1,7 @@
-"""`samples.npy` as it is read: from memory where it is small, else by one `pread` per record.
+"""Reading `samples.npy`: from memory if it is small, otherwise by one `pread` per record.
 
-Never memory-mapped: where a mapped file is truncated while it is in use, the kernel kills the
-process that touches the missing part (SIGBUS), and nothing says which file it was. No torch here.
+Never memory-mapped: if a mapped file is truncated while it is in use, the kernel kills the process
+that touches the missing part (SIGBUS), and no message names the file. No torch here.
 """
 
 import os
@@ -16,9 +16,9 @@ from ssl_vit.errors import UserError
 from ssl_vit.foreign import first_line
 
 SMALL = 2_000_000
-"""Records (40 MB) up to which a set's are compared with the index as a whole when it is opened, and
-kept in memory; of a larger set, those of a shard are compared when the first of them is used."""
-_LOOK_SECONDS = 10.0  # between two looks at whether the file of a large set was written to
+"""Largest number of records (40 MB) that are kept in memory and compared with the index when a set
+is opened; in a larger set, a shard's records are compared when the first of them is used."""
+_LOOK_SECONDS = 10.0  # between two checks whether the file of a large set was written to
 
 
 class Records:
@@ -26,11 +26,11 @@ class Records:
 
     Args:
         path: The `samples.npy`.
-        num_records: That its `index.json` counts.
+        num_records: Their number by its `index.json`.
         is_copy: Whether the folder is the cache's copy of a remote index.
 
     Raises:
-        UserError: The file cannot be read, or does not fit its index.
+        UserError: The file cannot be read, or does not match its index.
     """
 
     def __init__(self, path: Path, num_records: int, is_copy: bool = False) -> None:
@@ -43,7 +43,7 @@ class Records:
         self._begin = self._file.tell()
         size = os.fstat(self._file.fileno()).st_size - self._begin
         if found != (num_records,) or size != num_records * SAMPLE_RECORD.itemsize:
-            raise self.unusable(f"{self.path} does not fit its index")
+            raise self.unusable(f"{self.path} does not match its index")
         self._stamp, self._looked = self._state(), time.monotonic()
         self._memory: np.ndarray | None = None
         if num_records <= SMALL:
@@ -58,14 +58,14 @@ class Records:
         """(count,) of ``SAMPLE_RECORD``.
 
         Raises:
-            UserError: They are not there any more.
+            UserError: They are no longer there.
         """
         if self._memory is not None:
             return self._memory[first : first + count]
         return self._read(first, count)
 
     def were_written_to(self) -> bool:
-        """Whether the open file has changed since it was opened, or since this was last true."""
+        """Whether the open file has changed since it was opened or last found changed."""
         if self._memory is not None or time.monotonic() - self._looked < _LOOK_SECONDS:
             return False
         self._looked, before = time.monotonic(), self._stamp
@@ -76,7 +76,8 @@ class Records:
         """The error for records that cannot be used."""
         if self.is_copy:
             return UserError(
-                problem, f"remove {self.path.parent}; the same command fetches that index again"
+                problem,
+                f"remove {self.path.parent}, and run the same command again to fetch that index",
             )
         return UserError(
             problem,
@@ -104,9 +105,9 @@ class Records:
 
 
 def _read_header(file: IO[bytes]) -> tuple[int, ...]:
-    """The shape that the file says it has; the file is at its first record then."""
+    """The shape in the file's header; leaves the file at its first record."""
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("its npy format is not version 1.0")
     shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    # One that is of another kind has no shape that could fit.
+    # An array of another kind has no shape that could match.
     return () if dtype != SAMPLE_RECORD or is_fortran else shape

@@ -11,8 +11,8 @@ from torch import Tensor
 from ssl_vit.data.crops import Box, Crop
 from ssl_vit.data.decode import Picture, largest_shrink
 
-# A JPEG is shrunk while it is decoded only as far as its crops stay this much larger than what is
-# made of them; the antialiased resize does the rest. At 2, Pillow's own choice for thumbnails, the
+# A JPEG is shrunk while it is decoded only as far as its crops stay this much larger than their
+# results; the antialiased resize does the rest. At 2, Pillow's own choice for thumbnails, the
 # result differs from that of a full decode by noise of about 50 dB.
 _LEAST_EXCESS = 2.0
 
@@ -34,12 +34,12 @@ def render(picture: Picture, crops: Sequence[Crop], into: Sequence[Tensor]) -> N
     )
     pixels = picture.pixels(shrink, max(crop.box.top + crop.box.height for crop in crops))
     if pixels.shape[1] == picture.width:
-        shrink = 1  # no JPEG, or one for Pillow
+        shrink = 1  # not a JPEG, or one that Pillow decoded
     for crop, target in zip(crops, into, strict=True):
         resize_into(pixels, _shrunk(crop.box, shrink, *pixels.shape[:2]), target)
         mirrored = [axis for axis, is_so in ((0, crop.down), (1, crop.across)) if is_so]
         if mirrored:
-            # Channels first in name only: torch has a fast way for this layout, as for the resize.
+            # Channels first by strides only: torch has a fast path for this layout, as in resizing.
             planes = target.permute(2, 0, 1)
             planes.copy_(planes.flip([axis + 1 for axis in mirrored]))
 
@@ -48,20 +48,20 @@ def resize_into(pixels: np.ndarray, box: Box, target: Tensor) -> None:
     """Cut a box out and scale it, antialiased bicubic in integer arithmetic.
 
     Args:
-        pixels: (H, W, 3) uint8, of any strides.
+        pixels: (H, W, 3) uint8 with any strides.
         box: Inside the image.
         target: (h, w, 3) uint8, contiguous; filled.
     """
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    # Of a turned image; torch knows no negative strides, which numpy allows on sides of 1.
+    # Turned images have negative strides, which torch does not support even on sides of 1.
     if min(part.strides) < 0 or not pixels.flags.c_contiguous:
         part = part.copy()
     cut = torch.from_numpy(part)
     if cut.shape == target.shape:
         target.copy_(cut)
         return
-    # The operator behind F.interpolate, which cannot write into a tensor that is there: a third of
-    # its time is spent on turning its result into planes.
+    # The operator behind F.interpolate, which cannot write into an existing tensor: a third of its
+    # time is spent on turning its result into planes.
     torch.ops.aten._upsample_bicubic2d_aa.out(
         cut.permute(2, 0, 1).unsqueeze(0),
         target.shape[:2],

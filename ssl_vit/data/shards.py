@@ -1,7 +1,8 @@
 """A shard set: WebDataset tars, local or remote, from which any sample is one `pread` away.
 
-Opening one reads its index and looks for its local shards; no tar is opened before a sample of it
-is asked for. No torch here: the plan and the checks open a set before anything slow is imported.
+Opening one reads its index and checks that its local shards exist; a tar is opened when the first
+of its samples is read. No torch here: the plan and the checks open a set before anything slow is
+imported.
 """
 
 import os
@@ -27,7 +28,7 @@ from ssl_vit.files import readable
 _KEY_AND_ENDING = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META_FOLDER = re.compile(r"__[^/]*__($|/)")
 
-# A process keeps so many shards open at most.
+# Most shards that a process keeps open.
 _OPEN_SHARDS = 256
 
 
@@ -36,19 +37,19 @@ class Part:
     """Neighboring shards of a set that came from one index."""
 
     source: str
-    """What the user called it."""
+    """The user's name for it."""
     folder: Path
-    """Holds `samples.npy`."""
+    """The folder of `samples.npy`."""
     num_records: int
-    """In that file."""
+    """Number of records in that file."""
     places: tuple[tuple[int, int], ...]
-    """For each shard: its first record in that file, and how many it has."""
+    """For each shard: its first record in that file, and its number of records."""
     values: ValueRange | None = None
     """How values of more than 8 bits are shown, by its index."""
 
     @property
     def num_samples(self) -> int:
-        """Samples of its shards."""
+        """Number of samples in its shards."""
         return sum(count for _, count in self.places)
 
 
@@ -58,8 +59,8 @@ class ShardSet:
     Sample numbers run from 0 to ``num_samples`` − 1 in shard order and never change.
 
     Args:
-        parts: Each holds the records of some shards, in the order of ``shards``.
-        shards: Their ``url`` is a path or a URL that can be opened.
+        parts: Each has the records of some shards, in the order of ``shards``.
+        shards: Shards whose ``url`` is a path or a URL that can be opened.
         classes: Names of the classes, by number.
         cache: Where remote shards are kept.
         verifies_records: Compare records with the index before they are used.
@@ -75,20 +76,20 @@ class ShardSet:
     ) -> None:
         self.parts, self.shards, self.classes = tuple(parts), tuple(shards), tuple(classes)
         self.cache, self.verifies_records = cache, verifies_records
-        # (S + 1,) sample number at which each shard starts; the last entry is the total.
+        # (S + 1,) the sample number at which each shard starts; the last entry is the total.
         counts = [shard.num_samples for shard in self.shards]
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-        # (S,) for each shard: which part it is in, and its first record there.
+        # (S,) for each shard: its part, and its first record there.
         self._part_of = np.repeat(np.arange(len(parts)), [len(part.places) for part in parts])
         self._first_record = np.array([first for part in parts for first, _ in part.places])
-        # (S,) for each shard: 1 where this process need not compare its records any more.
+        # (S,) for each shard: 1 if this process has compared its records.
         self._compared = bytearray(len(self.shards))
         self._descriptors: dict[int, int] = {}
         self._owner = os.getpid()
 
     @property
     def source(self) -> str:
-        """What the user called it."""
+        """The user's name for the set."""
         return ",".join(part.source for part in self.parts)
 
     @property
@@ -108,7 +109,7 @@ class ShardSet:
 
     @cached_property
     def _records(self) -> list[Records]:
-        """Of each part."""
+        """The records of each part."""
         return [
             Records(
                 part.folder / SAMPLES_FILE,
@@ -120,10 +121,10 @@ class ShardSet:
 
     @property
     def values(self) -> ValueRange | None:
-        """How values of more than 8 bits are shown, by the index; None where none has them.
+        """How values of more than 8 bits are shown, by the index; None if no image has them.
 
         Raises:
-            UserError: Its indexes differ in that.
+            UserError: Its indexes have different ranges.
         """
         found = {part.values: part.source for part in self.parts if part.values}
         if len(found) > 1:
@@ -132,7 +133,7 @@ class ShardSet:
             if (first.low, first.high) == (second.low, second.high):
                 absent = first.no_data if first.no_data is not None else second.no_data
                 raise UserError(
-                    f"{one} and {other} have different values without data: {first} and {second}",
+                    f"{one} and {other} have different no-data values: {first} and {second}",
                     f"make both indexes with --no-data {absent:g}; in training, "
                     f"data.value_range=[{low:g},{high:g}] data.no_data={absent:g}",
                 )
@@ -148,7 +149,7 @@ class ShardSet:
         is the first to find them damaged.
 
         Raises:
-            UserError: A `samples.npy` cannot be read, or is not the one of its index.
+            UserError: A `samples.npy` cannot be read, or does not match its index.
         """
         _ = self._records
         if self.num_samples <= SMALL:
@@ -159,7 +160,7 @@ class ShardSet:
         """(num_samples,) of ``SAMPLE_RECORD``: the records of one shard.
 
         Raises:
-            UserError: They are not those of the index; names file and shard.
+            UserError: They do not match the index; names file and shard.
         """
         records, entry = self._opened_records(shard), self.shards[shard]
         found = records.some(int(self._first_record[shard]), entry.num_samples)
@@ -189,12 +190,12 @@ class ShardSet:
         """(num_samples,) int32 class numbers, −1 where a sample has none."""
         if self.num_samples > SMALL and not all(self._compared):
             self.cache.report(f"reading the labels of {self.num_samples:,} images …")
-        # Copies, which let the rest of each record go.
+        # Copies, so that the rest of each record can be freed.
         columns = [self.records_of(shard)["label"].copy() for shard in range(len(self.shards))]
         return np.concatenate(columns)
 
     def shard_of(self, number: int) -> int:
-        """Which shard holds this sample."""
+        """Number of the shard that holds this sample."""
         return int(self.starts.searchsorted(number, side="right")) - 1
 
     def location_of(self, number: int) -> str:
@@ -205,7 +206,7 @@ class ShardSet:
         """The image file's bytes of one sample, by a single `pread`.
 
         Raises:
-            UserError: The shard cannot be had or read; names it.
+            UserError: The shard cannot be fetched or read; names it.
         """
         shard = self.shard_of(number)
         offset, length, _, _ = self._record(shard, number).item()
@@ -222,10 +223,10 @@ class ShardSet:
         the tar.
 
         Raises:
-            UserError: The shard cannot be had or read; names it.
+            UserError: The shard cannot be fetched or read; names it.
         """
         shard, record = self.shards[self.shard_of(number)], self.record(number)
-        # Signed: the header of a hard link comes after the bytes that it names.
+        # Signed: the header of a hard link comes after the bytes that it refers to.
         header = int(record["offset"]) - int(record["lead"].view(np.int32))
         try:
             with self.cache.path(shard).open("rb") as file:
@@ -244,7 +245,7 @@ class ShardSet:
 
     def _descriptor(self, shard: int) -> int:
         if self._owner != os.getpid():
-            # A forked data worker has its own numbers; what it inherited stays open in the parent.
+            # A forked data worker opens its own; those it inherited stay open in the parent.
             self._descriptors, self._owner = {}, os.getpid()
         if shard not in self._descriptors:
             self._close_what_is_gone()
@@ -256,12 +257,12 @@ class ShardSet:
         try:
             return os.open(self.cache.path(shard), flags)
         except FileNotFoundError:
-            # Evicted from the cache between the two: once more. A local one stays missing.
+            # Evicted from the cache before it was opened: once more. A local shard stays missing.
             return os.open(self.cache.path(shard), flags)
 
     def _close_what_is_gone(self) -> None:
-        """Close shards that were evicted from the cache, whose room would stay taken, and the
-        oldest of too many. A local shard that was deleted can still be read while it is open.
+        """Close shards that were evicted from the cache, whose space would stay in use, and the
+        oldest ones if too many are open. A deleted local shard can be read while it stays open.
         """
         for shard, descriptor in list(self._descriptors.items()):
             evicted = os.fstat(descriptor).st_nlink == 0 and not is_local(self.shards[shard].url)
@@ -283,12 +284,12 @@ def split_key(member_name: str) -> tuple[str, str]:
 
 
 def is_in_sample(member_name: str) -> bool:
-    """Whether webdataset takes a tar member for a part of a sample: hidden files, names without a
-    dot and what is named like `__this__` are none.
+    """Whether webdataset treats a tar member as part of a sample: hidden files, names without a dot
+    and names like `__this__` are not.
 
     Source: `base_plus_ext` and `tar_file_iterator` in webdataset's `tariterators.py`.
     """
-    # By the letter of the expression `a/._b.jpg` is the sample `a/` with the ending `_b.jpg`.
+    # Taken literally, the expression makes `a/._b.jpg` the sample `a/` with the ending `_b.jpg`.
     if member_name.rpartition("/")[2].startswith(".") or "__MACOSX" in member_name.split("/"):
         return False
     if _META_FOLDER.match(member_name) or not _KEY_AND_ENDING.match(member_name):
@@ -300,6 +301,6 @@ def is_in_sample(member_name: str) -> bool:
 def _unreadable(shard: Shard, why: str) -> UserError:
     return UserError(
         f"cannot read shard {shard.url}: {why}",
-        "restore it and run the same command again; `ssl-vit shards check SHARDS` says what is "
-        "wrong where",
+        "restore it and run the same command again; `ssl-vit shards check SHARDS` lists what is "
+        "wrong",
     )

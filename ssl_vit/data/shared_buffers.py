@@ -1,11 +1,12 @@
-"""Pixels cross from data workers to the rank without being copied, and without new memory.
+"""Buffers that pass pixels from data workers to the rank without copies and without new memory.
 
-The usual way makes a shared file for every tensor: on a small machine, giving out its fresh pages
-and passing its descriptor cost a tenth of the loading. Here the rank sets memory aside before it
-forks its workers; a worker writes a micro-batch's pixels into its next buffer and sends where they
-are. It is anonymous memory, so the size of /dev/shm, 64 MB in many a container, is no limit.
+torch's own way makes a shared file for every tensor: on a small machine, allocating its pages and
+passing its descriptor took a tenth of the loading time. Here the rank reserves memory before it
+forks its workers; a worker writes a micro-batch's pixels into its next buffer and sends their
+place. The memory is anonymous, so the size of /dev/shm, 64 MB in many containers, does not limit
+it.
 
-A micro-batch's pixels are overwritten after two more were drawn.
+A micro-batch's pixels are overwritten two micro-batches later.
 """
 
 import itertools
@@ -29,18 +30,18 @@ _numbers: Iterator[int] = itertools.count()
 
 
 class Loaded(NamedTuple):
-    """What a dataset makes of a micro-batch."""
+    """A loaded micro-batch."""
 
     batch: Any
-    """A NamedTuple of tensors; None where loading failed."""
+    """A NamedTuple of tensors; None if loading failed."""
     bad: tuple[BadSample, ...] = ()
     """Samples that were replaced."""
     failure: UserError | None = None
-    """What ended the loading; raised in a worker, it would arrive as text."""
+    """The error that ended the loading; if a worker raised it, it would arrive as text."""
 
 
 class Place(NamedTuple):
-    """Where in the buffers a tensor lies, in bytes."""
+    """The place of a tensor in the buffers, in bytes."""
 
     offset: int
     shape: tuple[int, ...]
@@ -51,8 +52,8 @@ class SharedBuffers:
     """Memory for the pixels of micro-batches.
 
     Args:
-        buffer_bytes: Of the largest micro-batch.
-        workers: Processes that will be forked; 0: every micro-batch has memory of its own.
+        buffer_bytes: Bytes of the largest micro-batch.
+        workers: Processes that will be forked; 0: every micro-batch has its own memory.
         prefetch: Micro-batches that each of them prepares ahead.
     """
 
@@ -65,7 +66,7 @@ class SharedBuffers:
         _buffers[self._number] = self
 
     def take(self, num_bytes: int) -> Tensor:
-        """(num_bytes,) uint8 to be filled: in a worker its next buffer."""
+        """(num_bytes,) uint8 to be filled: the next buffer of this worker."""
         info = get_worker_info()
         if info is None:
             return torch.empty(num_bytes, dtype=torch.uint8)
@@ -75,14 +76,14 @@ class SharedBuffers:
         return self._flat[buffer * self.buffer_bytes : buffer * self.buffer_bytes + num_bytes]
 
     def send(self, loaded: Loaded) -> "Sent":
-        """What the worker puts into the queue: places of pixels, and arrays of all else."""
+        """The message for the queue: places of pixels, and arrays of everything else."""
         if loaded.batch is None:
             return Sent(self, None, (), loaded.bad, loaded.failure)
         fields = tuple(self._describe(tensor) for tensor in loaded.batch)
         return Sent(self, type(loaded.batch), fields, loaded.bad, loaded.failure)
 
     def find(self, field: Place | np.ndarray) -> Tensor:
-        """The tensor that a field stands for."""
+        """The tensor of a field."""
         if isinstance(field, Place):
             return self._flat.as_strided(field.shape, field.strides, field.offset)
         return torch.from_numpy(field)
@@ -93,7 +94,7 @@ class SharedBuffers:
         return tensor.numpy()
 
     def __reduce__(self) -> tuple[Any, tuple[int]]:
-        # Through the queue goes a number: both ends have the same buffers.
+        # Only a number passes through the queue: both ends have the same buffers.
         return (_buffers_of, (self._number,))
 
 
@@ -103,24 +104,24 @@ def _buffers_of(number: int) -> SharedBuffers:
 
 @dataclass(frozen=True)
 class Sent:
-    """A micro-batch on its way."""
+    """A micro-batch in the queue."""
 
     buffers: SharedBuffers
     kind: type[Any] | None
-    """Of the batch."""
+    """Class of the batch; None if loading failed."""
     fields: tuple[Place | np.ndarray, ...]
     bad: tuple[BadSample, ...]
     failure: UserError | None
 
     def receive(self) -> Loaded:
-        """What the dataset made."""
+        """The micro-batch."""
         if self.kind is None:
             return Loaded(None, self.bad, self.failure)
         tensors = [self.buffers.find(field) for field in self.fields]
         return Loaded(self.kind(*tensors), self.bad, self.failure)
 
     def pin_memory(self, device: Any = None) -> Loaded:
-        """What torch's pinning thread calls: the same, copied to where a GPU fetches by itself."""
+        """The micro-batch in pinned memory; called by torch's pinning thread."""
         loaded = self.receive()
         if loaded.batch is None:
             return loaded

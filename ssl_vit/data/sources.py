@@ -1,6 +1,6 @@
-"""From what the user calls the data to an opened shard set.
+"""Opening shard sets by path or URL.
 
-A source is a folder with an index, local or remote, or the shards of such a folder by name, with
+A source is a folder with an index, local or remote, or shards of such a folder by name, with
 braces: `SHARDS`, `https://host/set/`, `https://host/set/shard-{000000..000007}.tar`. A remote index
 is copied into the cache, under the hash of its content.
 """
@@ -41,7 +41,7 @@ def open_shards(
     """Open one source, or several as one set with the shards of all.
 
     Args:
-        sources: Folders or names of shards, see this module.
+        sources: Folders or names of shards, see the docstring of this module.
         cache: Where remote shards and indexes are kept; None: the default one.
         verifies_records: Refuse records other than those the index describes.
 
@@ -54,7 +54,7 @@ def open_shards(
     classes = {part_classes for _, _, part_classes in opened}
     parts = [part for part, _, _ in opened]
     shards = [shard for _, part_shards, _ in opened for shard in part_shards]
-    # Labels mean something only where the sets agree on the names of the classes.
+    # Labels are meaningful only if the sets have the same class names.
     agreed = classes.pop() if len(classes) == 1 else ()
     found = ShardSet(parts, shards, agreed, cache, verifies_records)
     found.check_records()
@@ -77,10 +77,10 @@ def _open(source: str, cache: ShardCache) -> tuple[Part, list[Shard], tuple[str,
 
 
 def _split(source: str) -> tuple[str, list[str]]:
-    """(folder or its URL, names of the shards that are meant; none: all)."""
+    """(folder or its URL, names of the selected shards; empty for all)."""
     if scheme_of(source) == "pipe":
         raise UserError(
-            f"{source} is a command; samples are found through an index",
+            f"{source} is a command, and samples are found through an index",
             f"ssl-vit shards index '{source}' --out INDEX --allow-shell-urls,  "
             "then data.shards=INDEX",
         )
@@ -90,7 +90,7 @@ def _split(source: str) -> tuple[str, list[str]]:
         bases = {base for base, _ in split}
         if len(bases) > 1:
             raise UserError(
-                f"{source} names shards of {len(bases)} folders",
+                f"{source} names shards in {len(bases)} folders",
                 "give them as a list:  data.shards=[A,B]",
             )
         return bases.pop() or ".", [name for _, name in split]
@@ -98,7 +98,7 @@ def _split(source: str) -> tuple[str, list[str]]:
 
 
 def _choose(index: Index, names: Sequence[str], base: str, source: str) -> list[int]:
-    """Places in the index of the shards that are meant, in the index's order."""
+    """Places of the selected shards in the index, in its order."""
     if not names:
         return list(range(len(index.shards)))
     by_name = {shard.name: place for place, shard in enumerate(index.shards)}
@@ -106,14 +106,14 @@ def _choose(index: Index, names: Sequence[str], base: str, source: str) -> list[
     missing = [name for name in wanted if name not in by_name]
     if missing:
         raise UserError(
-            f"the index of {base} does not know {missing[0]}, which {source} names",
-            f"it knows {index.shards[0].name} … {index.shards[-1].name}",
+            f"{missing[0]} of {source} is not in the index of {base}",
+            f"it has {index.shards[0].name} … {index.shards[-1].name}",
         )
     return sorted({by_name[name] for name in wanted})
 
 
 def _located(shard: Shard, base: str, folder: Path, source: str, cache: ShardCache) -> Shard:
-    """The shard with a location that can be opened; a local one is looked for."""
+    """The shard with a location that can be opened; checks that a local one exists."""
     scheme = scheme_of(shard.url)
     if scheme == "" and not is_local(base):
         url = f"{base}{shard.url}"
@@ -121,7 +121,7 @@ def _located(shard: Shard, base: str, folder: Path, source: str, cache: ShardCac
         url = str(folder / shard.url)
     elif scheme == "file" and not is_local(base):
         raise UserError(
-            f"the index of {base} comes from elsewhere and names the local file {shard.url}",
+            f"the remote index of {base} refers to the local file {shard.url}",
             "copy that index here if you trust it",
         )
     else:
@@ -138,7 +138,7 @@ def _located(shard: Shard, base: str, folder: Path, source: str, cache: ShardCac
             ) from None
         if size != shard.num_bytes:
             raise UserError(
-                f"shard {path} has another size than its index says "
+                f"shard {path} does not have the size in its index "
                 f"({size:,} bytes, not {shard.num_bytes:,})",
                 f"restore it, or pack the images of {source} again",
             )
@@ -168,19 +168,19 @@ def _fetch_index(base: str, source: str, cache: ShardCache) -> tuple[Path, Index
     except OSError as error:
         raise UserError(
             f"cannot keep the index of {base} in {folder}: {error.strerror or error}",
-            "set $SSL_VIT_CACHE to a folder on a local disk with room",
+            "set $SSL_VIT_CACHE to a folder on a local disk with free space",
         ) from None
     return folder, index
 
 
 def _is_kept(folder: Path, content: bytes, index: Index, cache: ShardCache) -> bool:
-    """Whether the copy in the cache can be used; says so where there is one that cannot."""
+    """Whether the cache has a usable copy; reports one that is damaged."""
     if not (folder / INDEX_FILE).exists():
         return False
     try:
         if (folder / INDEX_FILE).read_bytes() != content:
-            raise OSError(f"its {INDEX_FILE} has other bytes")
-        if index.num_samples <= SMALL:  # those of a larger set are compared shard by shard later
+            raise OSError(f"its {INDEX_FILE} has changed")
+        if index.num_samples <= SMALL:  # records of a larger set are compared shard by shard later
             _compare_records(folder / SAMPLES_FILE, index)
     except OSError as error:
         cache.report(f"{folder}: this copy of an index is damaged ({error}); fetching it again")
@@ -205,7 +205,7 @@ def _compare_records(file: Path, index: Index) -> None:
         records = Records(file, index.num_samples)
         for shard in index.shards:
             if records_digest(records.some(first, shard.num_samples)) != shard.records_sha256:
-                raise OSError(f"its records of {shard.name} do not fit {INDEX_FILE}")
+                raise OSError(f"its records of {shard.name} do not match {INDEX_FILE}")
             first += shard.num_samples
     except UserError as error:
-        raise OSError(error.problem) from None  # the next try may bring it whole
+        raise OSError(error.problem) from None  # the next try may succeed

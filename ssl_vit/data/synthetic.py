@@ -1,7 +1,7 @@
-"""Made-up samples, to measure a model without its loader: a few, over and over.
+"""Synthetic samples, to measure a model without its loader: a few, over and over.
 
-Which of them stands in for a sample follows from its number alone, and numbers are those of the
-real order: logs look as they always do, and losses do not depend on micro-batches or ranks.
+The number of a sample alone decides which of them is used for it, and numbers are those of the
+usual order: logs look as usual, and losses do not depend on micro-batches or ranks.
 """
 
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from ssl_vit.data.render import render
 from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.data.views import Sample, Views
 
-# One noisy picture of ImageNet's usual shape, and the samples made of it.
+# One picture of noise in ImageNet's usual size, and the number of samples made from it.
 _HEIGHT, _WIDTH = 375, 500
 _MADE = 64
 
 
 class SyntheticBatches(Batches):
-    """What `LoadedBatches` would give, without reading anything.
+    """Micro-batches like those of `LoadedBatches`, without reading anything.
 
     Args:
-        views: Of the objective.
+        views: The objective's views.
         refs: The samples of every micro-batch.
-        seed: Of the run.
+        seed: The run's seed.
     """
 
     def __init__(self, views: Views, refs: Iterator[list[SampleRef]], seed: int) -> None:
@@ -52,10 +52,10 @@ class SyntheticBatches(Batches):
         return Loaded(self.views.collate(crops, draws, samples))
 
     def finish(self) -> None:
-        """Nothing was read."""
+        """Do nothing: no shard was read."""
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing: no process was started."""
 
     def _make(self) -> None:
         noise = np.random.default_rng(self.seed).integers(0, 256, (_HEIGHT, _WIDTH, 3), np.uint8)

@@ -1,8 +1,8 @@
-"""TIFF: everything that Pillow does not read, or reads wrong, by tifffile.
+"""TIFFs that Pillow does not read, or reads wrong, by tifffile.
 
-Pillow keeps plain 8-bit files. It drops the lower bytes of 16-bit color, mixes up planes, and does
-not invert min-is-white beyond 8 bits, all in silence. What is not gray or RGB is refused by what it
-is.
+Pillow reads plain 8-bit files. It silently drops the lower bytes of 16-bit color, mixes up planes,
+and does not invert min-is-white beyond 8 bits. A file that is neither gray nor RGB is refused with
+a message that names its kind.
 """
 
 import contextlib
@@ -27,34 +27,34 @@ _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA, _ORIENTATION = 42113, 274
 _ASSOCIATED = 1  # TIFF 6.0, section 18: color was multiplied by the opacity
 _MOST_PAGES = 2**16
-# None, LZW, deflate, PackBits, LERC, LZMA, Zstandard: no more bytes than they are asked for.
+# None, LZW, deflate, PackBits, LERC, LZMA, Zstandard: they decode to the expected size at most.
 _COMPRESSIONS = (1, 5, 8, 32773, 32946, 34887, 34925, 50000)
 _KINDS = {"u": "", "i": " signed", "f": " float", "c": " complex"}
 
 
 class _Layout(NamedTuple):
-    """How the samples of a page are to be read."""
+    """How the samples of a page are read."""
 
     color: str
     """"gray" or "RGB"."""
     depth: str
     opacity: int | None
-    """Which sample is the opacity."""
+    """Index of the opacity among the samples."""
     is_premultiplied: bool
     num_left_out: int
     plain: bool
-    """Whether Pillow reads it right."""
+    """Whether Pillow reads it correctly."""
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether it begins as one."""
+    """Whether the bytes begin like a TIFF."""
     return data[:4] in _MAGIC
 
 
 @functools.cache
 def quiet_libtiff() -> None:
-    """Keep the library within Pillow from writing its complaints to the terminal, from every data
-    worker; what is wrong with an image is raised anyway.
+    """Keep Pillow's libtiff from printing warnings from every data worker; errors in an image are
+    raised anyway.
     """
     for library in (Path(PIL.__file__).parents[1] / "pillow.libs").glob("libtiff*.so*"):
         with contextlib.suppress(OSError, AttributeError):
@@ -66,11 +66,11 @@ def quiet_libtiff() -> None:
 
 
 def facts_of(data: bytes) -> ImageFacts:
-    """What the header of the first page says, and how many pages there are.
+    """The facts in the header of the first page, and the number of pages.
 
     Raises:
-        ValueError: Not gray or RGB, or no readable header; says what it is. A ``TooLargeError``
-            where decoding it would take too much memory.
+        ValueError: Not gray or RGB, or no readable header; says what it is. A ``TooLargeError`` if
+            decoding it would take too much memory.
     """
     with _open(data) as file:
         page = file.pages.first
@@ -91,7 +91,7 @@ def facts_of(data: bytes) -> ImageFacts:
 
 
 def read_unusual(data: bytes) -> Raster | None:
-    """Decode the first page, if Pillow does not read it right; None for a plain one.
+    """Decode the first page if Pillow does not read it correctly; None for a plain one.
 
     Raises:
         ValueError: Damaged, too large, or not gray or RGB; says what it is.
@@ -100,7 +100,7 @@ def read_unusual(data: bytes) -> Raster | None:
         page: Any = file.pages.first
         layout = _layout(page)
         if layout.plain:
-            # Pillow keeps one byte of a pixel, or four, and unpacks a strip or tile at a time.
+            # Pillow keeps one byte per pixel, or four, and unpacks a strip or tile at a time.
             stored = 1 if page.samplesperpixel == 1 else 4
             check_memory(page.imagelength, page.imagewidth, stored * (1 + _part(page)) + 3)
             return None
@@ -127,13 +127,13 @@ def read_unusual(data: bytes) -> Raster | None:
 
 
 def take_pages(data: bytes, numbers: Iterable[int]) -> Iterator[bytes]:
-    """Some pages as TIFFs of their own, with the same values.
+    """Some pages as separate TIFFs with the same values.
 
     Args:
-        numbers: Of pages of the first one's kind, from 0.
+        numbers: Numbers from 0 among the pages of the first one's kind.
 
     Raises:
-        ValueError: See :func:`read_unusual`; or a page in a color that would not survive.
+        ValueError: See :func:`read_unusual`; or a page whose color space would be lost.
     """
     with _open(data) as file:
         first: Any = file.pages.first
@@ -141,7 +141,7 @@ def take_pages(data: bytes, numbers: Iterable[int]) -> Iterator[bytes]:
         kinds = tifffile.PHOTOMETRIC
         if first.photometric not in (kinds.MINISBLACK, kinds.MINISWHITE, kinds.RGB):
             raise ValueError(
-                f"a TIFF of several pages in {first.photometric.name}, which are not taken apart"
+                f"a TIFF of several pages in {first.photometric.name}, which cannot be split"
             )
         if len(file.pages) > 1:
             pages = _same_pages(file)
@@ -156,7 +156,7 @@ def take_pages(data: bytes, numbers: Iterable[int]) -> Iterator[bytes]:
 
 
 def _as_file(page: Any, values: np.ndarray) -> bytes:
-    """A TIFF of stored values, with what a page says of them."""
+    """A TIFF of stored values with a page's metadata on them."""
     kinds = tifffile.PHOTOMETRIC
     is_inverted = page.photometric == kinds.MINISWHITE
     if is_inverted:
@@ -184,15 +184,15 @@ def _as_file(page: Any, values: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def _open(data: bytes) -> Iterator[tifffile.TiffFile]:
-    """The file; whatever goes wrong in the block is a ValueError."""
-    # It warns of every odd tag, from every data worker.
+    """The opened file; errors in the block become a ValueError."""
+    # It warns about every odd tag, from every data worker.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             yield file
     except (ValueError, MemoryError):
         raise
-    except Exception as error:  # parsers raise whatever a broken file makes them trip over
+    except Exception as error:  # parsers of broken files raise many kinds
         raise ValueError(f"damaged TIFF: {error or type(error).__name__}") from None
 
 
@@ -227,8 +227,8 @@ def _layout(page: Any) -> _Layout:
         opacity,
         opacity is not None and extra[opacity - num_colors] == _ASSOCIATED,
         bands - known,
-        # 8 bits in chunky order; more than one opacity or unknown channel is not for Pillow.
-        # Pillow lacks gray with opacity, if it is associated or white is 0.
+        # Pillow reads 8 bits in chunky order with at most one opacity or unknown channel. It does
+        # not read gray with an opacity that is associated, or with white as 0.
         plain=is_small
         and bands <= num_colors + 1
         and (bands == 1 or page.planarconfig == 1)
@@ -240,8 +240,8 @@ def _count_pages(file: tifffile.TiffFile) -> int:
     """Pages of the first one's kind; thumbnails and smaller copies are not counted."""
     if len(file.pages) == 1:
         # ImageJ writes a large stack as one page and more pixels behind it.
-        said = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
-        return said if isinstance(said, int) and said > 0 else 1
+        count = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
+        return count if isinstance(count, int) and count > 0 else 1
     return max(1, len(_same_pages(file)))
 
 
@@ -269,7 +269,7 @@ def _page_values(file: tifffile.TiffFile, page: Any) -> np.ndarray:
             raise ValueError("truncated TIFF: its pixels lie behind the end of the file")
     values = page.asarray(maxworkers=1)
     if values.shape != page.shape:
-        raise ValueError("damaged TIFF: its data do not fill it")
+        raise ValueError("damaged TIFF: its data does not fill the image")
     return np.moveaxis(values, 0, 2) if page.axes.startswith("S") else values
 
 
@@ -280,7 +280,7 @@ def _check_cost(page: Any) -> None:
         TooLargeError: Decoding it would take too much memory.
     """
     stored = page.samplesperpixel * page.dtype.itemsize
-    # A strip or tile is unpacked at a time.
+    # One strip or tile is unpacked at a time.
     unpacked = stored * _part(page)
     if page.compression == 1:  # read in place, and copied to be turned around
         unpacked = stored * (page.photometric == tifffile.PHOTOMETRIC.MINISWHITE)
@@ -288,10 +288,10 @@ def _check_cost(page: Any) -> None:
 
 
 def _check_parts(file: tifffile.TiffFile, page: Any) -> None:
-    """Refuse strips and tiles that hold an image in a format of its own, larger than they are.
+    """Refuse strips and tiles with an embedded image that is larger than they are.
 
     Raises:
-        ValueError: They do, or are in a format whose header is not known here.
+        ValueError: There is one, or its format is not known here.
     """
     if page.compression in _COMPRESSIONS:
         return
@@ -307,7 +307,7 @@ def _check_parts(file: tifffile.TiffFile, page: Any) -> None:
             name = getattr(page.compression, "name", page.compression)
             raise ValueError(f"a TIFF compressed by {name}, which is not read beyond 8 bits")
         if size[0] * size[1] > most:
-            raise ValueError("damaged TIFF: what is in a strip or tile is larger than it")
+            raise ValueError("damaged TIFF: the image in a strip or tile is larger than it")
 
 
 def _part(page: Any) -> float:
@@ -320,13 +320,13 @@ def _part(page: Any) -> float:
 
 
 def _inverted(values: np.ndarray, bits: int) -> np.ndarray:
-    """Min-is-white values with their sense turned around."""
+    """Min-is-white values as min-is-black."""
     if values.dtype.kind == "u":
         white = values.dtype.type(2**bits - 1)
         return np.subtract(white, values, out=values if values.flags.writeable else None)
     if values.dtype == bool:
         return ~values
-    raise ValueError(f"a min-is-white TIFF of {values.dtype} values, which have no white")
+    raise ValueError(f"a min-is-white TIFF of {values.dtype} values, for which white is undefined")
 
 
 def _no_data(page: Any) -> float | None:

@@ -1,6 +1,6 @@
-"""Where shards lie: a path, or a URL of a closed set of schemes. Nothing is opened here.
+"""Locations of shards: paths, and URLs of a fixed set of schemes. Nothing is opened here.
 
-Braces stand for numbers, as webdataset writes them: `shard-{000000..000007}.tar` are eight shards.
+Braces are expanded as in webdataset: `shard-{000000..000007}.tar` are eight shards.
 """
 
 import re
@@ -17,7 +17,7 @@ SCHEMES = ("https", "http", "s3", "gs", "hf", "file", "pipe")
 
 
 MOST_SHARDS = 2**20
-"""That braces may stand for."""
+"""Most shards that the braces of a source may expand to."""
 
 _RANGE = re.compile(r"\{([-+]?\d+)\.\.([-+]?\d+)(?:\.\.([-+]?\d+))?\}")
 
@@ -26,15 +26,15 @@ def scheme_of(location: str) -> str:
     """The scheme of a URL in lower case; empty for a path.
 
     Raises:
-        UserError: It is a URL of a scheme we do not know.
+        UserError: It is a URL of an unsupported scheme.
     """
     scheme, colon, rest = location.partition(":")
     if not colon or not scheme.isalnum() or not (rest.startswith("//") or scheme == "pipe"):
         return ""
     if scheme.lower() not in SCHEMES:
         raise UserError(
-            f"{location} is a URL of an unknown kind, {scheme}:",
-            f"known are paths and {', '.join(f'{known}:' for known in SCHEMES)}",
+            f"{location} is a URL of an unsupported scheme, {scheme}:",
+            f"use a path or one of {', '.join(f'{known}:' for known in SCHEMES)}",
         )
     return scheme.lower()
 
@@ -45,19 +45,19 @@ def is_local(location: str) -> bool:
 
 
 def local_path(location: str) -> Path:
-    """The path that a local location means."""
-    scheme_of(location)  # refuses a URL of an unknown kind
+    """The path of a local location."""
+    scheme_of(location)  # refuses a URL of an unsupported scheme
     return path_of(location)
 
 
 def expand(source: str) -> list[str]:
-    """The locations that a source with braces stands for; itself where it has none.
+    """The locations that the braces of a source expand to; the source itself if it has none.
 
     Raises:
-        UserError: A brace is not closed, or they stand for more than ``MOST_SHARDS``.
+        UserError: A brace is not closed, or they expand to more than ``MOST_SHARDS``.
     """
     try:
-        # Ranges first: braceexpand makes a list of each.
+        # Ranges first: braceexpand makes a list from each.
         counts = [
             abs(int(last) - int(first)) // max(1, abs(int(step or 1))) + 1
             for first, last, step in _RANGE.findall(source)
@@ -71,12 +71,12 @@ def expand(source: str) -> list[str]:
             f"the braces of {source} do not match", "write for example  shard-{000000..000007}.tar"
         ) from None
     raise UserError(
-        f"the braces of {source} stand for more than {MOST_SHARDS:,} shards", "name fewer"
+        f"the braces of {source} expand to more than {MOST_SHARDS:,} shards", "use fewer"
     )
 
 
 def split_base(location: str) -> tuple[str, str]:
-    """(folder with its last slash, name) of a location; a query belongs to the name."""
+    """(folder with its trailing slash, name) of a location; a query belongs to the name."""
     path, question, query = location.partition("?")
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}", f"{name}{question}{query}"
@@ -88,14 +88,14 @@ def name_of(location: str) -> str:
 
 
 def check_allowed(location: str, allow_shell_urls: bool) -> None:
-    """Refuse shell commands unless the user asked for them.
+    """Refuse shell commands unless the user allows them.
 
     Raises:
         UserError: It is a `pipe:` URL, and they are not allowed.
     """
     if scheme_of(location) == "pipe" and not allow_shell_urls:
         raise UserError(
-            f"{location} would run a command in a shell, and lists of shards come from strangers",
+            f"{location} would run a shell command, and lists of shards may come from strangers",
             "if you trust it:  data.allow_shell_urls=true,  or --allow-shell-urls where a command "
             "has that option",
         )

@@ -1,7 +1,7 @@
-"""Which stored values are black and white, for images of more than 8 bits.
+"""The stored values that are black and white in images of more than 8 bits.
 
-A file of 12-bit microscopy, CT numbers or reflectances says nothing of the range that its values
-use. One range for a whole set, kept in its index, makes a value the same gray in every image of it.
+A file of 12-bit microscopy, CT numbers or reflectances does not state the range that its values
+use. One range for a whole set, kept in its index, makes a value the same gray in all its images.
 Images of 8 bits have no range: their pixels stay as they are. No torch here.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from ssl_vit.errors import UserError
 
 PERCENTILES = (0.1, 99.9)
-"""Of a set's sampled values, that become black and white unless a range is given."""
+"""Percentiles of a set's sampled values that become black and white unless a range is given."""
 
 _SAME = 3e-6  # relative difference of two ways to write one value
 
@@ -24,16 +24,16 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class ValueRange:
-    """Stored values → 8 bits, linearly and clipped."""
+    """Linear mapping of stored values to 8 bits, clipped."""
 
     low: float
-    """Becomes 0."""
+    """The value that becomes 0."""
     high: float
-    """Becomes 255; above ``low``."""
+    """The value that becomes 255; above ``low``."""
     no_data: float | None = None
-    """The value of pixels that were not measured, which become 0; None: there is none."""
+    """The value of pixels without data, which become 0; None if there is none."""
     num_images: int = field(default=0, compare=False)
-    """Images that it was measured on; 0: it was given."""
+    """Number of images that the range was measured on; 0 if it was given."""
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -43,8 +43,8 @@ class ValueRange:
         """8-bit pixels.
 
         Args:
-            values: Of any shape and any real type. NaN becomes 0, infinities are clipped.
-            no_data: A further value without data, said by the file itself.
+            values: Any shape and any real type. NaN becomes 0, infinities are clipped.
+            no_data: A further no-data value, declared by the file itself.
 
         Returns:
             uint8 of the same shape.
@@ -61,7 +61,7 @@ class ValueRange:
         return result.reshape(values.shape)
 
     def convert(self, values: np.ndarray, no_data: float | None) -> np.ndarray:
-        """:meth:`to_bytes` of few values, by way of float64."""
+        """:meth:`to_bytes` of few values, computed in float64."""
         exact = values.astype(np.float64)
         scaled = (exact - self.low) * (255.0 / (self.high - self.low))
         missing = np.isnan(exact)
@@ -72,12 +72,12 @@ class ValueRange:
         return scaled.clip(0, 255).round().astype(np.uint8)
 
     def describe(self) -> str:
-        """For a person: which values are black and white, and who says so."""
+        """A line for the user: which values are black and white, and where that is from."""
         low, high = PERCENTILES
         how = "as given"
         if self.num_images:
             images = "image" if self.num_images == 1 else "images"
-            how = f"{low:g} and {high:g} percentile of {self.num_images:,} sampled {images}"
+            how = f"{low:g} and {high:g} percentiles of {self.num_images:,} sampled {images}"
         return f"values {self} become 0 … 255 ({how})"
 
     def __str__(self) -> str:
@@ -87,12 +87,12 @@ class ValueRange:
 
 @functools.lru_cache(maxsize=8)
 def _table(values: ValueRange, dtype: str, no_data: float | None) -> np.ndarray:
-    """(65536,) uint8 by a value's 16 bits: all that there can be, instead of every pixel's."""
+    """(65536,) uint8, the pixel of every 16-bit value."""
     return values.convert(np.arange(2**16, dtype=np.uint16).view(dtype), no_data)
 
 
 def parse_range(given: tuple[float, float] | None) -> ValueRange | None:
-    """What `--value-range LOW HIGH` gives; None where it is not given.
+    """The range of `--value-range LOW HIGH`; None if it is not given.
 
     Raises:
         UserError: An empty range.
@@ -103,13 +103,13 @@ def parse_range(given: tuple[float, float] | None) -> ValueRange | None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise UserError(
             f"--value-range {low:g} {high:g} is empty",
-            "give the value that is black, then the one that is white",
+            "give the value of black, then that of white",
         )
     return ValueRange(low, high)
 
 
 def parse_no_data(given: float | None) -> float | None:
-    """What `--no-data VALUE` gives; None where it is not given, or NaN, which never is data.
+    """The value of `--no-data VALUE`; None if it is not given, or NaN, which is never data.
 
     Raises:
         UserError: It is infinite.
@@ -119,22 +119,22 @@ def parse_no_data(given: float | None) -> float | None:
     if math.isinf(given):
         raise UserError(
             f"--no-data {given:g} is not a finite value",
-            "leave it out: infinite values become black or white by themselves",
+            "leave it out: infinite values become black or white anyway",
         )
     return given
 
 
 def is_no_data(values: np.ndarray, no_data: float) -> np.ndarray:
-    """Boolean of the same shape: which values are the one that means "no data"."""
+    """Boolean of the same shape: which values equal the no-data value."""
     if values.dtype.kind == "f":
-        # A file holds the nearest float32 of what is said in decimal, often to six digits.
+        # A file has the nearest float32 to the declared decimal, often of six digits.
         near = np.abs(values.astype(np.float64) - no_data) <= _SAME * abs(no_data)
         return near & np.isfinite(values)
     return values == no_data
 
 
 def format_value(value: float) -> str:
-    """A stored value for a person: "4,095", "0.0213", "-3.4e+38"."""
+    """A stored value for messages: "4,095", "0.0213", "-3.4e+38"."""
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}"
     return f"{value:.4g}"

@@ -1,1 +1,1 @@
-"""What a run says of what it learns while it learns: collapse, spread, online probes."""
+"""Monitoring of what a run learns: collapse, spread of the features, online probes."""

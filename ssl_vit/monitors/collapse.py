@@ -1,8 +1,8 @@
-"""Tells collapse from learning: from a run's measures to an alarm that names symptom and cure.
+"""Detects collapse: from a run's measures to an alarm that names symptom and cure.
 
-A network that has not begun to learn looks collapsed: the class tokens of a random ViT lie e⁻⁶
-apart. So what is small at the start is not an alarm before the warm-up is over; what was larger
-once, or is sharp and the same for all images, is one at once.
+A network that has not begun to learn looks collapsed: the class tokens of a random ViT are e⁻⁶
+apart. Small measures are therefore no alarm before the warm-up is over; measures that were larger
+before, or targets that are sharp and the same for all images, are one at once.
 """
 
 import math
@@ -12,38 +12,38 @@ from typing import Any
 
 from ssl_vit.objectives.method import MethodConfig, Symptom
 
-# Looks in a row that see the same before it is an alarm: one batch may be odd.
+# Consecutive measurements with a symptom before it is an alarm: one batch may be odd.
 _PATIENCE = 3
-# Updates at the least in which a network may look as it began.
+# Fewest steps in which a network may look as it did at the start.
 _GRACE_STEPS = 200
 
-# Of the images, share that different prototypes; of log C, the entropy of a target.
+# Number of different prototypes as a share of the images; entropy of a target as a share of log C.
 _SAME_CODES, _SHARP = 0.05, 0.5
 _UNIFORM = 0.98
-# Of all directions; of the most that the run had.
+# Spread in itself, and as a share of the run's largest.
 _ONE_DIRECTION, _FALLEN = 0.02, 0.1
 _RANK_FALLEN, _LEAST_PEAK_RANK = 0.25, 8.0
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something that usually means that a run learns nothing any more."""
+    """A symptom that usually means that a run no longer learns."""
 
     step: int
-    """Updates made."""
+    """Number of steps made."""
     symptom: Symptom
     evidence: str
-    """What was seen, with figures."""
+    """The observation, with figures."""
     remedy: str
-    """The settings that usually cure it."""
+    """The settings that usually fix it."""
 
 
 class CollapseWatch:
-    """Judges measures one look after the other; an alarm is raised once until its symptom goes.
+    """Judges successive measurements; an alarm is raised once and again after its symptom was gone.
 
     Args:
-        objective: Decides what to say.
-        warmup_steps: Updates in which the learning rate rises.
+        objective: The run's objective, which decides on symptoms and remedies.
+        warmup_steps: Steps in which the learning rate rises.
     """
 
     def __init__(self, objective: MethodConfig, warmup_steps: int) -> None:
@@ -54,15 +54,15 @@ class CollapseWatch:
 
     @property
     def active(self) -> list[Symptom]:
-        """Those of which an alarm was raised and that are still there."""
+        """The symptoms that raised an alarm and are still present."""
         return [symptom for symptom, count in self._streaks.items() if count >= _PATIENCE]
 
     def recall(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Take up what was seen before a restart, so that a fall is measured from the run's own
-        height and an alarm that lasts is not raised anew.
+        """Judge the measurements from before a restart again, so that the run's peaks are known and
+        an alarm that lasts is not raised again.
 
         Args:
-            lines: Of `metrics.jsonl`, the oldest first; what was not finite is None there.
+            lines: Lines of `metrics.jsonl`, the oldest first; values that were not finite are None.
         """
         for line in lines:
             if line.get("monitor/spread") is not None:
@@ -73,9 +73,9 @@ class CollapseWatch:
         """New alarms.
 
         Args:
-            step: Updates made.
-            measures: By the names they have in `metrics.jsonl`; a symptom whose measures are not
-                there is not looked for.
+            step: Number of steps made.
+            measures: Measures by their names in `metrics.jsonl`; a symptom whose measures are
+                missing is not checked.
         """
         found = self._symptoms(step, measures)
         self._streaks = {symptom: self._streaks.get(symptom, 0) + 1 for symptom in found}
@@ -101,7 +101,8 @@ class CollapseWatch:
             now, peak = self._with_peak("monitor/rankme", measures)
             if is_late and peak >= _LEAST_PEAK_RANK and now < _RANK_FALLEN * peak:
                 found["few dimensions"] = (
-                    f"features use ever fewer dimensions: RankMe {now:.1f}, {peak:.1f} before"
+                    "the features use fewer and fewer dimensions: "
+                    f"RankMe {now:.1f}, {peak:.1f} before"
                 )
         return found
 
@@ -121,7 +122,7 @@ class CollapseWatch:
             )
         if is_late and entropy > _UNIFORM * most:
             found["no answer"] = (
-                f"the teacher gives every image all prototypes alike: entropy of a target "
+                f"the teacher gives every image all prototypes equally: entropy of a target "
                 f"{entropy:.2f} of {most:.2f}"
             )
 

@@ -6,13 +6,13 @@ from pydantic import Field
 
 from ssl_vit.config import Config
 
-# Enough for a quarter of them to be a test set.
+# The fewest labeled images of which a quarter can be a test set.
 FEWEST_PROBED = 20
 
 
 class MonitorConfig(Config):
-    """How a run checks what it learns. None of this reaches the objective: losses are the same with
-    and without it.
+    """Monitoring of what a run learns. It never reaches the objective: losses are the same with and
+    without it.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {
@@ -22,22 +22,22 @@ class MonitorConfig(Config):
     }
 
     every_steps: int = Field(default=20, ge=1)
-    """Updates between two checks of the features for collapse: their spread, RankMe and α-ReQ."""
+    """Steps between two checks of the features for collapse: their spread, RankMe, α-ReQ."""
 
     buffer: int = Field(default=512, ge=16, le=2**24)
-    """Number of latest feature vectors that are checked, taken from the first process over as many
-    updates as needed. RankMe is at most this and at most the backbone's width.
+    """Number of latest feature vectors of the first process that are checked, over as many steps as
+    that takes; RankMe is at most this number and at most the backbone's width.
     """
 
     labeled: str = ""
-    """Folder or URL of labeled shards on which a k-NN and a linear probe run during training;
-    empty: none.
+    """Shards with labels, a folder or URL, for a k-NN and a linear probe during the run; empty:
+    none.
     """
 
     labeled_every_steps: int = Field(default=500, ge=1)
-    """Updates between two of these probes."""
+    """Steps between two such probes."""
 
     labeled_images: int = Field(default=2_000, ge=FEWEST_PROBED, le=2**24)
-    """Largest number of labeled images used, the same share of every class; a quarter of them is
-    the test set.
+    """Most labeled images used for probes, the same share of every class; a quarter of them is the
+    test set.
     """

@@ -1,4 +1,4 @@
-"""Weighted k-nearest neighbors on frozen features, while a run goes on and after it.
+"""Weighted k-nearest neighbors on frozen features, during a run and after it.
 
 Source: Caron et al. 2021, arXiv 2104.14294, appendix F.1.
 """
@@ -67,7 +67,7 @@ def knn_accuracy(
     temperature: float,
     num_classes: int,
 ) -> dict[int, float]:
-    """k → share in [0, 1] of test images that got their own label, see :func:`knn_predictions`.
+    """k → share in [0, 1] of test images classified correctly, see :func:`knn_predictions`.
 
     Args:
         test_labels: (M,) int64 in [0, num_classes), M at least 1.

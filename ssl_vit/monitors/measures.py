@@ -1,6 +1,7 @@
-"""How much a set of feature vectors says, without labels.
+"""Measures of the quality of feature vectors, without labels.
 
-All in float64: a covariance squares the range of the features, and a collapsing run's are alike.
+All in float64: a covariance squares the range of the features, and those of a collapsing run are
+nearly equal.
 """
 
 import torch
@@ -21,7 +22,7 @@ def rankme(features: Tensor) -> float:
     entropy of their singular values.
 
     Args:
-        features: (N, D), as they are: not centered, not scaled.
+        features: (N, D), neither centered nor scaled.
 
     Source: Garrido et al. 2023 (RankMe), arXiv 2210.02885, equation 1.
     """
@@ -55,7 +56,7 @@ def alpha_req(features: Tensor) -> float:
 
 def spread(features: Tensor) -> float:
     """Standard deviation of the features' directions, in [0, 1]: 0 when all vectors point the same
-    way, 1 when they point everywhere alike.
+    way, 1 when they point in all directions equally.
 
     Args:
         features: (N, D).
@@ -67,10 +68,10 @@ def spread(features: Tensor) -> float:
 
 
 def usage(codes: Tensor, count: int) -> float:
-    """Share of a codebook's entries that occur.
+    """Share of a codebook's entries that occur, of those that could occur in N codes.
 
     Args:
         codes: (N,) int64 in [0, count).
-        count: Entries; of fewer codes than that, those count that could occur.
+        count: Number of entries.
     """
     return len(codes.unique()) / min(count, len(codes))

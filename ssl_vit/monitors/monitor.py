@@ -1,4 +1,4 @@
-"""Looks at the newest features every few updates, and says what it saw."""
+"""Measures the newest features every few steps, and raises alarms."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,10 +12,10 @@ from ssl_vit.objectives.objective import Observed
 
 
 class Ring:
-    """The newest rows of what comes in micro-batches.
+    """The newest rows of a stream of micro-batches.
 
     Args:
-        size: Rows kept.
+        size: Number of rows kept.
     """
 
     def __init__(self, size: int) -> None:
@@ -24,7 +24,7 @@ class Ring:
         self._rows: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        """Take (b, …) rows; copied, so that they keep nothing else alive."""
+        """Add (b, …) rows; copied, so that they keep nothing else alive."""
         rows = rows[-self.size :]
         if self._rows is None:
             self._rows = rows.new_empty(self.size, *rows.shape[1:])
@@ -34,17 +34,17 @@ class Ring:
 
     @property
     def rows(self) -> Tensor:
-        """(N, …); N is at most the size."""
+        """(N, …) rows; N is at most the size."""
         assert self._rows is not None, "nothing was added yet"
         return self._rows[: self.seen]
 
 
 class Monitor:
-    """The first rank's eye on collapse.
+    """The first rank's monitoring of collapse.
 
     Args:
-        config: How often, and at how many features.
-        watch: Decides what is an alarm.
+        config: How often features are measured, and how many.
+        watch: Decides on alarms.
     """
 
     def __init__(self, config: MonitorConfig, watch: CollapseWatch) -> None:
@@ -55,15 +55,15 @@ class Monitor:
     def look(
         self, step: int, observed: Sequence[Observed], metrics: Mapping[str, float]
     ) -> tuple[dict[str, float], list[Alarm]]:
-        """Take in an update's features; every few updates, measure them.
+        """Add a step's features; every few steps, measure them.
 
         Args:
-            step: The update, from 0.
-            observed: Of its micro-batches on this rank.
-            metrics: What the objective says of the update.
+            step: The step, from 0.
+            observed: Features of its micro-batches on this rank.
+            metrics: The objective's metrics of the step.
 
         Returns:
-            Measures by name and new alarms; both empty where it is not time.
+            Measures by name, and new alarms; both empty at steps without a measurement.
         """
         for each in observed:
             self._features.add(each.features)
@@ -72,11 +72,11 @@ class Monitor:
                 self._num_codes = each.num_codes
         if (step + 1) % self.config.every_steps or not self._features.seen:
             return {}, []
-        # On the CPU: a GPU finds eigenvalues of a few hundred rows no faster, and would be waited
-        # for.
+        # On the CPU: a GPU is no faster at the eigenvalues of a few hundred rows, and waiting for
+        # it would cost time.
         features = self._features.rows.float().cpu()
         if not torch.isfinite(features).all():
-            return {}, []  # the guard against them has its own words
+            return {}, []  # the guard against non-finite losses reports them
         measures = {
             "monitor/rankme": rankme(features),
             "monitor/alpha_req": alpha_req(features),
@@ -86,6 +86,6 @@ class Monitor:
             measures["monitor/code_usage"] = usage(self._codes.rows, self._num_codes)
         judged = {**metrics, **measures}
         if self._features.seen < self.config.buffer:
-            # After a restart too: of few rows it is small, and the run's peak is remembered.
+            # After a restart too: with few rows it is small, and the run's peak is remembered.
             del judged["monitor/rankme"]
         return measures, self.watch.judge(step + 1, judged)

@@ -1,7 +1,7 @@
-"""k-NN and a linear probe on labeled images while a run goes on.
+"""k-NN and a linear probe on labeled images during a run.
 
 A curve to watch, not a result to quote: few images, one k, and a least-squares classifier, so that
-it takes a moment. `ssl-vit eval` has the protocols.
+it is fast. `ssl-vit eval` has the protocols.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from ssl_vit.objectives.objective import Objective
 
 NEIGHBORS = 20
 _BATCH = 64
-# Of the ridge, times the mean eigenvalue of the features' covariance.
+# Ridge penalties, times the mean eigenvalue of the features' covariance.
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -26,7 +26,7 @@ class Probed(NamedTuple):
     """Features of one rank's share of the labeled images."""
 
     places: Tensor
-    """(n,) among the images of all ranks."""
+    """(n,) their places among the images of all ranks."""
     features: Tensor
     """(n, 2, D) float32 on the CPU: class token, and mean of the patches."""
 
@@ -67,16 +67,16 @@ class Probe:
         return Probed(self.places, torch.cat(found))
 
     def accuracies(self, parts: Sequence[Probed]) -> dict[str, float]:
-        """`probe/PROTOCOL_KIND` → share in [0, 1] of test images that got their label; empty where
-        features are not finite, or so large that their length is not.
+        """`probe/PROTOCOL_KIND` → share in [0, 1] of test images classified correctly; empty if
+        features are not finite, or so large that their norm is not.
 
         Args:
-            parts: Of every rank.
+            parts: The features of every rank.
         """
         features = torch.empty(len(self.labels), *parts[0].features.shape[1:])
         for places, values in parts:
             features[places] = values
-        # float16 overflows now and then; bfloat16 reaches numbers whose squares float32 does not.
+        # float16 sometimes overflows; bfloat16 reaches numbers whose squares overflow float32.
         if not torch.isfinite(features.norm(dim=-1)).all():
             return {}
         cut, labels = self.num_train, self.labels
@@ -93,7 +93,7 @@ class Probe:
 def linear_accuracy(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, num_classes: int
 ) -> float:
-    """Accuracy in [0, 1] of a ridge regression on one-hot labels; the ridge is chosen by leaving
+    """Accuracy in [0, 1] of a ridge regression on one-hot labels; the penalty is chosen by leaving
     out each train image once, in closed form (Hastie et al. 2009, equation 7.52).
 
     Args:

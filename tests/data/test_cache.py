@@ -340,7 +340,7 @@ def test_a_remote_index_must_not_name_local_files(folder: Path, tmp_path: Path):
     text = (copy / "index.json").read_text()
     (copy / "index.json").write_text(text.replace('"shard-', f'"file://{folder}/shard-'))
     assert open_shards(copy).read(0)
-    with serving(copy) as server, pytest.raises(UserError, match="names the local file"):
+    with serving(copy) as server, pytest.raises(UserError, match="refers to the local file"):
         open_shards(server.url, ShardCache(tmp_path / "cache"))
 
 

@@ -62,7 +62,7 @@ def test_duplicates_are_reported_and_are_no_fault(shards: Path):
     found = next(n for n, line in enumerate(lines) if "the same pixels" in line)
     assert "7 images have the same pixels as another one, in 3 groups" in lines[found]
     assert "2 of them have different labels" in lines[found + 1]
-    assert "2 of them are of one color throughout" in lines[found + 2]
+    assert "2 of them have a single color" in lines[found + 2]
     assert "(labels " in lines[found + 3]
     for part in (".tar: cat/a", ".tar: dog/a_again", " = "):
         assert part in lines[found + 3]

@@ -70,7 +70,7 @@ def test_split_folders_may_hold_images_directly_or_one_more_level(tmp_path: Path
 
 def test_a_set_of_other_folders_beside_split_folders_is_refused(tmp_path: Path):
     paths = [f"{part}/{n}.jpg" for part in ("train", "val", "extra") for n in range(2)]
-    with pytest.raises(UserError, match="images lie in extra/ beside them") as caught:
+    with pytest.raises(UserError, match="there are images in extra/ beside them") as caught:
         pack_paths(tmp_path, paths)
     assert "--no-split-folders" in caught.value.remedy
     assert not (tmp_path / "shards").exists()
@@ -158,7 +158,7 @@ def test_a_set_named_test_is_replaced_like_the_others(tmp_path: Path):
     paths = [f"{part}/a/{n}.jpg" for part in ("train", "test") for n in range(2)]
     pack_paths(tmp_path, paths)
     before = everything(tmp_path / "shards")
-    with pytest.raises(UserError, match="already holds a set"):
+    with pytest.raises(UserError, match="already has a set"):
         pack_images(tmp_path / "images", tmp_path / "shards")
     assert everything(tmp_path / "shards") == before
     pack_images(

@@ -97,7 +97,7 @@ def test_labels_come_from_a_field_or_are_names(tmp_path: Path):
     assert check_shards(str(of_field), decode=False, workers=1)[1] == []
     order = index(tmp_path / "shards", tmp_path / "order", classes=("wolf", "dog", "cat"))
     assert open_shards(order).labels[:2].tolist() == [0, 2]
-    with pytest.raises(UserError, match="label wolf is none of the 2 classes"):
+    with pytest.raises(UserError, match="label wolf is not one of the 2 classes"):
         index(tmp_path / "shards", tmp_path / "wrong", classes=("dog", "cat"))
 
 
@@ -122,7 +122,7 @@ def test_every_image_of_a_sample_counts_unless_endings_are_named(tmp_path: Path)
         assert check_shards(str(folder), decode=True, workers=1)[1] == []
     different = {open_shards(tmp_path / name).fingerprint for name in ("left.jpg", "jpg", "shards")}
     assert len(different) == 3  # the same shards, other samples
-    with pytest.raises(UserError, match="hold no images that end in gif") as caught:
+    with pytest.raises(UserError, match="no images with the ending gif") as caught:
         index(tmp_path / "shards", tmp_path / "none", endings=("gif",))
     assert "--endings" in caught.value.remedy
 
@@ -158,9 +158,9 @@ def test_what_cannot_be_indexed_is_said(tmp_path: Path):
         (tmp_path / "b.tar.gz", "is compressed"),
         (tmp_path / "empty", "no shards at"),
         (tmp_path / "missing.tar", "no shards at"),
-        (f"{tmp_path}/{{a,a}}.tar", "named twice"),
-        ("http://127.0.0.1:1/x.tar", "do not lie in one local folder"),
-        ("pipe:cat x.tar", "run a command in a shell"),
+        (f"{tmp_path}/{{a,a}}.tar", "given twice"),
+        ("http://127.0.0.1:1/x.tar", "are not in one local folder"),
+        ("pipe:cat x.tar", "run a shell command"),
     ]:
         with pytest.raises(UserError, match=problem):
             index(source)
@@ -262,7 +262,7 @@ def test_resharding_into_a_set_is_refused_and_remote_sets_must_fit_the_cache(
     monkeypatch.setenv("SSL_VIT_CACHE", str(tmp_path / "cache"))
     write_by_webdataset(tmp_path / "shards")
     folder = index(tmp_path / "shards")
-    for target, problem in [(folder, "already holds a set"), (tmp_path, "holds other files")]:
+    for target, problem in [(folder, "already has a set"), (tmp_path, "has other files")]:
         with pytest.raises(UserError, match=problem):
             reshard(str(folder), target, 0, 2, seed=0, workers=1)
     with serving(folder) as server:
@@ -293,7 +293,7 @@ def test_records_know_long_names_and_extended_headers(tmp_path: Path):
 def test_shards_are_not_written_over_those_that_are_read(place: str, tmp_path: Path):
     pack(fill_folder(tmp_path), tmp_path / "set" / place)
     before = everything(tmp_path / "set")
-    with pytest.raises(UserError, match="the shards that are read lie in"):
+    with pytest.raises(UserError, match="the shards that are read are in"):
         reshard(str(tmp_path / "set" / place), tmp_path / "set", 0, 2, 0, 1, overwrite=True)
     assert everything(tmp_path / "set") == before
 
@@ -310,7 +310,7 @@ def test_an_index_that_failed_gives_nobody_leave_to_delete(tmp_path: Path):
     with pytest.raises(UserError, match="no images that end in ppm"):
         index(shards, endings=("ppm",))
     before = everything(shards)
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="has other files"):
         pack(fill_folder(tmp_path), shards)
     assert everything(shards) == before
     assert not (shards / ".unfinished").exists()
@@ -408,7 +408,7 @@ def test_tars_that_no_index_knows_are_mentioned(tmp_path: Path):
     (tmp_path / "shards/shard-000099.tar").write_bytes(b"")
     done = ssl_vit("shards", "check", tmp_path / "shards")
     assert done.returncode == 0
-    assert "1 tars beside them are not in the index, shard-000099.tar" in done.stdout
+    assert "1 tar in the same folder not in the index, such as shard-000099.tar" in done.stdout
     both = ("--num-shards", "2", "--shard-bytes", "1MB")
     assert (
         ssl_vit("shards", "reshard", tmp_path / "shards", tmp_path / "new", *both).returncode == 2

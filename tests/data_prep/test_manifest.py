@@ -80,7 +80,7 @@ def test_a_missing_column_lists_those_that_are_there(option: str, kind: str, tmp
 def test_a_column_of_paths_by_another_name_is_suggested(name: str, kind: str, tmp_path: Path):
     with pytest.raises(UserError, match="no column named path") as caught:
         pack_rows([{"width": 3, name: FILES[0], "label": "a"}], tmp_path, kind=kind)
-    assert f"--path-column {name} " in caught.value.remedy
+    assert f"--path-column {name} " in f"{caught.value.remedy} "
 
 
 def test_a_manifest_without_labels_says_which_columns_it_has(tmp_path: Path):
@@ -117,7 +117,7 @@ def test_labels_are_numbered_by_what_they_mean(
     assert shards.classes == classes
     by_key = {shards.key(n): int(shards.labels[n]) for n in range(6)}
     assert [by_key[path[:-4]] for path in FILES] == found
-    said = [note for note in made.notes if note.startswith("no label where the manifest says")]
+    said = [note for note in made.notes if note.startswith("read as no label:")]
     assert bool(said) == (-1 in found)
 
 
@@ -128,9 +128,7 @@ def test_a_label_that_is_a_list_is_refused_with_its_column(label: object, tmp_pa
         pack_rows(rows, tmp_path, Columns(label="tags"))
 
 
-@pytest.mark.parametrize(
-    ("part", "said"), [("holdout", "names the split holdout"), ("", "no split")]
-)
+@pytest.mark.parametrize(("part", "said"), [("holdout", "has the split holdout"), ("", "no split")])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_split_by_another_name_is_refused(part: str, said: str, kind: str, tmp_path: Path):
     rows: list[dict[str, object]] = [
@@ -162,7 +160,7 @@ def test_groups_stay_together(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["--label-column", "x"], "--manifest is not given"),
+        (["--label-column", "x"], "without --manifest"),
         (["--manifest", "m.csv", "--group-column", "x"], "no effect without --val-fraction"),
     ],
 )

@@ -188,7 +188,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(images: Path, tmp_path
 def test_overwrite_replaces_a_set_and_nothing_else(images: Path, tmp_path: Path):
     pack(images, tmp_path / "shards", shard_bytes=2_000)
     (tmp_path / "shards/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="already holds"):
+    with pytest.raises(UserError, match="already has"):
         pack(images, tmp_path / "shards")
     pack_images(images, tmp_path / "shards", overwrite=True)
     names = set(everything(tmp_path / "shards"))
@@ -270,7 +270,7 @@ def test_check_tells_where_a_tar_breaks_off(images: Path, tmp_path: Path):
     faults = check_shards(str(tmp_path / "shards"), decode=False, workers=1).faults
     assert [fault.key for fault in faults] == ["", "", shards.key(4)]
     assert f"damaged at byte {int(record['offset'] - record['lead']):,}" in faults[1].problem
-    assert "11 of 16 images are not at the offset" in faults[2].problem
+    assert "11 of 16 images are not at their offset" in faults[2].problem
 
 
 @pytest.mark.parametrize("field", ["offset", "length", "lead", "label"])

@@ -72,7 +72,7 @@ def test_a_preview_is_what_training_sees_first(shards: Path, tmp_path: Path):
         (["SHARDS", "mae_vits16", "data.lanes=60"], "data.lanes=60"),
         (
             ["SHARDS", "mae_vits16", "data.lanes=16", "--out", "/nowhere/p.png"],
-            "no folder /nowhere",
+            "folder /nowhere does not exist",
         ),
     ],
 )

@@ -98,12 +98,12 @@ def test_a_mask_and_a_tail_are_data(values: np.ndarray):
     ("looks", "given", "said"),
     [
         ([deep(COUNTS)], ValueRange(0, 65535), "less than a tenth"),
-        ([deep(COUNTS)], ValueRange(0, 2000), r"\d+% of the sampled values lie outside"),
+        ([deep(COUNTS)], ValueRange(0, 2000), r"\d+% of the sampled values are outside"),
         ([Look("", "8-bit", False, np.full(500, 3.0))], None, "levels 3 … 3 of 0 … 255 only"),
         ([Look("", "8-bit", False, COUNTS % 256)], ValueRange(0, 9), "have no effect"),
         ([deep(COUNTS), deep(SHARES, "32-bit float")], None, "different kinds of values"),
-        ([deep(np.append(COUNTS, [65535] * 99))], None, "like a saturated pixel"),
-        ([deep(np.append(SHARES, [-9999] * 400))], None, "-9,999 is taken for no data"),
+        ([deep(np.append(COUNTS, [65535] * 99))], None, "as a saturated pixel"),
+        ([deep(np.append(SHARES, [-9999] * 400))], None, "-9,999 is treated as no data"),
     ],
 )
 def test_what_is_odd_about_a_range_is_said(looks: list[Look], given: ValueRange | None, said: str):
@@ -113,7 +113,7 @@ def test_what_is_odd_about_a_range_is_said(looks: list[Look], given: ValueRange 
 
 def test_a_sample_without_any_data_needs_a_range():
     empty = [deep(np.full(100, -9999.0), "32-bit float"), deep(np.zeros(0), "32-bit float")]
-    with pytest.raises(UserError, match="hold no data at all"):
+    with pytest.raises(UserError, match="have no pixels with data"):
         survey(empty, None, -9999)
     found = survey(empty, ValueRange(0, 1), -9999)
     assert found.values == ValueRange(0, 1, -9999)

@@ -93,9 +93,7 @@ def test_images_of_unknown_classes_are_left_out_if_asked_and_said(match):
     matched = match((ABC, [0, 1, 2]), (("d", "c", "b"), [0, 1, -1, 2, 0]), known_only=True)
     assert matched.test.numbers.tolist() == [1, 3]
     assert names_of(matched, "test") == ["c", "b"]
-    assert "2 test images of classes that train has no images of are left out: d (2)." in (
-        matched.notes
-    )
+    assert "2 test images of classes without train images are left out: d (2)." in (matched.notes)
 
 
 def test_what_was_matched_and_what_is_missing_is_said(match):

@@ -158,9 +158,9 @@ def test_a_result_of_other_class_names_is_not_replaced(run_folder, train, test):
 def test_an_earlier_result_with_other_settings_is_replaced_and_that_is_said(
     run_folder, train, test
 ):
-    assert "was replaced" not in evaluate("knn", run_folder, train, test)
-    assert "was replaced" not in evaluate("knn", run_folder, train, test)
-    assert "with other settings was replaced" in evaluate(
+    assert "Replaced an earlier result" not in evaluate("knn", run_folder, train, test)
+    assert "Replaced an earlier result" not in evaluate("knn", run_folder, train, test)
+    assert "Replaced an earlier result with other settings" in evaluate(
         "knn", run_folder, train, test, "--k", "5"
     )
     assert result(run_folder)["protocol"]["k"] == [5]
@@ -233,8 +233,8 @@ def test_one_image_of_each_class(run_folder, make_shards):
     # One class with two images is enough to choose by, and how little that is, is said.
     more = make_shards("more", [*range(12), 0], 3, names)
     output = evaluate("linear", run_folder, more, test, "--epochs", "2")
-    assert "held out of train (1 image)" in output
-    assert "11 classes of train have a single image" in output
+    assert "a held-out tenth of train (1 image)" in output
+    assert "Train classes with a single image" in output
     strict((run_folder / "evals/linear_step_00000007.json").read_text())
 
 
@@ -253,15 +253,15 @@ def test_a_k_that_is_no_list_of_numbers_is_refused(run_folder, train, test, text
 
 
 def test_a_k_beyond_the_train_set_is_refused(run_folder, train, test):
-    with pytest.raises(UserError, match=r"--k 61: .* has 60 labeled images") as caught:
+    with pytest.raises(UserError, match=r"--k 61 is too large: .* has 60 labeled images") as caught:
         evaluate("knn", run_folder, train, test, "--k", "5,61")
-    assert caught.value.remedy == "give at most 60"
+    assert caught.value.remedy == "use at most 60"
     assert evaluate("knn", run_folder, train, test, "--k", "60")
 
 
 def test_a_small_train_set_will_do_for_a_small_k(run_folder, make_shards, test):
     few = make_shards("few", [0, 1, 2], seed=4)
-    with pytest.raises(UserError, match="has 3 labeled images, 10 are needed"):
+    with pytest.raises(UserError, match="has 3 labeled images, at least 10 are needed"):
         evaluate("knn", run_folder, few, test)
     assert "k=1" in evaluate("knn", run_folder, few, test, "--k", "1")
 

@@ -16,13 +16,13 @@ from ssl_vit_launch.submit import Request, dry_run
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"partition": "gpu\nrm -rf x"}, "partition holds the control character"),
+        ({"partition": "gpu\nrm -rf x"}, "partition contains the control character"),
         ({"account": "%j"}, "holds a %"),
-        ({"sbatch": {"comment": "a\nb"}}, "sbatch.comment holds"),
+        ({"sbatch": {"comment": "a\nb"}}, "sbatch.comment contains"),
         ({"sbatch": {"a\nb": "c"}}, "is not a long sbatch option"),
-        ({"srun": ("--x\n",)}, "srun holds"),
-        ({"modules": ("a\x00",)}, "modules holds"),
-        ({"container": {"image": "a\nb"}}, "container holds"),
+        ({"srun": ("--x\n",)}, "srun contains"),
+        ({"modules": ("a\x00",)}, "modules contains"),
+        ({"container": {"image": "a\nb"}}, "container contains"),
         ({"setup": ("a\0b",)}, "NUL"),
     ],
 )

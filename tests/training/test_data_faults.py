@@ -92,7 +92,7 @@ def test_a_flipped_byte_is_found_by_training_and_by_check(tmp_path: Path):
     assert "ssl-vit shards check" in fix
     checked = ssl_vit("shards", "check", shards)
     assert checked.returncode == 1
-    assert f"{tar.name}: its bytes are not those packed" in checked.stdout
+    assert f"{tar.name}: its bytes do not match the index" in checked.stdout
 
 
 def test_bad_images_are_replaced_listed_and_the_same_on_two_processes(tmp_path: Path):

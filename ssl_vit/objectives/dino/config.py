@@ -223,7 +223,7 @@ class DinoConfig(MethodConfig):
                 if self.centering == "sinkhorn":
                     first = "a larger engine.micro_batch_size (Sinkhorn-Knopp sees one micro-batch)"
                 return (
-                    f"{first}, objective.momentum nearer to 1, a lower optimizer.base_learning_rate"
+                    f"{first}, objective.momentum closer to 1, a lower optimizer.base_learning_rate"
                 )
             case "no answer":
                 return (
@@ -233,7 +233,7 @@ class DinoConfig(MethodConfig):
             case "one direction" | "few dimensions":
                 return (
                     "a higher objective.koleo_weight, a lower optimizer.base_learning_rate, "
-                    "objective.momentum nearer to 1"
+                    "objective.momentum closer to 1"
                 )
 
     def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:

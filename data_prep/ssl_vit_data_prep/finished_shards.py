@@ -1,8 +1,8 @@
-"""What finished shards were like, kept until the whole set is done, so that a killed command goes
-on where it stopped.
+"""Descriptions of finished shards, kept until the whole set is done, so that a killed command can
+resume.
 
-A hidden folder beside the shards holds one file a finished shard; it belongs to one plan, named by
-its digest, and is deleted with the last step.
+A hidden folder beside the shards holds one file per finished shard; it belongs to one plan, named
+by its digest, and is deleted at the end.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _PLAN, _LOCK = "plan", "lock"
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """One shard as it came out."""
+    """One finished shard."""
 
     shard: Shard
     records: np.ndarray
@@ -38,57 +38,57 @@ class WrittenShard:
     sheet: list[tuple[str, np.ndarray]] = field(default_factory=list)
     """(caption, (S, S, 3) uint8) of pictures for the contact sheet."""
     labels: list[str] = field(default_factory=list)
-    """What the records' labels mean, where classes are numbered only when all shards are read."""
+    """Texts of the records' labels, if classes are numbered only after all shards are read."""
     endings: dict[str, int] = field(default_factory=dict)
-    """How many images have which ending, where others wrote the shard."""
+    """Ending → number of images, in an indexed shard."""
     saw: dict[str, dict[str, int]] = field(default_factory=dict)
-    """What else was counted there, by topic: see ``ssl_vit_data_prep.index``."""
+    """Further counts in an indexed shard, by topic: see ``IndexSummary.saw``."""
     counts: ImageCounts = field(default_factory=ImageCounts)
-    """What its images are like; where others wrote the shard, those that were sampled."""
+    """Properties of its images; in an indexed shard, of those that were sampled."""
     looks: list[Look] = field(default_factory=list)
-    """At its sampled images, where others wrote the shard."""
+    """The sampled images of an indexed shard."""
 
 
-class Parts:
+class FinishedShards:
     """The finished shards of one unfinished command.
 
     Args:
-        folder: The set's.
-        command: Whose: pack, reshard or index.
-        plan: Digest of all that decides what is written.
+        folder: The set's folder.
+        command: pack, reshard or index.
+        plan: Digest of everything that determines the output.
     """
 
     def __init__(self, folder: Path, command: str, plan: str) -> None:
         self.folder, self.plan = folder / UNFINISHED_FOLDER, f"{command} {plan}"
 
     def is_unfinished(self) -> bool:
-        """Whether a command of the same plan began here and did not end."""
+        """Whether a command with the same plan began here and did not finish."""
         return _read_plan(self.folder) == self.plan
 
     def check_none_finished(self, overwrite: bool) -> None:
-        """Refuse to throw away what a command of another plan has finished here.
+        """Refuse to discard shards that a command with another plan has finished here.
 
         Raises:
-            UserError: There is some, and it may not be replaced.
+            UserError: There are some, and they may not be replaced.
         """
         if overwrite or not self.count():
             return
         command, folder = unfinished_command(self.folder.parent), self.folder.parent
         raise UserError(
-            f"{folder} holds {self.count():,} finished shards of a {command} that did not end, "
-            "with other options or of other images",
-            "the command that began it goes on there; --overwrite begins anew",
+            f"{folder} has {self.count():,} finished shards of an interrupted {command} with other "
+            "options or other images",
+            "run the command that began it again to resume, or add --overwrite to start over",
         )
 
     @contextlib.contextmanager
     def open(self) -> Iterator[bool]:
-        """Take the folder for this process, as long as the block runs.
+        """Lock the folder for this process while the block runs.
 
         Yields:
-            Whether finished shards of the same plan are there.
+            Whether there may be finished shards of the same plan.
 
         Raises:
-            UserError: Another process has it.
+            UserError: Another process has locked it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / _LOCK).open("w") as lock:
@@ -101,29 +101,29 @@ class Parts:
                 ) from None
             except OSError:
                 pass  # a file system without locks
-            goes_on = self.is_unfinished()
-            if not goes_on:
+            resumes = self.is_unfinished()
+            if not resumes:
                 for path in self.folder.glob("*.npz"):
                     path.unlink()
                 with replacing(self.folder / _PLAN) as partial:
                     partial.write_text(self.plan)
             try:
-                yield goes_on
+                yield resumes
             except BaseException:
                 if not self.count():
-                    self.remove()  # nothing to go on from
+                    self.remove()  # nothing to resume from
                 raise
 
     def count(self) -> int:
-        """Finished shards."""
+        """Number of finished shards."""
         return sum(1 for _ in self.folder.glob("*.npz"))
 
     def remove(self) -> None:
-        """The set is done."""
+        """Remove the folder: the set is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, name: str, part: WrittenShard) -> None:
-        """Remember a finished shard."""
+        """Save the description of a finished shard."""
         described = {
             "shard": asdict(part.shard),
             "refused": [asdict(refusal) for refusal in part.refused],
@@ -147,7 +147,7 @@ class Parts:
             )
 
     def load(self, name: str) -> WrittenShard | None:
-        """A finished shard; None where there is none that can be read."""
+        """The description of a finished shard; None if there is none that can be read."""
         try:
             with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
                 described = json.loads(file["described"].tobytes())
@@ -171,7 +171,7 @@ class Parts:
 
 
 def unfinished_command(folder: Path) -> str:
-    """Which command began to write into this folder and did not end; empty for none."""
+    """The command that began to write into this folder and did not finish; empty for none."""
     return _read_plan(folder / UNFINISHED_FOLDER).partition(" ")[0]
 
 
