@@ -1,7 +1,7 @@
-"""What happened to a run's jobs: one line for each thing, appended by whoever saw it.
+"""What happened to a run's jobs: one line per event, appended by the process that saw it.
 
-The run's metrics say what it learned; this says when it was started, asked to stop, or died, so
-that a status needs neither the scheduler's memory nor its accounting.
+The metrics record what a run learned; the history records when it was started, asked to stop, or
+crashed, so that a status needs neither the scheduler's memory nor its accounting.
 """
 
 import time
@@ -15,65 +15,65 @@ from ssl_vit.foreign import Count, Seconds, typed_lines
 
 Kind = Literal[
     "submitted",  # a job was queued
-    "started",  # its first process began
+    "started",  # its first process started
     "stopped",  # it was asked to stop, and saved
-    "failed",  # a process ended with an error
-    "refused",  # a process found a mistake that starting again would repeat
-    "crashed",  # the job's processes ended with a bad exit code
-    "cancelled",  # somebody asked for its end
+    "failed",  # a process ended with an error of the program
+    "refused",  # a process found a user's mistake, which another start would repeat
+    "crashed",  # the job's processes ended with a nonzero exit code
+    "cancelled",  # it was canceled by a user
     "completed",
 ]
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened."""
+    """One event of a run's history."""
 
     kind: Kind
     job: str
-    """The scheduler's id of the job."""
+    """The scheduler's job id."""
     time: Seconds
-    """In seconds since 1970."""
+    """Seconds since 1970."""
     step: Count = 0
-    """Updates in the newest checkpoint, where that was looked at."""
+    """Step of the newest checkpoint; 0 if there is none or it was not looked at."""
     nodes: Count = 0
-    """Of a start: how many machines took part."""
+    """Number of nodes of a start."""
     rank: Count = 0
-    """Of an error: whose."""
+    """Rank that ended with an error."""
     code: int = 0
-    """Of a crash: the exit code; above 128 a signal's number and 128."""
+    """Exit code of a crash; above 128, 128 plus the signal's number."""
     text: str = ""
-    """A signal's name, an error's last line."""
+    """Node names of a start, the signal's name of a stop, the last line of an error."""
 
 
 class History:
     """The history of one run folder.
 
     Args:
-        folder: `jobs/` of the run folder. Every rank but the first has a file of its own there:
-            two machines that append to one file on NFS lose lines.
+        folder: `jobs/` of the run folder. Every rank but the first has a file of its own in it,
+            since two machines that append to one file on NFS lose lines.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def add(self, kind: Kind, job: str, rank: int = 0, **facts: str | int) -> None:
-        """Append what happened now, to or on a rank."""
+        """Append an event that happened now, on a rank."""
         line = {"kind": kind, "job": job, "time": time.time(), "rank": rank, **facts}
         file = self.folder / (f"history_{rank}.jsonl" if rank else "history.jsonl")
-        # What is lost on a full disk is a line of a status.
+        # On a full disk only a line of the status is lost.
         with OptionalWrites(f"the history {file}", "The job continues without it").attempt():
-            # A newline first where a kill has cut the last line short.
+            # Starts a new line if a kill truncated the last one.
             before = file.read_bytes()[-1:] if file.is_file() else b""
             text = "" if before in (b"", b"\n") else "\n"
             with file.open("a", encoding="utf-8") as opened:
                 opened.write(text + to_json_line(line))
 
     def read(self, crashes: Sequence["Event"] = ()) -> list[Event]:
-        """Everything so far, oldest first; a line that a kill cut short is left out.
+        """All events so far, oldest first; lines that a kill truncated are skipped.
 
         Args:
-            crashes: What batch scripts wrote elsewhere (:func:`read_crashes`).
+            crashes: Events that batch scripts recorded (:func:`read_crashes`).
         """
         return sorted([*self._events(), *crashes], key=lambda event: event.time)
 
@@ -83,30 +83,30 @@ class History:
 
 
 def read_crashes(file: Path, job: str) -> list[Event]:
-    """What a batch script noted: one line a crash, its exit code and the time in seconds."""
+    """Crashes that a batch script recorded, one per line: exit code and time in seconds."""
     if not file.is_file():
         return []
     found = []
     for line in file.read_text().splitlines():
         code, _, when = line.partition(" ")
         if code.isdigit() and when.isdigit():
-            # The script's clock has whole seconds; what the processes said came before.
+            # The script records whole seconds, rounded down; the processes' own events came before.
             found.append(Event("crashed", job, int(when) + 1.0, code=int(code)))
     return found
 
 
 @dataclass(frozen=True)
 class Restart:
-    """One start after the first."""
+    """A start after the first one."""
 
     time: float
     step: int
-    """Updates it went on from."""
+    """Step that it resumed from."""
     why: str
 
 
 def restarts(events: Sequence[Event]) -> list[Restart]:
-    """Every start after the first, and what ended the one before."""
+    """Every start after the first, with the reason that the previous one ended."""
     found: list[Restart] = []
     since: list[Event] = []
     began = False
@@ -121,41 +121,47 @@ def restarts(events: Sequence[Event]) -> list[Restart]:
 
 
 def why_ended(events: Sequence[Event]) -> str:
-    """What ended a start, from what happened after it."""
+    """Why a start ended, from the events after it."""
     kinds = {event.kind: event for event in reversed(events)}  # the first of each
     if "completed" in kinds:
-        return "it was complete"
+        return "completed"
     if "cancelled" in kinds:
-        return "cancelled"
+        return "canceled"
     failure, stopped = first_failure(events), kinds.get("stopped")
-    # When one process has failed, srun asks the others to stop.
+    # After one process has failed, srun asks the others to stop.
     if stopped is not None and (failure is None or stopped.time <= failure.time):
-        return f"asked to stop ({stopped.text}), saved at update {stopped.step:,}"
+        return f"asked to stop ({stopped.text}), saved at step {stopped.step:,}"
     if (event := kinds.get("refused")) is not None:
         return f"refused: {event.text}"
     if failure is not None:
         return f"crashed: rank {failure.rank}: {failure.text}"
     if (event := kinds.get("crashed")) is not None:
         return f"crashed: {describe_code(event.code)}"
-    return "ended without a word: a failed node, or a kill"
+    return "ended without a message: a failed node, or killed"
 
 
-# What a rank says when another one has gone.
-_ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
+# Errors of a rank after another one is gone.
+_SECONDARY_ERRORS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "NCCL",
+    "gloo",
+)
 
 
 def first_failure(events: Sequence[Event]) -> Event | None:
-    """The error that came first, and is no echo of another rank's end; None where all are."""
-    own = [
+    """The earliest error that is not a consequence of another rank's end; None if all are."""
+    primary = [
         event
         for event in events
-        if event.kind == "failed" and not any(echo in event.text for echo in _ECHOES)
+        if event.kind == "failed" and not any(error in event.text for error in _SECONDARY_ERRORS)
     ]
-    return min(own, key=lambda event: event.time, default=None)
+    return min(primary, key=lambda event: event.time, default=None)
 
 
 def describe_code(code: int) -> str:
-    """An exit code, for a person."""
+    """An exit code in words."""
     if code == 137:
-        return "a process was killed (SIGKILL: by hand, or out of memory)"
+        return "a process was killed (SIGKILL: manually, or out of memory)"
     return f"signal {code - 128}" if code > 128 else f"exit code {code}"

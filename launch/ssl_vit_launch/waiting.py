@@ -1,4 +1,4 @@
-"""Waiting for jobs to be over, with a line now and then."""
+"""Waiting until jobs are over, printing progress now and then."""
 
 import shlex
 import sys
@@ -7,31 +7,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_vit.progress import PLAIN_EVERY_SECONDS
-from ssl_vit_launch.schedulers import find, look_seconds
+from ssl_vit_launch.schedulers import find, poll_seconds
 from ssl_vit_launch.status import read_status
 from ssl_vit_launch.submission import Submission
 
-_NFS_SECONDS = 60.0  # that its clients may keep what they know of a folder
+_NFS_SECONDS = 60.0  # for which its clients may cache the contents of a folder
 
 
 def wait(submissions: Sequence[Submission]) -> bool:
-    """Return when all are over; whether all runs are complete. Ctrl-C leaves the jobs running."""
-    said = time.monotonic()
+    """Wait until all are over; whether all runs are complete. Ctrl-C leaves the jobs running."""
+    reported = time.monotonic()
     pending = list(submissions)
     try:
         while pending:
             pending = [
                 each for each in pending if (state := find(each)) is not None and not state.is_over
             ]
-            if pending and time.monotonic() - said > PLAIN_EVERY_SECONDS:
-                said = time.monotonic()
-                print(_line(submissions, pending), file=sys.stderr, flush=True)
+            if pending and time.monotonic() - reported > PLAIN_EVERY_SECONDS:
+                reported = time.monotonic()
+                print(_progress_line(submissions, pending), file=sys.stderr, flush=True)
             if pending:
-                time.sleep(look_seconds(pending[0]))
+                time.sleep(poll_seconds(pending[0]))
     except KeyboardInterrupt:
         first = submissions[0]
         print(
-            f"\nthe job goes on; ssl-vit launch cancel {shlex.quote(first.run)}  ends it",
+            f"\nthe job keeps running; ssl-vit launch cancel {shlex.quote(first.run)}  ends it",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
@@ -39,7 +39,7 @@ def wait(submissions: Sequence[Submission]) -> bool:
 
 
 def _is_complete(submission: Submission) -> bool:
-    """Whether a run is; on NFS this machine may see its last files a while after they are there."""
+    """Whether a run is complete; on NFS its last files may take a while to be visible here."""
     deadline = time.monotonic() + _NFS_SECONDS
     while not (complete := read_status(Path(submission.run)).is_complete):
         state = find(submission)
@@ -49,11 +49,11 @@ def _is_complete(submission: Submission) -> bool:
     return complete
 
 
-def _line(everyone: Sequence[Submission], pending: Sequence[Submission]) -> str:
+def _progress_line(submissions: Sequence[Submission], pending: Sequence[Submission]) -> str:
     status = read_status(Path(pending[0].run))
     step = status.progress.step if status.progress else 0
-    more = f"{len(everyone) - len(pending)} of {len(everyone)} runs are over; "
+    more = f"{len(submissions) - len(pending)} of {len(submissions)} runs are over; "
     return (
-        f"{more if len(everyone) > 1 else ''}{pending[0].run}: {status.state}, update {step:,} of "
+        f"{more if len(submissions) > 1 else ''}{pending[0].run}: {status.state}, step {step:,} of "
         f"{status.total_steps:,}"
     )

@@ -27,7 +27,7 @@ must() {
 }
 module load apptainer
 must $? 'module load apptainer'
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
 srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
 [ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
@@ -39,16 +39,16 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
+# Complete, or an error that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
+# A job of an array by its own id: to scontrol the bare number is the whole array.
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
+# Ended by SLURM, which handles it:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
@@ -84,7 +84,7 @@ must() {
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
   touch "$logs/refused_$index"; exit 2
 }
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
 srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
 [ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
@@ -96,16 +96,16 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
+# Complete, or an error that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
+# A job of an array by its own id: to scontrol the bare number is the whole array.
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
+# Ended by SLURM, which handles it:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
@@ -147,7 +147,7 @@ export NCCL_IB_HCA=mlx5_0,mlx5_3,mlx5_4,mlx5_5
 export NCCL_CROSS_NIC=0
 export NCCL_IB_TIMEOUT=22
 export NCCL_DEBUG=WARN
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
 srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
 [ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
@@ -159,16 +159,16 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
+# Complete, or an error that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
+# A job of an array by its own id: to scontrol the bare number is the whole array.
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
+# Ended by SLURM, which handles it:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
@@ -204,7 +204,7 @@ must() {
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
   touch "$logs/refused_$index"; exit 2
 }
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
 srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
 [ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
@@ -216,16 +216,16 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
+# Complete, or an error that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
+# A job of an array by its own id: to scontrol the bare number is the whole array.
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
+# Ended by SLURM, which handles it:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
@@ -262,7 +262,7 @@ must() {
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
   touch "$logs/refused_$index"; exit 2
 }
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
 srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
 [ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
@@ -274,16 +274,16 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
+# Complete, or an error that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
+# A job of an array by its own id: to scontrol the bare number is the whole array.
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
+# Ended by SLURM, which handles it:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
@@ -329,7 +329,7 @@ must() {
 module load cuda/12.2
 must $? 'module load cuda/12.2'
 export HF_HUB_OFFLINE=1
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
 srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
 [ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
@@ -341,16 +341,16 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
+# Complete, or an error that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
+# A job of an array by its own id: to scontrol the bare number is the whole array.
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
+# Ended by SLURM, which handles it:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code
@@ -383,9 +383,9 @@ must() {
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
   touch "$logs/refused_$index"; exit 2
 }
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
-export PYTHONSAFEPATH=1  # else the folder one queues from comes first
+export PYTHONSAFEPATH=1  # keeps the submission directory off sys.path
 export PYTHONPATH=/shared/code${PYTHONPATH:+:$PYTHONPATH}
 srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
 [ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
@@ -397,16 +397,16 @@ srun --unbuffered --output /shared/runs/r/jobs/001/%j_%t_log.out --kill-on-bad-e
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
+# Complete, or an error that another start would repeat:
 [ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
+# A job of an array by its own id: to scontrol the bare number is the whole array.
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
+# Ended by SLURM, which handles it:
 for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
 echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
   echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
   echo "$code" >> "$logs/crashes_$index" || exit $code

@@ -1,4 +1,4 @@
-"""The batch script: golden, and what its bash does with an exit code."""
+"""The batch script: its golden text, and how its bash handles an exit code."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def submission(cluster: ClusterConfig, logs: str, **facts: object) -> Submission
 
 
 def written() -> str:
-    """What `make golden` writes: the script of every profile that SLURM takes."""
+    """What `make golden` writes: the batch script of every profile for SLURM."""
     found = []
     for file in PROFILES:
         cluster = read_cluster(str(file))
@@ -61,7 +61,7 @@ def end_of_job(
 ) -> tuple[int, bool]:
     """The exit code of a script whose srun ended with a code, and whether it asked for a requeue.
 
-    Slurm's one command in it is replaced by one that says the job's state.
+    scontrol is replaced by a script that reports the given job state.
     """
     commands, asked = folder / "commands", folder / "asked"
     commands.mkdir(exist_ok=True)
@@ -85,17 +85,17 @@ def end_of_job(
     return done.returncode, asked.exists()
 
 
-def test_a_crash_is_requeued_until_there_were_too_many(tmp_path: Path):
+def test_a_crash_is_requeued_up_to_max_crashes(tmp_path: Path):
     assert end_of_job(tmp_path, 1) == (1, True)
     assert end_of_job(tmp_path, 137) == (137, False)
     assert len((tmp_path / "the logs" / "all_crashes_0").read_text().splitlines()) == 2
-    # Progress: the first process of the next start takes the counter away.
+    # Progress: the first process of the next start removes the counter.
     (tmp_path / "the logs" / "crashes_0").unlink()
     assert end_of_job(tmp_path, 1) == (1, True)
 
 
-def test_one_of_an_array_is_requeued_alone_and_counted_alone(tmp_path: Path):
-    # The bare number is the whole array to scontrol, and one of its jobs has it.
+def test_a_job_of_an_array_is_requeued_and_counted_alone(tmp_path: Path):
+    # To scontrol, the bare number is the whole array, and also the id of one of its jobs.
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
     assert end_of_job(tmp_path, 1, **array) == (1, True)
     assert end_of_job(tmp_path, 1, **array) == (1, False)
@@ -104,7 +104,7 @@ def test_one_of_an_array_is_requeued_alone_and_counted_alone(tmp_path: Path):
 
 
 def test_a_crash_that_cannot_be_counted_is_not_requeued(tmp_path: Path):
-    # A full disk, say: it would be requeued for ever.
+    # On a full disk, for example: it would be requeued forever.
     (tmp_path / "the logs" / "all_crashes_0").mkdir(parents=True)
     assert end_of_job(tmp_path, 1) == (1, False)
 
@@ -115,18 +115,18 @@ def test_an_early_sigterm_counts_as_srun_sends_it_for_another_ranks_failure(tmp_
 
 
 @pytest.mark.parametrize("code", [75, 140])
-def test_a_run_that_was_asked_to_stop_is_requeued_and_is_no_crash(tmp_path: Path, code: int):
+def test_a_run_that_was_asked_to_stop_is_requeued_without_counting(tmp_path: Path, code: int):
     for _ in range(5):
         assert end_of_job(tmp_path, code) == (code, True)
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "COMPLETING", "PENDING", "NODE_FAIL"])
-def test_what_slurm_ended_is_slurms(tmp_path: Path, state: str):
+def test_a_job_that_slurm_ended_is_left_to_slurm(tmp_path: Path, state: str):
     assert end_of_job(tmp_path, 143, state) == (143, False)
     assert not (tmp_path / "the logs" / "crashes_0").exists()
 
 
-def test_neither_the_end_nor_a_mistake_is_requeued(tmp_path: Path):
+def test_a_complete_or_refused_run_is_not_requeued(tmp_path: Path):
     assert end_of_job(tmp_path, 0) == (0, False)
     (tmp_path / "the logs" / "refused_0").touch()
     assert end_of_job(tmp_path, 2) == (2, False)
@@ -143,10 +143,10 @@ def test_a_line_of_the_profile_that_fails_ends_the_job(tmp_path: Path):
 
 
 @pytest.mark.parametrize("sees", [True, False])
-def test_a_node_that_does_not_see_the_run_says_so_and_ends_the_job(tmp_path: Path, sees: bool):
+def test_a_node_that_does_not_see_the_run_ends_the_job_with_an_error(tmp_path: Path, sees: bool):
     logs = tmp_path / "the logs"
     logs.mkdir()
-    # The job's own node sees it; srun is played by a shell on another one.
+    # The job's own node sees it; a shell stands in for srun on another one.
     srun = tmp_path / "srun"
     srun.write_text(
         '#!/bin/sh\nwhile [ "$1" != sh ]; do shift; done\n'
@@ -165,7 +165,7 @@ def test_a_node_that_does_not_see_the_run_says_so_and_ends_the_job(tmp_path: Pat
     assert (logs / "refused_0").exists() == (not sees)
 
 
-# Another value for every setting, and where it is not the batch script that heeds it.
+# Another value for every setting, and the settings that do not affect the batch script.
 OTHERS: dict[str, object] = {
     "partition": "p",
     "account": "a",
@@ -190,7 +190,7 @@ OTHERS: dict[str, object] = {
 ELSEWHERE = {"scheduler", "local_cache"}
 
 
-def test_every_setting_of_a_profile_is_heeded():
+def test_every_setting_of_a_profile_changes_the_script():
     assert OTHERS.keys() | ELSEWHERE == set(ClusterConfig.model_fields)
     plain = batch_text(submission(ClusterConfig(), "/r/jobs/001"))
     for name, value in OTHERS.items():
@@ -201,7 +201,7 @@ def test_every_setting_of_a_profile_is_heeded():
     assert "overcommit" not in flags
 
 
-def test_a_cache_on_the_nodes_own_disk_has_its_variables_expanded_there(
+def test_variables_in_local_cache_are_expanded_on_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
@@ -225,7 +225,7 @@ def test_a_container_runs_its_own_python(runtime: str):
         {"runtime": runtime, "image": "box", "mounts": ("/a",), "python": "python9"}
     )
     words = ClusterConfig(container=box, gpus_per_node=1).srun_words()
-    # What submitit appends begins with this machine's interpreter; played with echo for python9.
+    # What submitit appends begins with this machine's interpreter; echo stands in for python9.
     at = words.index("sh")
     script = [*words[at:], "/here/bin/python", "-u", "-m", "x"]
     script[2] = script[2].replace("exec python9", "echo python9")

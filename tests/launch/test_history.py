@@ -1,11 +1,11 @@
-"""What a run's history says of its restarts."""
+"""The history of a run: events and restarts."""
 
 from pathlib import Path
 
 from ssl_vit_launch.history import Event, History, read_crashes, restarts, why_ended
 
 
-def test_what_is_added_is_read_in_order_and_a_cut_line_is_left_out(tmp_path: Path):
+def test_events_are_read_in_order_and_a_truncated_line_is_skipped(tmp_path: Path):
     history = History(tmp_path)
     history.add("submitted", "7", nodes=2)
     history.add("started", "7", step=3, text="n1 n2")
@@ -19,7 +19,7 @@ def test_what_is_added_is_read_in_order_and_a_cut_line_is_left_out(tmp_path: Pat
     assert (found[1].step, found[1].text) == (3, "n1 n2")
 
 
-def test_every_start_but_the_first_says_why():
+def test_every_restart_has_a_reason():
     def event(kind: str, time: float, **facts: object) -> Event:
         return Event(kind, "7", time, **facts)  # type: ignore[arg-type]
 
@@ -40,16 +40,16 @@ def test_every_start_but_the_first_says_why():
     found = restarts(events)
     assert [each.step for each in found] == [10, 16, 20, 24]
     assert [each.why for each in found] == [
-        "asked to stop (SIGUSR2), saved at update 10",
-        "ended without a word: a failed node, or a kill",
+        "asked to stop (SIGUSR2), saved at step 10",
+        "ended without a message: a failed node, or killed",
         "crashed: rank 3: ValueError: no such thing",
-        "crashed: a process was killed (SIGKILL: by hand, or out of memory)",
+        "crashed: a process was killed (SIGKILL: manually, or out of memory)",
     ]
 
 
-def test_a_survivors_error_is_not_the_reason():
-    echo = Event("failed", "7", 1.0, rank=0, text="RuntimeError: Connection closed by peer")
-    assert why_ended([echo]) == "ended without a word: a failed node, or a kill"
+def test_an_error_caused_by_another_ranks_end_is_not_the_reason():
+    secondary = Event("failed", "7", 1.0, rank=0, text="RuntimeError: Connection closed by peer")
+    assert why_ended([secondary]) == "ended without a message: a failed node, or killed"
 
 
 def test_a_stop_that_follows_a_failure_is_not_the_reason():
@@ -57,10 +57,10 @@ def test_a_stop_that_follows_a_failure_is_not_the_reason():
     stopped = Event("stopped", "7", 2.0, step=8, text="SIGTERM")
     assert why_ended([failed, stopped]) == "crashed: rank 1: ValueError: no such thing"
     later = Event("failed", "7", 3.0, rank=1, text="ValueError: no such thing")
-    assert why_ended([stopped, later]) == "asked to stop (SIGTERM), saved at update 8"
+    assert why_ended([stopped, later]) == "asked to stop (SIGTERM), saved at step 8"
 
 
-def test_a_batch_scripts_notes_are_crashes(tmp_path: Path):
+def test_crashes_of_a_batch_script_are_read(tmp_path: Path):
     notes = tmp_path / "all_crashes_0"
     notes.write_text("137 1700000000\nnonsense\n1 1700000100\n")
     assert [(each.code, each.job) for each in read_crashes(notes, "7")] == [(137, "7"), (1, "7")]
