@@ -13,14 +13,20 @@ from typing import Any
 from ssl_vit.errors import UserError
 from ssl_vit.training.preemption import EXIT_SAVED
 from ssl_vit_launch.cluster import ClusterConfig
+from ssl_vit_launch.history import line_start
 from ssl_vit_launch.submission import Submission
 
 # submitit gives up after this many time limits; a run may need any number of them.
 _MAX_TIMEOUTS = 1_000_000
 
 
-def batch_parameters(submission: Submission) -> dict[str, Any]:
-    """Parameters of submitit's `SlurmExecutor` for a training job."""
+def batch_parameters(submission: Submission, folders: Sequence[Path]) -> dict[str, Any]:
+    """Parameters of submitit's `SlurmExecutor` for a training job.
+
+    Args:
+        submission: The job's, or that of the first job of an array.
+        folders: The submission folder in the run folder of each job.
+    """
     cluster, nodes, min_nodes = submission.cluster, submission.nodes, submission.min_nodes
     per_node, cpus = cluster.processes_per_node, cluster.cpus_per_process
     if min_nodes == nodes:
@@ -41,7 +47,7 @@ def batch_parameters(submission: Submission) -> dict[str, Any]:
         **layout,
         "nodes": nodes,
         "signal_delay_s": cluster.warn_seconds,
-        "setup": [*setup_lines(submission), *look_lines(submission)],
+        "setup": [*setup_lines(submission), *start_lines(submission, folders)],
         "teardown": teardown_lines(submission),
         "srun_args": [*words, *cluster.srun_words()],
     }
@@ -67,7 +73,7 @@ def evaluation_parameters(submission: Submission, dependency: str) -> dict[str, 
         "nodes": 1,
         "ntasks_per_node": 1,
         "cpus_per_task": cluster.cpus_per_process,
-        "setup": setup_lines(submission.model_copy(update={"logs": evaluation_logs(submission)})),
+        "setup": setup_lines(submission),
         "srun_args": [f"--cpus-per-task={cluster.cpus_per_process}", *cluster.srun_words()],
         **({"dependency": dependency} if dependency else {}),
     }
@@ -102,14 +108,11 @@ def _resources(cluster: ClusterConfig, name: str, more: dict[str, Any]) -> dict[
 def setup_lines(submission: Submission) -> list[str]:
     """Bash lines before srun: the profile's own, and the environment."""
     lines = [
-        f"logs={shlex.quote(submission.logs)}",
-        "index=${SLURM_ARRAY_TASK_ID:-0}",
-        'rm -f "$logs/refused_$index"',
         "must() {",
         "  [ $1 -eq 0 ] && return",
         '  echo "error: this line of the cluster profile failed: $2"',
         '  echo "fix:   try it on a node; then  ssl-vit launch resubmit"',
-        '  touch "$logs/refused_$index"; exit 2',
+        "  exit 2",
         "}",
         *submission.cluster.setup_lines(),
         "# Set by sbatch; they would contradict srun's own options.",
@@ -123,9 +126,31 @@ def setup_lines(submission: Submission) -> list[str]:
     return lines
 
 
-def look_lines(submission: Submission) -> list[str]:
-    """Bash lines before srun: check that every node sees the run folder."""
-    if submission.nodes == 1:
+def start_lines(submission: Submission, folders: Sequence[Path]) -> list[str]:
+    """Bash lines before srun: where this job's history is, and whether every node sees it.
+
+    Args:
+        submission: The job's, or that of the first job of an array.
+        folders: The submission folder in the run folder of each job.
+    """
+    refused = line_start("refused")
+    return [
+        "job_folders=(",
+        *(f"  {shlex.quote(str(folder))}" for folder in folders),
+        ")",
+        "job_folder=${job_folders[${SLURM_ARRAY_TASK_ID:-0}]}",
+        "job_history=$job_folder/history.jsonl",
+        "# A job of an array by its own id: to scontrol the bare number is the whole array.",
+        "this_job=$SLURM_JOB_ID",
+        '[ -z "$SLURM_ARRAY_JOB_ID" ] || this_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID',
+        f"refusals() {{ cat \"$job_folder\"/history*.jsonl 2> /dev/null | grep -c '^{refused}'; }}",
+        "refusals_before=$(refusals)",
+        *_visibility_lines(submission.nodes),
+    ]
+
+
+def _visibility_lines(nodes: int) -> list[str]:
+    if nodes == 1:
         return []
     everywhere = "--nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES"
     check = (
@@ -133,49 +158,66 @@ def look_lines(submission: Submission) -> list[str]:
         'a --run folder on a file system that all nodes share"; exit 2; }'
     )
     return [
-        f"srun {everywhere} --ntasks-per-node=1 --cpus-per-task=1 sh -c '{check}' \"$logs\"",
-        '[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }',
+        f"srun {everywhere} --ntasks-per-node=1 --cpus-per-task=1 sh -c '{check}' \"$job_folder\"",
+        "[ $? -ne 2 ] || exit 2",
     ]
 
 
 def teardown_lines(submission: Submission) -> list[str]:
-    """Bash lines after srun: requeue the job after a crash, up to `max_crashes` times."""
+    """Bash lines after srun: requeue the job after a crash, up to `max_crashes` times.
+
+    Crashes are recorded and counted here, because no Python process may be left to do so, and the
+    host of a container may have no Python.
+    """
     asked = " ".join(map(str, (EXIT_SAVED, 128 + signal.SIGUSR2)))
     return [
         "code=$?",
         "# Complete, or an error that another start would repeat:",
-        '[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code',
-        "# A job of an array by its own id: to scontrol the bare number is the whole array.",
-        "job=$SLURM_JOB_ID",
-        '[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID',
+        "[ $code -eq 0 ] || [ $(refusals) -gt $refusals_before ] && exit $code",
         "# Ended by SLURM, which handles it:",
-        'for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done',
-        'echo "$said" | grep -q JobState=RUNNING || exit $code',
+        "for pause in 5 30 0; do",
+        '  state=$(scontrol show job "$this_job") && break; sleep $pause',
+        "done",
+        'echo "$state" | grep -q JobState=RUNNING || exit $code',
         f"# {asked}: stopped by a signal. Anything else is a crash, including a SIGTERM before",
         "# training started, since srun sends one when another process has failed.",
         f'if [[ " {asked} " != *" $code "* ]]; then',
-        '  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code',
-        '  echo "$code" >> "$logs/crashes_$index" || exit $code',
+        "  # On a new line, if a kill truncated the last one. Seconds are rounded up: the crash",
+        "  # comes after the events of the processes.",
+        '  [ -z "$(tail -c 1 "$job_history" 2> /dev/null)" ] || echo >> "$job_history"',
+        f'  printf \'{line_start("crashed")}, "job": "%s", "time": %s, "code": %s}}\\n\' '
+        '"$this_job" $(($(date +%s) + 1)) $code >> "$job_history" || exit $code',
         "fi",
-        '[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")',
-        f'[ "${{crashes:-0}}" -ge {submission.cluster.max_crashes} ] || scontrol requeue "$job"',
+        "# Crashes since the last start from a newer checkpoint than the start before it:",
+        "crashes=0 reached=-1",
+        "while read -r line; do",
+        "  case $line in",
+        f"    '{line_start('crashed')}'*) crashes=$((crashes + 1)) ;;",
+        f"    '{line_start('started')}'*)",
+        """      step=${line#*'"step": '}; step=${step%%[!0-9]*}""",
+        '      [ -n "$step" ] || continue  # truncated',
+        '      [ "$step" -gt "$reached" ] && crashes=0',
+        "      reached=$step ;;",
+        "  esac",
+        'done < "$job_history"',
+        f'[ $crashes -ge {submission.cluster.max_crashes} ] || scontrol requeue "$this_job"',
         "exit $code",
     ]
 
 
-def batch_text(submission: Submission, count: int = 1) -> str:
+def batch_text(submission: Submission, folders: Sequence[Path]) -> str:
     """The complete batch script that sbatch would get; needs no SLURM here.
 
     Args:
         submission: The job's, or that of the first job of an array.
-        count: Number of jobs in the array.
+        folders: The submission folder in the run folder of each job; several for an array.
     """
     from submitit.slurm.slurm import _make_sbatch_string
 
     python = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit"
-    parameters = batch_parameters(submission)
-    if count > 1:
-        parameters["map_count"] = count
+    parameters = batch_parameters(submission, folders)
+    if len(folders) > 1:
+        parameters["map_count"] = len(folders)
     return _make_sbatch_string(
         command=f"{python} {shlex.quote(submission.logs)}", folder=submission.logs, **parameters
     )

@@ -17,7 +17,7 @@ from ssl_vit.exports.folder import INFO_FILE
 from ssl_vit.run.folder import RunFolder
 from ssl_vit.training.checkpoint import complete_checkpoints, step_of
 from ssl_vit_launch.batch import evaluation_logs, evaluation_parameters, queue_jobs
-from ssl_vit_launch.submission import Submission, last_submission
+from ssl_vit_launch.submission import Submission, events_of, history_of, last_submission
 
 _POLL_SECONDS = 5.0
 
@@ -109,8 +109,9 @@ class ExportWatch:
 
     def __init__(self, submission: Submission) -> None:
         self.submission, self.folder = submission, RunFolder(submission.run)
-        # Kept across starts, so that an export is evaluated once.
-        self.record = self.folder.jobs / "evaluated.txt"
+        # Across starts and submissions, so that an export is evaluated once.
+        events = events_of(self.folder.root)
+        self._evaluated = {event.text for event in events if event.kind == "evaluated"}
 
     def start(self) -> None:
         """Queue evaluations in the background until :meth:`finish`."""
@@ -151,16 +152,15 @@ class ExportWatch:
             evaluate: Called with the words of a command; if it raises, the export is tried again
                 next time.
         """
-        known = self.record.read_text().splitlines() if self.record.is_file() else []
         last = self.folder.total_steps()
         for export in complete_checkpoints(self.folder.exports):
             is_complete = (export / INFO_FILE).is_file()
-            if export.name in known or not is_complete or step_of(export) == last:
+            if export.name in self._evaluated or not is_complete or step_of(export) == last:
                 continue
             for text in self.submission.then:
                 evaluate(words_of(text, export))
-            with self.record.open("a") as record:
-                record.write(f"{export.name}\n")
+            self._evaluated.add(export.name)
+            history_of(self.folder.root).add("evaluated", self.submission.job, text=export.name)
 
 
 def main(run: Path, words: Sequence[str]) -> None:

@@ -21,7 +21,9 @@ Kind = Literal[
     "refused",  # a process found a user's mistake, which another start would repeat
     "crashed",  # the job's processes ended with a nonzero exit code
     "cancelled",  # it was canceled by a user
-    "completed",
+    "completed",  # all steps are made, and the export is written
+    "evaluated",  # the evaluations of an export were queued
+    "ended",  # the supervisor of a local job has finished with it
 ]
 
 
@@ -43,54 +45,88 @@ class Event:
     code: int = 0
     """Exit code of a crash; above 128, 128 plus the signal's number."""
     text: str = ""
-    """Node names of a start, the signal's name of a stop, the last line of an error."""
+    """Node names of a start, signal of a stop, last line of an error, name of an export."""
+
+
+def line_start(kind: Kind) -> str:
+    """How the line of an event begins; batch scripts, which have no JSON parser, rely on it."""
+    return f'{{"kind": "{kind}"'
 
 
 class History:
-    """The history of one run folder.
+    """The history of one submission.
 
     Args:
-        folder: `jobs/` of the run folder. Every rank but the first has a file of its own in it,
-            since two machines that append to one file on NFS lose lines.
+        folder: The submission's folder. Every rank but the first has a file of its own in it, and
+            so have the commands, since two machines that append to one file on NFS lose lines. The
+            batch script and the supervisor are on the first rank's machine and share its file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._of_commands = folder / "history_commands.jsonl"
 
     def add(self, kind: Kind, job: str, rank: int = 0, **facts: str | int) -> None:
-        """Append an event that happened now, on a rank."""
+        """Append an event that happened now, on a rank, if the disk allows it."""
+        # On a full disk only a line of the status is lost.
+        with OptionalWrites(
+            f"the history in {self.folder}", "The job continues without it"
+        ).attempt():
+            self.append(kind, job, rank, **facts)
+
+    def append(self, kind: Kind, job: str, rank: int = 0, **facts: str | int) -> None:
+        """Append an event that happened now, on a rank.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         line = {"kind": kind, "job": job, "time": time.time(), "rank": rank, **facts}
         file = self.folder / (f"history_{rank}.jsonl" if rank else "history.jsonl")
-        # On a full disk only a line of the status is lost.
-        with OptionalWrites(f"the history {file}", "The job continues without it").attempt():
-            # Starts a new line if a kill truncated the last one.
-            before = file.read_bytes()[-1:] if file.is_file() else b""
-            text = "" if before in (b"", b"\n") else "\n"
-            with file.open("a", encoding="utf-8") as opened:
-                opened.write(text + to_json_line(line))
+        if kind in ("submitted", "cancelled"):
+            file = self._of_commands
+        # Starts a new line if a kill truncated the last one.
+        before = file.read_bytes()[-1:] if file.is_file() else b""
+        text = "" if before in (b"", b"\n") else "\n"
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(text + to_json_line(line))
 
-    def read(self, crashes: Sequence["Event"] = ()) -> list[Event]:
-        """All events so far, oldest first; lines that a kill truncated are skipped.
+    def read(self) -> list[Event]:
+        """All events so far, in no particular order; lines that a kill truncated are skipped."""
+        return list(_read_events(self.folder))
 
-        Args:
-            crashes: Events that batch scripts recorded (:func:`read_crashes`).
-        """
-        return sorted([*self._events(), *crashes], key=lambda event: event.time)
+    @property
+    def is_canceled(self) -> bool:
+        """Whether a command canceled the job."""
+        try:
+            lines = self._of_commands.read_text("utf-8", "replace").splitlines()
+        except FileNotFoundError:
+            return False
+        return any(line.startswith(line_start("cancelled")) for line in lines)
 
-    def _events(self) -> Iterator[Event]:
-        for file in self.folder.glob("history*.jsonl"):
-            yield from typed_lines(Event, file.read_text("utf-8", "replace").splitlines())
+
+def _read_events(folder: Path) -> Iterator[Event]:
+    for file in folder.glob("history*.jsonl"):
+        yield from typed_lines(Event, file.read_text("utf-8", "replace").splitlines())
 
 
-def read_crashes(file: Path, job: str) -> list[Event]:
-    """Crashes that a batch script recorded, one per line: exit code and time in seconds."""
-    if not file.is_file():
+def read_earlier_events(jobs: Path) -> list[Event]:
+    """Events in the earlier layout of `RUN/jobs`, with one history for all submissions, and the
+    evaluated exports in a file of their own.
+    """
+    record = jobs / "evaluated.txt"
+    names = record.read_text("utf-8", "replace").splitlines() if record.is_file() else []
+    return [*_read_events(jobs), *(Event("evaluated", "", 0.0, text=name) for name in names)]
+
+
+def read_earlier_crashes(record: Path, job: str) -> list[Event]:
+    """Crashes in the earlier layout, recorded by a batch script: exit code and seconds per line."""
+    if not record.is_file():
         return []
     found = []
-    for line in file.read_text().splitlines():
+    for line in record.read_text("utf-8", "replace").splitlines():
         code, _, when = line.partition(" ")
         if code.isdigit() and when.isdigit():
-            # The script records whole seconds, rounded down; the processes' own events came before.
+            # The script recorded whole seconds, rounded down; the processes' events came before.
             found.append(Event("crashed", job, int(when) + 1.0, code=int(code)))
     return found
 

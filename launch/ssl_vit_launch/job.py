@@ -6,7 +6,6 @@ on. The others leave without a result, because a result would tell submitit that
 does a process that fails, possibly as a consequence of a failed node.
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -35,6 +34,9 @@ if TYPE_CHECKING:
     import submitit
 
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+EXIT_REFUSED = 2
+"""Exit code of a process that found a user's mistake, which another start would repeat."""
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
 """Exit code of a first process that got a SIGTERM before training started."""
@@ -144,7 +146,7 @@ def run_process(
         submission = last_submission(run).model_copy(update={"job": job})
         _handle_signals(run, job, submission.cluster, processes.is_first)
         if processes.is_first:
-            _record_start(run, submission, job, nodes)
+            _record_start(run, job, nodes)
             if submission.at_exports and submission.cluster.scheduler == "slurm":
                 watch = ExportWatch(submission)
                 watch.start()
@@ -159,10 +161,7 @@ def run_process(
             history.add("failed", job, rank, text=error.problem)
             leave(1)
         history.add("refused", job, rank, text=error.problem)
-        with contextlib.suppress(OSError, UserError):  # perhaps of the run folder itself
-            submission = last_submission(run).model_copy(update={"job": job})
-            submission.refusal.write_text(f"{error.problem}\n{error.remedy}\n")
-        leave(2)
+        leave(EXIT_REFUSED)
     except Exception as error:
         _fail(history, job, rank, error)
     if watch is not None:
@@ -181,13 +180,11 @@ def _fail(history: History, job: str, rank: int, error: Exception) -> NoReturn:
     leave(1)
 
 
-def _record_start(run: Path, submission: Submission, job: str, nodes: str) -> None:
-    """Record the start, and whether there was progress since the previous one."""
-    history, step = history_of(run), newest_step(run)
-    earlier = [event for event in history.read() if event.kind == "started"]
-    if not earlier or step > earlier[-1].step:
-        submission.crash_count.unlink(missing_ok=True)
-    history.add("started", job, step=step, nodes=len(nodes.split()), text=nodes)
+def _record_start(run: Path, job: str, nodes: str) -> None:
+    """Record the start, and report why the previous one ended."""
+    step = newest_step(run)
+    earlier = [event for event in events_of(run) if event.kind == "started"]
+    history_of(run).add("started", job, step=step, nodes=len(nodes.split()), text=nodes)
     if earlier:
         why = restarts(events_of(run))[-1].why
         when = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -5,7 +5,7 @@ them as a cluster would.
   supervisor starts them again.
 * If one dies, the others are ended and all are started again, up to `max_crashes` consecutive
   crashes without a new checkpoint.
-* `ssl-vit launch cancel` leaves a file that it checks for: the processes save, and the job ends.
+* `ssl-vit launch cancel` adds a line to the history: the processes save, and the job ends.
 
 The supervisor holds a lock as long as it lives, so that a status does not depend on process ids,
 which are reused.
@@ -27,9 +27,9 @@ from ssl_vit.distributed import local_group
 from ssl_vit.training.preemption import EXIT_SAVED
 from ssl_vit_launch.batch import evaluation_logs
 from ssl_vit_launch.evaluations import ExportWatch, words_of
-from ssl_vit_launch.job import EXIT_TERMINATED, newest_step
+from ssl_vit_launch.job import EXIT_REFUSED, EXIT_TERMINATED, newest_step
 from ssl_vit_launch.slurm import JobState
-from ssl_vit_launch.submission import Submission, history_of, last_submission
+from ssl_vit_launch.submission import Submission, events_of, history_of, last_submission
 
 _POLL_SECONDS = 0.1
 # Time for the others to end by themselves after one process has died.
@@ -64,13 +64,15 @@ def _job_ids(number: int, count: int) -> list[str]:
 
 def find_local(submission: Submission) -> JobState:
     """State of a local job."""
-    events = history_of(Path(submission.run)).read()
     # Process ids are reused, in containers after a short time.
-    mine = [event for event in events if event.time >= submission.time - 1]
-    seen = {event.kind for event in mine if event.job == submission.job}
+    seen = {
+        event.kind
+        for event in events_of(Path(submission.run))
+        if event.job == submission.job and event.time >= submission.time - 1
+    }
     logs = Path(submission.logs)
     # The supervisor lives longer than the job if the sweep has other runs.
-    if not _is_held(logs) or submission.end_mark.exists():
+    if not _is_held(logs) or "ended" in seen:
         if "completed" in seen:
             return JobState("COMPLETED")
         return JobState("CANCELLED" if "cancelled" in seen else "FAILED")
@@ -112,8 +114,8 @@ class Supervisor:
 
     @property
     def is_canceled(self) -> bool:
-        """Whether the job was canceled."""
-        return self.submission.cancellation.exists()
+        """Whether the job was canceled, or its folder removed."""
+        return not self.history.folder.is_dir() or self.history.is_canceled
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -133,18 +135,17 @@ class Supervisor:
                 time.sleep(_POLL_SECONDS)
         finally:
             _kill(self._evaluations)
-            self.submission.end_mark.touch()
+            self.history.add("ended", self.job)
         return code
 
     def _restart(self) -> int:
         crashes, progress = 0, -1
         while not self.is_canceled:
-            self.submission.refusal.unlink(missing_ok=True)
             match self._run_once():
                 case "complete":
                     return 0
                 case "refused":
-                    return 2
+                    return EXIT_REFUSED
                 case "saved":
                     print("saved", flush=True)
                 case "crashed":
@@ -171,7 +172,7 @@ class Supervisor:
         codes = [rank.returncode for rank in ranks]
         if not any(codes):
             return "complete"
-        if self.submission.refusal.exists():
+        if EXIT_REFUSED in codes:
             return "refused"
         was_asked = self.is_asked and set(codes) <= {0, *_STOPPED}
         if was_asked or codes[0] == EXIT_SAVED:

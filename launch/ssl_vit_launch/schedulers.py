@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import assert_never
 
-from ssl_vit.errors import UserError
+from ssl_vit.errors import UserError, disk_error
 from ssl_vit.run.folder import RunFolder
 from ssl_vit_launch.local import find_local
 from ssl_vit_launch.slurm import JobState, end_jobs, find_job
@@ -72,13 +72,16 @@ def end(submissions: Sequence[Submission]) -> None:
 
     Raises:
         UserError: The scheduler reports an error.
+        OSError: The run folder of a local job cannot be written to.
     """
     for each in submissions:
         match each.cluster.scheduler:
             case "slurm":
                 end_jobs(each.job, *each.then_jobs)
+                history_of(Path(each.run)).add("cancelled", each.job)
             case "local":
-                each.cancellation.touch()  # the supervisor, on any machine, checks for it
+                # The supervisor, on any machine, checks for it.
+                history_of(Path(each.run)).append("cancelled", each.job)
             case _:
                 assert_never(each.cluster.scheduler)
 
@@ -119,9 +122,7 @@ def cancel(run: Path) -> Submission:
         )
     try:
         end([last])
-        history_of(run).add("cancelled", last.job)
     except OSError as error:
-        raise UserError(
-            f"cannot write into {run}: {error.strerror}", "ask its owner to cancel it"
-        ) from None
+        problem = f"cannot write into {run}: {error.strerror}"
+        raise disk_error(error) or UserError(problem, "ask its owner to cancel it") from None
     return last

@@ -1,5 +1,5 @@
-"""A request to a scheduler: `jobs/001/submission.json` in a run folder, next to the batch script
-and the logs.
+"""A request to a scheduler: `jobs/001/submission.json` in a run folder, next to its history, the
+batch script and the logs.
 
 Every submission has a folder of its own, because job ids restart at 1 when a cluster is set up
 again.
@@ -17,7 +17,12 @@ from ssl_vit.files import replacing
 from ssl_vit.foreign import read_json
 from ssl_vit.run.folder import RunFolder
 from ssl_vit_launch.cluster import ClusterConfig
-from ssl_vit_launch.history import Event, History, read_crashes
+from ssl_vit_launch.history import (
+    Event,
+    History,
+    read_earlier_crashes,
+    read_earlier_events,
+)
 
 _FILE = "submission.json"
 
@@ -65,39 +70,9 @@ class Submission(Config):
         """Name of the run folder, or of the sweep's folder."""
         return Path(self.logs).parents[1].name
 
-    @property
-    def index(self) -> int:
-        """Index in an array; 0 outside of one."""
-        return int(self.job.partition("_")[2] or 0)
-
     def log(self, rank: int) -> Path:
         """Log file of a process, across all starts."""
         return Path(self.logs) / f"{self.job}_{rank}_log.out"
-
-    @property
-    def crash_count(self) -> Path:
-        """A line for each crash since there was progress; batch scripts count them."""
-        return Path(self.logs) / f"crashes_{self.index}"
-
-    @property
-    def crash_record(self) -> Path:
-        """A line for each crash."""
-        return Path(self.logs) / f"all_crashes_{self.index}"
-
-    @property
-    def cancellation(self) -> Path:
-        """There when a local job shall end."""
-        return Path(self.logs) / f"cancelled_{self.index}"
-
-    @property
-    def end_mark(self) -> Path:
-        """There when a local job is over."""
-        return Path(self.logs) / f"ended_{self.index}"
-
-    @property
-    def refusal(self) -> Path:
-        """There while the newest start ended with a mistake that another would repeat."""
-        return Path(self.logs) / f"refused_{self.index}"
 
 
 def new_folder(jobs: Path) -> Path:
@@ -112,15 +87,20 @@ def write_submission(folder: Path, submission: Submission) -> None:
         partial.write_text(json.dumps(to_plain(submission), indent=1, ensure_ascii=False) + "\n")
 
 
+def _folders(run: Path) -> list[Path]:
+    """The submission folders of a run, oldest first."""
+    files = RunFolder(run).jobs.glob(f"[0-9]*/{_FILE}")
+    folders = [file.parent for file in files if file.parent.name.isdigit()]
+    return sorted(folders, key=lambda folder: int(folder.name))
+
+
 def submissions_of(run: Path) -> list[Submission]:
     """All submissions of a run, oldest first.
 
     Raises:
         UserError: One cannot be read; names its file.
     """
-    jobs = RunFolder(run).jobs
-    files = [file for file in jobs.glob(f"[0-9]*/{_FILE}") if file.parent.name.isdigit()]
-    return [_read(file) for file in sorted(files, key=lambda file: int(file.parent.name))]
+    return [_read(folder / _FILE) for folder in _folders(run)]
 
 
 def newest_submission(run: Path) -> Submission | None:
@@ -170,18 +150,25 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def history_of(run: Path) -> History:
-    """History of a run."""
-    return History(RunFolder(run).jobs)
+    """History of the newest submission of a run."""
+    folders = _folders(run)
+    return History(folders[-1] if folders else RunFolder(run).jobs)
 
 
 def events_of(run: Path) -> list[Event]:
-    """All known events of a run, oldest first."""
-    crashes = [
-        event
-        for submission in submissions_of(run)
-        for event in read_crashes(submission.crash_record, submission.job)
-    ]
-    return history_of(run).read(crashes)
+    """All known events of a run, oldest first.
+
+    Raises:
+        UserError: A submission cannot be read; names its file.
+    """
+    jobs = RunFolder(run).jobs
+    events = [event for folder in _folders(run) for event in History(folder).read()]
+    events += read_earlier_events(jobs)
+    for submission in submissions_of(run):
+        index = submission.job.partition("_")[2] or "0"
+        record = Path(submission.logs) / f"all_crashes_{index}"
+        events += read_earlier_crashes(record, submission.job)
+    return sorted(events, key=lambda event: event.time)
 
 
 def _read(file: Path) -> Submission:

@@ -57,20 +57,13 @@ class Request:
     at_exports: bool = False
 
 
-def submit(request: Request) -> Submission:
-    """Queue one run.
+def check(request: Request) -> Prepared:
+    """Check everything that can be checked before queueing; writes nothing.
 
     Raises:
         UserError: An error that `ssl-vit pretrain` would report with that many processes; the run
-            folder is in use; a limit of the partition; sbatch rejects the job.
+            folder is in use; a limit of the partition.
     """
-    prepared = check(request)
-    (submission,) = queue([prepared], request, prepared.folder.root)
-    return submission
-
-
-def check(request: Request) -> Prepared:
-    """Check everything that can be checked before queueing; writes nothing."""
     slurm = request.cluster.scheduler == "slurm"
     if slurm and not has_slurm():
         raise UserError(
@@ -121,6 +114,9 @@ def queue(prepared: Sequence[Prepared], request: Request, home: Path) -> list[Su
         prepared: Results of :func:`check`, one per run.
         request: The arguments of the submission.
         home: Folder for batch script and logs: the run folder, or the sweep's.
+
+    Raises:
+        UserError: The scheduler rejects the job; nothing is left behind.
     """
     undo = _Undo()
     try:
@@ -146,7 +142,7 @@ def _queue(
     asked = _submission(request, logs)
     found = [asked.model_copy(update={"run": str(root), "time": time.time()}) for root in roots]
     _write(folders, found)
-    for each, job in zip(found, _hand_over(found), strict=True):
+    for each, job in zip(found, _hand_over(found, folders), strict=True):
         undo.queued.append(each.model_copy(update={"job": job}))
     found = undo.queued
     _write(folders, found)
@@ -181,15 +177,15 @@ def _write(folders: Sequence[Path], submissions: Sequence[Submission]) -> None:
         write_submission(folder, submission)
 
 
-def _hand_over(waiting: Sequence[Submission]) -> list[str]:
-    """Give submissions to their scheduler; returns the job ids."""
+def _hand_over(waiting: Sequence[Submission], folders: Sequence[Path]) -> list[str]:
+    """Give submissions, written into their folders, to their scheduler; returns the job ids."""
     first = waiting[0]
     match first.cluster.scheduler:
         case "local":
             return start_local(waiting)
         case "slurm":
             payloads = [PretrainJob(each.run) for each in waiting]
-            return queue_jobs(Path(first.logs), batch_parameters(first), payloads)
+            return queue_jobs(Path(first.logs), batch_parameters(first, folders), payloads)
         case _:
             assert_never(first.cluster.scheduler)
 
@@ -234,7 +230,7 @@ class _Undo:
 
     def undo(self) -> None:
         """Undo it."""
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError, OSError):
             end(self.queued)
         for config, content in self._configs.items():
             if content is None:
@@ -300,7 +296,8 @@ def dry_run(requests: Sequence[Request], home: Path) -> tuple[list[str], str]:
             "note: SLURM is not responding here, so the limits of the partition are not checked"
         )
     submission = _submission(first, new_folder(RunFolder(home).jobs))
-    return lines, batch_text(submission, len(requests))
+    folders = [new_folder(RunFolder(request.run).jobs) for request in requests]
+    return lines, batch_text(submission, folders)
 
 
 def again(run: Path, nodes: int | None, min_nodes: int | None, from_snapshot: bool) -> Request:

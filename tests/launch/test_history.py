@@ -1,8 +1,23 @@
 """The history of a run: events and restarts."""
 
+import json
+import time
 from pathlib import Path
 
-from ssl_vit_launch.history import Event, History, read_crashes, restarts, why_ended
+import pytest
+
+from ssl_vit_launch.cluster import ClusterConfig
+from ssl_vit_launch.evaluations import ExportWatch
+from ssl_vit_launch.history import Event, History, restarts, why_ended
+from ssl_vit_launch.local import find_local
+from ssl_vit_launch.submission import (
+    Submission,
+    events_of,
+    history_of,
+    last_submission,
+    new_folder,
+    write_submission,
+)
 
 
 def test_events_are_read_in_order_and_a_truncated_line_is_skipped(tmp_path: Path):
@@ -13,7 +28,7 @@ def test_events_are_read_in_order_and_a_truncated_line_is_skipped(tmp_path: Path
         file.write('{"kind": "stop')
     history.add("failed", "7", rank=3, text="x")
     history.add("completed", "7")
-    found = history.read()
+    found = sorted(history.read(), key=lambda event: event.time)
     assert [event.kind for event in found] == ["submitted", "started", "failed", "completed"]
     assert found[2].rank == 3
     assert (found[1].step, found[1].text) == (3, "n1 n2")
@@ -60,8 +75,58 @@ def test_a_stop_that_follows_a_failure_is_not_the_reason():
     assert why_ended([stopped, later]) == "asked to stop (SIGTERM), saved at step 8"
 
 
-def test_crashes_of_a_batch_script_are_read(tmp_path: Path):
-    notes = tmp_path / "all_crashes_0"
-    notes.write_text("137 1700000000\nnonsense\n1 1700000100\n")
-    assert [(each.code, each.job) for each in read_crashes(notes, "7")] == [(137, "7"), (1, "7")]
-    assert read_crashes(tmp_path / "none", "7") == []
+def test_a_run_of_the_earlier_layout_is_read_and_resubmitted(tmp_path: Path):
+    run, first = tmp_path / "run", tmp_path / "run" / "jobs" / "001"
+    first.mkdir(parents=True)
+    asked = Submission(
+        run=str(run),
+        logs=str(first),
+        cluster=ClusterConfig(scheduler="local"),
+        nodes=1,
+        min_nodes=1,
+        time=1.7e9,
+        job="7",
+    )
+    write_submission(first, asked)
+    now = time.time()
+    lines = [
+        {"kind": "submitted", "job": "7", "time": now - 50, "rank": 0, "nodes": 1},
+        {"kind": "started", "job": "7", "time": now - 40, "rank": 0, "step": 0, "text": "n1"},
+        {"kind": "started", "job": "7", "time": now - 20, "rank": 0, "step": 0, "text": "n1"},
+    ]
+    jobs = run / "jobs"
+    (jobs / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    failed = {"kind": "failed", "job": "7", "time": now - 30, "rank": 3, "text": "ValueError: no"}
+    (jobs / "history_3.jsonl").write_text(json.dumps(failed) + "\n")
+    (first / "all_crashes_0").write_text(f"1 {int(now) - 26}\nnonsense\n137 {int(now) - 10}\n")
+    (first / "cancelled_0").touch()
+    (jobs / "evaluated.txt").write_text("step_00000008\n")
+    kinds = [event.kind for event in events_of(run)]
+    assert kinds == [
+        *("evaluated", "submitted", "started", "failed", "crashed", "started", "crashed"),
+    ]
+    assert [each.why for each in restarts(events_of(run))] == ["crashed: rank 3: ValueError: no"]
+    assert find_local(asked).state == "FAILED"
+    second = new_folder(jobs)
+    second.mkdir()
+    write_submission(second, asked.model_copy(update={"logs": str(second), "job": "8"}))
+    history_of(run).add("started", "8", step=8)
+    assert (second / "history.jsonl").is_file()
+    assert not (second / "history_commands.jsonl").exists()
+    assert [each.step for each in restarts(events_of(run))] == [0, 8]
+    watch = ExportWatch(last_submission(run))
+    export = run / "exports" / "step_00000008"
+    export.mkdir(parents=True)
+    (export / "backbone.json").touch()
+    watch.take(lambda words: pytest.fail(f"{words}: evaluated before"))
+
+
+def test_commands_have_a_file_of_their_own(tmp_path: Path):
+    history = History(tmp_path)
+    history.add("submitted", "7")
+    history.add("started", "7")
+    assert not history.is_canceled
+    history.append("cancelled", "7")
+    assert history.is_canceled
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
+    assert len(history.read()) == 3

@@ -73,7 +73,7 @@ def test_sigterm_in_the_middle_saves_and_starts_again(
     tmp_path: Path, shards: Path, unbroken: Path, whom: str
 ):
     run = tmp_path / "a run"
-    submission = begin(run, shards, {"pause": 0.05})
+    submission = begin(run, shards, {"pause": 0.3})
     wait_for_update(run, 20)
     in_use = ssl_vit("launch", "resubmit", run)
     assert in_use.returncode == 2
@@ -116,7 +116,7 @@ def test_cancel_saves_and_resubmit_resumes_with_fewer_processes(
     tmp_path: Path, shards: Path, unbroken: Path
 ):
     run = tmp_path / "run"
-    submission = begin(run, shards, {"pause": 0.05})
+    submission = begin(run, shards, {"pause": 0.3})
     wait_for_update(run, 10)
     done = ssl_vit("launch", "cancel", run)
     assert done.returncode == 0, done.stderr

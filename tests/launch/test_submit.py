@@ -11,7 +11,7 @@ from ssl_vit_launch import checks
 from ssl_vit_launch.checks import file_system
 from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.submission import newest_submission
-from ssl_vit_launch.submit import Request, submit
+from ssl_vit_launch.submit import Request, check, queue
 from tests.command_line import ssl_vit
 from tests.synthetic import write_shards
 
@@ -21,6 +21,10 @@ SHORT = ("schedule.length=4", "schedule.warmup=1")
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def submit(request: Request) -> None:
+    queue([check(request)], request, request.run)
 
 
 def request_for(run: Path, shards: Path, **facts: object) -> Request:
