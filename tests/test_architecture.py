@@ -212,10 +212,9 @@ QUICK = (
     "ssl_vit_eval.inputs",
     "ssl_vit_launch.listing",
     "ssl_vit_launch.local",
-    "ssl_vit_launch.logs",
     "ssl_vit_launch.submit",
     "ssl_vit_launch.sweep",
-    "ssl_vit_launch.waiting",
+    "ssl_vit_launch.watch",
 )
 
 LARGEST_FILE = 350

@@ -154,9 +154,9 @@ def _submit(request: "Request", dry_run: bool, wait: bool) -> None:
     typer.echo(f"logs:   ssl-vit launch logs {shlex.quote(submission.run)} --follow")
     if wait:
         from ssl_vit_launch.status import describe, read_status
-        from ssl_vit_launch.waiting import wait as wait_for
+        from ssl_vit_launch.watch import wait_for_end
 
-        complete = wait_for([submission])
+        complete = wait_for_end([submission])
         typer.echo("\n".join(describe(read_status(request.run))))
         raise typer.Exit(0 if complete else 1)
 
@@ -188,7 +188,7 @@ def sweep(
     from ssl_vit_launch.listing import print_table
     from ssl_vit_launch.submit import Request
     from ssl_vit_launch.sweep import requests_of, submit_sweep
-    from ssl_vit_launch.waiting import wait as wait_for
+    from ssl_vit_launch.watch import wait_for_end
 
     request = Request(
         recipe=recipe,
@@ -210,7 +210,7 @@ def sweep(
     if not wait:
         typer.echo(f"table: ssl-vit launch list {shlex.quote(str(run))}")
         return
-    complete = wait_for(submissions)
+    complete = wait_for_end(submissions)
     print_table(request.run)
     raise typer.Exit(0 if complete else 1)
 
@@ -232,7 +232,7 @@ def logs(
     ] = False,
 ) -> None:
     """Show the log of one process of a run, across all its starts."""
-    from ssl_vit_launch.logs import show_log
+    from ssl_vit_launch.watch import show_log
 
     show_log(run.absolute(), rank, follow)
 
