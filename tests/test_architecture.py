@@ -62,11 +62,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What looks at an objective from outside.
     "ssl_vit.monitors.*": {
         "ssl_vit.config",
-        "ssl_vit.data.render",
-        "ssl_vit.data.dataset",
-        "ssl_vit.data.labels",
-        "ssl_vit.data.shards",
-        "ssl_vit.data.values",
         "ssl_vit.objectives.method",
         "ssl_vit.objectives.objective",
         "ssl_vit.monitors.*",
@@ -97,6 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.cost.tracing",
         "ssl_vit.data.config",
         "ssl_vit.data.order",
+        "ssl_vit.data.views",
         "ssl_vit.models.*",
         "ssl_vit.objectives.*",
     },
@@ -154,11 +150,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ssl_vit.exports.preprocess": {
         "ssl_vit.errors",
         "ssl_vit.files",
-        "ssl_vit.data.augment",
+        "ssl_vit.data.crops",
         "ssl_vit.data.dataset",
         "ssl_vit.data.decode",
+        "ssl_vit.data.render",
         "ssl_vit.data.values",
         "ssl_vit.objectives.pixels",
+    },
+    "ssl_vit.exports.loading": {
+        "ssl_vit.cost.counting",
+        "ssl_vit.errors",
+        "ssl_vit.exports.*",
+        "ssl_vit.files",
+        "ssl_vit.foreign",
+        "ssl_vit.models.*",
     },
     # What a run is made of, and where it lives.
     "ssl_vit.run.*": {"ssl_vit.*"},
@@ -187,7 +192,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What a setting is: its sentence, its default, what it allows.
     "ssl_vit.settings": {"ssl_vit.config"},
     # The wiring.
-    "ssl_vit": {"ssl_vit.exports.folder"},
+    "ssl_vit": {"ssl_vit.exports.loading"},
     "ssl_vit.__main__": {"ssl_vit.cli"},
     "ssl_vit.cli": {"ssl_vit.distributed", "ssl_vit.errors"},
     "ssl_vit.commands": {
@@ -256,10 +261,9 @@ QUICK = (
     "ssl_vit_eval.inputs",
     "ssl_vit_launch.listing",
     "ssl_vit_launch.local",
-    "ssl_vit_launch.logs",
     "ssl_vit_launch.submit",
     "ssl_vit_launch.sweep",
-    "ssl_vit_launch.waiting",
+    "ssl_vit_launch.watch",
 )
 
 LARGEST_FILE = 350

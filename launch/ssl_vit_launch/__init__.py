@@ -1,1 +1,1 @@
-"""From a run folder to a job: submitit on SLURM, or on this machine."""
+"""Runs as jobs: on SLURM through submitit, or on this machine."""

@@ -1,4 +1,4 @@
-"""`ssl-vit launch`: the same run as a job. Nothing slow is imported at the top."""
+"""`ssl-vit launch`: runs as jobs. Nothing slow is imported at the top."""
 
 import shlex
 from pathlib import Path
@@ -16,35 +16,42 @@ app = typer.Typer(
     help="Run pre-training as SLURM jobs, or as a job on this machine.",
 )
 
-RunArgument = Annotated[Path, typer.Argument(help="A run folder that was submitted.")]
+RunArgument = Annotated[Path, typer.Argument(help="Run folder of a submitted run.")]
 ClusterOption = Annotated[
-    str, typer.Option("--cluster", help="A cluster profile (YAML), or the word local.")
+    str, typer.Option("--cluster", help="Cluster profile (YAML file), or local.")
 ]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, max=2**16, help="Machines.")]
+NodesOption = Annotated[int, typer.Option("--nodes", min=1, max=2**16, help="Number of nodes.")]
 MinNodesOption = Annotated[
     int | None,
     typer.Option(
-        "--min-nodes", min=1, max=2**16, help="So many will do, at the start too (else --nodes)."
+        "--min-nodes",
+        min=1,
+        max=2**16,
+        help="Minimum number of nodes to run on (default: --nodes).",
     ),
 ]
 SmokeOption = Annotated[bool, typer.Option("--smoke", help="Shrink the recipe.")]
 ProfileOption = Annotated[
-    bool, typer.Option("--profile", help="Record a few updates: RUN/profile.")
+    bool, typer.Option("--profile", help="Profile a few steps into RUN/profile.")
 ]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print the batch script and the plan; queue nothing.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Print the plan and the batch script without queueing anything."
+    ),
 ]
 SnapshotOption = Annotated[
     bool,
-    typer.Option("--from-snapshot", help="Run the copy of the code that is taken when queueing."),
+    typer.Option("--from-snapshot", help="Run a copy of the code as of now."),
 ]
 ThenOption = Annotated[
     list[str] | None,
-    typer.Option("--then", help="An evaluation for the end: 'eval knn --train S --test S'."),
+    typer.Option("--then", help="Evaluation of the finished run: 'eval knn --train S --test S'."),
 ]
 AtExportsOption = Annotated[
-    bool, typer.Option("--at-exports", help="Make those of every export, as it appears.")
+    bool,
+    typer.Option("--at-exports", help="With --then: also evaluate every export when it appears."),
 ]
 
 
@@ -55,7 +62,7 @@ def root() -> None:
 
 @app.command()
 def submit(
-    recipe: Annotated[str, typer.Argument(help="A recipe or a config.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe name or config.yaml.")],
     run: Annotated[Path, typer.Option("--run", help="Run folder, on a shared file system.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings as path=value.")] = None,
     cluster: ClusterOption = "local",
@@ -71,11 +78,12 @@ def submit(
     minutes: Annotated[
         float | None,
         typer.Option(
-            "--minutes", help="How long the run may take; its steps follow from its rate."
+            "--minutes",
+            help="Duration of the run; the number of steps follows from its measured speed.",
         ),
     ] = None,
 ) -> None:
-    """Queue a run; it saves when the scheduler asks, and resumes by itself."""
+    """Queue a run as a job that saves when preempted and resumes automatically."""
     from ssl_vit.run.minutes import with_minutes
     from ssl_vit_launch.cluster import read_cluster
     from ssl_vit_launch.submit import Request
@@ -100,23 +108,27 @@ def submit(
 def resubmit(
     run: RunArgument,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that may change, as path=value.")
+        list[str] | None, typer.Argument(help="Settings to change, as path=value.")
     ] = None,
     cluster: Annotated[
-        str | None, typer.Option("--cluster", help="Another cluster profile, or local.")
+        str | None,
+        typer.Option("--cluster", help="Another cluster profile, or local (default: as before)."),
     ] = None,
     nodes: Annotated[
         int | None,
-        typer.Option("--nodes", min=1, max=2**16, help="Machines (as before unless given)."),
+        typer.Option("--nodes", min=1, max=2**16, help="Number of nodes (default: as before)."),
     ] = None,
     min_nodes: MinNodesOption = None,
     from_snapshot: Annotated[
-        bool, typer.Option("--from-snapshot", help="Run the code as it was when last queued.")
+        bool,
+        typer.Option(
+            "--from-snapshot", help="Run the copy of the code taken at the last submission."
+        ),
     ] = False,
     dry_run: DryRunOption = False,
     wait: WaitOption = False,
 ) -> None:
-    """Queue a run again that has ended; it goes on from its newest checkpoint."""
+    """Queue a run that has ended again; it continues from its newest checkpoint."""
     from dataclasses import replace
 
     from ssl_vit_launch.cluster import read_cluster
@@ -142,9 +154,9 @@ def _submit(request: "Request", dry_run: bool, wait: bool) -> None:
     typer.echo(f"logs:   ssl-vit launch logs {shlex.quote(submission.run)} --follow")
     if wait:
         from ssl_vit_launch.status import describe, read_status
-        from ssl_vit_launch.waiting import wait as wait_for
+        from ssl_vit_launch.watch import wait_for_end
 
-        complete = wait_for([submission])
+        complete = wait_for_end([submission])
         typer.echo("\n".join(describe(read_status(request.run))))
         raise typer.Exit(0 if complete else 1)
 
@@ -160,9 +172,9 @@ def _show(requests: "list[Request]", home: Path) -> None:
 
 @app.command()
 def sweep(
-    recipe: Annotated[str, typer.Argument(help="A recipe or a config.yaml.")],
-    run: Annotated[Path, typer.Option("--run", help="Folder for the runs, one folder each.")],
-    overrides: Annotated[list[str], typer.Argument(help="Settings as path=value,value.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe name or config.yaml.")],
+    run: Annotated[Path, typer.Option("--run", help="Folder for the run folders.")],
+    overrides: Annotated[list[str], typer.Argument(help="Settings as path=value,value,…")],
     cluster: ClusterOption = "local",
     nodes: NodesOption = 1,
     smoke: SmokeOption = False,
@@ -171,12 +183,12 @@ def sweep(
     dry_run: DryRunOption = False,
     wait: WaitOption = False,
 ) -> None:
-    """Queue a run for every combination of settings, as a job array."""
+    """Queue one run per combination of settings, as a job array."""
     from ssl_vit_launch.cluster import read_cluster
     from ssl_vit_launch.listing import print_table
     from ssl_vit_launch.submit import Request
     from ssl_vit_launch.sweep import requests_of, submit_sweep
-    from ssl_vit_launch.waiting import wait as wait_for
+    from ssl_vit_launch.watch import wait_for_end
 
     request = Request(
         recipe=recipe,
@@ -198,14 +210,14 @@ def sweep(
     if not wait:
         typer.echo(f"table: ssl-vit launch list {shlex.quote(str(run))}")
         return
-    complete = wait_for(submissions)
+    complete = wait_for_end(submissions)
     print_table(request.run)
     raise typer.Exit(0 if complete else 1)
 
 
 @app.command()
 def status(run: RunArgument) -> None:
-    """How far a run is, how fast, why it was restarted, and its last error."""
+    """Show a run's progress, speed, restarts and last error."""
     from ssl_vit_launch.status import describe, read_status
 
     typer.echo("\n".join(describe(read_status(run.absolute()))))
@@ -214,31 +226,33 @@ def status(run: RunArgument) -> None:
 @app.command()
 def logs(
     run: RunArgument,
-    rank: Annotated[int, typer.Option("--rank", help="Which process's.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job is over.")] = False,
+    rank: Annotated[int, typer.Option("--rank", help="Rank of the process.")] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing until the job is over.")
+    ] = False,
 ) -> None:
-    """What a process of a run wrote, through all its starts."""
-    from ssl_vit_launch.logs import show_log
+    """Show the log of one process of a run, across all its starts."""
+    from ssl_vit_launch.watch import show_log
 
     show_log(run.absolute(), rank, follow)
 
 
 @app.command()
 def cancel(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs (a sweep).")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or a folder of runs (a sweep).")],
 ) -> None:
-    """End a run's job; it saves if there is time, and can be submitted again."""
+    """Cancel a run's job; it saves if time allows, and can be resubmitted."""
     from ssl_vit_launch.schedulers import cancel_all
 
     for submission in cancel_all(run.absolute()):
-        typer.echo(f"job {submission.job} is being ended: {submission.run}")
+        typer.echo(f"job {submission.job} is being canceled: {submission.run}")
 
 
 @app.command("list")
 def list_runs(
-    folder: Annotated[Path, typer.Argument(help="Folder that run folders lie in.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that contains run folders.")],
 ) -> None:
-    """All runs in a folder, one line each."""
+    """List all runs in a folder."""
     from ssl_vit_launch.listing import print_table
 
     print_table(folder.absolute())

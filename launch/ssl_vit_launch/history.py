@@ -1,7 +1,7 @@
-"""What happened to a run's jobs: one line for each thing, appended by whoever saw it.
+"""What happened to a run's jobs: one line per event, appended by the process that saw it.
 
-The run's metrics say what it learned; this says when it was started, asked to stop, or died, so
-that a status needs neither the scheduler's memory nor its accounting.
+The metrics record what a run learned; the history records when it was started, asked to stop, or
+crashed, so that a status needs neither the scheduler's memory nor its accounting.
 """
 
 import time
@@ -15,98 +15,134 @@ from ssl_vit.foreign import Count, Seconds, typed_lines
 
 Kind = Literal[
     "submitted",  # a job was queued
-    "started",  # its first process began
+    "started",  # its first process started
     "stopped",  # it was asked to stop, and saved
-    "failed",  # a process ended with an error
-    "refused",  # a process found a mistake that starting again would repeat
-    "crashed",  # the job's processes ended with a bad exit code
-    "cancelled",  # somebody asked for its end
-    "completed",
+    "failed",  # a process ended with an error of the program
+    "refused",  # a process found a user's mistake, which another start would repeat
+    "crashed",  # the job's processes ended with a nonzero exit code
+    "cancelled",  # it was canceled by a user
+    "completed",  # all steps are made, and the export is written
+    "evaluated",  # the evaluations of an export were queued
+    "ended",  # the supervisor of a local job has finished with it
 ]
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened."""
+    """One event of a run's history."""
 
     kind: Kind
     job: str
-    """The scheduler's id of the job."""
+    """The scheduler's job id."""
     time: Seconds
-    """In seconds since 1970."""
+    """Seconds since 1970."""
     step: Count = 0
-    """Updates in the newest checkpoint, where that was looked at."""
+    """Step of the newest checkpoint; 0 if there is none or it was not looked at."""
     nodes: Count = 0
-    """Of a start: how many machines took part."""
+    """Number of nodes of a start."""
     rank: Count = 0
-    """Of an error: whose."""
+    """Rank that ended with an error."""
     code: int = 0
-    """Of a crash: the exit code; above 128 a signal's number and 128."""
+    """Exit code of a crash; above 128, 128 plus the signal's number."""
     text: str = ""
-    """A signal's name, an error's last line."""
+    """Node names of a start, signal of a stop, last line of an error, name of an export."""
+
+
+def line_start(kind: Kind) -> str:
+    """How the line of an event begins; batch scripts, which have no JSON parser, rely on it."""
+    return f'{{"kind": "{kind}"'
 
 
 class History:
-    """The history of one run folder.
+    """The history of one submission.
 
     Args:
-        folder: `jobs/` of the run folder. Every rank but the first has a file of its own there:
-            two machines that append to one file on NFS lose lines.
+        folder: The submission's folder. Every rank but the first has a file of its own in it, and
+            so have the commands, since two machines that append to one file on NFS lose lines. The
+            batch script and the supervisor are on the first rank's machine and share its file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._of_commands = folder / "history_commands.jsonl"
 
     def add(self, kind: Kind, job: str, rank: int = 0, **facts: str | int) -> None:
-        """Append what happened now, to or on a rank."""
+        """Append an event that happened now, on a rank, if the disk allows it."""
+        # On a full disk only a line of the status is lost.
+        with OptionalWrites(
+            f"the history in {self.folder}", "The job continues without it"
+        ).attempt():
+            self.append(kind, job, rank, **facts)
+
+    def append(self, kind: Kind, job: str, rank: int = 0, **facts: str | int) -> None:
+        """Append an event that happened now, on a rank.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         line = {"kind": kind, "job": job, "time": time.time(), "rank": rank, **facts}
         file = self.folder / (f"history_{rank}.jsonl" if rank else "history.jsonl")
-        # What is lost on a full disk is a line of a status.
-        with OptionalWrites(f"the history {file}", "The job continues without it").attempt():
-            # A newline first where a kill has cut the last line short.
-            before = file.read_bytes()[-1:] if file.is_file() else b""
-            text = "" if before in (b"", b"\n") else "\n"
-            with file.open("a", encoding="utf-8") as opened:
-                opened.write(text + to_json_line(line))
+        if kind in ("submitted", "cancelled"):
+            file = self._of_commands
+        # Starts a new line if a kill truncated the last one.
+        before = file.read_bytes()[-1:] if file.is_file() else b""
+        text = "" if before in (b"", b"\n") else "\n"
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(text + to_json_line(line))
 
-    def read(self, crashes: Sequence["Event"] = ()) -> list[Event]:
-        """Everything so far, oldest first; a line that a kill cut short is left out.
+    def read(self) -> list[Event]:
+        """All events so far, in no particular order; lines that a kill truncated are skipped."""
+        return list(_read_events(self.folder))
 
-        Args:
-            crashes: What batch scripts wrote elsewhere (:func:`read_crashes`).
-        """
-        return sorted([*self._events(), *crashes], key=lambda event: event.time)
+    @property
+    def is_canceled(self) -> bool:
+        """Whether a command canceled the job."""
+        try:
+            lines = self._of_commands.read_text("utf-8", "replace").splitlines()
+        except FileNotFoundError:
+            return False
+        return any(line.startswith(line_start("cancelled")) for line in lines)
 
-    def _events(self) -> Iterator[Event]:
-        for file in self.folder.glob("history*.jsonl"):
-            yield from typed_lines(Event, file.read_text("utf-8", "replace").splitlines())
+
+def _read_events(folder: Path) -> Iterator[Event]:
+    for file in folder.glob("history*.jsonl"):
+        yield from typed_lines(Event, file.read_text("utf-8", "replace").splitlines())
 
 
-def read_crashes(file: Path, job: str) -> list[Event]:
-    """What a batch script noted: one line a crash, its exit code and the time in seconds."""
-    if not file.is_file():
+def read_earlier_events(jobs: Path) -> list[Event]:
+    """Events in the earlier layout of `RUN/jobs`, with one history for all submissions, and the
+    evaluated exports in a file of their own.
+    """
+    record = jobs / "evaluated.txt"
+    names = record.read_text("utf-8", "replace").splitlines() if record.is_file() else []
+    return [*_read_events(jobs), *(Event("evaluated", "", 0.0, text=name) for name in names)]
+
+
+def read_earlier_crashes(record: Path, job: str) -> list[Event]:
+    """Crashes in the earlier layout, recorded by a batch script: exit code and seconds per line."""
+    if not record.is_file():
         return []
     found = []
-    for line in file.read_text().splitlines():
+    for line in record.read_text("utf-8", "replace").splitlines():
         code, _, when = line.partition(" ")
         if code.isdigit() and when.isdigit():
-            # The script's clock has whole seconds; what the processes said came before.
+            # The script recorded whole seconds, rounded down; the processes' events came before.
             found.append(Event("crashed", job, int(when) + 1.0, code=int(code)))
     return found
 
 
 @dataclass(frozen=True)
 class Restart:
-    """One start after the first."""
+    """A start after the first one."""
 
     time: float
     step: int
-    """Updates it went on from."""
+    """Step that it resumed from."""
     why: str
 
 
 def restarts(events: Sequence[Event]) -> list[Restart]:
-    """Every start after the first, and what ended the one before."""
+    """Every start after the first, with the reason that the previous one ended."""
     found: list[Restart] = []
     since: list[Event] = []
     began = False
@@ -121,41 +157,47 @@ def restarts(events: Sequence[Event]) -> list[Restart]:
 
 
 def why_ended(events: Sequence[Event]) -> str:
-    """What ended a start, from what happened after it."""
+    """Why a start ended, from the events after it."""
     kinds = {event.kind: event for event in reversed(events)}  # the first of each
     if "completed" in kinds:
-        return "it was complete"
+        return "completed"
     if "cancelled" in kinds:
-        return "cancelled"
+        return "canceled"
     failure, stopped = first_failure(events), kinds.get("stopped")
-    # When one process has failed, srun asks the others to stop.
+    # After one process has failed, srun asks the others to stop.
     if stopped is not None and (failure is None or stopped.time <= failure.time):
-        return f"asked to stop ({stopped.text}), saved at update {stopped.step:,}"
+        return f"asked to stop ({stopped.text}), saved at step {stopped.step:,}"
     if (event := kinds.get("refused")) is not None:
         return f"refused: {event.text}"
     if failure is not None:
         return f"crashed: rank {failure.rank}: {failure.text}"
     if (event := kinds.get("crashed")) is not None:
         return f"crashed: {describe_code(event.code)}"
-    return "ended without a word: a failed node, or a kill"
+    return "ended without a message: a failed node, or killed"
 
 
-# What a rank says when another one has gone.
-_ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
+# Errors of a rank after another one is gone.
+_SECONDARY_ERRORS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "NCCL",
+    "gloo",
+)
 
 
 def first_failure(events: Sequence[Event]) -> Event | None:
-    """The error that came first, and is no echo of another rank's end; None where all are."""
-    own = [
+    """The earliest error that is not a consequence of another rank's end; None if all are."""
+    primary = [
         event
         for event in events
-        if event.kind == "failed" and not any(echo in event.text for echo in _ECHOES)
+        if event.kind == "failed" and not any(error in event.text for error in _SECONDARY_ERRORS)
     ]
-    return min(own, key=lambda event: event.time, default=None)
+    return min(primary, key=lambda event: event.time, default=None)
 
 
 def describe_code(code: int) -> str:
-    """An exit code, for a person."""
+    """An exit code in words."""
     if code == 137:
-        return "a process was killed (SIGKILL: by hand, or out of memory)"
+        return "a process was killed (SIGKILL: manually, or out of memory)"
     return f"signal {code - 128}" if code > 128 else f"exit code {code}"

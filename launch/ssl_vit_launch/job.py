@@ -1,12 +1,11 @@
-"""What runs inside a job. Its payload is the run folder's path; everything else is read from there.
+"""The processes of a job. Their only input is the run folder's path.
 
-submitit's own answer to a signal is to requeue at once, from the first process, in the middle of a
-step. The loop's `Preemption` stands before it: all processes save, and then the first one hands the
-signal back. The others leave without a result, because a result would tell submitit that the job
-is done; so does a process that fails, which may be an echo of a failed node.
+On a signal, submitit would requeue at once, from the first process, in the middle of a step. The
+training loop's `Preemption` precedes it: all processes save, then the first one passes the signal
+on. The others leave without a result, because a result would tell submitit that the job is done; so
+does a process that fails, possibly as a consequence of a failed node.
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -36,8 +35,11 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
+EXIT_REFUSED = 2
+"""Exit code of a process that found a user's mistake, which another start would repeat."""
+
 EXIT_TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a first process that was told to end before the loop began."""
+"""Exit code of a first process that got a SIGTERM before training started."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,13 @@ class PretrainJob:
     """One pre-training job, pickled by submitit.
 
     Args:
-        run: The run folder, on a file system that the nodes share.
+        run: Run folder, on a file system shared by all nodes.
     """
 
     run: str
 
     def __call__(self) -> NoReturn:
-        """Join the other processes of the job and train; ends the process."""
+        """Join the other processes of the job and train; never returns."""
         import submitit
 
         _quieten_submitit()
@@ -64,60 +66,60 @@ class PretrainJob:
         )
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
-        """What submitit queues again after a signal: the same folder, resumed."""
+        """The payload that submitit requeues after a signal: the same run, resumed."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def join(run: Path, environment: "submitit.JobEnvironment") -> None:
-    """Set what a process group asks for, from SLURM's variables; processes that are one too many
-    end here.
+    """Set the environment variables of a process group from SLURM's; processes on nodes that are
+    not needed end here.
     """
     import submitit
 
     from ssl_vit_launch.slurm import address_of
 
-    os.environ["MASTER_PORT"] = meeting_port(environment.job_id)
+    os.environ["MASTER_PORT"] = rendezvous_port(environment.job_id)
     submitit.helpers.TorchDistributedEnvironment().export(
         set_cuda_visible_devices=False, overwrite=True
     )
     nodes, names = environment.num_nodes, environment.hostnames
-    # A single machine's own name need not resolve.
+    # A single node's own name may not resolve.
     os.environ["MASTER_ADDR"] = "127.0.0.1" if nodes == 1 else address_of(names[0])
     per_node = environment.num_tasks // nodes
-    taken = usable_nodes(nodes, per_node, RunFolder(run).read_config().data.lanes)
-    if environment.global_rank >= taken * per_node:
-        print(f"data.lanes divides over {taken} nodes and not over {nodes}: not needed here")
+    used = usable_nodes(nodes, per_node, RunFolder(run).read_config().data.lanes)
+    if environment.global_rank >= used * per_node:
+        print(f"data.lanes divides over {used} of {nodes} nodes, but not over all: not used here")
         leave(0)
-    os.environ["WORLD_SIZE"] = str(taken * per_node)
-    # submitit would tell of each; it comes with every signal of SLURM's, and means nothing.
+    os.environ["WORLD_SIZE"] = str(used * per_node)
+    # submitit would log each SIGCONT; SLURM sends one along with every signal.
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
 
 def _quieten_submitit() -> None:
-    """It tells everything twice where both streams go into one file."""
+    """Keep submitit from logging twice where both streams go into one file."""
     logger = logging.getLogger("submitit")
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers[1:]:
         logger.removeHandler(handler)
 
 
-def meeting_port(job: str) -> str:
-    """A port that all processes of a job know, another one at each of its starts: somebody else's
-    process may have had the last one.
+def rendezvous_port(job: str) -> str:
+    """A port that all processes of a job derive, a different one for each start, in case another
+    program took the last one.
     """
-    # Below those that Linux gives to outgoing connections.
+    # Below the range that Linux uses for outgoing connections.
     start = f"{job} {os.environ.get('SLURM_RESTART_COUNT', '0')}"
     return str(random.Random(start).randint(15_000, 32_000))
 
 
 def usable_nodes(nodes: int, per_node: int, lanes: int) -> int:
-    """The most of the nodes whose processes divide the lanes; all where none do.
+    """The largest number of nodes whose processes divide the lanes; all nodes if none does.
 
     Args:
-        nodes: That the job was given; fewer than asked for where some have failed.
-        per_node: Processes of each.
+        nodes: Number allocated to the job; fewer than asked for after some have failed.
+        per_node: Processes per node.
         lanes: ``data.lanes``.
     """
     counts = range(nodes, 0, -1)
@@ -127,24 +129,24 @@ def usable_nodes(nodes: int, per_node: int, lanes: int) -> int:
 def run_process(
     run: Path, job: str, nodes: str, join_group: Callable[[], None] = lambda: None
 ) -> NoReturn:
-    """Train as one process of a job, note what happens to it, and end.
+    """Train as one process of a job, record what happens to it, and end.
 
     Args:
         run: The run folder.
-        job: The scheduler's id of the job.
-        nodes: Names of the machines, with spaces between them.
-        join_group: Sets what a process group asks for, where that is not set yet.
+        job: The scheduler's job id.
+        nodes: Names of the nodes, separated by spaces.
+        join_group: Sets the environment variables of a process group if they are not set yet.
     """
     history, watch = history_of(run), None
     rank = int(os.environ.get("SLURM_PROCID") or os.environ.get("RANK") or 0)
     try:
         join_group()
         processes = read_processes()
-        # Who queued it writes the id a moment later, when we may have begun.
+        # The submitting command writes the id later than this process may start.
         submission = last_submission(run).model_copy(update={"job": job})
-        _note_signals(run, job, submission.cluster, processes.is_first)
+        _handle_signals(run, job, submission.cluster, processes.is_first)
         if processes.is_first:
-            _begin(run, submission, job, nodes)
+            _record_start(run, job, nodes)
             if submission.at_exports and submission.cluster.scheduler == "slurm":
                 watch = ExportWatch(submission)
                 watch.start()
@@ -159,10 +161,7 @@ def run_process(
             history.add("failed", job, rank, text=error.problem)
             leave(1)
         history.add("refused", job, rank, text=error.problem)
-        with contextlib.suppress(OSError, UserError):  # of the run folder, perhaps
-            submission = last_submission(run).model_copy(update={"job": job})
-            submission.refusal.write_text(f"{error.problem}\n{error.remedy}\n")
-        leave(2)
+        leave(EXIT_REFUSED)
     except Exception as error:
         _fail(history, job, rank, error)
     if watch is not None:
@@ -173,7 +172,7 @@ def run_process(
 
 
 def _fail(history: History, job: str, rank: int, error: Exception) -> NoReturn:
-    """Note an error of the program, and end."""
+    """Record an error of the program, and end."""
     _ignore_signals()
     traceback.print_exception(error)
     line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
@@ -181,83 +180,82 @@ def _fail(history: History, job: str, rank: int, error: Exception) -> NoReturn:
     leave(1)
 
 
-def _begin(run: Path, submission: Submission, job: str, nodes: str) -> None:
-    """Note the start, and whether there was progress since the one before."""
-    history, step = history_of(run), newest_step(run)
-    earlier = [event for event in history.read() if event.kind == "started"]
-    if not earlier or step > earlier[-1].step:
-        submission.crash_count.unlink(missing_ok=True)
-    history.add("started", job, step=step, nodes=len(nodes.split()), text=nodes)
+def _record_start(run: Path, job: str, nodes: str) -> None:
+    """Record the start, and report why the previous one ended."""
+    step = newest_step(run)
+    earlier = [event for event in events_of(run) if event.kind == "started"]
+    history_of(run).add("started", job, step=step, nodes=len(nodes.split()), text=nodes)
     if earlier:
         why = restarts(events_of(run))[-1].why
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         print(
-            f"{when}: job {job}, start number {len(earlier) + 1}, from update {step:,}; before it: "
-            f"{why}",
+            f"{when}: job {job}, start {len(earlier) + 1}, from step {step:,}; "
+            f"previous start: {why}",
             flush=True,
         )
 
 
 def newest_step(run: Path) -> int:
-    """Updates in the newest checkpoint; 0 where there is none."""
+    """Step of the newest checkpoint; 0 if there is none."""
     newest = newest_checkpoint(RunFolder(run).checkpoints)
     return 0 if newest is None else step_of(newest)
 
 
-def _note_signals(run: Path, job: str, cluster: ClusterConfig, is_first: bool) -> None:
-    """Stand between the loop, which has saved when it calls, and submitit's handlers; and answer
-    signals that come before the loop.
+def _handle_signals(run: Path, job: str, cluster: ClusterConfig, is_first: bool) -> None:
+    """Install handlers between the training loop, which calls them after saving, and submitit's;
+    they also handle signals that arrive before the loop.
     """
     if not is_first:
-        # Until the loop takes them: to leave before the others have met would make them wait.
+        # Until the loop handles them: if this process left before all have joined, the others
+        # would wait for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         return
-    heard: list[int] = []
+    received: list[int] = []
     began = time.monotonic()
-    # SLURM looks twice a minute, and submitit took a moment before we began.
-    most_seconds = 60 * cluster.timeout_minutes - cluster.warn_seconds - 90
-    if cluster.scheduler == "local" or most_seconds < 0:
-        most_seconds = math.inf
+    # SLURM checks time limits twice a minute, and submitit started a moment before this process.
+    limit_seconds = 60 * cluster.timeout_minutes - cluster.warn_seconds - 90
+    if cluster.scheduler == "local" or limit_seconds < 0:
+        limit_seconds = math.inf
 
-    def noting(before: object) -> Callable[[int, FrameType | None], None]:
+    def recording(previous: object) -> Callable[[int, FrameType | None], None]:
         def handle(number: int, frame: FrameType | None) -> None:
-            if heard:
-                return  # a job that is being requeued is sent a SIGTERM too
-            heard.append(number)
+            if received:
+                return  # a job that is being requeued also gets a SIGTERM
+            received.append(number)
             name = signal.Signals(number).name
-            if time.monotonic() - began > most_seconds:
+            if time.monotonic() - began > limit_seconds:
                 name += ", the time limit"
             history_of(run).add("stopped", job, step=newest_step(run), text=name)
             if number == signal.SIGTERM and frame is not None:
-                # Not the loop's, which has no frame to give: nothing is saved. srun sends the same
-                # when another rank has failed, and that must count as a crash.
+                # Not from the loop, which passes no frame: nothing was saved. srun also sends a
+                # SIGTERM when another rank has failed, and that must count as a crash.
                 leave(EXIT_TERMINATED)
-            if callable(before):
+            if callable(previous):
                 try:
-                    before(number, frame)  # submitit requeues and ends the process
-                except Exception as error:  # no scontrol in a container: the batch script has it
-                    print(f"not requeued from here: {error}", file=sys.stderr)
+                    previous(number, frame)  # submitit requeues and ends the process
+                except Exception as error:  # no scontrol in a container; the batch script requeues
+                    print(f"the batch script will requeue the job: {error}", file=sys.stderr)
             leave(EXIT_SAVED)
 
         return handle
 
     for number in _SIGNALS:
-        signal.signal(number, noting(signal.getsignal(number)))
+        signal.signal(number, recording(signal.getsignal(number)))
 
 
 def _ignore_signals() -> None:
-    """A process that fails is not to be taken for one that was asked to stop: srun tells all to end
-    when one has failed.
+    """Keep a process that fails from looking like one that was asked to stop: srun sends a SIGTERM
+    to all when one has failed.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def use_local_cache(cluster: ClusterConfig) -> None:
-    """Keep remote shards where the profile says, on this node.
+    """Cache remote shards in the profile's folder on this node.
 
     Raises:
-        UserError: A variable in it is not set here.
+        UserError: A variable in its path is not set on this node.
     """
     if not cluster.local_cache:
         return
@@ -265,13 +263,13 @@ def use_local_cache(cluster: ClusterConfig) -> None:
     if "$" in folder:
         raise UserError(
             f"local_cache={folder}: a variable in it is not set on {os.uname().nodename}",
-            "name another folder in the cluster profile",
+            "use another folder in the cluster profile",
         )
     os.environ["SSL_VIT_CACHE"] = folder
 
 
 def _train(run: Path, submission: Submission, job: str, processes: Processes) -> None:
-    """Returns when the run is complete; ends the process when it was asked to stop."""
+    """Train; returns when the run is complete, and ends the process if it was asked to stop."""
     from ssl_vit.run.machine import find_machine
     from ssl_vit.run.pretrain import prepare, start
 
@@ -279,16 +277,16 @@ def _train(run: Path, submission: Submission, job: str, processes: Processes) ->
     use_local_cache(cluster)
     prepared = prepare(str(RunFolder(run).config), run, [], is_smoke=False)
     if cluster.gpus_per_node and prepared.config.engine.device == "auto":
-        # `auto` would take the CPU here and wait for ever for ranks on GPUs.
+        # `auto` would choose the CPU here and wait forever for ranks on GPUs.
         find_machine("cuda", processes)
     if start(prepared, submission.profile):
         if not processes.is_first:
-            # No bad exit: srun would end the first process, which may be asking for the requeue.
+            # Exit code 0: otherwise srun would end the first process while it asks for the requeue.
             leave(0)
-        # Asked through another process only; nobody has noted it yet.
+        # The signal went to another process only, so it is not recorded yet.
         history_of(run).add("stopped", job, step=newest_step(run), text="a signal")
         leave(EXIT_SAVED)
 
 
-if __name__ == "__main__":  # as ssl_vit_launch.local starts it: RUN JOB
+if __name__ == "__main__":  # started by ssl_vit_launch.local with: RUN JOB
     run_process(Path(sys.argv[1]), sys.argv[2], os.uname().nodename)

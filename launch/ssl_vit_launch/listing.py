@@ -1,4 +1,4 @@
-"""All runs of a folder in one table."""
+"""`ssl-vit launch list`: all runs of a folder in one table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from ssl_vit.units import format_seconds
 from ssl_vit_launch.status import RunStatus, read_status
 from ssl_vit_launch.submission import find_runs
 
-HEADINGS = ("run", "state", "updates", "loss", "images/s", "ETA", "restarts", "evaluations")
+HEADINGS = ("run", "state", "steps", "loss", "images/s", "ETA", "restarts", "evaluations")
 
 
 def table_of(runs: Sequence[Path], folder: Path) -> list[tuple[str, ...]]:
-    """A row for each run, under a row of headings; of one that is damaged, what is wrong."""
+    """One row per run, without headings; for a damaged run, the problem."""
     rows = []
     for run in runs:
         name = str(run.relative_to(folder)) if run != folder else run.name
@@ -31,7 +31,7 @@ def table_of(runs: Sequence[Path], folder: Path) -> list[tuple[str, ...]]:
             (
                 name,
                 status.state,
-                _made(status),
+                _progress(status),
                 f"{progress.loss:.4f}" if progress and progress.loss is not None else "",
                 f"{progress.images_per_second:,.0f}" if progress else "",
                 format_seconds(left) if status.state == "running" and left is not None else "",
@@ -42,7 +42,7 @@ def table_of(runs: Sequence[Path], folder: Path) -> list[tuple[str, ...]]:
     return rows
 
 
-def _made(status: RunStatus) -> str:
+def _progress(status: RunStatus) -> str:
     made = status.progress.step if status.progress else 0
     return f"{made:,}/{status.total_steps:,}" if status.total_steps else str(made)
 
@@ -66,7 +66,7 @@ class _Result(Document):
 
 
 def _evaluations(run: Path) -> str:
-    """The newest number of each protocol, such as `knn 74.2`."""
+    """Newest accuracy of each protocol, such as `knn 74.2`."""
     newest: dict[str, tuple[int, float]] = {}
     for file in (run / "evals").glob("*.json"):
         try:
@@ -79,10 +79,10 @@ def _evaluations(run: Path) -> str:
 
 
 def print_table(folder: Path) -> None:
-    """Print it.
+    """Print the table of a folder.
 
     Raises:
-        UserError: No run is in the folder.
+        UserError: There is no run in it.
     """
     from rich.box import SIMPLE
     from rich.console import Console
@@ -93,11 +93,11 @@ def print_table(folder: Path) -> None:
     table = Table(box=SIMPLE, pad_edge=False)
     for place, heading in enumerate(HEADINGS):
         if any(row[place] for row in rows):
-            justify = "right" if heading in ("updates", "loss", "images/s", "ETA") else "left"
+            justify = "right" if heading in ("steps", "loss", "images/s", "ETA") else "left"
             table.add_column(heading, justify=justify)
     for row in rows:
         # Text, not markup: a run may be named `x[/y]`.
         cells = [Text(readable(cell)) for cell in row]
         table.add_row(*(cell for place, cell in enumerate(cells) if any(r[place] for r in rows)))
-    # A table that goes into a file or a pipe is not cut.
+    # A table written to a file or pipe is not truncated.
     Console(width=None if Console().is_terminal else 200, highlight=False).print(table)

@@ -1,4 +1,4 @@
-"""Where a submission is now, whichever scheduler has it."""
+"""State and cancellation of submissions, for either scheduler."""
 
 import contextlib
 import shlex
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import assert_never
 
-from ssl_vit.errors import UserError
+from ssl_vit.errors import UserError, disk_error
 from ssl_vit.run.folder import RunFolder
 from ssl_vit_launch.local import find_local
 from ssl_vit_launch.slurm import JobState, end_jobs, find_job
@@ -19,15 +19,15 @@ from ssl_vit_launch.submission import (
     newest_submission,
 )
 
-# A submission without a job's id is being queued, unless the command was killed.
+# A submission without a job id is being queued, unless the command was killed.
 _QUEUEING_SECONDS = 60.0
 
-# That a job may take to end, once it was cancelled.
+# Time that a canceled job may take to end.
 _ENDING_SECONDS = 45.0
 
 
 def find(submission: Submission) -> JobState | None:
-    """What its scheduler says; None where it says nothing."""
+    """Its state according to its scheduler; None if the scheduler does not know it."""
     match submission.cluster.scheduler:
         case "slurm":
             return find_job(submission.job, submission.logs, submission.time)
@@ -37,22 +37,22 @@ def find(submission: Submission) -> JobState | None:
             assert_never(submission.cluster.scheduler)
 
 
-def look_seconds(submission: Submission) -> float:
-    """How often a scheduler may be asked: a cluster's has others to answer."""
+def poll_seconds(submission: Submission) -> float:
+    """Seconds between two queries of its scheduler; a cluster's is shared."""
     return 5.0 if submission.cluster.scheduler == "slurm" else 0.5
 
 
 def refuse_active(run: Path) -> None:
-    """Refuse a run folder that a job is in, or that is trained in without one.
+    """Refuse a run folder that is in use, by a job or by a process without one.
 
     Raises:
-        UserError: It is in use; names the job.
+        UserError: It is; names the job.
     """
     last = newest_submission(run)
     if last is not None:
         name = shlex.quote(str(run))
         if not last.job and time.time() - last.time < _QUEUEING_SECONDS:
-            raise UserError(f"{run} is being submitted by another command", "wait for it")
+            raise UserError(f"{run} is being submitted by another command", "wait for it to finish")
         state = find(last)
         deadline = time.monotonic() + _ENDING_SECONDS
         while state is not None and state.state == "COMPLETING" and time.monotonic() < deadline:
@@ -61,33 +61,36 @@ def refuse_active(run: Path) -> None:
         if state is not None and not state.is_over:
             raise UserError(
                 f"{run} is in use: its job {last.job} is {state.state}",
-                f"ssl-vit launch status {name}  says how it goes; "
+                f"ssl-vit launch status {name}  shows its progress; "
                 f"ssl-vit launch cancel {name}  ends it",
             )
     RunFolder(run).refuse_locked()
 
 
 def end(submissions: Sequence[Submission]) -> None:
-    """End jobs and their evaluations; what is not saved in time is lost.
+    """Cancel jobs and their evaluations; they save if time allows.
 
     Raises:
-        UserError: The scheduler refuses.
+        UserError: The scheduler reports an error.
+        OSError: The run folder of a local job cannot be written to.
     """
     for each in submissions:
         match each.cluster.scheduler:
             case "slurm":
                 end_jobs(each.job, *each.then_jobs)
+                history_of(Path(each.run)).add("cancelled", each.job)
             case "local":
-                each.cancellation.touch()  # the supervisor looks for it, on whichever machine
+                # The supervisor, on any machine, checks for it.
+                history_of(Path(each.run)).append("cancelled", each.job)
             case _:
                 assert_never(each.cluster.scheduler)
 
 
 def cancel_all(folder: Path) -> list[Submission]:
-    """End the job of a run, or those of all runs in a folder that are not over.
+    """Cancel the job of a run, or the active jobs of all runs in a folder.
 
     Raises:
-        UserError: A run's is over; no run is there, or the jobs of all are over.
+        UserError: The run's job is over; the folder has no run, or no job is active.
     """
     if RunFolder(folder).config.is_file():
         return [cancel(folder)]
@@ -96,26 +99,30 @@ def cancel_all(folder: Path) -> list[Submission]:
         with contextlib.suppress(UserError):
             found.append(cancel(run))
     if not found:
-        raise UserError(f"no run in {folder} has a job", f"ssl-vit launch list {folder}")
+        raise UserError(
+            f"no run in {folder} has an active job",
+            f"ssl-vit launch list {shlex.quote(str(folder))}  shows their states",
+        )
     return found
 
 
 def cancel(run: Path) -> Submission:
-    """End a run's job.
+    """Cancel a run's job.
 
     Raises:
-        UserError: It has none, or it is over.
+        UserError: The run has no job, or it is over.
     """
     last = last_submission(run)
     state = find(last)
     if state is None or state.is_over:
-        said = f"is {state.state}" if state else "is not known to its scheduler any more"
+        found = f"is {state.state}" if state else "is no longer known to its scheduler"
         raise UserError(
-            f"job {last.job} of {run} {said}", f"ssl-vit launch status {shlex.quote(str(run))}"
+            f"job {last.job} of {run} {found}",
+            f"see  ssl-vit launch status {shlex.quote(str(run))}",
         )
     try:
         end([last])
-        history_of(run).add("cancelled", last.job)
     except OSError as error:
-        raise UserError(f"cannot write into {run}: {error.strerror}", "ask its owner") from None
+        problem = f"cannot write into {run}: {error.strerror}"
+        raise disk_error(error) or UserError(problem, "ask its owner to cancel it") from None
     return last

@@ -1,9 +1,8 @@
-"""What SLURM knows: of a job, of a partition, of a node. Reads its commands' output, and says what
-cannot be known where a command is missing.
+"""Queries to SLURM about jobs, partitions and nodes, through its commands.
 
 `scontrol` remembers a job for some minutes after its end (MinJobAge); after that only `sacct`
-does, which needs accounting. Job ids begin at 1 again on a cluster that was set up anew, so a job
-counts as ours only if its batch script lies in our folder.
+does, which needs accounting. Job ids restart at 1 when a cluster is set up again, so a job counts
+as ours only if its batch script is in our folder.
 """
 
 import contextlib
@@ -17,9 +16,9 @@ from dataclasses import dataclass
 
 from ssl_vit.errors import UserError
 
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 UNKNOWN = "UNKNOWN"
-"""Of a job whose scheduler does not answer just now."""
+"""State of a job whose scheduler is not responding."""
 ENDED = {
     "COMPLETED",
     "FAILED",
@@ -35,14 +34,14 @@ ENDED = {
 
 @dataclass(frozen=True)
 class JobState:
-    """What the scheduler says of a job."""
+    """State of a job according to its scheduler."""
 
     state: str
-    """SLURM's word, such as PENDING."""
+    """SLURM's name of the state, such as PENDING."""
     reason: str = ""
-    """Why it waits or ended, SLURM's word; empty where there is none."""
+    """SLURM's name of the reason that it is waiting or ended; empty if there is none."""
     nodes: str = ""
-    """Where it runs, SLURM's list; empty where it does not."""
+    """SLURM's list of the nodes it runs on; empty if it is not running."""
 
     @property
     def is_over(self) -> bool:
@@ -55,8 +54,8 @@ def has_slurm() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def answers() -> bool:
-    """Whether SLURM's controller does."""
+def is_responding() -> bool:
+    """Whether SLURM's controller responds."""
     return has_slurm() and ask("scontrol", "ping") is not None
 
 
@@ -66,15 +65,15 @@ def has_accounting() -> bool:
 
 
 def ask(*command: str) -> str | None:
-    """A command's output; None where it is missing or fails."""
+    """Output of a command; None if it is missing or fails."""
     return _ask(*command)[0]
 
 
 def _ask(*command: str) -> tuple[str | None, str]:
-    """As :func:`ask`, and what a command that failed said."""
+    """As :func:`ask`, with the error message of a command that failed."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS
+            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, str(error)
@@ -82,19 +81,19 @@ def _ask(*command: str) -> tuple[str | None, str]:
 
 
 def find_job(job: str, folder: str, since: float) -> JobState | None:
-    """What SLURM says of a job now; None where it has forgotten it, or has no commands here.
+    """Current state of a job; None if SLURM has forgotten it, or is not installed here.
 
     Args:
         job: Its id.
-        folder: Where its batch script was written.
-        since: When it was queued, in seconds since 1970.
+        folder: Folder of its batch script.
+        since: Time when it was queued, in seconds since 1970.
     """
     if not job or not has_slurm():
         return None
     text, complaint = _ask("scontrol", "show", "job", job)
     if text is not None:
         fields = _fields(text)
-        # The id may be another's by now.
+        # The id may belong to another job by now.
         if fields.get("Command", "").startswith(f"{folder}/"):
             reason, nodes = fields.get("Reason", ""), fields.get("NodeList", "")
             return JobState(
@@ -103,15 +102,15 @@ def find_job(job: str, folder: str, since: float) -> JobState | None:
                 "" if nodes == "(null)" else nodes,
             )
     elif "Invalid job id" not in complaint:
-        return JobState(UNKNOWN, "SLURM does not answer")
+        return JobState(UNKNOWN, "SLURM is not responding")
     return _from_accounting(job, folder, since)
 
 
 def _from_accounting(job: str, folder: str, since: float) -> JobState | None:
-    """Of `sacct`: the last thing that became of the job."""
+    """The last state of a job that `sacct` knows."""
     days = int((time.time() - since) / 86400) + 1
     text = ask(
-        # With duplicates: requeued jobs have several lines, and ids may be others' too.
+        # With duplicates: requeued jobs have several lines, and ids may be reused.
         *("sacct", "-X", "-D", "-n", "-P", "-j", job, "-S", f"now-{days}days"),
         *("-o", "State,NodeList,SubmitLine"),
     )
@@ -124,8 +123,8 @@ def _from_accounting(job: str, folder: str, since: float) -> JobState | None:
 
 
 def _fields(text: str) -> dict[str, str]:
-    """`scontrol show job`: words `Key=value`, and lines that hold one key, whose value may have
-    spaces.
+    """Fields of `scontrol show`: words `Key=value`, and lines with a single key whose value may
+    contain spaces.
     """
     found: dict[str, str] = {}
     for line in text.splitlines():
@@ -142,7 +141,7 @@ def _fields(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Partition:
-    """What a partition allows; 0 where there is no limit, or none is known."""
+    """Limits of a partition; 0: none, or unknown."""
 
     name: str
     state: str
@@ -150,33 +149,34 @@ class Partition:
     max_nodes: int
     total_nodes: int
     most_cpus: int
-    """Of its nodes, the largest."""
+    """CPU cores of its largest node."""
     most_memory_mb: int
     most_gpus: int
 
 
 def find_partitions(names: str) -> list[Partition]:
-    """Partitions; the cluster's default where no name is given.
+    """Partitions by name; the cluster's default if no name is given.
 
     Args:
-        names: As sbatch takes them, with commas between.
+        names: As for sbatch, separated by commas.
 
     Raises:
-        UserError: There is none of a name (lists those there are), or SLURM does not answer.
+        UserError: There is no such partition (lists those there are), or SLURM is not responding.
     """
     text = ask("scontrol", "show", "partition", "--oneliner")
     if text is None:
         raise UserError(
-            "scontrol does not answer, so there is no telling what the cluster allows",
-            "try  scontrol ping;  --dry-run needs no answer",
+            "scontrol is not responding, so the cluster's limits cannot be checked",
+            "try  scontrol ping;  --dry-run works without it",
         )
     known = {fields["PartitionName"]: fields for fields in map(_fields, text.splitlines())}
     default = next((key for key, each in known.items() if each.get("Default") == "YES"), "")
     wanted = [name for name in (names or default).split(",") if name]
-    wrong = next((name for name in wanted if name not in known), None)
-    if wrong or not wanted:
-        problem = f"no partition named '{wrong}'" if wrong else "there is no default partition"
-        raise UserError(problem, f"partition: one of {', '.join(sorted(known)) or 'none is known'}")
+    missing = next((name for name in wanted if name not in known), None)
+    if missing or not wanted:
+        problem = f"no partition named '{missing}'" if missing else "there is no default partition"
+        names = ", ".join(sorted(known)) or "none (SLURM lists no partition)"
+        raise UserError(problem, f"set partition to one of: {names}")
     return [_read_partition(name, known[name]) for name in wanted]
 
 
@@ -195,7 +195,7 @@ def _read_partition(name: str, fields: dict[str, str]) -> Partition:
 
 
 def _largest_node(partition: str) -> tuple[int, int, int]:
-    """Most CPUs, MB of memory and GPUs of the nodes of a partition."""
+    """Largest numbers of CPUs, MB of memory and GPUs among the nodes of a partition."""
     text = ask("sinfo", "-h", "-N", "-p", partition, "-O", "CPUs:30,Memory:30,Gres:200") or ""
     rows = [line.split(maxsplit=2) for line in text.splitlines()]
     if not rows:
@@ -208,13 +208,13 @@ def _largest_node(partition: str) -> tuple[int, int, int]:
 
 
 def count_gpus(gres: str) -> int:
-    """GPUs in SLURM's list of resources, such as `gpu:a100:4(S:0-1),nvme:1`."""
+    """Number of GPUs in SLURM's list of resources, such as `gpu:a100:4(S:0-1),nvme:1`."""
     counts = re.findall(r"(?:^|,)gpu(?::[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*)?:(\d+)", gres)
     return sum(map(int, counts))
 
 
 def parse_minutes(text: str) -> int:
-    """Minutes of SLURM's `[days-]hours:minutes:seconds`; 0 where there is no limit."""
+    """Minutes in SLURM's `[days-]hours:minutes:seconds`; 0 for no limit."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
     if match is None:
         return 0
@@ -227,18 +227,20 @@ def _number(text: str) -> int:
 
 
 def end_jobs(*jobs: str) -> None:
-    """Ask SLURM to end jobs.
+    """Cancel jobs.
 
     Raises:
-        UserError: It does not.
+        UserError: scancel fails; quotes its message.
     """
     done = subprocess.run(["scancel", *jobs], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"scancel {' '.join(jobs)}: {done.stderr.strip()}", "try it by hand")
+        raise UserError(
+            f"scancel {' '.join(jobs)} failed: {done.stderr.strip()}", "try it manually"
+        )
 
 
 def address_of(node: str) -> str:
-    """An address at which a node's processes can be met.
+    """Network address of a node.
 
     Raises:
         UserError: Neither the name service nor SLURM knows one.
@@ -249,6 +251,6 @@ def address_of(node: str) -> str:
             with contextlib.suppress(OSError):
                 return socket.gethostbyname(name)
     raise UserError(
-        f"{os.uname().nodename} knows no address of node {node}",
+        f"{os.uname().nodename} cannot resolve the name of node {node}",
         "ask your administrators for name resolution between nodes",
     )

@@ -1,6 +1,4 @@
-"""The code that a run is made with, kept beside it: what was committed, what was not, and a copy
-that can run.
-"""
+"""A snapshot of the code beside a run: commit, uncommitted changes, and a copy that can run."""
 
 import importlib.util
 import shutil
@@ -15,11 +13,11 @@ _PACKAGES = ("ssl_vit", "ssl_vit_launch", "ssl_vit_data_prep", "ssl_vit_eval")
 
 
 def take_snapshot(folder: Path) -> None:
-    """Write `folder`: the four packages as they are now, `commit.txt`, and `diff.patch` where files
-    differ from the commit.
+    """Copy the four packages into a folder, with `commit.txt`, and `diff.patch` if files differ
+    from the commit.
 
     Args:
-        folder: Replaced if it is there.
+        folder: Replaced if it exists.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -27,7 +25,7 @@ def take_snapshot(folder: Path) -> None:
         shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     found = commit_of(Path(ssl_vit.__file__).parent)
     if not found:
-        (folder / "commit.txt").write_text(f"no git checkout; ssl-vit {ssl_vit.__version__}\n")
+        (folder / "commit.txt").write_text(f"not a git checkout; ssl-vit {ssl_vit.__version__}\n")
         return
     (folder / "commit.txt").write_text(f"{found['commit']}\n")
     if found["dirty"]:
@@ -35,7 +33,7 @@ def take_snapshot(folder: Path) -> None:
 
 
 def find_packages() -> dict[str, Path]:
-    """Where each of the four packages lies."""
+    """Folders of the four packages."""
     found = {}
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -46,7 +44,7 @@ def find_packages() -> dict[str, Path]:
 
 
 def _difference(checkout: Path) -> bytes:
-    """Everything that is not in the commit, files that git does not know yet included."""
+    """The uncommitted changes, untracked files included."""
     git = ("git", "-C", str(checkout))
     root = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, check=True)
     git = ("git", "-C", root.stdout.decode().strip())
@@ -58,7 +56,7 @@ def _difference(checkout: Path) -> bytes:
     )
     parts = [tracked.stdout]
     for name in filter(None, new.stdout.split(b"\0")):
-        # Exit code 1 says that the two differ.
+        # Exit code 1 means that the files differ.
         added = subprocess.run(
             [*git, "diff", "--no-index", "--binary", "/dev/null", name.decode()],
             capture_output=True,

@@ -1,5 +1,5 @@
-"""How a run goes: from what it wrote, and what its scheduler says. Where the scheduler cannot be
-asked, what it alone would know is said to be unknown.
+"""The status of a run, from its files and its scheduler. If the scheduler cannot be asked, what
+only it would know is reported as unknown.
 """
 
 import re
@@ -23,70 +23,76 @@ from ssl_vit_launch.schedulers import find
 from ssl_vit_launch.slurm import JobState, find_job, has_accounting, has_slurm
 from ssl_vit_launch.submission import Submission, events_of, newest_submission
 
-_WINDOW = 50  # updates that the speed is taken over
+_WINDOW = 50  # steps that the speed is averaged over
 _TAIL_BYTES = 200_000
 _ERROR_LINES = 12
+# Our words for states of SLURM where they differ.
+_STATES = {
+    "PENDING": "waiting",
+    "COMPLETING": "ending",
+    "COMPLETED": "ended",
+    "CANCELLED": "canceled",
+}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The end of a run's `metrics.jsonl`."""
+    """Progress of a run, from the end of its `metrics.jsonl`."""
 
     step: int
     loss: float | None
     images_per_second: float
     time: float
-    """Of the last update, in seconds since 1970."""
+    """Time of the last step, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """All that is known of a run."""
+    """Everything known about a run."""
 
     run: Path
     recipe: str
     total_steps: int
-    """0 before the first start."""
+    """Steps of the whole run; 0 before the first start."""
     global_batch_size: int
     progress: Progress | None
-    """None before the first update."""
+    """None before the first step."""
     submission: Submission | None
     job: JobState | None
     is_complete: bool
     restarts: tuple[Restart, ...]
     ended: str
-    """What ended the last start; empty while it goes on."""
+    """Why the last start ended; empty while it is running."""
     checkpoint: int
-    """Updates in the newest checkpoint."""
+    """Step of the newest checkpoint."""
     exports: int
     num_nodes: int
-    """Machines of the last start; 0 before it."""
+    """Nodes of the last start; 0 before it."""
     alarms: tuple[Alarm, ...]
-    """Of the run so far."""
+    """Alarms of the run so far."""
 
     @property
-    def asked_nodes(self) -> int:
-        """Machines asked for, where they count."""
+    def requested_nodes(self) -> int:
+        """Nodes asked for on SLURM; 0 for a job on this machine."""
         last = self.submission
         return last.nodes if last is not None and last.cluster.scheduler == "slurm" else 0
 
     @property
     def state(self) -> str:
-        """In one word of ours."""
+        """State of the run in one or two words."""
         if self.is_complete:
             return "complete"
         if self.job is not None and not self.job.is_over:
-            words = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending"}
-            return words.get(self.job.state, self.job.state.lower())
+            return _STATES.get(self.job.state, self.job.state.lower())
         if self.submission is None:
             return "not submitted"
         if self.job is not None:
-            return "ended" if self.job.state == "COMPLETED" else self.job.state.lower()
+            return _STATES.get(self.job.state, self.job.state.lower())
         return "unknown" if not self.ended else "ended"
 
     @property
     def seconds_left(self) -> float | None:
-        """At the last speed; None where nothing says."""
+        """Estimate from the recent speed; None if that is unknown."""
         if self.progress is None or not self.total_steps or not self.progress.images_per_second:
             return None
         images = (self.total_steps - self.progress.step) * self.global_batch_size
@@ -94,10 +100,10 @@ class RunStatus:
 
 
 def read_status(run: Path) -> RunStatus:
-    """Look at a run folder and ask its scheduler.
+    """Read a run folder and ask its scheduler.
 
     Raises:
-        UserError: No run lives there.
+        UserError: It is not a run folder.
     """
     folder = RunFolder(run)
     config = folder.read_config()
@@ -125,19 +131,19 @@ def read_status(run: Path) -> RunStatus:
 
 
 def _after_start(events: Sequence[Event]) -> list[Event] | None:
-    """What happened since the last start; None where there was none."""
+    """Events since the last start; None if there was no start."""
     starts = [place for place, event in enumerate(events) if event.kind == "started"]
     return list(events[starts[-1] + 1 :]) if starts else None
 
 
 def _end_of(events: Sequence[Event], submission: Submission | None) -> str:
-    """What ended the last start; empty where the run is complete, or the job never began."""
-    # What ended an earlier job says nothing of this one.
+    """Why the last start ended; empty if the run is complete, or the job never started."""
+    # Events of an earlier job do not matter for this one.
     since = submission.time if submission is not None else 0.0
     mine = [event for event in events if event.time >= since]
     after = _after_start(mine)
     if after is None:
-        return "cancelled before it began" if any(e.kind == "cancelled" for e in mine) else ""
+        return "canceled before it started" if any(e.kind == "cancelled" for e in mine) else ""
     return "" if any(event.kind == "completed" for event in after) else why_ended(after)
 
 
@@ -149,10 +155,10 @@ class _MetricsLine(Document):
 
 
 def read_progress(metrics: Path) -> Progress | None:
-    """The last updates of a `metrics.jsonl`, read from its end; None where there are none."""
+    """Progress from the last lines of a `metrics.jsonl`; None if it has none."""
     if not metrics.is_file():
         return None
-    # The first is cut, the last may be on its way.
+    # The first line is truncated, and the last may be incomplete.
     lines = list(typed_lines(_MetricsLine, tail_of(metrics)[-_WINDOW:]))
     if not lines:
         return None
@@ -166,7 +172,7 @@ def read_progress(metrics: Path) -> Progress | None:
 
 
 def describe(status: RunStatus) -> list[str]:
-    """Lines for a person."""
+    """The status as lines of text."""
     rows = {
         "run": f"{status.run}: {status.recipe}",
         "state": _describe_state(status),
@@ -183,10 +189,10 @@ def describe(status: RunStatus) -> list[str]:
     lines = [f"{name:9} {text}" for name, text in rows.items() if text]
     lines += _unknown(status)
     if status.state not in ("running", "waiting", "complete", "ending"):
-        if status.state != "cancelled":
+        if status.state != "canceled":
             lines += last_error_lines(status)
         if status.submission is not None:
-            lines.append(f"go on with: ssl-vit launch resubmit {shlex.quote(str(status.run))}")
+            lines.append(f"continue with: ssl-vit launch resubmit {shlex.quote(str(status.run))}")
     return lines
 
 
@@ -194,7 +200,7 @@ def _describe_saved(status: RunStatus) -> str:
     exports = f"{status.exports} export{'s' * (status.exports != 1)}"
     if not status.checkpoint:
         return f"no checkpoint yet, {exports}"
-    return f"checkpoint of update {status.checkpoint:,}, {exports}"
+    return f"checkpoint of step {status.checkpoint:,}, {exports}"
 
 
 def _describe_state(status: RunStatus) -> str:
@@ -202,11 +208,11 @@ def _describe_state(status: RunStatus) -> str:
     if status.job is not None and not status.job.is_over:
         if status.job.nodes:
             parts.append(f"on {status.job.nodes}")
-        if 0 < status.num_nodes < status.asked_nodes and status.state == "running":
-            parts.append(f"({status.num_nodes} of {status.asked_nodes} nodes)")
+        if 0 < status.num_nodes < status.requested_nodes and status.state == "running":
+            parts.append(f"({status.num_nodes} of {status.requested_nodes} nodes)")
         if status.job.reason and status.job.state == "PENDING":
-            again = " (it starts again in a moment)" if status.job.reason == "BeginTime" else ""
-            parts.append(f"because of {status.job.reason}{again}")
+            note = ", restarts shortly" if status.job.reason == "BeginTime" else ""
+            parts.append(f"(reason: {status.job.reason}{note})")
     if status.submission is not None:
         parts.append(f"(job {status.submission.job}, {status.submission.cluster.scheduler})")
     return " ".join(parts)
@@ -214,26 +220,24 @@ def _describe_state(status: RunStatus) -> str:
 
 def _describe_progress(status: RunStatus) -> str:
     if status.progress is None:
-        return f"no update yet of {status.total_steps:,}" if status.total_steps else "no update yet"
-    made, total = status.progress.step, status.total_steps
+        return f"step 0 of {status.total_steps:,}" if status.total_steps else "no step yet"
+    step, total = status.progress.step, status.total_steps
     loss = "" if status.progress.loss is None else f", loss {status.progress.loss:.4f}"
-    text = (
-        f"update {made:,} of {total:,} ({made / total:.1%}){loss}" if total else f"update {made:,}"
-    )
+    text = f"step {step:,} of {total:,} ({step / total:.1%}){loss}" if total else f"step {step:,}"
     left = status.seconds_left
     if status.state == "running" and left is not None:
         ago = max(0.0, time.time() - status.progress.time)
         text += f", {status.progress.images_per_second:,.0f} images/s, ETA {format_seconds(left)}"
-        text += f", last update {format_seconds(ago)} ago"
+        text += f", last step {format_seconds(ago)} ago"
     return text
 
 
 def _describe_alarms(found: Sequence[Alarm]) -> list[str]:
-    """The newest, with what usually cures it, and how many there were."""
+    """Number of alarms, and the newest with its usual remedy."""
     last = found[-1]
     return [
-        f"{len(found)}, the last at update {last.step:,}: {last.symptom}: {last.evidence}",
-        f"what usually cures it: {last.remedy}",
+        f"{len(found)}, the last at step {last.step:,}: {last.symptom}: {last.evidence}",
+        f"usual remedy: {last.remedy}",
     ]
 
 
@@ -241,8 +245,8 @@ def _describe_restarts(found: Sequence[Restart]) -> str:
     if not found:
         return "none"
     shown = [
-        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(each.time))} from update "
-        f"{each.step:,}; before it: {each.why}"
+        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(each.time))} from step "
+        f"{each.step:,}; previous start: {each.why}"
         for each in found
     ]
     more = [f"… {len(shown) - 8} more"] if len(shown) > 8 else []
@@ -250,7 +254,7 @@ def _describe_restarts(found: Sequence[Restart]) -> str:
 
 
 def _describe_evaluations(submission: Submission) -> list[str]:
-    """The evaluations of the end, with their jobs' states."""
+    """Evaluations of the finished run, with the states of their jobs."""
     folder = evaluation_logs(submission)
     lines = []
     for place, text in enumerate(submission.then):
@@ -259,22 +263,24 @@ def _describe_evaluations(submission: Submission) -> list[str]:
             continue
         job = submission.then_jobs[place]
         state = find_job(job, folder, submission.time)
-        word = state.state.lower() if state else "not known to SLURM any more"
-        lines.append(f"{text}: {word} (job {job}, log in {folder})")
+        known = state.state.lower() if state else "no longer known to SLURM"
+        lines.append(f"{text}: {known} (job {job}, log in {folder})")
     return lines
 
 
 def _unknown(status: RunStatus) -> list[str]:
-    """What only a scheduler that cannot be asked would know."""
+    """Notes on what is unknown because the scheduler cannot be asked."""
     last = status.submission
     if last is None or last.cluster.scheduler != "slurm" or status.is_complete:
         return []
     if not has_slurm():
-        return ["note: no SLURM commands here: whether the job waits or runs is not known"]
+        return [
+            "note: SLURM is not installed here, so whether the job is waiting or running is unknown"
+        ]
     if status.job is None and not has_accounting():
         return [
-            "note: SLURM has forgotten the job and keeps no accounting (sacct): whether it was "
-            "cancelled, or ran out of time or memory, is not known"
+            "note: SLURM has forgotten the job and keeps no accounting (sacct), so whether it was "
+            "canceled, or ran out of time or memory, is unknown"
         ]
     return []
 
@@ -283,26 +289,26 @@ _ERROR = re.compile(r"error:|Error\b|CANCELLED|[Kk]illed|oom|OOM")
 
 
 def last_error_lines(status: RunStatus) -> list[str]:
-    """The lines up to the last error in the log of the process that failed first."""
+    """Lines up to the last error in the log of the process that failed first."""
     if status.submission is None:
         return []
     after = _after_start(events_of(status.run)) or []
     first = first_failure(after) or next((each for each in after if each.kind == "refused"), None)
     if first is None and any(each.kind == "failed" for each in after):
-        return []  # echoes of a process that was killed, which says nothing itself
+        return []  # consequences of a killed process, which itself left no message
     log = status.submission.log(first.rank if first else 0)
     if not log.is_file():
         return []
     lines = tail_of(log)
-    places = [place for place, line in enumerate(lines) if _ERROR.search(line)]
-    if not places:
+    errors = [number for number, line in enumerate(lines) if _ERROR.search(line)]
+    if not errors:
         return []
-    shown = lines[max(0, places[-1] + 2 - _ERROR_LINES) : places[-1] + 2]
+    shown = lines[max(0, errors[-1] + 2 - _ERROR_LINES) : errors[-1] + 2]
     return [f"from {log}:", *(f"    {line}" for line in shown)]
 
 
 def tail_of(file: Path) -> list[str]:
-    """The last lines of a text file, the first of them perhaps cut."""
+    """The last lines of a text file; the first may be truncated."""
     with file.open("rb") as opened:
         opened.seek(max(0, file.stat().st_size - _TAIL_BYTES))
         return opened.read().decode("utf-8", "replace").splitlines()

@@ -1,5 +1,5 @@
-"""Submitting: check everything that can be checked here, write the run folder, hand its path
-over. Where that fails, nothing is left behind.
+"""Submitting a run: check whatever can be checked now, write the run folder, and give the job to
+the scheduler. If that fails, nothing is left behind.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from ssl_vit_launch.evaluations import check_evaluation, submit_evaluations
 from ssl_vit_launch.job import PretrainJob
 from ssl_vit_launch.local import start_local
 from ssl_vit_launch.schedulers import end, refuse_active
-from ssl_vit_launch.slurm import answers, has_slurm
+from ssl_vit_launch.slurm import has_slurm, is_responding
 from ssl_vit_launch.snapshot import take_snapshot
 from ssl_vit_launch.submission import (
     Submission,
@@ -43,7 +43,7 @@ from ssl_vit_launch.submission import (
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for on the command line."""
+    """Arguments of a submission on the command line."""
 
     recipe: str
     run: Path
@@ -52,44 +52,37 @@ class Request:
     cluster: ClusterConfig
     nodes: int
     min_nodes: int
-    """With how many it may start again; at most ``nodes``."""
+    """Minimum number of nodes that it may run on; at most ``nodes``."""
     profile: bool = False
     from_snapshot: bool = False
-    """Whether the job runs the copy of the code that is taken now (or, where ``code`` is given, was
-    taken then) instead of what is installed when it starts.
+    """Whether the job runs a copy of the code, taken now or earlier (``code``), instead of the code
+    installed when it starts.
     """
     code: str = ""
-    """Folder of an earlier submission's snapshot."""
+    """Folder of an earlier submission's snapshot; empty: take a new one."""
     then: tuple[str, ...] = ()
     at_exports: bool = False
 
 
-def submit(request: Request) -> Submission:
-    """Queue one run.
+def check(request: Request) -> Prepared:
+    """Check everything that can be checked before queueing; writes nothing.
 
     Raises:
-        UserError: Whatever `ssl-vit pretrain` would refuse on that many processes; the run folder
-            is in use; the cluster has no such partition, nodes, time; SLURM refuses.
+        UserError: An error that `ssl-vit pretrain` would report with that many processes; the run
+            folder is in use; a limit of the partition.
     """
-    prepared = check(request)
-    (submission,) = queue([prepared], request, prepared.folder.root)
-    return submission
-
-
-def check(request: Request) -> Prepared:
-    """Find every mistake that can be found before queueing; writes nothing."""
     slurm = request.cluster.scheduler == "slurm"
     if slurm and not has_slurm():
         raise UserError(
-            "there is no sbatch on PATH",
-            "run on a login node, or --cluster local; --dry-run needs no SLURM",
+            "sbatch is not on PATH",
+            "run on a login node, or use --cluster local; --dry-run works without SLURM",
         )
     refuse_active(request.run)
     prepared = _check_here(request)
     if is_complete(prepared.folder, prepared.plan.total_steps):
         raise UserError(
             f"{request.run} is complete: nothing is left to train",
-            f"ssl-vit eval knn {shlex.quote(str(request.run))} …,  or another --run folder",
+            f"ssl-vit eval knn {shlex.quote(str(request.run))} …,  or use another --run folder",
         )
     if slurm:
         check_partition(request.cluster, request.nodes)
@@ -98,18 +91,18 @@ def check(request: Request) -> Prepared:
 
 
 def _check_here(request: Request) -> Prepared:
-    """Without asking SLURM."""
+    """The checks that do not ask SLURM."""
     if request.cluster.scheduler == "slurm" and "%" in str(request.run):
         raise UserError(
-            f"the path {request.run} holds a %, which SLURM replaces in the names of logs",
+            f"the path {request.run} contains a %, which SLURM replaces in the names of log files",
             "choose another --run folder",
         )
     try:
         str(request.run).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"the path {request.run} is not UTF-8, which a job's files cannot hold",
-            "choose another --run folder; ssl-vit pretrain takes any",
+            f"the path {request.run} is not UTF-8, which the files of a job require",
+            "choose another --run folder; ssl-vit pretrain accepts any",
         ) from None
     nodes = (request.nodes, request.min_nodes)
     prepared = check_run(
@@ -118,17 +111,20 @@ def _check_here(request: Request) -> Prepared:
     for text in request.then:
         check_evaluation(text, request.run)
     if request.at_exports and not request.then:
-        raise UserError("--at-exports says when, and not what", "add  --then 'eval knn …'")
+        raise UserError("--at-exports has no effect without --then", "add  --then 'eval knn …'")
     return prepared
 
 
 def queue(prepared: Sequence[Prepared], request: Request, home: Path) -> list[Submission]:
-    """Write the run folders and hand them over: a job, or an array of jobs.
+    """Write the run folders and queue them, as a job or an array of jobs.
 
     Args:
-        prepared: What :func:`check` returned for each run.
-        request: How they were asked for.
-        home: Folder of batch script and logs: the run's own, or a sweep's.
+        prepared: Results of :func:`check`, one per run.
+        request: The arguments of the submission.
+        home: Folder for batch script and logs: the run folder, or the sweep's.
+
+    Raises:
+        UserError: The scheduler rejects the job; nothing is left behind.
     """
     undo = _Undo()
     try:
@@ -154,7 +150,7 @@ def _queue(
     asked = _submission(request, logs)
     found = [asked.model_copy(update={"run": str(root), "time": time.time()}) for root in roots]
     _write(folders, found)
-    for each, job in zip(found, _hand_over(found), strict=True):
+    for each, job in zip(found, _hand_over(found, folders), strict=True):
         undo.queued.append(each.model_copy(update={"job": job}))
     found = undo.queued
     _write(folders, found)
@@ -169,7 +165,7 @@ def _queue(
 
 
 def _submission(request: Request, logs: Path) -> Submission:
-    """What is asked of the scheduler, but for the run's own facts."""
+    """A submission without time and job id."""
     code = request.code or str(logs / "code")
     return Submission(
         run=str(request.run),
@@ -189,32 +185,32 @@ def _write(folders: Sequence[Path], submissions: Sequence[Submission]) -> None:
         write_submission(folder, submission)
 
 
-def _hand_over(waiting: Sequence[Submission]) -> list[str]:
-    """Give them to the scheduler; returns their job ids."""
+def _hand_over(waiting: Sequence[Submission], folders: Sequence[Path]) -> list[str]:
+    """Give submissions, written into their folders, to their scheduler; returns the job ids."""
     first = waiting[0]
     match first.cluster.scheduler:
         case "local":
             return start_local(waiting)
         case "slurm":
             payloads = [PretrainJob(each.run) for each in waiting]
-            return queue_jobs(Path(first.logs), batch_parameters(first), payloads)
+            return queue_jobs(Path(first.logs), batch_parameters(first, folders), payloads)
         case _:
             assert_never(first.cluster.scheduler)
 
 
 class _Undo:
-    """Takes back what a submission did so far: ends its jobs, and leaves folders as they were."""
+    """Undoes a failed submission: cancels its jobs, and restores the folders."""
 
     def __init__(self) -> None:
         self.queued: list[Submission] = []
         self._configs: dict[Path, bytes | None] = {}
         self._made: list[Path] = []
-        """Folders that were not there, outer ones first."""
+        """Folders that did not exist before, outer ones first."""
         self._own: list[Path] = []
-        """Those of them that are removed with all that is in them."""
+        """Those of them that are removed with their contents."""
 
     def remember(self, config: Path) -> None:
-        """A run folder's config, before it is written."""
+        """Remember a run folder's config before it is written."""
         self._configs[config] = config.read_bytes() if config.is_file() else None
         self._note_missing(config.parent)
 
@@ -222,7 +218,7 @@ class _Undo:
         """Make a submission's folder.
 
         Raises:
-            UserError: Another command made it in this moment.
+            UserError: Another command has just made it.
         """
         self._note_missing(folder.parent)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +226,8 @@ class _Undo:
             folder.mkdir()
         except FileExistsError:
             raise UserError(
-                f"{folder.parents[1]} is being submitted by another command", "wait for it"
+                f"{folder.parents[1]} is being submitted by another command",
+                "wait for it to finish",
             ) from None
         self._made.append(folder)
         self._own.append(folder)
@@ -240,8 +237,8 @@ class _Undo:
         self._made += [path for path in reversed(missing) if path not in self._made]
 
     def undo(self) -> None:
-        """Take it back."""
-        with contextlib.suppress(UserError):
+        """Undo it."""
+        with contextlib.suppress(UserError, OSError):
             end(self.queued)
         for config, content in self._configs.items():
             if content is None:
@@ -251,50 +248,50 @@ class _Undo:
         for folder in reversed(self._made):
             if folder in self._own:
                 shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # not empty: others' runs are in it
+            with contextlib.suppress(OSError):  # not empty: it holds other runs
                 folder.rmdir()
 
 
 def describe_request(prepared: Prepared, request: Request) -> list[str]:
-    """What would be queued, for a person."""
+    """Lines that describe what would be queued."""
     config, plan, cluster = prepared.config, prepared.plan, request.cluster
     disk = expected_disk(config, plan.total_steps)
     nodes = f"{request.nodes} node{'s' * (request.nodes > 1)}"
     if request.min_nodes < request.nodes:
-        nodes += f", at least {request.min_nodes},"
+        nodes += f" (at least {request.min_nodes})"
+    processes = f"{cluster.processes_per_node} process{'es' * (cluster.processes_per_node > 1)}"
     length = (
-        f"{plan.total_steps:,} updates of {config.data.global_batch_size} "
+        f"{plan.total_steps:,} steps of {config.data.global_batch_size} images "
         f"({plan.total_epochs:g} epochs of {plan.samples_per_epoch:,} images)"
         if plan.total_steps
-        else f"{config.schedule.length:g} minutes; the number of updates of "
-        f"{config.data.global_batch_size} follows from the rate measured at the start"
+        else f"{config.schedule.length:g} minutes in steps of {config.data.global_batch_size} "
+        "images; their number follows from the speed measured at the start"
     )
     lines = [
         f"{config.recipe}: {length}",
-        f"{nodes} × "
-        f"{cluster.processes_per_node} processes, ZeRO-{config.engine.zero_stage}, "
-        f"{plan.accumulation} × {plan.micro_batch_size} images a process",
+        f"{nodes} × {processes}, ZeRO-{config.engine.zero_stage}, "
+        f"{plan.accumulation} × {plan.micro_batch_size} images per process",
     ]
     if disk is not None:
         lines.append(
-            f"disk: {format_bytes(disk.total)} at the end, {disk.num_checkpoints} checkpoints of "
-            f"{format_bytes(disk.checkpoint)}"
+            f"disk: {format_bytes(disk.total)} at the end, with {disk.num_checkpoints} "
+            f"checkpoint{'s' * (disk.num_checkpoints != 1)} of {format_bytes(disk.checkpoint)}"
         )
-    lines += [f"changed since: {path} {change}" for path, change in prepared.changed.items()]
+    lines += [f"changed setting: {path} {change}" for path, change in prepared.changed.items()]
     root = prepared.folder.root
     notes = (sharing_note(root), mount_note(root, cluster), pickle_note(root))
     return [*lines, *filter(None, notes if cluster.scheduler == "slurm" else ())]
 
 
 def dry_run(requests: Sequence[Request], home: Path) -> tuple[list[str], str]:
-    """What would be queued, in words and as sbatch's text; the text is empty for a local job.
+    """What would be queued, as lines of text and as the batch script, empty for a local job.
 
     Args:
-        requests: Of one run, or of all runs of a sweep.
-        home: Folder of batch script and logs: the run's own, or the sweep's.
+        requests: One per run; several for a sweep.
+        home: Folder for batch script and logs: the run folder, or the sweep's.
 
     Raises:
-        UserError: As :func:`submit`; where no SLURM answers, the partition is not looked at.
+        UserError: As :func:`check`; if SLURM is not responding, the partition is not checked.
     """
     first = requests[0]
     prepared = [_check_here(request) for request in requests]
@@ -304,28 +301,31 @@ def dry_run(requests: Sequence[Request], home: Path) -> tuple[list[str], str]:
         lines += [f"{len(requests)} runs:", *(f"  {request.run}" for request in requests)]
     if first.cluster.scheduler == "local":
         return lines, ""
-    if answers():
+    if is_responding():
         check_partition(first.cluster, first.nodes)
     else:
-        lines.append("note: no SLURM answers here, so what the partition allows is not known")
+        lines.append(
+            "note: SLURM is not responding here, so the limits of the partition are not checked"
+        )
     submission = _submission(first, new_folder(RunFolder(home).jobs))
-    return lines, batch_text(submission, len(requests))
+    folders = [new_folder(RunFolder(request.run).jobs) for request in requests]
+    return lines, batch_text(submission, folders)
 
 
 def again(run: Path, nodes: int | None, min_nodes: int | None, from_snapshot: bool) -> Request:
-    """What was asked for last, for another submission.
+    """The arguments of a run's newest submission, for another one.
 
     Args:
-        nodes, min_nodes: None for as many as before.
-        from_snapshot: Whether to run the code as it was then.
+        nodes, min_nodes: None: as before.
+        from_snapshot: Whether to run that submission's snapshot of the code.
 
     Raises:
-        UserError: The folder was never submitted.
+        UserError: The run was never submitted, or the snapshot is gone.
     """
     last = last_submission(run)
     code = (last.code or f"{last.logs}/code") if from_snapshot else ""
     if code and not Path(code).is_dir():
-        raise UserError(f"the snapshot {code} is gone", "leave out --from-snapshot")
+        raise UserError(f"the snapshot {code} no longer exists", "leave out --from-snapshot")
     wanted = nodes or last.nodes
     least = min_nodes or (min(last.min_nodes, wanted) if last.min_nodes < last.nodes else wanted)
     return Request(

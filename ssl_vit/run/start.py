@@ -13,7 +13,6 @@ from ssl_vit.config import differences
 from ssl_vit.distributed import Processes
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import find_export, read_export_info
-from ssl_vit.exports.loading import load_backbone
 from ssl_vit.files import path_of
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.folder import RunFolder
@@ -113,6 +112,7 @@ def load_exported(model: "Backbone", path: str) -> None:
     Raises:
         UserError: It does not fit, which :func:`check_beginning` could not see.
     """
+    from ssl_vit.exports.loading import load_backbone
     from ssl_vit.models.vit import VisionTransformer, load_timm_weights
 
     assert isinstance(model, VisionTransformer)

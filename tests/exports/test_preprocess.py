@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ssl_vit.data.augment import CenterCrop
 
 import ssl_vit
 from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
+from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import ExportInfo, write_export

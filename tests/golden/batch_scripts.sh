@@ -16,21 +16,28 @@
 #SBATCH --time=1440
 
 # setup
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-rm -f "$logs/refused_$index"
 must() {
   [ $1 -eq 0 ] && return
   echo "error: this line of the cluster profile failed: $2"
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
-  touch "$logs/refused_$index"; exit 2
+  exit 2
 }
 module load apptainer
 must $? 'module load apptainer'
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
-srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
-[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
+job_folders=(
+  '/shared/runs/my run/jobs/001'
+)
+job_folder=${job_folders[${SLURM_ARRAY_TASK_ID:-0}]}
+job_history=$job_folder/history.jsonl
+# A job of an array by its own id: to scontrol the bare number is the whole array.
+this_job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || this_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+refusals() { cat "$job_folder"/history*.jsonl 2> /dev/null | grep -c '^{"kind": "refused"'; }
+refusals_before=$(refusals)
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$job_folder"
+[ $? -ne 2 ] || exit 2
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -39,22 +46,34 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
-[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
-job=$SLURM_JOB_ID
-[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
-for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
-echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# Complete, or an error that another start would repeat:
+[ $code -eq 0 ] || [ $(refusals) -gt $refusals_before ] && exit $code
+# Ended by SLURM, which handles it:
+for pause in 5 30 0; do
+  state=$(scontrol show job "$this_job") && break; sleep $pause
+done
+echo "$state" | grep -q JobState=RUNNING || exit $code
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
-  echo "$code" >> "$logs/crashes_$index" || exit $code
+  # On a new line, if a kill truncated the last one. Seconds are rounded up: the crash
+  # comes after the events of the processes.
+  [ -z "$(tail -c 1 "$job_history" 2> /dev/null)" ] || echo >> "$job_history"
+  printf '{"kind": "crashed", "job": "%s", "time": %s, "code": %s}\n' "$this_job" $(($(date +%s) + 1)) $code >> "$job_history" || exit $code
 fi
-[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
+# Crashes since the last start from a newer checkpoint than the start before it:
+crashes=0 reached=-1
+while read -r line; do
+  case $line in
+    '{"kind": "crashed"'*) crashes=$((crashes + 1)) ;;
+    '{"kind": "started"'*)
+      step=${line#*'"step": '}; step=${step%%[!0-9]*}
+      [ -n "$step" ] || continue  # truncated
+      [ "$step" -gt "$reached" ] && crashes=0
+      reached=$step ;;
+  esac
+done < "$job_history"
+[ $crashes -ge 3 ] || scontrol requeue "$this_job"
 exit $code
 
 ### example.yaml, 4 nodes
@@ -75,19 +94,26 @@ exit $code
 #SBATCH --time=1440
 
 # setup
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-rm -f "$logs/refused_$index"
 must() {
   [ $1 -eq 0 ] && return
   echo "error: this line of the cluster profile failed: $2"
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
-  touch "$logs/refused_$index"; exit 2
+  exit 2
 }
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
-srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
-[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
+job_folders=(
+  '/shared/runs/my run/jobs/001'
+)
+job_folder=${job_folders[${SLURM_ARRAY_TASK_ID:-0}]}
+job_history=$job_folder/history.jsonl
+# A job of an array by its own id: to scontrol the bare number is the whole array.
+this_job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || this_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+refusals() { cat "$job_folder"/history*.jsonl 2> /dev/null | grep -c '^{"kind": "refused"'; }
+refusals_before=$(refusals)
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$job_folder"
+[ $? -ne 2 ] || exit 2
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -96,22 +122,34 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
-[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
-job=$SLURM_JOB_ID
-[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
-for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
-echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# Complete, or an error that another start would repeat:
+[ $code -eq 0 ] || [ $(refusals) -gt $refusals_before ] && exit $code
+# Ended by SLURM, which handles it:
+for pause in 5 30 0; do
+  state=$(scontrol show job "$this_job") && break; sleep $pause
+done
+echo "$state" | grep -q JobState=RUNNING || exit $code
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
-  echo "$code" >> "$logs/crashes_$index" || exit $code
+  # On a new line, if a kill truncated the last one. Seconds are rounded up: the crash
+  # comes after the events of the processes.
+  [ -z "$(tail -c 1 "$job_history" 2> /dev/null)" ] || echo >> "$job_history"
+  printf '{"kind": "crashed", "job": "%s", "time": %s, "code": %s}\n' "$this_job" $(($(date +%s) + 1)) $code >> "$job_history" || exit $code
 fi
-[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
+# Crashes since the last start from a newer checkpoint than the start before it:
+crashes=0 reached=-1
+while read -r line; do
+  case $line in
+    '{"kind": "crashed"'*) crashes=$((crashes + 1)) ;;
+    '{"kind": "started"'*)
+      step=${line#*'"step": '}; step=${step%%[!0-9]*}
+      [ -n "$step" ] || continue  # truncated
+      [ "$step" -gt "$reached" ] && crashes=0
+      reached=$step ;;
+  esac
+done < "$job_history"
+[ $crashes -ge 3 ] || scontrol requeue "$this_job"
 exit $code
 
 ### infiniband.yaml, 4 nodes
@@ -132,14 +170,11 @@ exit $code
 #SBATCH --time=1440
 
 # setup
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-rm -f "$logs/refused_$index"
 must() {
   [ $1 -eq 0 ] && return
   echo "error: this line of the cluster profile failed: $2"
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
-  touch "$logs/refused_$index"; exit 2
+  exit 2
 }
 export GLOO_SOCKET_IFNAME=ib0
 export NCCL_SOCKET_IFNAME=ib0
@@ -147,10 +182,20 @@ export NCCL_IB_HCA=mlx5_0,mlx5_3,mlx5_4,mlx5_5
 export NCCL_CROSS_NIC=0
 export NCCL_IB_TIMEOUT=22
 export NCCL_DEBUG=WARN
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
-srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
-[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
+job_folders=(
+  '/shared/runs/my run/jobs/001'
+)
+job_folder=${job_folders[${SLURM_ARRAY_TASK_ID:-0}]}
+job_history=$job_folder/history.jsonl
+# A job of an array by its own id: to scontrol the bare number is the whole array.
+this_job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || this_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+refusals() { cat "$job_folder"/history*.jsonl 2> /dev/null | grep -c '^{"kind": "refused"'; }
+refusals_before=$(refusals)
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$job_folder"
+[ $? -ne 2 ] || exit 2
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -159,22 +204,34 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
-[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
-job=$SLURM_JOB_ID
-[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
-for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
-echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# Complete, or an error that another start would repeat:
+[ $code -eq 0 ] || [ $(refusals) -gt $refusals_before ] && exit $code
+# Ended by SLURM, which handles it:
+for pause in 5 30 0; do
+  state=$(scontrol show job "$this_job") && break; sleep $pause
+done
+echo "$state" | grep -q JobState=RUNNING || exit $code
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
-  echo "$code" >> "$logs/crashes_$index" || exit $code
+  # On a new line, if a kill truncated the last one. Seconds are rounded up: the crash
+  # comes after the events of the processes.
+  [ -z "$(tail -c 1 "$job_history" 2> /dev/null)" ] || echo >> "$job_history"
+  printf '{"kind": "crashed", "job": "%s", "time": %s, "code": %s}\n' "$this_job" $(($(date +%s) + 1)) $code >> "$job_history" || exit $code
 fi
-[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
+# Crashes since the last start from a newer checkpoint than the start before it:
+crashes=0 reached=-1
+while read -r line; do
+  case $line in
+    '{"kind": "crashed"'*) crashes=$((crashes + 1)) ;;
+    '{"kind": "started"'*)
+      step=${line#*'"step": '}; step=${step%%[!0-9]*}
+      [ -n "$step" ] || continue  # truncated
+      [ "$step" -gt "$reached" ] && crashes=0
+      reached=$step ;;
+  esac
+done < "$job_history"
+[ $crashes -ge 3 ] || scontrol requeue "$this_job"
 exit $code
 
 ### pyxis.yaml, 4 nodes
@@ -195,19 +252,26 @@ exit $code
 #SBATCH --time=1440
 
 # setup
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-rm -f "$logs/refused_$index"
 must() {
   [ $1 -eq 0 ] && return
   echo "error: this line of the cluster profile failed: $2"
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
-  touch "$logs/refused_$index"; exit 2
+  exit 2
 }
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
-srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
-[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
+job_folders=(
+  '/shared/runs/my run/jobs/001'
+)
+job_folder=${job_folders[${SLURM_ARRAY_TASK_ID:-0}]}
+job_history=$job_folder/history.jsonl
+# A job of an array by its own id: to scontrol the bare number is the whole array.
+this_job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || this_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+refusals() { cat "$job_folder"/history*.jsonl 2> /dev/null | grep -c '^{"kind": "refused"'; }
+refusals_before=$(refusals)
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$job_folder"
+[ $? -ne 2 ] || exit 2
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -216,22 +280,34 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
-[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
-job=$SLURM_JOB_ID
-[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
-for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
-echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# Complete, or an error that another start would repeat:
+[ $code -eq 0 ] || [ $(refusals) -gt $refusals_before ] && exit $code
+# Ended by SLURM, which handles it:
+for pause in 5 30 0; do
+  state=$(scontrol show job "$this_job") && break; sleep $pause
+done
+echo "$state" | grep -q JobState=RUNNING || exit $code
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
-  echo "$code" >> "$logs/crashes_$index" || exit $code
+  # On a new line, if a kill truncated the last one. Seconds are rounded up: the crash
+  # comes after the events of the processes.
+  [ -z "$(tail -c 1 "$job_history" 2> /dev/null)" ] || echo >> "$job_history"
+  printf '{"kind": "crashed", "job": "%s", "time": %s, "code": %s}\n' "$this_job" $(($(date +%s) + 1)) $code >> "$job_history" || exit $code
 fi
-[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
+# Crashes since the last start from a newer checkpoint than the start before it:
+crashes=0 reached=-1
+while read -r line; do
+  case $line in
+    '{"kind": "crashed"'*) crashes=$((crashes + 1)) ;;
+    '{"kind": "started"'*)
+      step=${line#*'"step": '}; step=${step%%[!0-9]*}
+      [ -n "$step" ] || continue  # truncated
+      [ "$step" -gt "$reached" ] && crashes=0
+      reached=$step ;;
+  esac
+done < "$job_history"
+[ $crashes -ge 3 ] || scontrol requeue "$this_job"
 exit $code
 
 ### single-gpu.yaml, 4 nodes
@@ -253,19 +329,26 @@ exit $code
 #SBATCH --time=240
 
 # setup
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-rm -f "$logs/refused_$index"
 must() {
   [ $1 -eq 0 ] && return
   echo "error: this line of the cluster profile failed: $2"
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
-  touch "$logs/refused_$index"; exit 2
+  exit 2
 }
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
-srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
-[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
+job_folders=(
+  '/shared/runs/my run/jobs/001'
+)
+job_folder=${job_folders[${SLURM_ARRAY_TASK_ID:-0}]}
+job_history=$job_folder/history.jsonl
+# A job of an array by its own id: to scontrol the bare number is the whole array.
+this_job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || this_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+refusals() { cat "$job_folder"/history*.jsonl 2> /dev/null | grep -c '^{"kind": "refused"'; }
+refusals_before=$(refusals)
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$job_folder"
+[ $? -ne 2 ] || exit 2
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -274,22 +357,34 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
-[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
-job=$SLURM_JOB_ID
-[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
-for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
-echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# Complete, or an error that another start would repeat:
+[ $code -eq 0 ] || [ $(refusals) -gt $refusals_before ] && exit $code
+# Ended by SLURM, which handles it:
+for pause in 5 30 0; do
+  state=$(scontrol show job "$this_job") && break; sleep $pause
+done
+echo "$state" | grep -q JobState=RUNNING || exit $code
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
-  echo "$code" >> "$logs/crashes_$index" || exit $code
+  # On a new line, if a kill truncated the last one. Seconds are rounded up: the crash
+  # comes after the events of the processes.
+  [ -z "$(tail -c 1 "$job_history" 2> /dev/null)" ] || echo >> "$job_history"
+  printf '{"kind": "crashed", "job": "%s", "time": %s, "code": %s}\n' "$this_job" $(($(date +%s) + 1)) $code >> "$job_history" || exit $code
 fi
-[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
+# Crashes since the last start from a newer checkpoint than the start before it:
+crashes=0 reached=-1
+while read -r line; do
+  case $line in
+    '{"kind": "crashed"'*) crashes=$((crashes + 1)) ;;
+    '{"kind": "started"'*)
+      step=${line#*'"step": '}; step=${step%%[!0-9]*}
+      [ -n "$step" ] || continue  # truncated
+      [ "$step" -gt "$reached" ] && crashes=0
+      reached=$step ;;
+  esac
+done < "$job_history"
+[ $crashes -ge 3 ] || scontrol requeue "$this_job"
 exit $code
 
 ### with-accounts.yaml, 4 nodes
@@ -317,22 +412,29 @@ exit $code
 #SBATCH --time=1380
 
 # setup
-logs='/shared/runs/my run/jobs/001'
-index=${SLURM_ARRAY_TASK_ID:-0}
-rm -f "$logs/refused_$index"
 must() {
   [ $1 -eq 0 ] && return
   echo "error: this line of the cluster profile failed: $2"
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
-  touch "$logs/refused_$index"; exit 2
+  exit 2
 }
 module load cuda/12.2
 must $? 'module load cuda/12.2'
 export HF_HUB_OFFLINE=1
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
-srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
-[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
+job_folders=(
+  '/shared/runs/my run/jobs/001'
+)
+job_folder=${job_folders[${SLURM_ARRAY_TASK_ID:-0}]}
+job_history=$job_folder/history.jsonl
+# A job of an array by its own id: to scontrol the bare number is the whole array.
+this_job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || this_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+refusals() { cat "$job_folder"/history*.jsonl 2> /dev/null | grep -c '^{"kind": "refused"'; }
+refusals_before=$(refusals)
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$job_folder"
+[ $? -ne 2 ] || exit 2
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -341,22 +443,34 @@ srun --unbuffered --output '/shared/runs/my run/jobs/001/%j_%t_log.out' --kill-o
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
-[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
-job=$SLURM_JOB_ID
-[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
-for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
-echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# Complete, or an error that another start would repeat:
+[ $code -eq 0 ] || [ $(refusals) -gt $refusals_before ] && exit $code
+# Ended by SLURM, which handles it:
+for pause in 5 30 0; do
+  state=$(scontrol show job "$this_job") && break; sleep $pause
+done
+echo "$state" | grep -q JobState=RUNNING || exit $code
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
-  echo "$code" >> "$logs/crashes_$index" || exit $code
+  # On a new line, if a kill truncated the last one. Seconds are rounded up: the crash
+  # comes after the events of the processes.
+  [ -z "$(tail -c 1 "$job_history" 2> /dev/null)" ] || echo >> "$job_history"
+  printf '{"kind": "crashed", "job": "%s", "time": %s, "code": %s}\n' "$this_job" $(($(date +%s) + 1)) $code >> "$job_history" || exit $code
 fi
-[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
+# Crashes since the last start from a newer checkpoint than the start before it:
+crashes=0 reached=-1
+while read -r line; do
+  case $line in
+    '{"kind": "crashed"'*) crashes=$((crashes + 1)) ;;
+    '{"kind": "started"'*)
+      step=${line#*'"step": '}; step=${step%%[!0-9]*}
+      [ -n "$step" ] || continue  # truncated
+      [ "$step" -gt "$reached" ] && crashes=0
+      reached=$step ;;
+  esac
+done < "$job_history"
+[ $crashes -ge 3 ] || scontrol requeue "$this_job"
 exit $code
 
 ### 2 to 4 nodes, from a snapshot
@@ -374,21 +488,28 @@ exit $code
 #SBATCH --time=1440
 
 # setup
-logs=/shared/runs/r/jobs/001
-index=${SLURM_ARRAY_TASK_ID:-0}
-rm -f "$logs/refused_$index"
 must() {
   [ $1 -eq 0 ] && return
   echo "error: this line of the cluster profile failed: $2"
   echo "fix:   try it on a node; then  ssl-vit launch resubmit"
-  touch "$logs/refused_$index"; exit 2
+  exit 2
 }
-# Of sbatch's own; srun would not know which to believe.
+# Set by sbatch; they would contradict srun's own options.
 unset SLURM_TRES_PER_TASK SLURM_CPUS_PER_TASK
-export PYTHONSAFEPATH=1  # else the folder one queues from comes first
+export PYTHONSAFEPATH=1  # keeps the submission directory off sys.path
 export PYTHONPATH=/shared/code${PYTHONPATH:+:$PYTHONPATH}
-srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$logs"
-[ $? -ne 2 ] || { touch "$logs/refused_$index"; exit 2; }
+job_folders=(
+  /shared/runs/r/jobs/001
+)
+job_folder=${job_folders[${SLURM_ARRAY_TASK_ID:-0}]}
+job_history=$job_folder/history.jsonl
+# A job of an array by its own id: to scontrol the bare number is the whole array.
+this_job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || this_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+refusals() { cat "$job_folder"/history*.jsonl 2> /dev/null | grep -c '^{"kind": "refused"'; }
+refusals_before=$(refusals)
+srun --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --cpus-per-task=1 sh -c '[ -d "$0" ] || { echo "error: node $SLURMD_NODENAME does not see $0"; echo "fix:   choose a --run folder on a file system that all nodes share"; exit 2; }' "$job_folder"
+[ $? -ne 2 ] || exit 2
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -397,20 +518,32 @@ srun --unbuffered --output /shared/runs/r/jobs/001/%j_%t_log.out --kill-on-bad-e
 
 # teardown
 code=$?
-# Complete, or a mistake that another start would repeat:
-[ $code -eq 0 ] || [ -e "$logs/refused_$index" ] && exit $code
-# One of an array by its own name: the bare number is all of them to scontrol.
-job=$SLURM_JOB_ID
-[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-# Ended by SLURM, who knows why:
-for pause in 5 30 0; do said=$(scontrol show job "$job") && break; sleep $pause; done
-echo "$said" | grep -q JobState=RUNNING || exit $code
-# 75 140: asked to stop by a signal. Anything else is a crash; a SIGTERM that found
-# nothing to save as well, since srun sends it when another process has failed.
+# Complete, or an error that another start would repeat:
+[ $code -eq 0 ] || [ $(refusals) -gt $refusals_before ] && exit $code
+# Ended by SLURM, which handles it:
+for pause in 5 30 0; do
+  state=$(scontrol show job "$this_job") && break; sleep $pause
+done
+echo "$state" | grep -q JobState=RUNNING || exit $code
+# 75 140: stopped by a signal. Anything else is a crash, including a SIGTERM before
+# training started, since srun sends one when another process has failed.
 if [[ " 75 140 " != *" $code "* ]]; then
-  echo "$code $(date +%s)" >> "$logs/all_crashes_$index" || exit $code
-  echo "$code" >> "$logs/crashes_$index" || exit $code
+  # On a new line, if a kill truncated the last one. Seconds are rounded up: the crash
+  # comes after the events of the processes.
+  [ -z "$(tail -c 1 "$job_history" 2> /dev/null)" ] || echo >> "$job_history"
+  printf '{"kind": "crashed", "job": "%s", "time": %s, "code": %s}\n' "$this_job" $(($(date +%s) + 1)) $code >> "$job_history" || exit $code
 fi
-[ ! -e "$logs/crashes_$index" ] || crashes=$(wc -l < "$logs/crashes_$index")
-[ "${crashes:-0}" -ge 3 ] || scontrol requeue "$job"
+# Crashes since the last start from a newer checkpoint than the start before it:
+crashes=0 reached=-1
+while read -r line; do
+  case $line in
+    '{"kind": "crashed"'*) crashes=$((crashes + 1)) ;;
+    '{"kind": "started"'*)
+      step=${line#*'"step": '}; step=${step%%[!0-9]*}
+      [ -n "$step" ] || continue  # truncated
+      [ "$step" -gt "$reached" ] && crashes=0
+      reached=$step ;;
+  esac
+done < "$job_history"
+[ $crashes -ge 3 ] || scontrol requeue "$this_job"
 exit $code

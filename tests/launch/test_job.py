@@ -1,4 +1,4 @@
-"""How a process of a job ends, which is what the batch script counts by."""
+"""How a process of a job ends, which determines what the batch script counts as a crash."""
 
 import subprocess
 import sys
@@ -18,14 +18,14 @@ from ssl_vit.training.preemption import Preemption
 from ssl_vit_launch import job
 
 def fail(*_):
-    # srun tells this process to end while it says why it fails.
+    # srun sends this process a SIGTERM while it reports its error.
     traceback.print_exc = lambda: os.kill(os.getpid(), signal.SIGTERM)
     raise ValueError("no such thing")
 
-def is_told_before_the_loop(*_):
+def is_stopped_before_training(*_):
     os.kill(os.getpid(), signal.SIGTERM)
 
-def is_told_in_the_loop(*_):
+def is_stopped_during_training(*_):
     with Preemption(True) as preemption:
         os.kill(os.getpid(), signal.SIGTERM)
         preemption.hand_back()
@@ -39,11 +39,11 @@ job.run_process(Path(sys.argv[1]), "7", "n1")
     ("what", "code", "kinds"),
     [
         ("fail", 1, ["started", "failed"]),
-        ("is_told_before_the_loop", EXIT_TERMINATED, ["started", "stopped"]),
-        ("is_told_in_the_loop", EXIT_SAVED, ["started", "stopped"]),
+        ("is_stopped_before_training", EXIT_TERMINATED, ["started", "stopped"]),
+        ("is_stopped_during_training", EXIT_SAVED, ["started", "stopped"]),
     ],
 )
-def test_a_first_process_ends_with_a_code_of_its_own(
+def test_the_first_process_ends_with_a_distinct_exit_code(
     tmp_path: Path, what: str, code: int, kinds: list[str]
 ):
     run, logs = tmp_path / "run", tmp_path / "run" / "jobs" / "001"

@@ -73,7 +73,7 @@ def test_sigterm_in_the_middle_saves_and_starts_again(
     tmp_path: Path, shards: Path, unbroken: Path, whom: str
 ):
     run = tmp_path / "a run"
-    submission = begin(run, shards, {"pause": 0.05})
+    submission = begin(run, shards, {"pause": 0.3})
     wait_for_update(run, 20)
     in_use = ssl_vit("launch", "resubmit", run)
     assert in_use.returncode == 2
@@ -83,14 +83,14 @@ def test_sigterm_in_the_middle_saves_and_starts_again(
     check_same(run, unbroken)
     starts = [event for event in events_of(run) if event.kind == "started"]
     assert len(starts) == 2
-    assert starts[1].step >= 20  # what was made was saved
+    assert starts[1].step >= 20  # nothing was lost
     status = ssl_vit("launch", "status", run).stdout
     assert "complete" in status
-    assert "saved at update" in status
-    assert "no SLURM" not in status
+    assert "saved at step" in status
+    assert "SLURM is not" not in status
 
 
-def test_a_killed_process_costs_what_came_after_the_last_checkpoint(
+def test_a_killed_process_loses_only_the_steps_after_the_last_checkpoint(
     tmp_path: Path, shards: Path, unbroken: Path
 ):
     run = tmp_path / "run"
@@ -102,21 +102,21 @@ def test_a_killed_process_costs_what_came_after_the_last_checkpoint(
     assert "crashed: a process was killed" in ssl_vit("launch", "status", run).stdout
 
 
-def test_crashes_without_progress_end_and_show_the_error(tmp_path: Path, shards: Path):
+def test_crashes_without_progress_end_the_job_and_show_the_error(tmp_path: Path, shards: Path):
     run = tmp_path / "run"
     submission = begin(run, shards, {"crash": 3})
     assert wait_for_end(submission) == "FAILED"
     assert len([event for event in events_of(run) if event.kind == "started"]) == 3
     status = ssl_vit("launch", "status", run).stdout
-    assert "crashed: rank 1: RuntimeError: a test's fault at update 3" in status
+    assert "crashed: rank 1: RuntimeError: a test's fault at step 3" in status
     assert f"from {submission.log(1)}:" in status
 
 
-def test_cancel_saves_and_resubmit_goes_on_with_other_processes(
+def test_cancel_saves_and_resubmit_resumes_with_fewer_processes(
     tmp_path: Path, shards: Path, unbroken: Path
 ):
     run = tmp_path / "run"
-    submission = begin(run, shards, {"pause": 0.05})
+    submission = begin(run, shards, {"pause": 0.3})
     wait_for_update(run, 10)
     done = ssl_vit("launch", "cancel", run)
     assert done.returncode == 0, done.stderr
@@ -130,13 +130,13 @@ def test_cancel_saves_and_resubmit_goes_on_with_other_processes(
     environment = json.loads((run / "environment.json").read_text())
     assert [start["world_size"] for start in environment["starts"]] == [2, 1]
     assert "jobs/001/code" in environment["starts"][1]["command"][0]
-    assert "commit" not in environment["starts"][1]  # nothing of it came from the checkout
+    assert "commit" not in environment["starts"][1]  # none of the code came from the checkout
     refused = ssl_vit("launch", "cancel", run)
     assert refused.returncode == 2
     assert "is COMPLETED" in refused.stderr
 
 
-def test_a_sweep_runs_one_after_the_other_and_evaluates_each(tmp_path: Path, shards: Path):
+def test_a_sweep_trains_and_evaluates_its_runs_in_turn(tmp_path: Path, shards: Path):
     test_set = write_shards(tmp_path / "test", per_class=12)
     done = ssl_vit(
         *("launch", "sweep", "mae_vits16", "--smoke", "--run", tmp_path / "sweep", "--wait"),
@@ -151,7 +151,7 @@ def test_a_sweep_runs_one_after_the_other_and_evaluates_each(tmp_path: Path, sha
     assert "4/4" in listed
 
 
-def test_logs_say_which_processes_there_are(tmp_path: Path, shards: Path):
+def test_logs_names_the_valid_ranks(tmp_path: Path, shards: Path):
     run = tmp_path / "run"
     begin(run, shards, {}, "--wait", "--profile")
     assert f"step {LENGTH}/{LENGTH}" in ssl_vit("launch", "logs", run, "--follow").stdout

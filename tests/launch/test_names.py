@@ -1,4 +1,4 @@
-"""Names that a batch script or a scheduler would not take as they are."""
+"""Names that would break a batch script or confuse a scheduler."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from ssl_vit_launch.submit import Request, dry_run
     ("values", "said"),
     [
         ({"partition": "gpu\nrm -rf x"}, "partition contains the control character"),
-        ({"account": "%j"}, "holds a %"),
+        ({"account": "%j"}, "contains a %"),
         ({"sbatch": {"comment": "a\nb"}}, "sbatch.comment contains"),
         ({"sbatch": {"a\nb": "c"}}, "is not a long sbatch option"),
         ({"srun": ("--x\n",)}, "srun contains"),
@@ -31,12 +31,12 @@ def test_control_characters_in_a_profile(values: dict[str, Any], said: str):
         validate(ClusterConfig, values, "profile.yaml")
 
 
-def test_lines_of_bash_may_have_several_lines():
+def test_setup_and_environment_may_contain_line_breaks():
     validate(ClusterConfig, {"setup": ("a\nb",), "environment": {"A": "b\nc%"}}, "profile.yaml")
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("a%j", "holds a %"), ("a\nb", "control character"), ("a\udce9", "UTF-8")]
+    ("name", "said"), [("a%j", "contains a %"), ("a\nb", "control character"), ("a\udce9", "UTF-8")]
 )
 def test_the_path_of_a_run(name: str, said: str, tmp_path: Path):
     run = tmp_path / name
@@ -46,14 +46,14 @@ def test_the_path_of_a_run(name: str, said: str, tmp_path: Path):
         dry_run([request], run)
 
 
-def test_others_who_can_write_where_the_pickle_is_are_named(tmp_path: Path):
+def test_other_users_who_can_change_the_pickle_are_named(tmp_path: Path):
     jobs = tmp_path / "jobs"
     jobs.mkdir()
     os.chmod(tmp_path, 0o755)
     os.chmod(jobs, 0o755)
     assert pickle_note(tmp_path) == ""
     os.chmod(jobs, 0o777)
-    assert f"{jobs} can be written by everybody" in pickle_note(tmp_path)
+    assert f"{jobs} is writable by everyone" in pickle_note(tmp_path)
     os.chmod(jobs, 0o755)
     os.chmod(tmp_path, 0o707)
-    assert "can be written by everybody" in pickle_note(tmp_path)
+    assert "is writable by everyone" in pickle_note(tmp_path)

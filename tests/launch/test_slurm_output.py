@@ -1,4 +1,4 @@
-"""SLURM's notations. (That real commands are read rightly, tests/slurm tells.)"""
+"""SLURM's notations; tests/slurm checks the output of real commands."""
 
 import pytest
 
@@ -31,10 +31,10 @@ def test_times_are_read(text: str, minutes: int):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "per_node", "lanes", "taken"),
+    ("nodes", "per_node", "lanes", "used"),
     [(4, 8, 64, 4), (3, 8, 64, 2), (1, 8, 64, 1), (5, 1, 64, 4), (3, 7, 64, 3)],
 )
-def test_nodes_that_do_not_divide_the_lanes_are_done_without(
-    nodes: int, per_node: int, lanes: int, taken: int
+def test_only_nodes_whose_processes_divide_the_lanes_are_used(
+    nodes: int, per_node: int, lanes: int, used: int
 ):
-    assert usable_nodes(nodes, per_node, lanes) == taken
+    assert usable_nodes(nodes, per_node, lanes) == used

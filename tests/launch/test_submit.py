@@ -1,4 +1,4 @@
-"""What is checked before queueing, what is written, and what is left where it fails."""
+"""Checks before queueing, the files written, and what remains after a failure."""
 
 import shutil
 from collections import namedtuple
@@ -11,7 +11,7 @@ from ssl_vit_launch import checks
 from ssl_vit_launch.checks import file_system
 from ssl_vit_launch.cluster import ClusterConfig
 from ssl_vit_launch.submission import newest_submission
-from ssl_vit_launch.submit import Request, submit
+from ssl_vit_launch.submit import Request, check, queue
 from tests.command_line import ssl_vit
 from tests.synthetic import write_shards
 
@@ -21,6 +21,10 @@ SHORT = ("schedule.length=4", "schedule.warmup=1")
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def submit(request: Request) -> None:
+    queue([check(request)], request, request.run)
 
 
 def request_for(run: Path, shards: Path, **facts: object) -> Request:
@@ -36,11 +40,11 @@ def request_for(run: Path, shards: Path, **facts: object) -> Request:
     return Request(**(values | facts))  # type: ignore[arg-type]
 
 
-def test_no_slurm_here_is_said_before_anything_is_written(
+def test_missing_slurm_is_reported_before_anything_is_written(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="no sbatch"):
+    with pytest.raises(UserError, match="sbatch is not on PATH"):
         submit(request_for(tmp_path / "run", shards, cluster=ClusterConfig()))
     assert not (tmp_path / "run").exists()
 
@@ -53,14 +57,14 @@ def test_no_slurm_here_is_said_before_anything_is_written(
         ({"overrides": ("data.shards=/nowhere",)}, "/nowhere"),
         ({"then": ("eval lin --train a",)}, "No such command 'lin'"),
         ({"then": ("eval knn --train a",)}, "Missing option '--test'"),
-        ({"then": ("rm -rf /",)}, "is no evaluation"),
+        ({"then": ("rm -rf /",)}, "is not an evaluation"),
         ({"then": ("eval knn --train 'a",)}, "No closing quotation"),
-        ({"then": ("eval knn --help",)}, "is no evaluation"),
+        ({"then": ("eval knn --help",)}, "is not an evaluation"),
         ({"then": ("eval knn --train /no --test /no",)}, "/no"),
-        ({"at_exports": True}, "--at-exports says when"),
+        ({"at_exports": True}, "--at-exports has no effect without --then"),
     ],
 )
-def test_a_mistake_is_refused_and_nothing_left_behind(
+def test_an_error_leaves_nothing_behind(
     tmp_path: Path, shards: Path, facts: dict[str, object], said: str
 ):
     with pytest.raises(UserError, match=said):
@@ -76,7 +80,7 @@ def test_a_disk_too_small_is_refused(tmp_path: Path, shards: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_handing_over_fails_everything_is_as_it_was(
+def test_if_the_scheduler_fails_everything_is_as_before(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(waiting: object) -> list[str]:
@@ -86,13 +90,13 @@ def test_where_handing_over_fails_everything_is_as_it_was(
     with pytest.raises(UserError, match="is down"):
         submit(request_for(tmp_path / "runs" / "run", shards))
     assert list(tmp_path.iterdir()) == []
-    # A run that was there before keeps its config, and gets no submission.
+    # An existing run keeps its config, and gets no submission.
     done = ssl_vit("pretrain", "mae_vits16", "--smoke", "--run", tmp_path / "old", *SHORT,
                    f"data.shards={shards}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     with pytest.raises(UserError, match="is complete: nothing is left to train"):
         submit(request_for(tmp_path / "old", shards))
-    shutil.rmtree(tmp_path / "old" / "exports")  # now the last one is
+    shutil.rmtree(tmp_path / "old" / "exports")  # now the last export is missing
     before = (tmp_path / "old" / "config.yaml").read_text()
     overrides = (f"data.shards={shards}", *SHORT, "engine.zero_stage=2")
     with pytest.raises(UserError, match="is down"):
@@ -100,7 +104,7 @@ def test_where_handing_over_fails_everything_is_as_it_was(
     assert (tmp_path / "old" / "config.yaml").read_text() == before
     assert newest_submission(tmp_path / "old") is None
     assert not (tmp_path / "old" / "jobs").exists()
-    # An empty folder stays one, and may be another run's then.
+    # An empty folder stays empty, so that another run can use it.
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="is down"):
@@ -108,11 +112,11 @@ def test_where_handing_over_fails_everything_is_as_it_was(
     assert list(empty.iterdir()) == []
 
 
-def test_undoing_one_submission_leaves_its_neighbor(
+def test_undoing_a_submission_keeps_other_runs(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(waiting: object) -> list[str]:
-        (tmp_path / "runs" / "b").mkdir()  # another command's, in this moment
+        (tmp_path / "runs" / "b").mkdir()  # made by another command meanwhile
         raise UserError("the scheduler is down", "wait")
 
     monkeypatch.setattr("ssl_vit_launch.submit.start_local", fail)
@@ -131,7 +135,7 @@ def test_a_dry_run_prints_the_script_and_the_plan_and_writes_nothing(tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --partition=gpu\n" in done.stdout
     assert "srun --unbuffered" in done.stdout
-    assert "2 nodes × 2 processes, ZeRO-1, 1 × 2 images a process" in done.stderr
+    assert "2 nodes × 2 processes, ZeRO-1, 1 × 2 images per process" in done.stderr
     assert "disk: " in done.stderr
     assert not (tmp_path / "run").exists()
 

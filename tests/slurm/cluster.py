@@ -1,11 +1,11 @@
-"""A Slurm cluster on this machine, for tests: real daemons, all their files in one folder.
+"""A Slurm cluster on this machine, for tests: real daemons with all files in one folder.
 
     python -m tests.slurm.cluster up [--folder DIR] [--nodes 2] [--no-accounting]
     python -m tests.slurm.cluster down [--folder DIR]
 
-All nodes are this one host and share its name; `$SLURMD_NODENAME` tells them apart. Processes are
-found by their environment, not by pid files or names: of a half-dead cluster nothing is left over,
-and nobody else's process is touched.
+All nodes are this host and share its name; `$SLURMD_NODENAME` distinguishes them. Processes are
+found by their environment, not by pid files or names, so that a broken cluster is removed
+completely and no other process is touched.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 BINARIES = ("munged", "mungekey", "slurmctld", "slurmd", "srun", "sbatch", "setsid")
 ACCOUNTING_BINARIES = ("mariadb-install-db", "mariadbd", "slurmdbd", "sacct", "sacctmgr")
 
-# A file by which `start` knows that it may empty a folder.
+# A file that tells `start` that it may empty a folder.
 SIGN = "made-by-tests.slurm.cluster"
 
 # In characters: a socket's path has at most 107, and slurmd's need 35 below the folder.
@@ -43,7 +43,7 @@ LONGEST_FOLDER = 72
 FOLDER_MARK = "SSL_VIT_SLURM_FOLDER"
 ROLE_MARK = "SSL_VIT_SLURM_ROLE"
 
-# A database that is thrown away: small, and never waits for the disk.
+# A throwaway database: small, and it never waits for the disk.
 DATABASE = (
     "--no-defaults",
     "--user=root",
@@ -60,17 +60,17 @@ class SlurmUnavailable(Exception):  # noqa: N818 - a reason to skip a test, not 
 
 
 class SlurmCluster:
-    """Nodes, a controller and, if wanted, accounting; a `with` block starts and stops them.
+    """Nodes, a controller and optional accounting; a `with` block starts and stops them.
 
     There are three partitions. ``low`` is the default; when ``high`` needs its nodes, its jobs get
     the signal of their `--signal` at once and are requeued 15 seconds later. ``short`` takes jobs
     of one node and 5 minutes. A batch job starts within a second, a requeued one after 6.
 
     Args:
-        folder: For everything; `start` empties it, and `stop` needs nothing else.
-        nodes: How many; they are called n1, n2, ….
-        cpus: Of each node, however few the machine has.
-        accounting: With MariaDB and slurmdbd, which `sacct` needs.
+        folder: Folder for all files; `start` empties it.
+        nodes: Number of nodes, named n1, n2, ….
+        cpus: CPUs per node; may be more than the machine has.
+        accounting: Whether to start MariaDB and slurmdbd, which `sacct` needs.
         enforce_accounts: Refuse jobs of accounts that do not exist; ``science`` does, and is
             root's where a job names none. Takes a second more to start.
     """
@@ -97,24 +97,24 @@ class SlurmCluster:
 
     @property
     def name(self) -> str:
-        """Of the cluster, in `SLURM_CLUSTER_NAME`; every folder has its own."""
+        """Name of the cluster, in `SLURM_CLUSTER_NAME`, derived from the folder."""
         return f"ssl{zlib.crc32(bytes(self.folder)):08x}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What Slurm's commands need in theirs to talk to this cluster."""
+        """Environment variables with which Slurm's commands use this cluster."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def start(self) -> None:
-        """Until all nodes are idle, in place of whatever the folder ran before.
+        """Start the cluster, replacing any previous one in the folder, and wait until it is idle.
 
         Raises:
             SlurmUnavailable: Slurm is not installed, or this is not root.
-            ValueError: The folder has files that are not ours.
+            ValueError: The folder has files of another program.
         """
         _check_machine(self.accounting)
         if self.folder.exists() and any(self.folder.iterdir()) and not self._is_ours():
-            raise ValueError(f"{self.folder} has files of somebody else; name an empty folder")
+            raise ValueError(f"{self.folder} has files of another program; use an empty folder")
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "log").mkdir(parents=True)
@@ -126,7 +126,7 @@ class SlurmCluster:
             raise
 
     def stop(self) -> None:
-        """End all processes of the cluster, those of jobs too; of its files the logs stay."""
+        """End all processes of the cluster and of its jobs; the logs are kept."""
         kill(self._daemons)
         kill(self._job_processes)
         if self._is_ours():
@@ -140,7 +140,7 @@ class SlurmCluster:
         self.stop()
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a command in the cluster's environment, to its end."""
+        """Run a command in the cluster's environment and wait for it."""
         return subprocess.run(
             [*map(str, words)],
             capture_output=True,
@@ -151,7 +151,7 @@ class SlurmCluster:
         )
 
     def wait_idle(self, seconds: float = PATIENCE) -> None:
-        """Until every node is up and holds no job."""
+        """Wait until every node is up and has no job."""
         wait_until(
             f"{' '.join(self.nodes)} are idle",
             lambda: set(self.run("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"},
@@ -159,28 +159,28 @@ class SlurmCluster:
         )
 
     def kill_node(self, node: str) -> None:
-        """As if its power were cut; the controller notices after 20 to 30 seconds."""
-        # Slurm's own first, so that nobody is left to report how the tasks ended.
+        """Kill a node as in a power failure; the controller notices after 20 to 30 seconds."""
+        # Slurm's daemons first, so that none can report how the tasks ended.
         kill(lambda: self._daemons(node))
         kill(lambda: self._job_processes(node))
 
     def start_node(self, node: str) -> None:
-        """Start the daemon of a node that has none; it takes jobs a moment later."""
+        """Start the daemon of a node; it accepts jobs a moment later."""
         (self.folder / f"spool-{node}").mkdir(exist_ok=True)
         self._spawn("slurmd", "-N", node, "-f", str(self.folder / "slurm.conf"), role=node)
 
     def wipe(self) -> None:
-        """Forget all jobs, so that ids begin at 1 again; what accounting knows of them stays."""
+        """Forget all jobs, so that ids restart at 1; accounting keeps its records."""
         for node in self.nodes:
             self.kill_node(node)
-            # A slurmd remembers the ids whose credentials it must refuse.
+            # A slurmd remembers ids whose credentials it has revoked.
             shutil.rmtree(self.folder / f"spool-{node}")
         kill(lambda: self._daemons("slurmctld"))
         shutil.rmtree(self.folder / "state")
         self._start_controller_and_nodes()
 
     def tasks(self, job_id: int | str) -> dict[str, list[int]]:
-        """Node → process ids of what `srun` started there for a job; its batch script is not."""
+        """Node → ids of the processes that `srun` started there for a job, not its batch script."""
         found: dict[str, list[int]] = {}
         for pid, variables in environments().items():
             is_step = variables.get("SLURM_JOB_ID") == str(job_id) and "SLURM_STEP_ID" in variables
@@ -192,7 +192,7 @@ class SlurmCluster:
         return (self.folder / SIGN).exists()
 
     def _is_of_a_job(self, variables: dict[str, str]) -> bool:
-        # A shell that `salloc` opens has the name of the cluster too, but runs on no node.
+        # A shell opened by `salloc` has the name of the cluster as well, but is not on a node.
         return variables.get("SLURM_CLUSTER_NAME") == self.name and "SLURMD_NODENAME" in variables
 
     def _job_processes(self, node: str | None = None) -> list[int]:
@@ -263,7 +263,7 @@ class SlurmCluster:
         self.wait_idle()
 
     def _spawn(self, *words: str, role: str = "", fork: bool = False) -> None:
-        """Run what ends, or leaves for the background; ``fork`` is for what does neither."""
+        """Run a program that ends or daemonizes; ``fork`` runs others in the background."""
         role = role or words[0]
         said = self.folder / "log" / f"{role}.out"
         with said.open("w") as output:
@@ -272,7 +272,7 @@ class SlurmCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # Slurm writes its processes' titles over what comes before SLURM_CONF.
+                # Slurm overwrites the variables before SLURM_CONF with its process titles.
                 env={"PATH": PATH, "MYSQL_UNIX_PORT": f"{self.folder}/mariadb.socket"}
                 | self.environment
                 | {FOLDER_MARK: str(self.folder), ROLE_MARK: role},
@@ -299,7 +299,7 @@ def _check_machine(accounting: bool) -> None:
         address = own_address()
     except OSError as error:
         raise SlurmUnavailable(f"the name of this machine has no address: {error}") from error
-    # Who calls another loopback comes from 127.0.0.1, and is called back where nobody listens.
+    # Connections to another loopback address come from 127.0.0.1, where nothing listens.
     if address.startswith("127.") and address != "127.0.0.1":
         raise SlurmUnavailable(f"/etc/hosts has {address} for this machine; Slurm needs 127.0.0.1")
 
@@ -310,7 +310,7 @@ def _answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> bo
 
 
 def main() -> int:
-    """The two commands of the module's docstring."""
+    """Run one of the two commands in the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.cluster")
     commands = parser.add_subparsers(dest="command", required=True)
     up, down = commands.add_parser("up"), commands.add_parser("down")

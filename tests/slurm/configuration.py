@@ -1,6 +1,6 @@
-"""The two files that Slurm's daemons read, for a cluster on one machine that keeps in one folder.
+"""The two configuration files of Slurm's daemons, for a cluster on one machine and in one folder.
 
-Daemons listen where the name of the machine points, for so does Slurm: on the loopback, if
+Like Slurm itself, the daemons listen on the address of the machine's name: the loopback, if
 /etc/hosts says so.
 """
 
@@ -9,9 +9,9 @@ import secrets
 import socket
 from pathlib import Path
 
-# NoInAddrAny twice: else all daemons listen to the whole network.
-# cred_expire: a requeued job waits as long for its old credential to expire; 120 s unless said, and
-# whatever is below 5 counts as not said.
+# NoInAddrAny twice: otherwise all daemons listen on every interface.
+# cred_expire: a requeued job waits for its old credential to expire; the default is 120 s, and
+# values below 5 are ignored.
 # config_overrides: a node may have more CPUs than the machine.
 SLURM_CONF = """\
 ClusterName={name}
@@ -55,7 +55,7 @@ PartitionName=short MaxTime=5 MaxNodes=1
 
 NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none\n"
 
-# The connection to slurmdbd does not heed AuthInfo, hence the last line.
+# The connection to slurmdbd ignores AuthInfo, hence the last line.
 ACCOUNTING = """\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost={address}
@@ -89,15 +89,15 @@ def write_slurm_conf(
     database_port: int | None,
     enforce_accounts: bool,
 ) -> None:
-    """For every daemon and command.
+    """Write the configuration of all daemons and commands.
 
     Args:
-        folder: For the file and for all that it names.
-        name: Of the cluster.
-        port: Of the controller.
+        folder: Folder for the file and all files that it names.
+        name: Name of the cluster.
+        port: Port of the controller.
         node_ports: Node → port.
-        cpus: Of each node.
-        database_port: Of slurmdbd; none is no accounting.
+        cpus: CPUs per node.
+        database_port: Port of slurmdbd; None: no accounting.
         enforce_accounts: Refuse jobs of accounts that do not exist.
     """
     place = {"folder": folder, "host": short_name(), "address": own_address()}
@@ -112,7 +112,7 @@ def write_slurm_conf(
 
 
 def write_slurmdbd_conf(folder: Path, port: int) -> None:
-    """For slurmdbd, which refuses a file that others may read."""
+    """Write the configuration of slurmdbd, which refuses a file that others may read."""
     file = folder / "slurmdbd.conf"
     file.touch(0o600)
     place = {"folder": folder, "host": short_name(), "address": own_address()}
@@ -120,21 +120,21 @@ def write_slurmdbd_conf(folder: Path, port: int) -> None:
 
 
 def short_name() -> str:
-    """Of this machine, as Slurm calls it."""
+    """Name of this machine as Slurm uses it."""
     return socket.gethostname().partition(".")[0]
 
 
 def own_address() -> str:
-    """What the name of this machine means.
+    """Address of this machine's name.
 
     Raises:
-        OSError: Nothing.
+        OSError: It has none.
     """
     return socket.gethostbyname(short_name())
 
 
 def free_ports(count: int) -> list[int]:
-    """Below those which the kernel gives to outgoing connections, lest one be taken meanwhile."""
+    """Free ports below the kernel's range for outgoing connections, which could take one."""
     ports: list[int] = []
     while len(ports) < count:
         port = 10_000 + secrets.randbelow(20_000)

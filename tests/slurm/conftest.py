@@ -1,4 +1,4 @@
-"""What the tests on a real Slurm share: the cluster, shards, and a run that nothing disturbed."""
+"""Fixtures of the tests on a real Slurm: the cluster, shards, and an uninterrupted run."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     try:
         found.start()
     except SlurmUnavailable as reason:
-        # The product's gate installs Slurm; there it is never skipped.
+        # CI installs Slurm, and must not skip these tests.
         if "SSL_VIT_NEEDS_SLURM" in os.environ:
             raise
         pytest.skip(str(reason))
@@ -29,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For a cluster of one test; `tmp_path` bears the test's name, too long for sockets."""
+    """Folder for a cluster of one test; `tmp_path` is too long for sockets."""
     return tmp_path_factory.mktemp("slurm")
 
 
@@ -48,7 +48,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def rows_in_report(record_property: Callable[[str, object], None]) -> Iterator[None]:
-    """What a test adds to the table goes with its report."""
+    """Attach the rows that a test adds to the table to its report."""
     before = len(TABLE)
     yield
     for row in TABLE[before:]:

@@ -1,6 +1,7 @@
-"""A run as a job of a test: submitted by the command line, watched from outside."""
+"""A run as a job of a test: submitted on the command line, observed from outside."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ def launch(cluster: SlurmCluster, *words: str | Path) -> subprocess.CompletedPro
 
 
 def write_profile(folder: Path, faults: Mapping[str, object] | None = None, **changes: Any) -> Path:
-    """The test cluster's profile with other values, and with faults in its processes."""
+    """The test cluster's profile with changed values, and with faults in its processes."""
     profile = yaml.safe_load((HERE / "cluster.yaml").read_text()) | changes
     if faults is not None:
         profile["environment"] = fault_environment(faults)
@@ -46,14 +47,14 @@ def write_profile(folder: Path, faults: Mapping[str, object] | None = None, **ch
 
 
 def run_unbroken(run: Path, shards: Path) -> None:
-    """The run of all these tests, by hand and to its end."""
+    """The run of these tests, without a job and uninterrupted."""
     words = (*SETTINGS, f"data.shards={shards}", f"schedule.length={LENGTH}")
     done = ssl_vit("pretrain", "mae_vits16", "--smoke", "--run", run, *words)
     assert done.returncode == 0, done.stderr
 
 
 def check_same(run: Path, unbroken: Path) -> None:
-    """Every update once, with the losses and samples of the run that nothing disturbed."""
+    """Check that every step was made once, with the losses and samples of the uninterrupted run."""
     mine, theirs = losses(run), losses(unbroken)
     assert [step for step, _, _ in mine] == list(range(1, LENGTH + 1))
     assert [digest for _, _, digest in mine] == [digest for _, _, digest in theirs]
@@ -61,13 +62,15 @@ def check_same(run: Path, unbroken: Path) -> None:
 
 
 def fault_environment(faults: Mapping[str, object]) -> dict[str, str]:
-    """Variables with which a job's processes have faults; see faults/sitecustomize.py."""
+    """Variables that inject faults into a job's processes; see faults/sitecustomize.py."""
     named = {f"SSL_VIT_TEST_{name.upper()}": str(value) for name, value in faults.items()}
-    return {"PYTHONPATH": str(HERE / "faults"), **named}
+    # In front of the caller's own, so that jobs run the code that the tests import.
+    paths = (str(HERE / "faults"), os.environ.get("PYTHONPATH", ""))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **named}
 
 
 class Job:
-    """A smoke run of ``LENGTH`` updates in the folder ``run``."""
+    """A smoke run of ``LENGTH`` steps in the folder ``run``."""
 
     def __init__(self, cluster: SlurmCluster, run: Path) -> None:
         self.cluster, self.run = cluster, run
@@ -89,20 +92,20 @@ class Job:
         return [event for event in events_of(self.run) if event.kind == kind]
 
     def wait_for_update(self, step: int) -> None:
-        """Until it has made so many."""
+        """Wait until it has made this many steps."""
 
         def made() -> bool:
             found = losses(self.run)
             return bool(found) and found[-1][0] >= step
 
-        wait_until(f"{self.run.name} has made {step} updates", made, PATIENCE)
+        wait_until(f"{self.run.name} has made {step} steps", made, PATIENCE)
 
     def wait_for_end(self) -> None:
-        """Until it is complete."""
+        """Wait until it is complete."""
         wait_until(f"{self.run.name} is complete", lambda: bool(self.events("completed")), PATIENCE)
 
     def state(self) -> str:
-        """Slurm's word."""
+        """Slurm's name of its state."""
         shown = self.cluster.run("scontrol", "show", "job", self.id).stdout
         return next((word[9:] for word in shown.split() if word.startswith("JobState=")), "unknown")
 
@@ -124,12 +127,12 @@ class Job:
         act: Callable[[], object] | None,
         after: int = 20,
     ) -> None:
-        """Let something happen to it in the middle, and wait until it is complete all the same.
+        """Cause a fault in the middle of the run, and wait until it is complete.
 
         Args:
-            fault: Its name in the table of docs/reliability.md.
-            act: Does it; None where the scheduler will, which is timed from its warning.
-            after: The update to wait for before.
+            fault: Name for the table of docs/reliability.md.
+            act: Causes the fault; None if the scheduler does, timed from its warning.
+            after: Step to wait for first.
         """
         self.wait_for_update(after)
         starts = len(self.events("started"))
@@ -143,7 +146,7 @@ class Job:
             PATIENCE,
         )
         if act is None:
-            # A slow start may have been warned before it could note that.
+            # A slow start may have been warned before it could record that.
             warned = self.events("stopped")[-1]
             began, made = warned.time, warned.step
         self.wait_for_end()

@@ -1,7 +1,7 @@
-"""Processes found by what stands in their environment, and their end.
+"""Finding processes by their environment, and ending them.
 
-A process's environment is read as it was when its program was started, less what the program wrote
-over it since.
+A process's environment is read as it was when its program started, except for what the program has
+overwritten since.
 """
 
 import contextlib
@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-# Seconds after which what takes one or two is taken for what never comes, under load too.
+# Timeout in seconds for what usually takes one or two, with room for a machine under load.
 PATIENCE = 300
 
 
 def environments() -> dict[int, dict[str, str]]:
-    """Process id → its variables, of every living process."""
+    """Process id → environment variables, for every live process."""
     found = {}
     for file in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -26,7 +26,7 @@ def environments() -> dict[int, dict[str, str]]:
 
 
 def lives(pid: int) -> bool:
-    """A zombie does not: where nobody reaps, it stays for ever."""
+    """Whether a process is alive; a zombie is not, since it may never be reaped."""
     with contextlib.suppress(OSError):
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state not in "ZX"
@@ -34,7 +34,7 @@ def lives(pid: int) -> bool:
 
 
 def kill(find: Callable[[], Iterable[int]]) -> None:
-    """Until none is found, those included that were started meanwhile, and all have ended."""
+    """Kill until none is found, including any started meanwhile, and all have ended."""
     killed: set[int] = set()
 
     def are_gone() -> bool:
@@ -49,10 +49,10 @@ def kill(find: Callable[[], Iterable[int]]) -> None:
 
 
 def wait_until(what: str, is_so: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Look again and again.
+    """Poll a condition.
 
     Raises:
-        TimeoutError: It was not so for all these seconds.
+        TimeoutError: It was not met in time.
     """
     deadline = time.monotonic() + seconds
     while not is_so():

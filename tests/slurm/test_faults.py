@@ -1,4 +1,4 @@
-"""What a cluster does to a run: it ends as it should, and as if nothing had been."""
+"""Faults of a cluster: the run completes, with the same losses as an uninterrupted one."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slurm
 
 
 class Slow(NamedTuple):
-    """What takes Slurm its time, each on nodes of its own, beside the other tests."""
+    """Slow faults, each on nodes of its own, in parallel with the other tests."""
 
     time_limit: Future[Job]
     back: Future[Job]
@@ -39,8 +39,8 @@ def slow(
         return job
 
     def time_limit() -> Job:
-        # Slurm looks twice a minute, and warns half a minute early: 85 to 115 s after a start,
-        # so that one on a slow machine still gets somewhere. The run is longer than that.
+        # Slurm checks twice a minute, and warns up to half a minute early: 85 to 115 s after a
+        # start, enough for some steps on a slow machine. The run is longer than that.
         job = begin("limit", "n3 n4", pause=2.2, timeout_minutes=2, warn_seconds=5)
         job.suffer("time limit", None, after=1)
         return job
@@ -72,7 +72,7 @@ def job(cluster: SlurmCluster, tmp_path: Path) -> Job:
 
 @pytest.fixture
 def slowly(tmp_path: Path) -> Path:
-    """A profile in which an update takes a tenth of a second."""
+    """A profile in which a step takes at least a tenth of a second."""
     return write_profile(tmp_path, {"pause": 0.1}, exclude="n[3-8]")
 
 
@@ -125,12 +125,12 @@ def test_cancellation_saves_and_stays_over(job: Job, slowly: Path, shards: Path,
     job.wait_for_state("CANCELLED")
     wait_until("it has saved", lambda: bool(job.events("stopped")))
     assert len(job.events("started")) == 1
-    assert "cancelled" in job.status()
+    assert "canceled" in job.status()
     again = launch(job.cluster, "resubmit", job.run)
     assert again.returncode == 0, again.stderr
     job.wait_for_end()
     job.check_same(unbroken)
-    # It went on from where it was asked to stop, not from the checkpoint before.
+    # It resumed from where it was asked to stop, not from the checkpoint before.
     assert job.events("started")[1].step == job.events("stopped")[0].step
 
 
@@ -140,7 +140,7 @@ def test_a_crash_at_step_3_every_time_ends(job: Job, shards: Path, tmp_path: Pat
     job.wait_for_state("FAILED")
     assert len(job.events("started")) == 2
     said = job.status()
-    assert "crashed: rank 1: RuntimeError: a test's fault at update 3" in said
+    assert "crashed: rank 1: RuntimeError: a test's fault at step 3" in said
     assert f"from {job.run}/jobs/001/{job.id}_1_log.out:" in said
     assert f"ssl-vit launch resubmit {job.run}" in said
 
@@ -157,7 +157,7 @@ def test_a_failed_node_that_comes_back(slow: Slow, unbroken: Path):
     assert job.events("started")[-1].text == "n5 n6"
 
 
-def test_a_failed_node_is_done_without(slow: Slow, unbroken: Path):
+def test_a_run_continues_without_a_failed_node(slow: Slow, unbroken: Path):
     job = slow.without.result()
     job.check_same(unbroken)
     assert [each.text for each in job.events("started")] == ["n7 n8", "n7"]

@@ -1,4 +1,4 @@
-"""From the command line to results on a real Slurm: jobs, arrays, chains, and what is refused."""
+"""From the command line to results on a real Slurm: jobs, arrays, evaluations, and refusals."""
 
 import json
 from pathlib import Path
@@ -21,10 +21,10 @@ def job(cluster: SlurmCluster, tmp_path: Path) -> Job:
 
 
 def refused(cluster: SlurmCluster, run: Path, *words: str | Path) -> str:
-    """The two lines of a command that is refused and leaves nothing behind."""
+    """The two-line error of a command that is refused and leaves nothing behind."""
     done = launch(cluster, "submit", "mae_vits16", "--smoke", "--run", run, *words)
     assert done.returncode == 2, done.stdout + done.stderr
-    # What would be queued may stand before; a mistake is two lines, and the last.
+    # A description may come first; the error is the last two lines.
     said = done.stderr.splitlines()
     assert [line[:7] for line in said[-2:]] == ["error: ", "fix:   "], done.stderr
     assert "Traceback" not in done.stderr
@@ -35,7 +35,7 @@ def test_two_nodes_train_export_and_are_evaluated(
     job: Job, shards: Path, unbroken: Path, tmp_path: Path
 ):
     test_set = write_shards(tmp_path / "test", per_class=12)
-    # The chain: k-NN of every export as it appears, and of the end.
+    # k-NN of every export as it appears, and of the finished run.
     evaluation = f"eval knn --train {shards} --test {test_set}"
     profile = write_profile(tmp_path)
     words = ("--then", evaluation, "--at-exports", "export.every_steps=40")
@@ -48,8 +48,8 @@ def test_two_nodes_train_export_and_are_evaluated(
     status = job.status()
     assert status.splitlines()[1] == f"state     complete (job {job.id}, slurm)"
     assert "restarts  none" in status
-    told = f"then      {evaluation}: completed (job "
-    wait_until("the evaluation's job is known to be over", lambda: told in job.status())
+    finished = f"then      {evaluation}: completed (job "
+    wait_until("the evaluation's job is known to be over", lambda: finished in job.status())
     again = launch(job.cluster, "resubmit", job.run)
     assert again.returncode == 2
     assert "is complete: nothing is left to train" in again.stderr
@@ -82,7 +82,7 @@ def test_an_array_of_six(cluster: SlurmCluster, shards: Path, tmp_path: Path):
     assert ids == {f"{array}_{place}" for place in range(6)}
 
 
-def test_one_of_an_array_that_crashes_leaves_the_others_alone(
+def test_a_crash_in_an_array_does_not_affect_the_other_jobs(
     cluster: SlurmCluster, shards: Path, tmp_path: Path
 ):
     folder = tmp_path / "sweep"
@@ -101,7 +101,7 @@ def test_one_of_an_array_that_crashes_leaves_the_others_alone(
     assert kinds["length=8"].count("started") == 2
     assert kinds["length=8"].count("crashed") == 2
     assert "failed" in done.stdout
-    # A folder of runs can be ended as one; here nothing is left to end.
+    # A folder of runs can be canceled as a whole; here nothing is left to cancel.
     assert launch(cluster, "cancel", folder).returncode == 2
 
 
@@ -113,7 +113,7 @@ def test_a_name_and_paths_with_spaces(cluster: SlurmCluster, tmp_path: Path):
     assert "complete" in job.status()
     environment = json.loads((job.run / "environment.json").read_text())
     assert environment["starts"][0]["world_size"] == 1
-    # What ran was the snapshot: its folder is the one on the path, and in no git checkout.
+    # The snapshot ran: its folder is on the path, and is not a git checkout.
     submission = newest_submission(job.run)
     assert submission is not None
     assert submission.code.startswith(str(job.run))
@@ -135,30 +135,30 @@ def test_a_cluster_without_accounting(
         gone = Job(cluster, tmp_path / "gone")
         gone.submit(write_profile(tmp_path, {"pause": 0.1}), shards)
         gone.wait_for_update(2)
-        # The controller forgets, and nobody else knows.
+        # The controller forgets the job, and there is no accounting.
         cluster.wipe()
         said = gone.status()
         assert "state     ended (job 2, slurm)" in said
         assert "keeps no accounting (sacct)" in said
 
 
-def test_job_ids_that_come_again(shards: Path, unbroken: Path, tmp_path: Path, own_folder: Path):
+def test_job_ids_are_reused(shards: Path, unbroken: Path, tmp_path: Path, own_folder: Path):
     with SlurmCluster(own_folder) as cluster:
         first = Job(cluster, tmp_path / "first")
-        # Slow enough to be still there when a machine under load has come to cancel it.
+        # Slow enough that it is still running when a machine under load gets to cancel it.
         first.submit(write_profile(tmp_path, {"pause": 3}), shards)
         first.wait_for_update(2)
         assert launch(cluster, "cancel", first.run).returncode == 0
         first.wait_for_state("CANCELLED")
         cluster.wipe()
         # The controller has forgotten it; accounting has not.
-        assert "state     cancelled" in first.status()
+        assert "state     canceled" in first.status()
         second = Job(cluster, tmp_path / "second")
         second.submit(write_profile(tmp_path, {"pause": 0.1}), shards)
         assert second.id == first.id
         second.wait_for_update(5)
-        # The job of that number is another's now: the first run is over, and cannot end it.
-        assert "state     cancelled" in first.status()
+        # The id belongs to another job now: the first run is over, and cannot cancel it.
+        assert "state     canceled" in first.status()
         refused_cancel = launch(cluster, "cancel", first.run)
         assert refused_cancel.returncode == 2
         assert "is CANCELLED" in refused_cancel.stderr
@@ -175,35 +175,37 @@ def test_what_a_partition_does_not_allow_is_refused_before_queueing(
 ):
     run, data = tmp_path / "run", f"data.shards={shards}"
 
-    def said(nodes: int = 1, **changes: object) -> str:
+    def error_for(nodes: int = 1, **changes: object) -> str:
         profile = write_profile(tmp_path, **changes)
         lanes = ("data.lanes=16", "data.global_batch_size=16")
         return refused(cluster, run, "--cluster", profile, "--nodes", str(nodes), data, *lanes)
 
-    assert "no partition named 'gpu'" in said(partition="gpu")
-    assert "high, low, short" in said(partition="gpu")
-    assert "4 GPUs a node, and partition low has 0" in said(gpus_per_node=4)
-    assert "60 minutes a job, and partition short has 5" in said(partition="short")
-    assert "16 nodes, and partition low has 8" in said(nodes=16)
-    assert "2 nodes a job, and partition short has 1" in said(
+    assert "no partition named 'gpu'" in error_for(partition="gpu")
+    assert "high, low, short" in error_for(partition="gpu")
+    assert "4 GPUs per node requested, but partition low has 0" in error_for(gpus_per_node=4)
+    assert "60 minutes per job requested, but partition short has 5" in error_for(partition="short")
+    assert "16 nodes requested, but partition low has 8" in error_for(nodes=16)
+    assert "2 nodes per job requested, but partition short has 1" in error_for(
         nodes=2, partition="short", timeout_minutes=5
     )
-    assert "16 cores a node" in said(cpus_per_process=16)
-    assert "MB of memory a node" in said(memory_gb=400)
+    assert "16 cores per node" in error_for(cpus_per_process=16)
+    assert "MB of memory per node" in error_for(memory_gb=400)
     assert not run.exists()
     assert cluster.run("squeue", "-h").stdout == ""
 
 
-def test_sbatchs_own_words_are_passed_on(cluster: SlurmCluster, shards: Path, tmp_path: Path):
+def test_the_error_of_sbatch_is_quoted(cluster: SlurmCluster, shards: Path, tmp_path: Path):
     profile = write_profile(tmp_path, account="nobodys")
     said = refused(cluster, tmp_path / "run", "--cluster", profile, f"data.shards={shards}")
-    assert "sbatch refused" in said
+    assert "sbatch rejected the job" in said
     assert "Invalid account or account/partition combination" in said
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_in_use_is_refused_and_its_job_named(job: Job, shards: Path, tmp_path: Path):
-    profile = write_profile(tmp_path, {"pause": 3})  # it is still there when that is refused
+    profile = write_profile(
+        tmp_path, {"pause": 3}
+    )  # still running when the second submission is refused
     job.submit(profile, shards)
     said = refused(job.cluster, job.run, "--cluster", profile, f"data.shards={shards}")
     assert f"its job {job.id} is" in said

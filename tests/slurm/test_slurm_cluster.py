@@ -1,4 +1,4 @@
-"""The cluster that other tests run on: what they rely on, asked of Slurm itself."""
+"""The cluster that other tests run on: the properties that they rely on."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     try:
         cluster.start()
     except SlurmUnavailable as reason:
-        if "SSL_VIT_NEEDS_SLURM" in os.environ:  # the product's gate installs it
+        if "SSL_VIT_NEEDS_SLURM" in os.environ:  # CI installs it
             raise
         pytest.skip(str(reason))
     yield cluster
@@ -42,7 +42,7 @@ def test_accounting_knows_how_a_job_ended(cluster: SlurmCluster):
     wait_until("the job has failed", lambda: cluster.run(*ask).stdout == "FAILED|3:0\n")
 
 
-def test_after_a_wipe_ids_begin_at_1_and_jobs_run(cluster: SlurmCluster):
+def test_after_a_wipe_ids_restart_at_1_and_jobs_run(cluster: SlurmCluster):
     submit(cluster, "true")
     cluster.wipe()
     assert submit(cluster, "srun sleep 60") == 1
@@ -51,7 +51,7 @@ def test_after_a_wipe_ids_begin_at_1_and_jobs_run(cluster: SlurmCluster):
     cluster.wait_idle()
 
 
-def test_a_stopped_cluster_leaves_no_process_and_its_neighbor_alone(
+def test_a_stopped_cluster_leaves_no_process_and_does_not_affect_another(
     cluster: SlurmCluster, own_folder: Path
 ):
     with SlurmCluster(own_folder, accounting=False) as other:

@@ -46,7 +46,7 @@ def test_without_centering_a_run_collapses_and_says_so_within_200_updates(tmp_pa
     assert in_words(alarm) in done.stderr
     assert "ALARM: one answer" in done.stderr  # the progress line
     status = ssl_vit("launch", "status", run)
-    assert f"the last at update {read_alarms(run / 'alarms.jsonl')[-1].step}" in status.stdout
+    assert f"the last at step {read_alarms(run / 'alarms.jsonl')[-1].step}" in status.stdout
 
 
 def test_a_run_with_the_recipes_own_settings_raises_none(tmp_path: Path):

@@ -1,8 +1,8 @@
-"""Faults for the processes of a job: slow updates, and a crash at one of them.
+"""Faults for the processes of a job: slow steps, and a crash at one of them.
 
-Python imports this by itself where the folder stands in PYTHONPATH; it does nothing in processes
-that are no job's. SSL_VIT_TEST_PAUSE: seconds before each update. SSL_VIT_TEST_CRASH: the update
-that crashes on the last rank, counted from 1.
+Python imports this file if its folder is in PYTHONPATH; it does nothing in processes outside of a
+job. SSL_VIT_TEST_PAUSE: seconds before each step. SSL_VIT_TEST_CRASH: the step at which the last
+rank crashes, counted from 1.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 import time
 
 
-def spoil() -> None:
+def inject_faults() -> None:
     from ssl_vit.run import pretrain
 
     pause = float(os.environ.get("SSL_VIT_TEST_PAUSE", "0"))
@@ -26,7 +26,7 @@ def spoil() -> None:
             time.sleep(pause)
             last = prepared.processes.world_size - 1
             if step + 1 == crash and prepared.processes.rank == last:
-                raise RuntimeError(f"a test's fault at update {crash}")
+                raise RuntimeError(f"a test's fault at step {crash}")
             return inner_step(self, step)
 
         Trainer._train_step = step_slowly
@@ -36,4 +36,4 @@ def spoil() -> None:
 
 
 if "submitit.core._submit" in sys.orig_argv or "ssl_vit_launch.job" in sys.orig_argv:
-    spoil()
+    inject_faults()
