@@ -128,7 +128,7 @@ def state(processes: Processes, width: str, depth: str, pairs: str, folder: str)
     import torch
     from mae_steps import draw_batch, run_config
 
-    from ssl_vit.data.shared_buffers import Loaded
+    from ssl_vit.data.batches import Loaded
     from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
     from ssl_vit.run.counted import counted

@@ -303,7 +303,7 @@ def _build(config: RunConfig) -> Any:
 
 
 def _stepper(config: RunConfig) -> tuple[Callable[[Any], Any], Any]:
-    from ssl_vit.data.shared_buffers import Loaded
+    from ssl_vit.data.batches import Loaded
 
     engine, steps = _build(config), itertools.count(1)  # norms as often as in a run
     take = engine.train_step
@@ -313,7 +313,7 @@ def _stepper(config: RunConfig) -> tuple[Callable[[Any], Any], Any]:
 def _train(config: RunConfig, last: int, folder: Path | None = None) -> tuple[list[Any], Any]:
     from mae_steps import draw_batch
 
-    from ssl_vit.data.shared_buffers import Loaded
+    from ssl_vit.data.batches import Loaded
     from ssl_vit.training.checkpoint import Checkpoints
 
     engine = _build(config)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ssl_vit.data.batches import Loaded
 from ssl_vit.data.config import DataConfig
-from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import Processes
 from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer

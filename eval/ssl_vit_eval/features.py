@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vit.data.access_plan import SequentialAccess
+from ssl_vit.data.batches import Batches
 from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.dataset import EvaluationBatches
 from ssl_vit.data.labels import labeled_numbers
-from ssl_vit.data.loader import Batches, LoadedBatches, LoaderSettings, build_loader
+from ssl_vit.data.loader import LoadedBatches, LoaderSettings, build_loader
 from ssl_vit.data.pixel_digest import DIGEST_BYTES
 from ssl_vit.data.prefetcher import ShardPrefetcher
 from ssl_vit.data.shards import ShardSet

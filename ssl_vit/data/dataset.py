@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ssl_vit.data.bad_sample import BadSample
+from ssl_vit.data.batches import Loaded
 from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.pixel_digest import DIGEST_BYTES, digest_pixels
 from ssl_vit.data.render import render
 from ssl_vit.data.shards import ShardSet
-from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.data.values import ValueRange
 from ssl_vit.data.views import Sample, Views
 from ssl_vit.errors import UserError

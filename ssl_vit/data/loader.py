@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from ssl_vit.data.batches import Batches, Loaded
 from ssl_vit.data.dataset import BatchMaker
 from ssl_vit.data.order import Order, SampleRef
 from ssl_vit.data.prefetcher import ShardPrefetcher
-from ssl_vit.data.shared_buffers import Loaded, Sent, SharedBuffers
+from ssl_vit.data.shared_buffers import Sent, SharedBuffers
 from ssl_vit.errors import UserError
 
 
@@ -47,32 +48,6 @@ class LoaderSettings:
     """Whether copies to CUDA may overlap with computation."""
     worker_init: Callable[[int], None] | None = None
     """Called first in every worker."""
-
-
-class Batches(Protocol):
-    """The training loop's source of micro-batches."""
-
-    def __iter__(self) -> "Batches": ...
-
-    def __next__(self) -> Loaded:
-        """The next micro-batch; its pixels are overwritten two micro-batches later.
-
-        Raises:
-            UserError: It cannot be loaded; names sample or shard.
-        """
-        ...
-
-    def finish(self) -> None:
-        """Wait until all shards that were read are verified against their index.
-
-        Raises:
-            UserError: One does not match; names it.
-        """
-        ...
-
-    def close(self) -> None:
-        """End all processes."""
-        ...
 
 
 class LoadedBatches(Batches):

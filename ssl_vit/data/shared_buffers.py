@@ -22,22 +22,12 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ssl_vit.data.bad_sample import BadSample
+from ssl_vit.data.batches import Loaded
 from ssl_vit.data.config import BUFFERS_IN_USE
 from ssl_vit.errors import UserError
 
 _buffers: "WeakValueDictionary[int, SharedBuffers]" = WeakValueDictionary()
 _numbers: Iterator[int] = itertools.count()
-
-
-class Loaded(NamedTuple):
-    """A loaded micro-batch."""
-
-    batch: Any
-    """A NamedTuple of tensors; None if loading failed."""
-    bad: tuple[BadSample, ...] = ()
-    """Samples that were replaced."""
-    failure: UserError | None = None
-    """The error that ended the loading; if a worker raised it, it would arrive as text."""
 
 
 class Place(NamedTuple):

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_vit.data.batches import Batches, Loaded
 from ssl_vit.data.dataset import Canvases, canvas_bytes
 from ssl_vit.data.decode import Picture
-from ssl_vit.data.loader import Batches
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.render import render
-from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.data.views import Sample, Views
 
 # One picture of noise in ImageNet's usual size, and the number of samples made from it.

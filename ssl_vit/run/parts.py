@@ -12,7 +12,7 @@ from ssl_vit.files import OptionalWrites
 if TYPE_CHECKING:
     import torch
 
-    from ssl_vit.data.loader import Batches
+    from ssl_vit.data.batches import Batches
     from ssl_vit.exports.folder import RunExports
     from ssl_vit.monitors.probes import Probe
     from ssl_vit.objectives.objective import Objective

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ssl_vit.data.batches import Loaded
 from ssl_vit.data.order import hash_words
-from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import Processes
 from ssl_vit.objectives.ema import EmaTeacher
 from ssl_vit.objectives.objective import Objective, Observed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ssl_vit.data.loader import Batches
+from ssl_vit.data.batches import Batches
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import RunExports
 from ssl_vit.monitors.probes import Probe

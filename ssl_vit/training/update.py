@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ssl_vit.data.bad_sample import BadSample
+from ssl_vit.data.batches import Loaded
 from ssl_vit.data.order import hash_words, splitmix64
-from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import Processes
 from ssl_vit.objectives.objective import Observed, StepOutput
 from ssl_vit.training.consensus import gather

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_vit.data.batches import Loaded
 from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.dataset import EvaluationBatches, TrainingBatches
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.shards import ShardSet
-from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.synthetic import SyntheticBatches
 from ssl_vit.models.config import VitConfig

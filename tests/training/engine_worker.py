@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssl_vit.data.batches import Loaded
 from ssl_vit.data.config import DataConfig
-from ssl_vit.data.shared_buffers import Loaded
 from ssl_vit.distributed import leave, read_processes, set_library_environment
 from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
