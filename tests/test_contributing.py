@@ -78,7 +78,7 @@ def test_the_example_trains_through_pretrain_smoke(tmp_path: Path):
         "data.source=synthetic",
     )
     done = subprocess.run(
-        [sys.executable, "-m", "ssl_vit", "pretrain", *words],
+        [sys.executable, "-m", "ssl_vit", *words],
         env=ENVIRONMENT | {"PYTHONPATH": path},
         cwd=package,
         capture_output=True,
