@@ -266,6 +266,8 @@ QUICK = (
 )
 
 LARGEST_FILE = 350
+# Files and lines that one training step loads: what a newcomer reads to follow it.
+STEP, STEP_FILES, STEP_LINES = ("ssl_vit.training.trainer", "ssl_vit.objectives.build"), 90, 11_000
 LARGEST_FUNCTION = 60
 LARGEST_WIRING_FUNCTION = 80
 WIRING = ("ssl_vit.run.pretrain", "*.commands")
@@ -410,6 +412,31 @@ def test_a_file_opens_with_a_sentence() -> None:
 def test_a_file_is_read_in_one_sitting() -> None:
     lines = {module: len(file.read_text().splitlines()) for module, file in MODULES.items()}
     assert not {module: count for module, count in lines.items() if count > LARGEST_FILE}
+
+
+def closure(modules: Iterable[str]) -> set[str]:
+    """These modules and all of ours that they load, wherever they import it; not what the package
+    itself imports on first use of its only function.
+    """
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in found or module not in MODULES:
+            continue
+        found.add(module)
+        parts = module.split(".")
+        waiting += [".".join(parts[:count]) for count in range(1, len(parts))]
+        if module != "ssl_vit":
+            waiting += [name for _, name in imports_of(MODULES[module])]
+    return found
+
+
+def test_a_training_step_reads_few_files() -> None:
+    files = [MODULES[module] for module in closure(STEP)]
+    lines = sum(len(file.read_text().splitlines()) for file in files)
+    assert len(files) <= STEP_FILES, f"{len(files)} files"
+    assert lines <= STEP_LINES, f"{lines:,} lines"
 
 
 def test_a_function_fits_a_screen() -> None:

@@ -101,9 +101,8 @@ def mae_small_data() -> RunConfig:
     source="Xie et al. 2021, arXiv 2111.09886",
     details=(
         "section 4.1 and the released configuration of ViT-B (800 epochs, batch 2048, AdamW "
-        "0.9/0.999, 1e-4 × batch/512, decay 0.05, clipping at 5). Unlike there, positions are "
-        "learned (there shared relative ones), and the learning rate falls on a cosine (there to a "
-        "tenth after epoch 700)"
+        "0.9/0.999, 1e-4 × batch/512, decay 0.05, clipping at 5), but with learned positions (not "
+        "shared relative ones) and a cosine (not a tenth of the rate after epoch 700)"
     ),
     expected="ImageNet-1k after 800 epochs: fine-tuning 83.8 (the authors' release)",
 )

@@ -17,9 +17,9 @@ from ssl_vit.models.patches import patchify
 from ssl_vit.models.position import sincos_table
 from ssl_vit.objectives.mae.config import MaeConfig
 from ssl_vit.objectives.masking import put, take, visible_and_hidden
-from ssl_vit.objectives.objective import Objective, Observed, StepOutput
+from ssl_vit.objectives.objective import Observed, StepOutput
+from ssl_vit.objectives.one_crop.objective import PixelObjective
 from ssl_vit.objectives.one_crop.views import MaskedBatch
-from ssl_vit.objectives.pictures import reconstruction_panels
 from ssl_vit.objectives.pixels import PixelScale
 
 # B images, N patches, K visible, M hidden, D encoder width, W decoder width, P pixels per
@@ -66,7 +66,7 @@ class MaeDecoder(nn.Module):
         return self.predict(self.norm(take(tokens[:, 1:], hidden)))
 
 
-class Mae(Objective):
+class Mae(PixelObjective):
     """Backbone, decoder, and the loss between them."""
 
     backbone: SparseBackbone
@@ -119,24 +119,16 @@ class Mae(Objective):
         """
         return self.backbone.encode(take(self.backbone.embed(images, hidden), visible))
 
-    @torch.no_grad()
-    def panels(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        """Rows of original | what the encoder saw | reconstruction, and what the backbone makes of
-        whole images, for up to 8.
-        """
-        batch = MaskedBatch(*(tensor[:8] for tensor in batch))
-        images = self.pixel_scale(batch.images)
-        predicted = self.reconstruct(images, batch.hidden).float()
-        if self.config.normalize_targets:
-            # A prediction is in units of its own patch's spread: without this the picture is gray
-            # mush.
-            _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
-            patches = take(patchify(images, self.backbone.config.stride), hidden)
-            _, mean, spread = normalize_patches(patches)
-            predicted = predicted * spread + mean
-        return reconstruction_panels(
-            self.backbone, self.pixel_scale, images, batch.hidden, predicted
-        )
+    def hidden_pixels(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """See :class:`PixelObjective`."""
+        predicted = self.reconstruct(images, hidden).float()
+        if not self.config.normalize_targets:
+            return predicted
+        # A prediction is in units of its own patch's spread: without this the picture is gray mush.
+        _, indices = visible_and_hidden(hidden, self.num_hidden)
+        patches = take(patchify(images, self.backbone.config.stride), indices)
+        _, mean, spread = normalize_patches(patches)
+        return predicted * spread + mean
 
 
 def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:

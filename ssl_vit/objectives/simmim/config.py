@@ -38,8 +38,7 @@ class SimMimConfig(OneCropConfig):
                 f"objective.mask_unit={unit} must be a multiple of backbone.patch_size={stride} "
                 f"and divide backbone.image_size={backbone.image_size}; {stride} does"
             )
-        down, across = self.units(backbone)
-        if not 0 < math.ceil(self.mask_ratio * down * across) < down * across:
+        if self.num_hidden(backbone) >= backbone.num_patches:
             raise ValueError(
                 f"objective.mask_unit={unit} and objective.mask_ratio={self.mask_ratio:g} leave "
                 "nothing visible; lower one of them"

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.models.backbone import TokenBackbone
+from ssl_vit.models.backbone import Features, TokenBackbone
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.initialization import initialize, initialize_token
 from ssl_vit.models.patches import patchify
 from ssl_vit.objectives.masking import random_hidden, take, visible_and_hidden
-from ssl_vit.objectives.objective import Objective, Observed, StepOutput
+from ssl_vit.objectives.objective import Observed, StepOutput
+from ssl_vit.objectives.one_crop.objective import PixelObjective
 from ssl_vit.objectives.one_crop.views import MaskedBatch, OneCropViews
-from ssl_vit.objectives.pictures import reconstruction_panels
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.objectives.simmim.config import SimMimConfig
 
@@ -35,7 +35,7 @@ class SimMimViews(OneCropViews):
         return units.repeat(side, axis=0).repeat(side, axis=1).reshape(-1)
 
 
-class SimMim(Objective):
+class SimMim(PixelObjective):
     """Backbone, mask token and a linear layer."""
 
     backbone: TokenBackbone
@@ -55,20 +55,17 @@ class SimMim(Objective):
     def forward(self, batch: MaskedBatch, step: int) -> StepOutput:
         """Mean absolute error of the hidden pixels, in float32 (section 3.4)."""
         images = self.pixel_scale(batch.images)
-        _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
-        features = self.backbone(images, batch.hidden, self.mask_token)
+        features, hidden = self._encode(images, batch.hidden)
         targets = take(patchify(images, self.backbone.config.stride), hidden)
         loss = F.l1_loss(self.predict(take(features.patches, hidden)).float(), targets)
         return StepOutput(loss, {}, Observed(features.patches.detach().mean(dim=1)))
 
-    @torch.no_grad()
-    def panels(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        """What MAE shows: original, what was visible, reconstruction; and patch features."""
-        batch = MaskedBatch(*(tensor[:8] for tensor in batch))
-        images = self.pixel_scale(batch.images)
-        _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
-        features = self.backbone(images, batch.hidden, self.mask_token)
-        predicted = self.predict(take(features.patches, hidden)).float()
-        return reconstruction_panels(
-            self.backbone, self.pixel_scale, images, batch.hidden, predicted
-        )
+    def hidden_pixels(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """See :class:`PixelObjective`."""
+        features, indices = self._encode(images, hidden)
+        return self.predict(take(features.patches, indices)).float()
+
+    def _encode(self, images: Tensor, hidden: Tensor) -> tuple[Features, Tensor]:
+        """Features of all patches, and the (B, M) indices of the hidden ones."""
+        _, indices = visible_and_hidden(hidden, self.num_hidden)
+        return self.backbone(images, hidden, self.mask_token), indices
