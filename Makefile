@@ -56,7 +56,7 @@ settings: .venv/.dev
 	$(BIN)/python -m docs.settings_page
 
 golden: .venv/.dev
-	$(BIN)/python -m tests.golden.write
+	$(BIN)/python -m tests.golden.write $(RECIPES)
 
 bench: .venv/.bench
 	$(BIN)/python benchmarks/train_step.py

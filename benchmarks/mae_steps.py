@@ -20,9 +20,9 @@ from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import MaeConfig
-from ssl_vit.objectives.mae.config import num_hidden_patches
 from ssl_vit.objectives.masking import random_hidden
 from ssl_vit.objectives.objective import Objective
+from ssl_vit.objectives.one_crop.config import num_hidden_patches
 from ssl_vit.objectives.one_crop.views import MaskedBatch
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.run.config import RunConfig

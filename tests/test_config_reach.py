@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType
+from types import FrameType
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -26,6 +26,9 @@ PACKAGES = tuple(str(ROOT / folder) for folder in ("ssl_vit", "launch", "data_pr
 NO_READERS = tuple(
     str(ROOT / "ssl_vit" / name) for name in ("config.py", "overrides.py", "recipes")
 )
+
+# Files of configs and of what they have in common.
+OF_CONFIGS = ("/config.py", "/objectives/method.py")
 
 # One recipe for every objective and shape of config; the others have the same fields.
 REPRESENTATIVES = {type(find_recipe(name).objective): name for name in reversed(RECIPES)}
@@ -78,29 +81,26 @@ class Recorder:
         self.reads: set[tuple[str, str]] = set()
 
     def install(self) -> None:
-        validators = set(validator_code(RunConfig))
         plain = Config.__getattribute__
 
         def recording(config: Config, name: str) -> Any:
             if not name.startswith("_") and name in type(config).model_fields:
-                code = sys._getframe(1).f_code
-                is_ours = code.co_filename.startswith(PACKAGES)
-                is_reader = is_ours and not code.co_filename.startswith(NO_READERS)
-                if is_reader and code not in validators:
+                reader = asking(sys._getframe(1))
+                if reader.startswith(PACKAGES) and reader not in NO_READERS:
                     self.reads.add((type(config).__name__, name))
             return plain(config, name)
 
         setattr(Config, "__getattribute__", recording)  # noqa: B010 - pyright refuses the plain way
 
 
-def validator_code(kind: type[Config]) -> Iterator[CodeType]:
-    """The code of every `model_validator` of a config and those in it."""
-    for validator in kind.__pydantic_decorators__.model_validators.values():
-        yield getattr(validator.func, "__func__", validator.func).__code__
-    for field in kind.model_fields.values():
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if _is_config(inner):
-                yield from validator_code(inner)
+def asking(frame: FrameType | None) -> str:
+    """The file whose code asks a config for something. A config's own methods answer others; its
+    validators are called by pydantic, which is no reader.
+    """
+    # A property is reached through the recorder itself.
+    while frame is not None and frame.f_code.co_filename.endswith((*OF_CONFIGS, __file__)):
+        frame = frame.f_back
+    return frame.f_code.co_filename if frame is not None else ""
 
 
 def record_run(recipe: str, shards: str, run: str, *more: str) -> set[tuple[str, str]]:

@@ -17,7 +17,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_losses_of_a_recipe_have_not_moved(recipe: str, folder: Path):
-    golden = json.loads((FOLDER / f"{recipe}.json").read_text())
+    file = FOLDER / f"{recipe}.json"
+    assert file.is_file(), f"no golden losses: run  make golden RECIPES={recipe}"
+    golden = json.loads(file.read_text())
     assert len(golden) == 20
     # A teacher's targets grow harder while it moves away from its student: that loss may rise.
     if not isinstance(find_recipe(recipe).objective, DinoConfig):

@@ -98,10 +98,9 @@ def test_a_recipe_knows_its_name_and_says_its_command(name: str) -> None:
     recipe = RECIPES[name]
     assert find_recipe(name).recipe == recipe.name == name
     assert recipe.command == f"ssl-vit pretrain {name} --run RUN data.shards=SHARDS"
-    assert re.search(r"\d{4}, arXiv \d{4}\.\d{5}$|^our own runs$", recipe.source)
+    assert re.search(r"\d{4}, (arXiv \d{4}\.\d{5}|[A-Z]\w+)$|^our own runs$", recipe.source)
     # The objective trained and the network of the title are those of the config.
-    methods = {"mae": ("MAE",), "simmim": ("SimMIM",), "dino": ("DINO", "iBOT", "DINOv2")}
-    assert recipe.method in methods[recipe().objective.name]
+    assert recipe.method in (type(recipe().objective).__doc__ or "")
     if size := re.match(r"ViT-\w/(\d+)", recipe.network):
         assert recipe().backbone.patch_size == int(size[1])
     figures = re.search(r"\d\d(\.\d| %)", recipe.expected)
@@ -129,7 +128,7 @@ def test_a_printed_recipe_explains_every_setting() -> None:
     assert text.startswith("# MAE, ViT-B/16.\n#\n# ssl-vit pretrain mae_vitb16 --run RUN")
     assert "# Source: He et al. 2021, arXiv 2111.06377; table 8 (800 epochs" in text
     assert (
-        "# Masked autoencoder (He et al. 2021, arXiv 2111.06377).\n"
+        "# Masked autoencoder, MAE (He et al. 2021, arXiv 2111.06377).\n"
         "objective:\n"
         "\n"
         "  # Which objective this section configures.\n"

@@ -12,8 +12,8 @@ from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig, Si
 from ssl_vit.objectives.dino.objective import Dino
 from ssl_vit.objectives.dino.views import DinoViews
 from ssl_vit.objectives.mae.objective import Mae
-from ssl_vit.objectives.mae.views import MaeViews
 from ssl_vit.objectives.objective import Objective
+from ssl_vit.objectives.one_crop.views import RandomPatchViews
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.objectives.simmim.objective import SimMim, SimMimViews
 
@@ -50,7 +50,7 @@ def build_views(config: ObjectiveConfig, backbone: BackboneConfig) -> Views:
     """What the objective sees of an image, for the data workers."""
     match config:
         case MaeConfig():
-            return MaeViews(config, backbone)
+            return RandomPatchViews(config, backbone)
         case SimMimConfig():
             return SimMimViews(config, backbone)
         case DinoConfig():

@@ -15,8 +15,8 @@ from ssl_vit.models.cost import Arithmetic, Precision
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import DinoConfig, MaeConfig
-from ssl_vit.objectives.mae.config import num_hidden_patches
 from ssl_vit.objectives.objective import Objective
+from ssl_vit.objectives.one_crop.config import num_hidden_patches
 from ssl_vit.objectives.one_crop.views import MaskedBatch
 from tests.kept_bytes import kept_bytes
 from tests.objectives.test_dino import batch_of as dino_batch

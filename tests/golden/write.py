@@ -1,8 +1,11 @@
-"""The only writer of the golden files: `make golden`. The commit that moves one says why."""
+"""The only writer of the golden files: `make golden`, or `make golden RECIPES=…` for some recipes.
+The commit that moves one says why.
+"""
 
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_vit.objectives.config import DinoConfig
@@ -47,12 +50,14 @@ def smoke_losses(recipe: str, folder: Path) -> list[float]:
     return [loss for _, loss, _ in losses(run)]
 
 
-def main() -> int:
+def main(recipes: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        for recipe in RECIPES:
+        for recipe in recipes or RECIPES:
             golden = FOLDER / f"{recipe}.json"
             golden.write_text(json.dumps(smoke_losses(recipe, Path(folder)), indent=1) + "\n")
             print(f"wrote {golden}")
+    if recipes:
+        return 0
     text = json.dumps(test_zero_config.written(), indent=1)
     test_zero_config.GOLDEN.write_text(text + "\n")
     print(f"wrote {test_zero_config.GOLDEN}")
@@ -62,4 +67,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -13,8 +13,7 @@ from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.config import MaeConfig
 from ssl_vit.objectives.mae.objective import Mae
-from ssl_vit.objectives.mae.views import MaeViews
-from ssl_vit.objectives.one_crop.views import MaskedBatch
+from ssl_vit.objectives.one_crop.views import MaskedBatch, RandomPatchViews
 from ssl_vit.objectives.pixels import PixelScale
 from tests.pictures import draw_and_render
 
@@ -175,14 +174,14 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed))
 
 
-def sample(views: MaeViews, image: np.ndarray, rng: np.random.Generator) -> MaeSample:
+def sample(views: RandomPatchViews, image: np.ndarray, rng: np.random.Generator) -> MaeSample:
     """One image as a data worker makes it."""
     crops, draw = draw_and_render(views, image, rng)
     return MaeSample(crops[0][0], draw.hidden)
 
 
 def test_views_are_fixed_by_their_randomness_alone() -> None:
-    views = MaeViews(mae_config(), backbone_config())
+    views = RandomPatchViews(mae_config(), backbone_config())
     image = picture()
     original = image.copy()
     first = sample(views, image, rng(1))
@@ -197,7 +196,7 @@ def test_views_are_fixed_by_their_randomness_alone() -> None:
 
 
 def test_a_sample_is_a_crop_and_a_mask_of_the_exact_size() -> None:
-    views = MaeViews(mae_config(), backbone_config())
+    views = RandomPatchViews(mae_config(), backbone_config())
     for seed in range(20):
         made = sample(views, picture(), rng(seed))
         assert made.image.shape == (3, SIZE, SIZE)
@@ -213,15 +212,17 @@ def test_a_flip_mirrors_the_same_crop_and_leaves_the_mask(
     flip: dict[str, float], axes: list[int]
 ) -> None:
     never = {"horizontal_flip": 0.0, "vertical_flip": 0.0}
-    straight = sample(MaeViews(mae_config(**never), backbone_config()), picture(), rng(3))
-    flipped = sample(MaeViews(mae_config(**(never | flip)), backbone_config()), picture(), rng(3))
+    straight = sample(RandomPatchViews(mae_config(**never), backbone_config()), picture(), rng(3))
+    flipped = sample(
+        RandomPatchViews(mae_config(**(never | flip)), backbone_config()), picture(), rng(3)
+    )
     assert torch.equal(flipped.image, straight.image.flip(axes))
     assert np.array_equal(flipped.hidden, straight.hidden)
 
 
 def test_half_of_the_samples_are_flipped_by_default() -> None:
     never = mae_config(horizontal_flip=0.0)
-    straight, views = (MaeViews(c, backbone_config()) for c in (never, mae_config()))
+    straight, views = (RandomPatchViews(c, backbone_config()) for c in (never, mae_config()))
     same = sum(
         torch.equal(
             sample(straight, picture(), rng(s)).image, sample(views, picture(), rng(s)).image
@@ -234,7 +235,7 @@ def test_half_of_the_samples_are_flipped_by_default() -> None:
 def test_a_crop_of_the_whole_area_at_its_own_size_is_the_image() -> None:
     whole = mae_config(min_crop_area=1.0, horizontal_flip=0.0)
     image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    views = MaeViews(whole, backbone_config())
+    views = RandomPatchViews(whole, backbone_config())
     samples = [sample(views, image, rng(seed)).image for seed in range(40)]
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     # Of this area only the square fits, and the draw of the aspect rarely hits it; the fallback is
@@ -243,7 +244,7 @@ def test_a_crop_of_the_whole_area_at_its_own_size_is_the_image() -> None:
 
 
 def test_a_batch_keeps_the_samples_order_and_numbers() -> None:
-    views = MaeViews(mae_config(), backbone_config())
+    views = RandomPatchViews(mae_config(), backbone_config())
     drawn = [draw_and_render(views, picture(seed), rng(seed)) for seed in range(3)]
     crops = torch.stack([crops[0] for crops, _ in drawn], dim=1)  # (1, B, 3, S, S)
     batch = views.collate(
@@ -257,7 +258,7 @@ def test_a_batch_keeps_the_samples_order_and_numbers() -> None:
 
 
 def test_what_is_shown_of_a_sample_is_the_crop_and_what_the_encoder_sees_of_it() -> None:
-    views = MaeViews(mae_config(), backbone_config())
+    views = RandomPatchViews(mae_config(), backbone_config())
     crops, draw = draw_and_render(views, picture() | 1, rng(0))  # no pixel is 0
     crop, seen = views.show(crops, draw)
     assert torch.equal(crop, crops[0][0])

@@ -26,8 +26,8 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import MaeConfig
 from ssl_vit.objectives.ema import EmaTeacher
-from ssl_vit.objectives.mae.config import num_hidden_patches
 from ssl_vit.objectives.objective import Objective, StepOutput
+from ssl_vit.objectives.one_crop.config import num_hidden_patches
 from ssl_vit.objectives.one_crop.views import MaskedBatch
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.training.config import CheckpointConfig, EngineConfig, OptimizerConfig, ScheduleConfig

@@ -5,11 +5,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ssl_vit.models.config import BackboneConfig, Hides
-from ssl_vit.objectives.one_crop.config import OneCropConfig
+from ssl_vit.objectives.one_crop.config import OneCropConfig, num_hidden_patches
 
 
 class MaeConfig(OneCropConfig):
-    """Masked autoencoder (He et al. 2021, arXiv 2111.06377)."""
+    """Masked autoencoder, MAE (He et al. 2021, arXiv 2111.06377)."""
 
     name: Literal["mae"] = "mae"
     """Which objective this section configures."""
@@ -50,12 +50,3 @@ class MaeConfig(OneCropConfig):
     def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:
         """See :class:`MethodConfig`."""
         return {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
-
-
-def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
-    """M; at least one patch is hidden and one is visible. As in the paper's code, the number of
-    visible ones is rounded down.
-    """
-    # 100 × (1 − 0.8) is 19.999…96 in binary: without the small push, 81 patches would be hidden.
-    visible = int(num_patches * (1 - mask_ratio) + 1e-9)
-    return min(max(num_patches - visible, 1), num_patches - 1)

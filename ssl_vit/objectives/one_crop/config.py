@@ -41,3 +41,12 @@ class OneCropConfig(MethodConfig):
     def crops(self, backbone: BackboneConfig) -> tuple[tuple[int, tuple[int, int]], ...]:
         """One, as large as the backbone's training crop."""
         return ((1, backbone.height_width),)
+
+
+def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
+    """M; at least one patch is hidden and one is visible. As in the paper's code, the number of
+    visible ones is rounded down.
+    """
+    # 100 × (1 − 0.8) is 19.999…96 in binary: without the small push, 81 patches would be hidden.
+    visible = int(num_patches * (1 - mask_ratio) + 1e-9)
+    return min(max(num_patches - visible, 1), num_patches - 1)

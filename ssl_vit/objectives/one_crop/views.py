@@ -12,6 +12,7 @@ from ssl_vit.data.crops import Crop, crop_aspect, random_resized_crop_box
 from ssl_vit.data.views import Sample
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.patches import blank_patches
+from ssl_vit.objectives.masking import random_hidden
 from ssl_vit.objectives.one_crop.config import OneCropConfig
 
 
@@ -70,3 +71,11 @@ class OneCropViews(ABC):
         """
         hidden = torch.from_numpy(draw.hidden).unsqueeze(0)
         return [crops[0][0], blank_patches(crops[0], hidden, self.stride)[0]]
+
+
+class RandomPatchViews(OneCropViews):
+    """Each set of patches is equally likely to be hidden."""
+
+    def draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
+        """See :class:`OneCropViews`."""
+        return random_hidden(self.grid[0] * self.grid[1], self.num_hidden, rng)
