@@ -40,7 +40,7 @@ class MaeConfig(OneCropConfig):
 
     @property
     def needs(self) -> Hides:
-        """The encoder sees no hidden patch."""
+        """The encoder leaves hidden patches out."""
         return "drop"
 
     def num_hidden(self, backbone: BackboneConfig) -> int:
@@ -54,8 +54,8 @@ class MaeConfig(OneCropConfig):
 
 def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
     """M; at least one patch is hidden and one is visible. As in the paper's code, the number of
-    visible ones is rounded down.
+    visible patches is rounded down.
     """
-    # 100 × (1 − 0.8) is 19.999…96 in binary: without the small push, 81 patches would be hidden.
+    # 100 × (1 − 0.8) is 19.999…96 in binary: without the 1e-9, 81 patches would be hidden.
     visible = int(num_patches * (1 - mask_ratio) + 1e-9)
     return min(max(num_patches - visible, 1), num_patches - 1)

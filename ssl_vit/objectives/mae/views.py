@@ -1,4 +1,4 @@
-"""What MAE sees of an image: one crop with random patches hidden."""
+"""Views of an image for MAE: one crop with random patches hidden."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from ssl_vit.objectives.one_crop.views import OneCropViews
 
 
 class MaeViews(OneCropViews):
-    """Each set of patches equally likely (He et al. 2021, section 3, "Masking")."""
+    """Every set of hidden patches is equally likely (He et al. 2021, section 3, "Masking")."""
 
     def draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
         """See :class:`OneCropViews`."""

@@ -1,7 +1,7 @@
-"""SimMIM: put a mask token in place of large hidden squares, predict their pixels by one layer.
+"""SimMIM: replace large squares with a mask token, predict their pixels with one linear layer.
 
 Xie et al. 2021, "SimMIM: A Simple Framework for Masked Image Modeling", arXiv 2111.09886. Unlike
-the paper's code, the ViT here has its own positions instead of relative ones.
+in the paper's code, the ViT has absolute positions instead of relative ones.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ class SimMimViews(OneCropViews):
 
 
 class SimMim(Objective):
-    """Backbone, mask token and a linear layer."""
+    """Backbone, mask token and a linear prediction layer."""
 
     backbone: TokenBackbone
 
@@ -53,7 +53,7 @@ class SimMim(Objective):
         initialize(self.predict, "truncated_normal")
 
     def forward(self, batch: MaskedBatch, step: int) -> StepOutput:
-        """Mean absolute error of the hidden pixels, in float32 (section 3.4)."""
+        """Mean absolute error on hidden pixels, in float32 (section 3.4)."""
         images = self.pixel_scale(batch.images)
         _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
         features = self.backbone(images, batch.hidden, self.mask_token)
@@ -63,7 +63,9 @@ class SimMim(Objective):
 
     @torch.no_grad()
     def panels(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        """What MAE shows: original, what was visible, reconstruction; and patch features."""
+        """Rows of original | visible patches | reconstruction, and the backbone's features of whole
+        images, for up to 8 images.
+        """
         batch = MaskedBatch(*(tensor[:8] for tensor in batch))
         images = self.pixel_scale(batch.images)
         _, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
