@@ -1,11 +1,11 @@
-"""Does a run survive? Its ranks are killed at random moments, again and again, until it is done.
+"""Fault tolerance: kills the ranks of a run at random moments, repeatedly, until it is done.
 
     python benchmarks/chaos.py [--kills 20] [--seed 0] [--updates 400]
 
-Every start draws its number of processes and its ZeRO stage. A third of the kills hit while a
-checkpoint is being written, the rest wherever they fall: imports and start included. At the end the
-run must have the samples of an unbroken one, update by update, and its losses; no start may go on
-from anything but the newest whole checkpoint. Exit code 1 where one of these does not hold.
+Every start draws its number of processes and its ZeRO stage. A third of the kills happen while a
+checkpoint is being written, the rest at any time, including imports and startup. At the end the run
+must have the samples and losses of an uninterrupted run at every step; every start must resume from
+the newest complete checkpoint. Exit code 1 if one of these does not hold.
 """
 
 import argparse
@@ -27,25 +27,25 @@ from ssl_vit.distributed import local_group
 from ssl_vit.files import hash_file
 from ssl_vit.training.checkpoint import complete_checkpoints, read_manifest, step_of
 
-_EVERY = 8  # updates between two checkpoints
-_TOLERANCE = 1e-3  # of a loss, relative: sums over ranks and stages are rounded in other orders
+_EVERY = 8  # steps between two checkpoints
+_TOLERANCE = 1e-3  # relative difference of a loss: ranks and stages sum in different orders
 _PATIENCE = 600.0  # seconds for one start
 
 
 @dataclass
 class Tally:
-    """What happened."""
+    """Counts of what happened."""
 
     kills: int = 0
     kills_while_saving: int = 0
-    kills_before_the_first_update: int = 0
-    updates_lost: int = 0
+    kills_before_the_first_step: int = 0
+    steps_lost: int = 0
     most_lost: int = 0
     expected_starts: list[int] = field(default_factory=list)
 
 
 def main() -> int:
-    """Run both, compare, print; the exit code."""
+    """Run both, compare and print; returns the exit code."""
     arguments = _read_arguments()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="ssl-vit-chaos-") as name:
@@ -60,14 +60,14 @@ def main() -> int:
         problems = _compare(broken, unbroken, arguments.updates)
         problems += _compare_starts(broken, tally.expected_starts)
     print(
-        f"{tally.kills} kills ({tally.kills_while_saving} while a checkpoint was written, "
-        f"{tally.kills_before_the_first_update} before the first update), "
-        f"{tally.updates_lost} updates made again, {tally.most_lost} at most after one kill "
+        f"{tally.kills} kills ({tally.kills_while_saving} while writing a checkpoint, "
+        f"{tally.kills_before_the_first_step} before the first step), "
+        f"{tally.steps_lost} steps repeated, at most {tally.most_lost} after one kill "
         f"(a checkpoint every {_EVERY}), {time.perf_counter() - began:.0f} s"
     )
     for problem in problems:
         print(f"WRONG: {problem}")
-    print("the run ended as if nothing had been" if not problems else "the run did not survive")
+    print("the run ended like an uninterrupted one" if not problems else "the run did not survive")
     return 1 if problems else 0
 
 
@@ -81,27 +81,27 @@ def _torment(run: Path, words: list[str], kills: int, rng: random.Random, log: P
             _wait(ranks, log)
             return tally
         while_saving = rng.random() < 1 / 3
-        made_before = _count_updates(run)
+        made_before = _count_steps(run)
         if not _wait_for_moment(run, ranks, while_saving, rng):
             raise SystemExit(f"the run ended before it was killed: {log.read_text()[-3000:]}")
         victim = rng.choice(ranks)
         victim.send_signal(signal.SIGKILL)
-        made = _count_updates(run)
+        made = _count_steps(run)
         tally.kills += 1
         tally.kills_while_saving += while_saving
-        tally.kills_before_the_first_update += made == made_before and not while_saving
-        for rank in ranks:  # a launcher ends the others
+        tally.kills_before_the_first_step += made == made_before and not while_saving
+        for rank in ranks:  # as a launcher ends the others
             if rank is not victim:
                 time.sleep(rng.random() * 0.3)
                 rank.kill()
             rank.wait()
         whole = _newest_whole(run)
         lost = max(0, made - whole)
-        tally.updates_lost += lost
+        tally.steps_lost += lost
         tally.most_lost = max(tally.most_lost, lost)
         print(
             f"kill {tally.kills:2}: {world_size} × ZeRO-{stage}, "
-            f"{'saving' if while_saving else 'any time'}, at update {made}, whole until {whole}",
+            f"{'saving' if while_saving else 'any time'}, at step {made}, checkpoint at {whole}",
             flush=True,
         )
 
@@ -109,9 +109,9 @@ def _torment(run: Path, words: list[str], kills: int, rng: random.Random, log: P
 def _wait_for_moment(
     run: Path, ranks: list[subprocess.Popen[bytes]], while_saving: bool, rng: random.Random
 ) -> bool:
-    """Wait until it is time; false where the run ended first."""
+    """Wait for the moment to kill; false if the run ended first."""
     deadline = time.monotonic() + _PATIENCE
-    goal = _count_updates(run) + rng.randrange(24)
+    goal = _count_steps(run) + rng.randrange(24)
     at_once = time.monotonic() + rng.random() * 6 if rng.random() < 1 / 4 else deadline
     while time.monotonic() < deadline:
         if any(rank.poll() is not None for rank in ranks):
@@ -120,7 +120,7 @@ def _wait_for_moment(
             if any((run / "checkpoints").glob(".partial_*")):
                 time.sleep(rng.random() * 0.02)
                 return True
-        elif _count_updates(run) > goal or time.monotonic() > at_once:
+        elif _count_steps(run) > goal or time.monotonic() > at_once:
             return True
         time.sleep(0.001)
     raise SystemExit("a start made no progress")
@@ -130,9 +130,9 @@ def _compare(broken: Path, unbroken: Path, updates: int) -> list[str]:
     ours, theirs = _read(broken), _read(unbroken)
     problems = []
     if [line["step"] for line in ours] != list(range(1, updates + 1)):
-        problems.append("metrics.jsonl does not have every update once")
+        problems.append("metrics.jsonl does not have every step once")
     if [line["samples"] for line in ours] != [line["samples"] for line in theirs]:
-        problems.append("other samples than in the unbroken run")
+        problems.append("samples differ from those of the uninterrupted run")
     difference = max(
         abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(ours, theirs, strict=False)
     )
@@ -143,26 +143,26 @@ def _compare(broken: Path, unbroken: Path, updates: int) -> list[str]:
 
 
 def _compare_starts(run: Path, expected: list[int]) -> list[str]:
-    """Starts that were killed early are not recorded; the others are in their order."""
+    """Compare starts in order; those that were killed early are not recorded."""
     starts = json.loads((run / "environment.json").read_text())["starts"]
     left = iter(expected)
     return [
-        f"a start went on from update {start['start_step']}, which was not the newest checkpoint"
+        f"a start resumed from step {start['start_step']}, which was not the newest checkpoint"
         for start in starts
         if not any(step == start["start_step"] for step in left)
     ]
 
 
 def _newest_whole(run: Path) -> int:
-    """Updates of the newest checkpoint; every one that is in place must be whole."""
+    """Step of the newest checkpoint; all checkpoints in the folder must be complete."""
     newest = 0
     for checkpoint in complete_checkpoints(run / "checkpoints"):
         manifest = read_manifest(checkpoint)
         if isinstance(manifest, str):
-            raise SystemExit(f"WRONG: half written and in place: {manifest}")
+            raise SystemExit(f"WRONG: incomplete checkpoint: {manifest}")
         for name, facts in manifest.files.items():
             if hash_file(checkpoint / name) != facts.sha256:
-                raise SystemExit(f"WRONG: half written and in place: {checkpoint / name}")
+                raise SystemExit(f"WRONG: incomplete checkpoint: {checkpoint / name}")
         newest = step_of(checkpoint)
     return newest
 
@@ -214,7 +214,7 @@ def _write_shards(scratch: Path) -> Path:
     return scratch / "shards"
 
 
-def _count_updates(run: Path) -> int:
+def _count_steps(run: Path) -> int:
     file = run / "metrics.jsonl"
     return file.read_bytes().count(b"\n") if file.is_file() else 0
 

@@ -1,11 +1,10 @@
-"""How fast do training samples come, and what does the data cost: ours beside what people use.
+"""Speed and cost of the data pipeline: ours and commonly used alternatives.
 
     python benchmarks/data_loading.py [--quick] [--part memory|loading|index|packing]
 
-Memory: our loader over a hundred thousand samples. Loading: our shards and crops against
-torchvision's ImageFolder with Pillow, against webdataset's own pipeline, and against libjpeg-turbo
-decoding alone; one worker each, the same crops, in turns. Index: a set of a hundred million.
-Packing: against `tar cf`.
+Memory: our loader over 100,000 samples. Loading: our shards and crops compared with torchvision's
+ImageFolder with Pillow, webdataset's own pipeline, and libjpeg-turbo decoding alone; one worker
+each, the same crops, in turns. Index: a set of 100 million samples. Packing: `tar cf`.
 """
 
 import argparse
@@ -72,10 +71,10 @@ def _compare_loaders(
         folder = scratch / title
         write_photographs(folder, count, size, originals, _SEED)
         shards = _pack(folder, scratch / f"{title} shards")
-        kind = "photographs (Debian's wallpapers)" if originals else "made-up pictures"
+        kind = "photographs (Debian's wallpapers)" if originals else "synthetic images"
         print(
             f"\n{title}: {count:,} {kind}, "
-            f"{shards.num_bytes / shards.num_samples / 1e3:,.0f} KB on average, one worker a side"
+            f"{shards.num_bytes / shards.num_samples / 1e3:,.0f} KB on average, one worker each"
         )
         for task in (ONE_CROP, MULTI_CROP):
             work = Workload(task, batch, batches)
@@ -86,8 +85,10 @@ def compare(folder: Path, shards: "ShardSet", work: "Workload", rounds: int) -> 
     """Let all loaders take turns at the same number of images, and print rates and ratios.
 
     Args:
-        folder: The images that ``shards`` holds, one sub-folder a class.
-        rounds: Turns of each.
+        folder: The images in ``shards``, one subfolder per class.
+        shards: The packed images.
+        work: Crops and number of images per turn.
+        rounds: Turns per loader.
     """
     import loaders
 
@@ -125,16 +126,16 @@ def _pack(images: Path, shards: Path) -> "ShardSet":
 
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="less of everything, under a minute")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, under a minute")
     parser.add_argument("--part", choices=_PARTS, help="only this part")
-    parser.add_argument("--count", type=positive, help="images of 500 × 375")
-    parser.add_argument("--large-count", type=positive, help="images of 12 megapixels")
-    parser.add_argument("--rounds", type=positive, help="turns of each side")
-    parser.add_argument("--batches", type=positive, help="batches of 64 in a turn")
-    parser.add_argument("--large-batches", type=positive, help="batches of 8 in a turn")
-    parser.add_argument("--samples", type=positive, help="through our loader, for its memory")
-    parser.add_argument("--index-samples", type=positive, help="of the made-up index")
-    parser.add_argument("--pack-count", type=positive, help="images to pack")
+    parser.add_argument("--count", type=positive, help="number of images of 500 × 375 pixels")
+    parser.add_argument("--large-count", type=positive, help="number of images of 12 megapixels")
+    parser.add_argument("--rounds", type=positive, help="turns per loader")
+    parser.add_argument("--batches", type=positive, help="batches of 64 per turn")
+    parser.add_argument("--large-batches", type=positive, help="batches of 8 per turn")
+    parser.add_argument("--samples", type=positive, help="samples to load, to measure memory")
+    parser.add_argument("--index-samples", type=positive, help="samples in the synthetic index")
+    parser.add_argument("--pack-count", type=positive, help="number of images to pack")
     full = {
         **{"count": 600, "large_count": 24, "rounds": 7, "batches": 20, "large_batches": 8},
         **{"samples": 100_000, "index_samples": 100_000_000, "pack_count": 40_000},

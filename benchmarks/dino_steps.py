@@ -1,7 +1,7 @@
-"""The two DINOv2 training steps that `train_step.py` compares, ours and one of lightly's parts.
+"""The two DINOv2 training steps that `train_step.py` compares: ours, and one built from lightly.
 
-Both begin with the same weights, take the same pixels, masks, precision and fused AdamW, and drop
-no path. Import only after `ssl_vit.distributed.set_library_environment`.
+Both start from the same weights and use the same pixels, masks, precision and fused AdamW, without
+stochastic depth. Import only after `ssl_vit.distributed.set_library_environment`.
 """
 
 import warnings
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.views import Sample
 from ssl_vit.models.config import VitConfig
-from ssl_vit.objectives import dino
 from ssl_vit.objectives.color_jitter import apply_color_jitter
 from ssl_vit.objectives.config import DinoConfig
+from ssl_vit.objectives.dino import objective as dino
 from ssl_vit.objectives.dino.config import NUM_GLOBALS
 from ssl_vit.objectives.dino.objective import Dino
 from ssl_vit.objectives.dino.views import DinoBatch, DinoViews
@@ -29,12 +29,12 @@ from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.engine import to_device
 from ssl_vit.training.optimizer import build_optimizer
 
-_PICTURE = 256  # pixels a side of what views are drawn from
-_LOCAL_PATCHES = 6  # a side of a local view
+_PICTURE = 256  # pixels per side of the images that views are drawn from
+_LOCAL_PATCHES = 6  # per side of a local view
 
 
 class DinoSizes(NamedTuple):
-    """What both sides of a comparison have in common."""
+    """Sizes of both sides of a comparison."""
 
     width: int
     depth: int
@@ -43,7 +43,7 @@ class DinoSizes(NamedTuple):
     local_crops: int
     prototypes: int
     batch: int
-    """Images a step."""
+    """Images per step."""
 
     def __str__(self) -> str:
         return (
@@ -60,7 +60,7 @@ def dino_config(
     device: Literal["cpu", "cuda"],
     centering: Literal["average", "sinkhorn"] = "average",
 ) -> RunConfig:
-    """DINOv2's short run (`dinov2_vitl16`) in these sizes, without dropped paths."""
+    """DINOv2's short run (`dinov2_vitl16`) in these sizes, without stochastic depth."""
     return RunConfig(
         recipe="benchmark",
         backbone=VitConfig(
@@ -85,7 +85,7 @@ def dino_config(
 
 
 def draw_dino_batch(config: RunConfig) -> DinoBatch:
-    """Noise images with the views, colors and masks of a run, on the CPU."""
+    """Noise images with the views, color jitter and masks of a run, on the CPU."""
     views, batch = DinoViews(_objective(config), config.backbone), config.data.global_batch_size
     rng = np.random.Generator(np.random.Philox(0))
     draws = [views.draw(_PICTURE, _PICTURE, rng) for _ in range(batch)]
@@ -99,12 +99,12 @@ def draw_dino_batch(config: RunConfig) -> DinoBatch:
 def our_dino_step(
     config: RunConfig, batch: DinoBatch, clock: PieceClock | None = None
 ) -> TrainingStep:
-    """Our objective in a plain torch loop; colors, blur and the scale of pixels are part of it.
+    """Our objective in a plain torch loop, including color jitter, blur and pixel normalization.
 
     Args:
-        config: What is computed.
+        config: The run to compute.
         batch: Moved to the device in every step.
-        clock: Watches the pieces, which takes time of its own.
+        clock: Times the pieces, which adds some overhead.
     """
     device = torch.device(config.engine.device)
     objective = _build_dino(config).to(device)
@@ -134,12 +134,12 @@ def our_dino_step(
 
 
 class LightlyNetwork(nn.Module):
-    """lightly's backbone and head, put together as in its DINOv2 benchmark (version 1.6,
+    """lightly's backbone and head, combined as in its DINOv2 benchmark (version 1.6,
     benchmarks/imagenet/vitb16/dinov2.py), in our sizes and with our weights.
 
     Args:
-        config: The sizes.
-        start: Whose student it begins as.
+        config: The run, for its sizes.
+        start: Provides the initial weights, those of its student.
     """
 
     def __init__(self, config: RunConfig, start: Dino) -> None:
@@ -158,10 +158,10 @@ class LightlyNetwork(nn.Module):
             dynamic_img_size=True,
             init_values=backbone.layer_scale,
         )
-        # Positions are resized as ours are; the benchmark there leaves the antialiasing out.
+        # Positions are resized as ours are; lightly's benchmark does so without antialiasing.
         self.backbone = MaskedVisionTransformerTIMM(vit, pos_embed_initialization="skip")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of the weight_norm it is made with
+            warnings.simplefilter("ignore", FutureWarning)  # its weight_norm is deprecated
             self.head = DINOProjectionHead(
                 backbone.width, objective.head_hidden, objective.bottleneck, objective.prototypes
             )
@@ -172,16 +172,16 @@ class LightlyNetwork(nn.Module):
         self.load_state_dict(state)
 
     def forward(
-        self, images: Tensor, hidden: Tensor | None = None, asked: Tensor | None = None
+        self, images: Tensor, hidden: Tensor | None = None, selected: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(views, D) class tokens, and (R, D) of the patches that are asked for.
+        """(views, D) class tokens, and (R, D) features of the selected patches.
 
         Args:
             images: (views, 3, H, W) normalized.
-            hidden, asked: (views, 1 + N) bool; None: none.
+            hidden, selected: (views, 1 + N) bool; None: none.
         """
         features = self.backbone.encode(images, mask=hidden)
-        return features[:, 0], features[:0, 0] if asked is None else features[asked]
+        return features[:, 0], features[:0, 0] if selected is None else features[selected]
 
 
 class LightlyLosses:
@@ -197,25 +197,25 @@ class LightlyLosses:
         self._ibot = IBOTPatchLoss(**sizes).to(device)
         self._koleo = KoLeoLoss()
 
-    def view_loss(self, told: Tensor, said: Tensor) -> Tensor:
-        """Of class tokens' logits; moves its center too, as the next does."""
-        views = said.chunk(self.num_views)
-        return self._dino(told.chunk(NUM_GLOBALS), views, teacher_temp=self.temperature)
+    def view_loss(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """Loss of the class tokens' logits; also updates its center, as does ``patch_loss``."""
+        views = student.chunk(self.num_views)
+        return self._dino(teacher.chunk(NUM_GLOBALS), views, teacher_temp=self.temperature)
 
-    def patch_loss(self, told: Tensor, said: Tensor, mask: Tensor) -> Tensor:
-        """Of masked patches' logits."""
-        return self._ibot(told, said, mask, teacher_temp=self.temperature)
+    def patch_loss(self, teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
+        """Loss of the masked patches' logits."""
+        return self._ibot(teacher, student, mask, teacher_temp=self.temperature)
 
     def koleo(self, tokens: Tensor) -> Tensor:
-        """Of the global views' class tokens."""
+        """Weighted KoLeo loss of the global views' class tokens."""
         return self.koleo_weight * sum(map(self._koleo, tokens.chunk(NUM_GLOBALS)))
 
 
 def lightly_dino_step(
     config: RunConfig, batch: DinoBatch, clock: PieceClock | None = None
 ) -> TrainingStep:
-    """The step of lightly's DINOv2 benchmark in the same loop, on pixels prepared beforehand (there
-    they are the data workers'). Arguments as for ours.
+    """The step of lightly's DINOv2 benchmark in the same loop, on pixels prepared beforehand (in
+    lightly, by the data workers). Arguments as for ours.
     """
     from lightly.models import utils
 
@@ -247,13 +247,13 @@ def lightly_dino_step(
     def step() -> Tensor:
         with autocast(config):
             with torch.no_grad():
-                cls, patches = teacher(views, asked=masked)
-                told, patches_told = teacher.head(cls), teacher.head(patches)
+                cls, patches = teacher(views, selected=masked)
+                targets, patch_targets = teacher.head(cls), teacher.head(patches)
             cls, patches = student(views, masked, masked)
-            said, patches_said = student.head(cls), student.head(patches)
-            said = torch.cat([said, student.head(student(local)[0])])
-            loss = losses.view_loss(told, said) + losses.koleo(cls)
-            loss = loss + losses.patch_loss(patches_told, patches_said, grid)
+            logits, patch_logits = student.head(cls), student.head(patches)
+            logits = torch.cat([logits, student.head(student(local)[0])])
+            loss = losses.view_loss(targets, logits) + losses.koleo(cls)
+            loss = loss + losses.patch_loss(patch_targets, patch_logits, grid)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -269,13 +269,13 @@ def measure_pieces(
     warm_up: int,
     steps: int = 3,
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of a step, and of its pieces, which do not add up to it: the backbones are the rest.
+    """Seconds per step, and per piece of it; the rest of the step is the backbones.
 
     Args:
-        make: A step whose pieces the clock watches.
-        now: Seconds, once all work that was asked for is done.
-        warm_up: Steps before those that are measured.
-        steps: Those.
+        make: Builds a step whose pieces the clock times.
+        now: Current time in seconds, after all queued work is done.
+        warm_up: Number of steps before the measurement.
+        steps: Number of measured steps.
     """
     with PieceClock(now) as clock:
         step = make(clock).step
@@ -289,7 +289,7 @@ def measure_pieces(
 
 
 def _normalized(config: RunConfig, batch: DinoBatch) -> tuple[Tensor, Tensor]:
-    """Global and local views, as our objective prepares them."""
+    """Global and local views, prepared as in our objective."""
     pixel_scale = PixelScale(config.data.pixel_mean, config.data.pixel_std).to(batch.images.device)
     rows = batch.color_jitter.split([len(batch.images), len(batch.local)])
     return (

@@ -1,5 +1,5 @@
-"""What skipping dropped samples saves: our blocks against the same blocks with timm's DropPath,
-which computes every sample and multiplies some with zero.
+"""Savings from skipping dropped samples: our blocks compared with the same blocks and timm's
+DropPath, which computes every sample and multiplies some by zero.
 
     python benchmarks/drop_path.py [--quick] [--rate 0.3 --batch 20 --tokens 197 …]
 """
@@ -30,7 +30,7 @@ _WARM_UP = 2  # steps of each side before it is timed
 
 
 def main() -> None:
-    """Print the machine, the sizes, and time and memory of ours over timm's."""
+    """Print the machine, the sizes, and the ratios of our time and memory to timm's."""
     arguments = _read_arguments()
     device = find_machine(arguments.device, Processes()).device
     set_library_environment(device)
@@ -84,7 +84,7 @@ def _stack(width: int, depth: int, heads: int, rate: float) -> "nn.Sequential":
 
 
 def _drop_by_zeros(stack: "nn.Sequential", rate: float) -> None:
-    """Have timm's DropPath drop what our blocks would skip, in place."""
+    """Replace our stochastic depth by timm's DropPath, in place."""
     from timm.layers import DropPath
 
     def zeroing(block: "nn.Module") -> "Callable[[Tensor], Tensor]":
@@ -114,7 +114,7 @@ def _step(stack: "nn.Sequential", tokens: "Tensor") -> "Step":
 
 
 def _kept_bytes(stack: "nn.Sequential", tokens: "Tensor") -> int:
-    """Of a forward pass of training."""
+    """Bytes that a forward pass keeps for the backward pass."""
     import torch
 
     from tests.kept_bytes import kept_bytes
@@ -126,13 +126,13 @@ def _kept_bytes(stack: "nn.Sequential", tokens: "Tensor") -> int:
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, under 30 s on two cores")
-    parser.add_argument("--size", choices=VIT_SIZES, default="small", help="of a block")
-    parser.add_argument("--depth", type=positive, help="blocks; default: the size's")
-    parser.add_argument("--rate", type=float, default=0.3, help="of drop path")
-    parser.add_argument("--batch", type=positive, help="samples a step")
-    parser.add_argument("--tokens", type=positive, default=197, help="of a sample")
-    parser.add_argument("--pairs", type=positive, help="turns of each side")
-    parser.add_argument("--threads", type=positive, help="of torch; default: all cores")
+    parser.add_argument("--size", choices=VIT_SIZES, default="small", help="model size")
+    parser.add_argument("--depth", type=positive, help="number of blocks; default: the size's")
+    parser.add_argument("--rate", type=float, default=0.3, help="drop path rate")
+    parser.add_argument("--batch", type=positive, help="samples per step")
+    parser.add_argument("--tokens", type=positive, default=197, help="tokens per sample")
+    parser.add_argument("--pairs", type=positive, help="turns per side")
+    parser.add_argument("--threads", type=positive, help="torch threads; default: all cores")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
     full = {"batch": 20, "pairs": 9}

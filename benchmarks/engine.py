@@ -1,5 +1,5 @@
-"""The engine: ZeRO 0 to 3 against torch's DistributedDataParallel, memory against theory, cold
-start, saving and resuming.
+"""The engine: ZeRO 0 to 3 compared with torch's DistributedDataParallel, memory compared with
+theory, cold start, saving and resuming.
 
     python benchmarks/engine.py [--quick] [--part speed|gather|memory|start|state]
 """
@@ -25,7 +25,7 @@ RANK = Path(__file__).parent / "engine_rank.py"
 
 
 def main() -> None:
-    """Print the machine and the parts that were asked for."""
+    """Print the machine and the selected parts."""
     arguments = _read_arguments()
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "passive"}
     print(describe_machine("cpu"), flush=True)
@@ -34,12 +34,12 @@ def main() -> None:
 
 
 def speed(arguments: argparse.Namespace) -> None:
-    """One line for each stage: its time over DistributedDataParallel's."""
+    """One line per stage: the ratio of its time to DistributedDataParallel's."""
     words = (arguments.width, arguments.depth, arguments.batch, arguments.pairs)
     found = _run_ranks(arguments.processes, "speed", *words)
     print(
         f"speed     {arguments.processes} processes, ViT of {arguments.depth} × {arguments.width}, "
-        f"{arguments.batch} images a process; DDP {found.pop('ddp')}"
+        f"{arguments.batch} images per process; DDP {found.pop('ddp')}"
     )
     targets = {"0": 1.05, "1": 1.05, "2": 1.05, "3": 1.30}
     for stage, line in found.items():
@@ -47,16 +47,18 @@ def speed(arguments: argparse.Namespace) -> None:
 
 
 def gather(arguments: argparse.Namespace) -> None:
-    """Gathering 84 MB between CPUs: our time over gloo's."""
+    """Gathering 84 MB between CPUs: the ratio of our time to gloo's."""
     found = _run_ranks(arguments.processes, "gather", 21, arguments.pairs)
     print(f"gather    {found['line']}", flush=True)
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    """One line for each stage: resident bytes a parameter and rank."""
+    """One line per stage: resident bytes per parameter and rank."""
     world = arguments.processes
-    print(f"memory    {world} processes, bytes a parameter and rank, float32, beside the theory:")
-    print(f"          {'':7}{'between updates':>32}{'at most':>24}")
+    print(
+        f"memory    {world} processes, bytes per parameter and rank, float32, with theory and plan:"
+    )
+    print(f"          {'':7}{'between steps':>32}{'peak':>24}")
     for stage in range(4):
         found = _run_ranks(world, "memory", stage, arguments.memory_width, arguments.depth)
         print(
@@ -68,9 +70,9 @@ def memory(arguments: argparse.Namespace) -> None:
 
 
 def theory(stage: int, world: int) -> float:
-    """Bytes a parameter that must stay between two updates: weights, and AdamW's two moments; from
-    stage 1 on float32 copies of the weights too, which DeepSpeed updates (Rajbhandari et al. 2019,
-    arXiv 1910.02054, section 5, with 4 bytes a weight and gradients freed).
+    """Bytes per parameter that are kept between two steps: weights and AdamW's two moments; from
+    stage 1 on also float32 copies of the weights, which DeepSpeed updates (Rajbhandari et al. 2019,
+    arXiv 1910.02054, section 5, with 4 bytes per weight and gradients freed).
     """
     if stage == 0:
         return FLOAT32 * 3.0
@@ -79,7 +81,7 @@ def theory(stage: int, world: int) -> float:
 
 
 def start(arguments: argparse.Namespace) -> None:
-    """Seconds from the command to the first update, and what of it are imports."""
+    """Seconds from the command to the first step, and those of the imports alone."""
     imports, firsts = [], []
     code = "import ssl_vit.run.pretrain, ssl_vit.training.trainer, ssl_vit.training.engine"
     with tempfile.TemporaryDirectory() as folder:
@@ -89,15 +91,15 @@ def start(arguments: argparse.Namespace) -> None:
             imports.append(time.perf_counter() - began)
             firsts.append(_seconds_to_first_update(Path(folder) / str(turn)))
     print(
-        f"start     first update after {_spread(firsts)} s (target ≤ 8), "
+        f"start     first step after {_spread(firsts)} s (target ≤ 8), "
         f"imports alone {_spread(imports)} s (target ≤ 4)",
         flush=True,
     )
 
 
 def state(arguments: argparse.Namespace) -> None:
-    """Saving and resuming, beside torch.save and DeepSpeed's own checkpoint of the same engine."""
-    print("state     seconds; training stands still for the first number only")
+    """Saving and resuming, compared with torch.save and DeepSpeed's checkpoint of the engine."""
+    print("state     seconds; training is blocked for the first number only")
     for width in arguments.state_widths:
         with tempfile.TemporaryDirectory() as folder:
             found = _run_ranks(1, "state", width, arguments.depth, arguments.pairs, folder)
@@ -123,7 +125,7 @@ def _seconds_to_first_update(run: Path) -> float:
 
 
 def _run_ranks(world: int, *words: object) -> dict[str, Any]:
-    """Run `engine_rank.py` as the ranks of one group; what the first one prints."""
+    """Run `engine_rank.py` as the ranks of one group; returns the output of the first."""
     ranks = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(RANK), *map(str, words)],
@@ -133,10 +135,10 @@ def _run_ranks(world: int, *words: object) -> dict[str, Any]:
         )
         for place in local_group(world)
     ]
-    said = [rank.communicate()[0] for rank in ranks]
+    outputs = [rank.communicate()[0] for rank in ranks]
     if any(rank.returncode for rank in ranks):
         raise RuntimeError(f"a rank of {words} failed")
-    return json.loads(said[0].splitlines()[-1])
+    return json.loads(outputs[0].splitlines()[-1])
 
 
 def _spread(seconds: list[float]) -> str:
@@ -149,12 +151,12 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, about a minute")
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
     parser.add_argument("--processes", type=positive, default=2)
-    parser.add_argument("--width", type=positive, help="features a token, for the speed")
-    parser.add_argument("--depth", type=positive, help="blocks")
-    parser.add_argument("--batch", type=positive, help="images a process")
-    parser.add_argument("--pairs", type=positive, help="turns of each side")
-    parser.add_argument("--memory-width", type=positive, help="features a token, for the memory")
-    parser.add_argument("--state-widths", type=positive, nargs="+", help="features a token")
+    parser.add_argument("--width", type=positive, help="token width, for `speed`")
+    parser.add_argument("--depth", type=positive, help="number of blocks")
+    parser.add_argument("--batch", type=positive, help="images per process")
+    parser.add_argument("--pairs", type=positive, help="turns per side")
+    parser.add_argument("--memory-width", type=positive, help="token width, for `memory`")
+    parser.add_argument("--state-widths", type=positive, nargs="+", help="widths, for `state`")
     arguments = parser.parse_args()
     full = {"width": 384, "depth": 12, "batch": 64, "pairs": 7, "memory_width": 768}
     quick = {"width": 192, "depth": 6, "batch": 16, "pairs": 3, "memory_width": 384}

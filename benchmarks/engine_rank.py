@@ -1,4 +1,4 @@
-"""One rank of `engine.py`; the first one prints its results as JSON.
+"""One rank of `engine.py`; the first rank prints the results as JSON.
 
 python engine_rank.py speed WIDTH DEPTH BATCH PAIRS
 python engine_rank.py memory STAGE WIDTH DEPTH
@@ -26,7 +26,7 @@ _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
 def main(part: str, words: list[str]) -> None:
-    """Join the others and do one part."""
+    """Join the process group and run one part."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "passive"}
     import torch
 
@@ -34,7 +34,7 @@ def main(part: str, words: list[str]) -> None:
 
     processes = read_processes()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes.local_world_size))
-    if part == "memory":  # what is freed goes back at once, so that only what is needed counts
+    if part == "memory":  # return freed memory at once, so that only memory in use counts
         ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**16)
     else:
         keep_freed_memory()
@@ -53,7 +53,7 @@ def main(part: str, words: list[str]) -> None:
 
 
 def speed(processes: Processes, width: str, depth: str, batch: str, pairs: str) -> dict[str, Any]:
-    """DDP and the stages take turns; all ranks in step."""
+    """DDP and the ZeRO stages take turns, synchronized over ranks."""
     import torch
     from mae_steps import draw_batch, engine_step, our_step, run_config
 
@@ -72,8 +72,9 @@ def speed(processes: Processes, width: str, depth: str, batch: str, pairs: str) 
     losses = [float(side.step()) for side in sides]
     for side in sides:
         side.step()
-    if max(losses) - min(losses) > 0.05 * losses[0]:  # of the whole batch, or of this rank's part
-        raise RuntimeError(f"the sides do not compute the same: {losses}")
+    # A loss is of the whole batch, or of this rank's part.
+    if max(losses) - min(losses) > 0.05 * losses[0]:
+        raise RuntimeError(f"the losses of DDP and the ZeRO stages differ: {losses}")
 
     def turn(step: Callable[[], Any]) -> Turn:
         return repeated(lambda: float(step()), 2, torch.distributed.barrier)
@@ -81,11 +82,11 @@ def speed(processes: Processes, width: str, depth: str, batch: str, pairs: str) 
     spent = take_turns([turn(side.step) for side in sides], int(pairs))
     found = {str(stage): Pairs(spent[0], spent[stage + 1]).describe() for stage in range(4)}
     wall = statistics.median(each.wall for each in spent[0]) / 2
-    return {"ddp": f"{1000 * wall:,.0f} ms a step", **found}
+    return {"ddp": f"{1000 * wall:,.0f} ms per step", **found}
 
 
 def memory(processes: Processes, stage: str, width: str, depth: str) -> dict[str, Any]:
-    """Bytes a parameter: between updates, and at most."""
+    """Bytes per parameter: between steps, and at peak."""
     import torch
     from mae_steps import draw_batch, engine_step, run_config
 
@@ -104,14 +105,14 @@ def memory(processes: Processes, stage: str, width: str, depth: str) -> dict[str
         made = engine_step(config, images, engine, processes)
         return config, engine, made.step
 
-    _, _, first = steps(64, 1)  # what libraries allocate for themselves
+    _, _, first = steps(64, 1)  # so that memory the libraries allocate once does not count
     first()
     first()
     before = _resident()
     config, engine, step = steps(int(width), int(depth))
     step()
     resting = _resident() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     step()
     peak = peak_memory(torch.device("cpu")) - before
     arithmetic = Arithmetic("float32", "cpu")
@@ -124,7 +125,7 @@ def memory(processes: Processes, stage: str, width: str, depth: str) -> dict[str
 
 
 def state(processes: Processes, width: str, depth: str, pairs: str, folder: str) -> dict[str, Any]:
-    """Seconds to save and to load one engine's state in three ways, taking turns."""
+    """Seconds to save and load an engine's state in three ways, taking turns."""
     import torch
     from mae_steps import draw_batch, run_config
 
@@ -175,7 +176,7 @@ def state(processes: Processes, width: str, depth: str, pairs: str, folder: str)
 
 
 def gather(_: Processes, millions: str, pairs: str) -> dict[str, Any]:
-    """gloo's gathering and ours, taking turns."""
+    """gloo's all-gather and ours, taking turns."""
     import torch
     import torch.distributed as dist
 
@@ -192,7 +193,7 @@ def gather(_: Processes, millions: str, pairs: str) -> dict[str, Any]:
 
 
 def _first(batch: Any, count: int) -> Any:
-    """Its first samples, this rank's part."""
+    """The first ``count`` samples of a batch, this rank's part."""
     return type(batch)(*(tensor[:count] for tensor in batch))
 
 

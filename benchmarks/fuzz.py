@@ -1,12 +1,12 @@
-"""Damaged and hostile bytes given to the commands, for a while: every one ends as it should.
+"""Fuzzing: runs commands on damaged and hostile input, and checks how they end.
 
 python benchmarks/fuzz.py --seconds 60 --seed 1 [--kinds index,words]
 
-Each trial changes one file, word, answer or disk at random and runs one command in a process of its
-own. It must end with 0, 1 where the help says so, or 2 with an error and a fix of one line each,
-within its seconds and bytes, and without a traceback; what it leaves must add up. Prints a table,
-and of every failure the change and the end of what was said; exits with 1 where there was one. The
-same seed makes the same changes.
+Each trial changes one file, argument, response or disk at random and runs one command in its own
+process. It must exit with 0, with 1 where its help allows that, or with 2 and an error and a fix of
+one line each, within its limits of time and memory and without a traceback; its output must be
+consistent. Prints every failure with its change, and a table; exits with 1 if there was a failure.
+The same seed makes the same changes.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from fuzz_files import Images, Tars
 from fuzz_kinds import Disks, Indexes, Profiles, RunFolders, Runs, Servers, Words
 from fuzz_trial import Kind, judge
 
-# What the children would each import again.
+# Imported once, so that the child processes need not.
 PRELOADED = (
     *("ssl_vit.commands", "ssl_vit.cost.estimate", "ssl_vit.run.pretrain", "ssl_vit.data.sources"),
     *("ssl_vit_data_prep.commands", "ssl_vit_data_prep.check", "ssl_vit_data_prep.reshard"),
@@ -48,7 +48,7 @@ KINDS: dict[str, Callable[[Path], Kind]] = {
 
 @dataclass
 class Found:
-    """What became of the trials of a kind."""
+    """Results of the trials of one kind."""
 
     codes: Counter[int] = field(default_factory=Counter)
     slowest: float = 0.0
@@ -56,23 +56,23 @@ class Found:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run for a while; the exit code."""
+    """Run the trials; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     listed = ", ".join(KINDS)
-    parser.add_argument("--kinds", help=f"of {listed}; those that do not train unless given")
-    asked = parser.parse_args(arguments)
-    names = asked.kinds.split(",") if asked.kinds else list(KINDS)[:-2]
+    parser.add_argument("--kinds", help=f"of {listed}; default: those that do not train")
+    options = parser.parse_args(arguments)
+    names = options.kinds.split(",") if options.kinds else list(KINDS)[:-2]
     if unknown := [name for name in names if name not in KINDS]:
-        parser.error(f"no kind {unknown[0]}; there are {', '.join(KINDS)}")
+        parser.error(f"unknown kind {unknown[0]}; choose from {', '.join(KINDS)}")
     for module in PRELOADED:
         importlib.import_module(module)
     found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             kind = KINDS[name](Path(scratch, name))
-            found[name] = _fuzz(name, kind, asked.seconds / len(names), asked.seed)
+            found[name] = _fuzz(name, kind, options.seconds / len(names), options.seed)
     print(f"{'kind':10} {'trials':>7} {'exit 0':>7} {'1':>5} {'2':>6} {'slowest':>8} {'failed':>7}")
     for name, one in found.items():
         codes = one.codes
@@ -85,19 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fuzz(name: str, kind: Kind, seconds: float, seed: int) -> Found:
     found, rng, end = Found(), random.Random(f"{name} {seed}"), time.monotonic() + seconds
-    said_of: Counter[str] = Counter()
+    reported: Counter[str] = Counter()
     while time.monotonic() < end:
         trial = kind.trial(rng)
         began = time.monotonic()
-        code, said = kind.attempt(trial.words)
+        code, output = kind.attempt(trial.words)
         found.slowest = max(found.slowest, time.monotonic() - began)
         found.codes[code] += 1
-        problem = judge(code, said, trial.may_be_1)
+        problem = judge(code, output, trial.may_be_1)
         left = trial.check(code)
         if problem := problem or left:
             found.failures.append(problem)
-            said_of[problem[:60]] += 1
-            if said_of[problem[:60]] <= 2:
+            reported[problem[:60]] += 1
+            if reported[problem[:60]] <= 2:
                 print(f"FAILED {name}: {trial.change}: {' '.join(trial.words[:2])}: {problem}")
         if found.slowest > kind.seconds / 4 and time.monotonic() - began >= found.slowest:
             print(f"slow {name}: {trial.change}: {' '.join(trial.words[:2])}")

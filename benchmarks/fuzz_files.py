@@ -1,4 +1,4 @@
-"""Images and tars for the fuzzing: sound ones of every kind, and changes that fit their formats."""
+"""Images and tars for the fuzzing: valid ones of every kind, and format-aware changes."""
 
 import io
 import json
@@ -15,12 +15,12 @@ from fuzz_trial import NASTY, Kind, Trial, change_bytes
 from PIL import Image
 
 _NUM_SOUND, _NUM_CHANGED = 6, 4
-# Sides and counts that headers may claim.
+# Sizes and counts to write into headers.
 _CLAIMS = (0, 1, 255, 256, 600, 4096, 13_370, 30_000, 65_500, 65_535, 2**20, 2**31 - 1, 2**32 - 1)
 
 
 def sound_images() -> dict[str, bytes]:
-    """Small files by name, of every format and layout that is read."""
+    """Small valid files by name, in every supported format and layout."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
     deep = rng.integers(0, 4096, (40, 48), dtype=np.uint16)
@@ -63,7 +63,7 @@ def sound_images() -> dict[str, bytes]:
 
 
 def change_image(name: str, content: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """A copy that claims another size, or has other bytes, and what was done."""
+    """A copy with a wrong size in its header or with changed bytes, and what was changed."""
     choice = rng.randrange(4)
     if choice == 0:
         return change_bytes(content, rng)
@@ -73,10 +73,10 @@ def change_image(name: str, content: bytes, rng: random.Random) -> tuple[bytes, 
             changed[rng.randrange(min(200, len(changed)))] = rng.randrange(256)
         return bytes(changed), "header bytes changed"
     sides = rng.choice(_CLAIMS), rng.choice(_CLAIMS)
-    said = f"claims {sides[0]} × {sides[1]}"
+    change = f"claims {sides[0]} × {sides[1]}"
     if name.endswith(".png"):
         head = content[12:16] + struct.pack(">II", *sides) + content[24:29]
-        return content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:], said
+        return content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:], change
     if name.endswith(".jpg"):
         for marker in (b"\xff\xc0", b"\xff\xc2"):
             if (place := content.find(marker)) > 0:
@@ -87,15 +87,15 @@ def change_image(name: str, content: bytes, rng: random.Random) -> tuple[bytes, 
                     changed = (
                         changed[:-2] + content[scan:-2] * rng.choice((2, 50, 3000)) + b"\xff\xd9"
                     )
-                    said += ", many scans"
-                return changed, said
+                    change += ", many scans"
+                return changed, change
     if name.endswith(".tif"):
         return _change_tag(content, rng)
     return change_bytes(content, rng)
 
 
 def _change_tag(content: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """One entry of a little-endian TIFF's first directory."""
+    """Change one entry of a little-endian TIFF's first directory."""
     start = struct.unpack("<I", content[4:8])[0]
     place = start + 2 + 12 * rng.randrange(struct.unpack("<H", content[start : start + 2])[0])
     tag, kind, count, value = struct.unpack("<HHII", content[place : place + 12])
@@ -108,8 +108,8 @@ def _change_tag(content: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 class Images(Kind):
-    """Folders of images, some of them changed, packed and read again; every file is packed or
-    refused.
+    """Folders of images, some of them changed, which are packed and checked; every file must be
+    packed or refused.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -120,7 +120,7 @@ class Images(Kind):
         images, shards = self.folder / "images", self.folder / "shards"
         if (shards / "index.json").is_file() and rng.random() < 0.5:
             words = ["shards", "check", str(shards), "--workers", "1"]
-            return Trial(f"{self.said}: check", words, may_be_1=True)
+            return Trial(f"{self.change}: check", words, may_be_1=True)
         for old in (images, shards):
             shutil.rmtree(old, ignore_errors=True)
         images.mkdir()
@@ -129,14 +129,14 @@ class Images(Kind):
         changes = []
         for number in range(_NUM_CHANGED):
             name = rng.choice(sorted(self.sound))
-            content, said = change_image(name, self.sound[name], rng)
+            content, change = change_image(name, self.sound[name], rng)
             (images / f"{number}_{name}").write_bytes(content)
-            changes.append(f"{name}: {said}")
-        self.said = "; ".join(changes)
+            changes.append(f"{name}: {change}")
+        self.change = "; ".join(changes)
         options = rng.choice(([], ["--decode"], ["--short-side", "16"], ["--page", "each"]))
         words = ["shards", "pack", str(images), str(shards), "--workers", "1", *options]
         return Trial(
-            self.said,
+            self.change,
             [*words, "--value-range", "0", "4095"],
             check=lambda code: _count(shards, "each" in options) if code == 0 else "",
         )
@@ -149,11 +149,11 @@ def _count(shards: Path, has_pages: bool) -> str:
     expected = _NUM_SOUND + _NUM_CHANGED
     if samples == expected or (has_pages and samples > expected):
         return ""
-    return f"{samples} packed and refused of {expected}"
+    return f"{samples} images packed or refused, not {expected}"
 
 
 class Tars(Kind):
-    """Tars of somebody else's, indexed; every record lies inside."""
+    """Foreign tars, which are indexed; every record must lie within its tar."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -162,7 +162,7 @@ class Tars(Kind):
     def trial(self, rng: random.Random) -> Trial:
         tar, out = self.folder / "set.tar", self.folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        content, said = self._change(rng)
+        content, change = self._change(rng)
         tar.write_bytes(content)
         options = rng.choice(
             (
@@ -178,9 +178,9 @@ class Tars(Kind):
                 return ""
             records = np.load(out / "samples.npy")
             ends = records["offset"] + records["length"]
-            return "" if (ends <= len(content)).all() else "a record ends behind its tar"
+            return "" if (ends <= len(content)).all() else "a record ends beyond its tar"
 
-        return Trial(said, words, check=check)
+        return Trial(change, words, check=check)
 
     def _change(self, rng: random.Random) -> tuple[bytes, str]:
         nasty = rng.choice(NASTY)
@@ -203,18 +203,18 @@ class Tars(Kind):
                     except ValueError:
                         continue  # a name that this format cannot hold
         content = stream.getvalue()
-        said = f"labels {label[:10]!r}, json {text[:20]!r}"
+        change = f"labels {label[:10]!r}, json {text[:20]!r}"
         match special:
             case 0:
-                return content, said
+                return content, change
             case 1:
-                return content, f"{said}, special attributes"
+                return content, f"{change}, special attributes"
             case 2:
                 changed, how = change_bytes(content, rng)
-                return changed, f"{said}; {how}"
+                return changed, f"{change}; {how}"
             case _:
                 changed, how = _change_header(content, rng)
-                return changed, f"{said}; {how}"
+                return changed, f"{change}; {how}"
 
 
 _PAX = (
@@ -230,7 +230,7 @@ _PAX = (
 
 
 def _change_header(content: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """One field of one member's header, with a checksum that fits."""
+    """Change one field of one member's header, with a valid checksum."""
     starts = [
         place for place in range(0, len(content), 512) if content[place + 257 :][:5] == b"ustar"
     ]
@@ -242,14 +242,14 @@ def _change_header(content: bytes, rng: random.Random) -> tuple[bytes, str]:
         header[124:136] = b"\x80" + (size % 2**88).to_bytes(11, "big")
         if size < 0:
             header[124] = 0xFF
-        said = f"size {size}"
+        change = f"size {size}"
     elif what == 1:
         header[156] = rng.choice(b"\x000123456789ABDKLMNSVXgx")
-        said = f"type {chr(header[156])!r}"
+        change = f"type {chr(header[156])!r}"
     else:
         for _ in range(4):
             header[rng.randrange(345)] = rng.randrange(256)
-        said = "header bytes"
+        change = "header bytes"
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
-    return content[:start] + bytes(header) + content[start + 512 :], said
+    return content[:start] + bytes(header) + content[start + 512 :], change

@@ -1,4 +1,4 @@
-"""What the fuzzing changes: indexes, run folders, words, cluster profiles, servers, disks, runs.
+"""Kinds of input to fuzz: indexes, run folders, settings, cluster profiles, servers, disks, runs.
 
 Images and tars are in fuzz_files.py.
 """
@@ -21,7 +21,9 @@ from ssl_vit.run.config import RunConfig
 
 
 class Indexes(Kind):
-    """`index.json` and `samples.npy` of a set, read by training, checks and resharding."""
+    """`index.json` and `samples.npy` of a data set, read by `plan`, `shards check` and `shards
+    reshard`.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -32,18 +34,18 @@ class Indexes(Kind):
         for old in (target, self.folder / "out"):
             shutil.rmtree(old, ignore_errors=True)
         shutil.copytree(self.folder / "sets" / "train", target)
-        said = change_file(target / rng.choice(("index.json", "index.json", "samples.npy")), rng)
+        change = change_file(target / rng.choice(("index.json", "index.json", "samples.npy")), rng)
         commands = (
             ["plan", "mae_vits16", f"data.shards={target}"],
             ["shards", "check", str(target), "--workers", "1"],
             ["shards", "reshard", str(target), str(self.folder / "out"), "--workers", "1"],
         )
         words = rng.choice(commands)
-        return Trial(said, list(words), may_be_1=words[1] in ("check", "mae_vits16"))
+        return Trial(change, list(words), may_be_1=words[1] in ("check", "mae_vits16"))
 
 
 class RunFolders(Kind):
-    """The files of a run folder, read by its status, by lists and by evaluations."""
+    """The files of a run folder, read by `launch` and `plan`."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -63,7 +65,7 @@ class RunFolders(Kind):
         files = [
             path for path in sorted(runs.rglob("*")) if path.suffix in (".json", ".jsonl", ".yaml")
         ]
-        said = change_file(rng.choice(files), rng)
+        change = change_file(rng.choice(files), rng)
         words = rng.choice(
             (
                 ["launch", "status", str(runs / "run")],
@@ -72,7 +74,7 @@ class RunFolders(Kind):
                 ["plan", str(runs / "run" / "config.yaml")],
             )
         )
-        return Trial(said, words, may_be_1=words[0] == "plan")
+        return Trial(change, words, may_be_1=words[0] == "plan")
 
 
 class Words(Kind):
@@ -108,15 +110,15 @@ class Profiles(Kind):
     def trial(self, rng: random.Random) -> Trial:
         file = self.folder / "profile.yaml"
         file.write_text(yaml.safe_dump(PROFILE))
-        said = change_file(file, rng)
+        change = change_file(file, rng)
         words = ["launch", "submit", "mae_vits16", "--run", str(self.folder / "run"), "--dry-run"]
-        return Trial(said, [*words, "--cluster", str(file), "data.source=synthetic"])
+        return Trial(change, [*words, "--cluster", str(file), "data.source=synthetic"])
 
 
 class Servers(Kind):
-    """A server that fails: a set is read through it, and must come whole or be refused."""
+    """A faulty server: a data set read from it must arrive complete or be refused."""
 
-    # What passes when it is asked again, and what does not.
+    # Faults that a retry overcomes, and faults that it does not.
     PASSING = ("refuse", "500", "cut", "short", "long", "hang", "other bytes", "endless")
     FINAL = ("403", "html")
 
@@ -130,7 +132,7 @@ class Servers(Kind):
         os.environ["SSL_VIT_CACHE"] = str(self.folder / "cache")
         faulty = rng.choice(("index.json", "samples.npy", "shard-000000.tar"))
         is_final = rng.random() < 0.2
-        # An index is asked for three times at most, and a machine may stall by itself.
+        # An index is requested at most three times, and the machine itself may stall.
         faults = rng.choices(self.PASSING, k=rng.randrange(2 if faulty == "index.json" else 3))
         faults += [rng.choice(self.FINAL)] if is_final else []
         server = subprocess.Popen(
@@ -147,18 +149,18 @@ class Servers(Kind):
         def check(code: int) -> str:
             server.kill()
             server.wait()
-            # Nothing says which bytes an index should have, so it is not fetched again for them.
+            # An index has no checksum, so wrong bytes do not cause a retry.
             is_other = faulty == "index.json" and {"other bytes", "long"} & set(faults)
             lenient = is_final or is_other
-            return "" if lenient or code == 0 else "the set did not come whole"
+            return "" if lenient or code == 0 else "the data set did not arrive complete"
 
         words = ["shards", "check", url, "--workers", "1"]
         return Trial(f"{faulty}: {', '.join(faults)}", words, may_be_1=is_final, check=check)
 
 
 class Runs(Kind):
-    """A run folder that was damaged while the run was away: it goes on to the same losses, or says
-    why not.
+    """A run folder damaged between two starts: the run resumes to the same losses, or reports an
+    error.
     """
 
     seconds, num_bytes = 120, 64 * 10**9
@@ -178,7 +180,7 @@ class Runs(Kind):
             shutil.rmtree(self.half / part / "step_00000006")
 
     def words(self, target: Path) -> list[str]:
-        """The command."""
+        """Arguments of the training command."""
         shards = f"data.shards={self.folder / 'sets' / 'train'}"
         words = ["pretrain", "mae_vits16", "--smoke", "--run", str(target), shards]
         return [*words, "engine.workers=0", *self.SETTINGS]
@@ -190,22 +192,22 @@ class Runs(Kind):
         files = [
             path for path in sorted(target.rglob("*")) if path.is_file() and path.stat().st_size
         ]
-        said = change_file(rng.choice(files), rng)
+        change = change_file(rng.choice(files), rng)
 
         def check(code: int) -> str:
             found, expected = losses_in(target), self.expected
-            if said.startswith("metrics.jsonl"):  # what was damaged stays lost
+            if change.startswith("metrics.jsonl"):  # damaged lines stay lost
                 found, expected = found[-2:], expected[-2:]
             if code == 0 and found != expected:
-                return f"losses {found}, and {expected} of the unbroken run"
+                return f"losses {found}, not {expected} as in the uninterrupted run"
             return ""
 
-        return Trial(said, self.words(target), check=check)
+        return Trial(change, self.words(target), check=check)
 
 
 class Disks(Runs):
-    """A disk that becomes full anywhere in a run; after room is made, the run ends as if nothing
-    had been. Needs the right to mount.
+    """A disk that fills up at any point of a run; with more space, the run resumes to the same
+    losses. Needs permission to mount.
     """
 
     def trial(self, rng: random.Random) -> Trial:
@@ -218,9 +220,9 @@ class Disks(Runs):
         def check(code: int) -> str:
             try:
                 subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
-                again, said = self.attempt(self.words(disk / "run"))
-                if problem := judge(again, said):
-                    return f"with room: {problem}"
+                again, output = self.attempt(self.words(disk / "run"))
+                if problem := judge(again, output):
+                    return f"with more space: {problem}"
                 found = losses_in(disk / "run")
                 return "" if found == self.expected else f"losses {found}, not {self.expected}"
             finally:
@@ -230,7 +232,7 @@ class Disks(Runs):
 
 
 def losses_in(run: Path) -> list[tuple[int, float]]:
-    """(update, loss) of every line of a run's metrics."""
+    """(step, loss) of every line of a run's metrics."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     values = [json.loads(line) for line in lines]
     return [(line["step"], line["loss"]) for line in values]

@@ -1,6 +1,4 @@
-"""One trial of the fuzzing: a change, a command in a process of its own, and whether it ended as it
-should.
-"""
+"""One trial of the fuzzing: a change, a command in its own process, and a check of how it ended."""
 
 import json
 import os
@@ -32,43 +30,45 @@ RAW = (b"", b"\0" * 100, b"[" * 100_000, b"\xff\xfe", b"{}", b"[]", b"null", b'{
 
 @dataclass
 class Trial:
-    """One command on something changed."""
+    """One command on changed input."""
 
     change: str
+    """Description of the change."""
     words: list[str]
+    """Arguments of `ssl-vit`."""
     may_be_1: bool = False
-    """Whether its help has an exit code of 1."""
+    """Whether the command's help allows exit code 1."""
     check: Callable[[int], str] = lambda code: ""
-    """Given the exit code: what is wrong with what the command left; empty if nothing is."""
+    """Maps the exit code to a problem with the command's output files; empty if there is none."""
 
 
 class Kind:
-    """Something that commands are given.
+    """A kind of input to fuzz.
 
     Args:
-        folder: For it alone.
+        folder: Its own folder, created here.
     """
 
     seconds, num_bytes = 20, 2 * 10**9
-    """That a command may take, the bytes of address space."""
+    """Limits per command: seconds, and bytes of address space."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
 
     def trial(self, rng: random.Random) -> Trial:
-        """Make the next one."""
+        """Draw the next trial."""
         raise NotImplementedError
 
     def attempt(self, words: list[str]) -> tuple[int, str]:
-        """Run a command in a child; its exit code (negative: its signal), and what it said."""
-        log = self.folder / "said"
+        """Run a command in a child process; its exit code (negative: signal), and its output."""
+        log = self.folder / "output"
         pid = os.fork()
         if pid == 0:
             self._run_child(words, log)
         _, status = os.waitpid(pid, 0)
-        said = log.read_text(encoding="utf-8", errors="replace")
-        return os.waitstatus_to_exitcode(status), said
+        output = log.read_text(encoding="utf-8", errors="replace")
+        return os.waitstatus_to_exitcode(status), output
 
     def _run_child(self, words: list[str], log: Path) -> None:
         code = 99
@@ -91,10 +91,10 @@ class Kind:
             os._exit(code)
 
 
-def judge(code: int, said: str, may_be_1: bool = False) -> str:
-    """What is wrong with an end; empty if it is as it should be."""
-    lines = said.strip().splitlines()
-    if "Traceback (most recent call last)" in said:
+def judge(code: int, output: str, may_be_1: bool = False) -> str:
+    """The problem with how a command ended; empty if there is none."""
+    lines = output.strip().splitlines()
+    if "Traceback (most recent call last)" in output:
         place = next((line for line in reversed(lines) if line.startswith('  File "')), "")
         return f"{lines[-1][:200]} at{place.rpartition('/')[2]}"
     if code < 0:
@@ -104,12 +104,12 @@ def judge(code: int, said: str, may_be_1: bool = False) -> str:
     if code == 2 and not (
         len(lines) >= 2 and lines[-2].startswith("error: ") and lines[-1].startswith("fix:   ")
     ):
-        return f"exit code 2 without its two lines: {lines[-2:]}"
+        return f"exit code 2 without error and fix: {lines[-2:]}"
     return ""
 
 
 def change_json(values: Any, rng: random.Random) -> tuple[Any, str]:
-    """A copy with one value replaced, removed or repeated, and what was done."""
+    """A copy with one value replaced or removed, and what was changed."""
     values = json.loads(json.dumps(values))
     place, path = values, ""
     while isinstance(place, dict | list) and place:
@@ -124,11 +124,11 @@ def change_json(values: Any, rng: random.Random) -> tuple[Any, str]:
             return values, f"{path} removed"
         place[key] = rng.choice(NASTY)
         return values, f"{path}={str(place[key])[:30]!r}"
-    return rng.choice(NASTY), "the whole replaced"
+    return rng.choice(NASTY), "everything replaced"
 
 
 def change_bytes(content: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """A copy with some bytes changed, cut off or repeated, and what was done."""
+    """A copy with some bytes changed, cut off or repeated, and what was changed."""
     choice = rng.randrange(4)
     if choice == 0:
         raw = rng.choice(RAW)
@@ -146,30 +146,30 @@ def change_bytes(content: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 def change_file(file: Path, rng: random.Random) -> str:
-    """Change a file by what it holds; what was done."""
+    """Change a file according to its type; returns what was changed."""
     content = file.read_bytes()
     if file.suffix in (".json", ".yaml", ".jsonl") and rng.random() < 0.6:
         if file.suffix == ".yaml":
-            values, said = change_json(yaml.safe_load(content), rng)
+            values, change = change_json(yaml.safe_load(content), rng)
             text = yaml.safe_dump(values)
         elif file.suffix == ".json":
-            values, said = change_json(json.loads(content), rng)
+            values, change = change_json(json.loads(content), rng)
             text = json.dumps(values)
         else:
             lines = content.decode().splitlines()
             place = rng.randrange(len(lines))
-            values, said = change_json(json.loads(lines[place]), rng)
+            values, change = change_json(json.loads(lines[place]), rng)
             lines[place] = json.dumps(values)
             text = "\n".join(lines) + "\n"
         file.write_text(text)
-        return f"{file.name}: {said}"
-    changed, said = change_bytes(content, rng)
+        return f"{file.name}: {change}"
+    changed, change = change_bytes(content, rng)
     file.write_bytes(changed)
-    return f"{file.name}: {said}"
+    return f"{file.name}: {change}"
 
 
 def make_set(folder: Path) -> None:
-    """Shards of 60 images of two classes, in two sets."""
+    """Pack shards of 60 images of two classes, split into train and val."""
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (folder / "images" / name).mkdir(parents=True)
@@ -181,7 +181,7 @@ def make_set(folder: Path) -> None:
 
 
 def run(*words: str | Path) -> None:
-    """A command that must succeed."""
+    """Run an `ssl-vit` command that must succeed."""
     done = subprocess.run(
         [sys.executable, "-m", "ssl_vit", *map(str, words)],
         capture_output=True,

@@ -1,10 +1,10 @@
-"""One GPU in six minutes: losses, resuming, memory against the plan, speed, the phase clock.
+"""Checks on one GPU in six minutes: losses, resuming, memory and the plan, speed, phase times.
 
     PYTHONPATH=.:launch:data_prep:eval python benchmarks/gpu.py [--parts speed clock] [--out DIR]
 
-Every part is a process with a time limit that writes DIR/PART.md as it goes; one that fails costs
-only itself. `losses`, `resume` and `memory` run side by side: what they measure is no time. With
-`--rehearse` everything is tiny and on the CPU: that finds mistakes, its figures mean nothing.
+Every part is a process with a time limit that writes DIR/PART.md as it runs; a failure does not
+affect the other parts. `losses`, `resume` and `memory` run concurrently: they do not measure time.
+With `--rehearse` all sizes are tiny and on the CPU, to find mistakes; ignore the numbers.
 """
 
 import argparse
@@ -38,9 +38,9 @@ from ssl_vit.run.data import data_facts
 from ssl_vit.run.machine import find_machine
 from ssl_vit.training.plan import make_plan
 
-# (parts that run side by side, their seconds at most)
+# (parts that run concurrently, time limit in seconds)
 ROUNDS = ((("losses", "resume", "memory"), 120), (("speed",), 200), (("clock",), 70))
-# `ssl-vit pretrain`, which itself needs the package installed.
+# Like `ssl-vit pretrain`, but works without installing the package.
 PRETRAIN = """import sys; from pathlib import Path; from ssl_vit.run.pretrain import prepare, start
 size, run, *words = sys.argv[1:]
 sys.exit(start(prepare("mae_vitb16", Path(run), words, size == "smoke")))"""
@@ -50,21 +50,21 @@ MODELS = (
     ("ViT-L/16", (1024, 24, 224, 16, 512, 8), (256, 128, 64)),
 )
 TINY = (("ViT of 2 × 64", (64, 2, 64, 16, 64, 1), (4, 2)),)
-UPDATES = 10  # of a leg of `losses`
+UPDATES = 10  # steps per leg of `losses`
 
 
 def main() -> None:
-    """Start the parts that were asked for, or be one."""
+    """Start the selected parts, or run as one of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder of the findings")
+    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder for the results")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--be", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.be:
         device = "cpu" if arguments.rehearse else "cuda"
         set_library_environment(device)
-        if arguments.be not in ("resume", "clock"):  # which start runs
+        if arguments.be not in ("resume", "clock"):  # these start runs
             from ssl_vit.training.zero import start_process_group
 
             start_process_group(device, Processes())
@@ -86,13 +86,13 @@ def main() -> None:
 
 
 def losses(device: str, scratch: Path) -> None:
-    """Ten updates of a small MAE in many ways, each beside the way it must equal."""
+    """Ten steps of a small MAE in many configurations, each compared with a reference."""
     import torch
     from mae_steps import draw_batch, our_step
 
     loop = our_step(_small("cpu"), draw_batch(_small("cpu"))).step
     found, bad = {"loop on the CPU": [float(loop()) for _ in range(UPDATES)]}, 0
-    for number, (name, beside, within, *halves) in enumerate(legs()):
+    for number, (name, reference, within, *halves) in enumerate(legs()):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         folder, results = scratch / str(number) if len(halves) > 1 else None, []
@@ -101,34 +101,34 @@ def losses(device: str, scratch: Path) -> None:
                 results += _train(_small(device, *words), UPDATES * half // len(halves), folder)[0]
             found[name] = [result.loss for result in results]
             skipped = sum(not result.applied for result in results)
-            differ = max(abs(a / b - 1) for a, b in zip(found[name], found[beside], strict=True))
-        except Exception as error:  # the other legs go on
+            differ = max(abs(a / b - 1) for a, b in zip(found[name], found[reference], strict=True))
+        except Exception as error:  # the other legs continue
             bad += 1
             print(f"{name:36} FAILED: {type(error).__name__}: {str(error)[:250]}")
             continue
         bad += (wrong := not differ <= within)
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         print(
-            f"{name:36} {'NO: ' if wrong else ''}± {differ:.0e} of {beside} (≤ {within:.0e}), norm "
-            f"{results[-1].grad_norm:.4f}, {skipped} skipped, {graphs} graphs"
+            f"{name:36} {'NO: ' if wrong else ''}± {differ:.0e} of {reference} (≤ {within:.0e}), "
+            f"norm {results[-1].grad_norm:.4f}, {skipped} skipped, {graphs} graphs"
         )
-    print(f"{len(list(legs())) - bad} as they must be, {bad} not")
+    print(f"{len(list(legs())) - bad} as expected, {bad} not")
 
 
 def legs() -> Iterator[tuple[Any, ...]]:
-    """(name, what its losses must equal, to which fraction, settings, those of its second half)."""
+    """(name, reference, relative tolerance of losses, settings, settings of the second half)."""
     zero = [f"engine.zero_stage={stage}" for stage in range(4)]
     half, conv = "engine.precision=bfloat16", "backbone.stem=conv"
     for old, new in ((0, 1), (1, 2), (2, 3), (3, 0)):
         yield f"ZeRO-{old}, then {new}", "loop on the CPU", 1e-4, [zero[old]], [zero[new]]
-    for name, beside, within, *words in (
+    for name, reference, within, *words in (
         ("float32", "loop on the CPU", 1e-4),
         ("clipped", "float32", 0.2, "optimizer.clip_norm=0.05", "optimizer.weight_decay=0.1"),
         ("conv stem", "float32", 0.2, conv),
         ("float16", "float32", 0.2, "engine.precision=float16"),  # DeepSpeed would scale others
         ("bfloat16", "float32", 0.02, half),
     ):
-        yield name, beside, within, words
+        yield name, reference, within, words
         within = 2e-3 if "float16" in name else 1e-4
         yield f"{name} again", name, within, words
         for stage in (0, 2, 3):
@@ -141,22 +141,22 @@ def legs() -> Iterator[tuple[Any, ...]]:
         *(["engine.micro_batch_size=8"], [conv, "engine.channels_last=true"]),
         *([compiled], [half, compiled], [half, compiled, light], [half, compiled, zero[2]]),
     ):
-        beside = "bfloat16" if half in way else "conv stem" if conv in way else "float32"
+        reference = "bfloat16" if half in way else "conv stem" if conv in way else "float32"
         within = 1e-2 if half in way else 2e-3 if tf32 in way else 1e-4
-        yield ", ".join(word.partition(".")[2] for word in way), beside, within, way
+        yield ", ".join(word.partition(".")[2] for word in way), reference, within, way
 
 
 def _small(device: str, *words: str) -> RunConfig:
     from mae_steps import Sizes, run_config
 
-    # Without decay, which the plain loop would give biases too.
+    # Without weight decay, which the plain loop would apply to biases too.
     more = ("optimizer.base_learning_rate=1e-3", "optimizer.weight_decay=0")
     more += ("optimizer.final_weight_decay=0", "engine.micro_batch_size=4", *words)
     return apply_overrides(run_config(Sizes(128, 2, 64, 16, 64, 1, 8), "float32", device), more)
 
 
 def resume(device: str, scratch: Path) -> None:
-    """A run stopped, killed and continued at other stages, beside an unbroken one."""
+    """A run stopped, killed and resumed at other ZeRO stages, and an uninterrupted one."""
     words = ("data.source=synthetic", "schedule.length=60", f"engine.device={device}")
     whole, broken = scratch / "whole", scratch / "broken"
     unbroken = _pretrain("smoke", whole, *words)
@@ -166,20 +166,20 @@ def resume(device: str, scratch: Path) -> None:
             time.sleep(0.005)
         child.send_signal(number)
         code, made = child.wait(), len(_metrics(broken))
-        print(f"ZeRO-{stage}, {number!r} after {made} of 60 updates: exit code {code}")
+        print(f"ZeRO-{stage}, {number!r} after {made} of 60 steps: exit code {code}")
     unbroken.wait()
     starts = json.loads((broken / "environment.json").read_text())["starts"]
     pairs = list(zip(_metrics(broken), _metrics(whole), strict=True))
     differ = max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in pairs)
     print(
-        f"ZeRO-2, 3, 0 from updates {[start['start_step'] for start in starts]}, beside an "
-        f"unbroken ZeRO-1: {len(pairs)} losses ± {differ:.0e}, ≤ 1e-04; samples are the same: "
+        f"ZeRO-2, 3, 0 from steps {[start['start_step'] for start in starts]}, compared with an "
+        f"uninterrupted ZeRO-1: {len(pairs)} losses ± {differ:.0e}, ≤ 1e-04; same samples: "
         f"{all(ours['samples'] == theirs['samples'] for ours, theirs in pairs)}"
     )
 
 
 def memory(device: str, _: Path) -> None:
-    """Peaks of three updates in GiB, and over what `ssl-vit plan` says; a line for ZeRO 0 to 3."""
+    """Peak memory of three steps in GiB, and relative to `ssl-vit plan`; ZeRO 0 to 3 per line."""
     print(f"mae_vitl16, micro_batch_size=auto: {_peak(device, 'mae_vitl16', 1024, 'auto')}")
     for recipe, light, (batch, micro) in itertools.product(
         ("mae_vitb16", "mae_vitl16"), ("false", "true"), ((64, 64), (256, 256), (256, 64))
@@ -195,7 +195,7 @@ def _peak(device: str, recipe: str, batch: int, micro: int | str, *words: str) -
     words += ("data.lanes=1", "engine.precision=bfloat16", f"engine.device={device}")
     words += (f"data.global_batch_size={batch}", f"engine.micro_batch_size={micro}")
     config = read_config(recipe, words, is_smoke=device == "cpu")
-    _network(config.backbone, config.objective, device)  # is no part of the run
+    _network(config.backbone, config.objective, device)  # not part of the run
     gc.collect()
     torch.cuda.empty_cache()
     if device == "cuda":
@@ -207,13 +207,13 @@ def _peak(device: str, recipe: str, batch: int, micro: int | str, *words: str) -
         return f"FAILED: {type(error).__name__}: {str(error)[:250]}"
     took, size = results[-1].peak_memory_bytes - before, plan.micro_batch_size
     config = apply_overrides(config, [f"engine.micro_batch_size={size}"])
-    said = make_estimate(config, 1, "h100", 0.4, 0).memory[config.engine.zero_stage]
+    estimate = make_estimate(config, 1, "h100", 0.4, 0).memory[config.engine.zero_stage]
     chosen = f"{size} of {batch} at once, " if micro == "auto" else ""
-    return f"{chosen}{took / 2**30:.2f} ({took / said.total:.2f}×)"
+    return f"{chosen}{took / 2**30:.2f} ({took / estimate.total:.2f}×)"
 
 
 def speed(device: str, _: Path) -> None:
-    """Images a second beside transformers, in turns; MFU of all by our count of operations."""
+    """Images/s compared with transformers, in turns; MFU of all by our count of operations."""
     import torch
     from mae_steps import Sizes, draw_batch, our_step, run_config, transformers_step
 
@@ -230,7 +230,7 @@ def speed(device: str, _: Path) -> None:
         for micro, batch in zip(micros, batches, strict=True):
             turn = repeated(functools.partial(step, batch), 5, wait)
             rates.append(5 * micro / min(turn().wall for _ in range(3)))
-        print(f"{name}: our engine at {micros} images a step: {[round(rate) for rate in rates]}/s")
+        print(f"{name}: our engine, {micros} images per step: {[round(rate) for rate in rates]}/s")
         best = rates.index(max(rates))
         config, batch = configs[best], batches[best]
         here = to_device(batch, torch.device(device))
@@ -251,7 +251,7 @@ def speed(device: str, _: Path) -> None:
 
 
 def clock(device: str, scratch: Path) -> None:
-    """A run from JPEGs: what it waits for, and whether its phases are all of its time."""
+    """A run on JPEGs: waiting times, and whether the phases add up to the time of a step."""
     from ssl_vit_data_prep.pack import pack_images
     from ssl_vit_data_prep.shard_writer import PackOptions
 
@@ -267,15 +267,15 @@ def clock(device: str, scratch: Path) -> None:
     for micro in (batch, batch // 4):
         run = scratch / str(micro)
         code = _pretrain(size, run, *words, f"engine.micro_batch_size={micro}").wait()
-        lines = _metrics(run)[10:]  # the first are not calm yet
+        lines = _metrics(run)[10:]  # without the warm-up
         steps = [batch / line["images_per_second"] for line in lines]
         phases = {name: [line[name] for line in lines] for name in lines[0] if "seconds/" in name}
         shares = [sum(row) / step for *row, step in zip(*phases.values(), steps, strict=True)]
         apart = (lines[-1]["time"] - lines[0]["time"]) / (len(lines) - 1)
         wait, mfu = (fmean(line[name] for line in lines) for name in ("data_wait", "mfu"))
         print(
-            f"{batch // micro} × {micro} (exit code {code}): {batch / apart:,.0f} images/s on the "
-            f"wall, data-wait {wait:.1%}, MFU {mfu:.1%}; a step {1e3 * median(steps):.1f} ms, "
+            f"{batch // micro} × {micro} (exit code {code}): {batch / apart:,.0f} images/s of "
+            f"wall time, data-wait {wait:.1%}, MFU {mfu:.1%}; {1e3 * median(steps):.1f} ms/step, "
             f"{fmean(steps) / apart:.3f} of the loop; phases "
             + ", ".join(f"{name[8:]} {1e3 * median(each):.1f}" for name, each in phases.items())
             + f", together {median(shares):.3f} of it ({min(shares):.3f}–{max(shares):.3f})"
@@ -328,13 +328,13 @@ def _train(config: RunConfig, last: int, folder: Path | None = None) -> tuple[li
         checkpoints.finish()
     engine.release()
     for held in (*engine.zero.module.parameters(), engine.zero.optimizer, engine.zero.deepspeed):
-        vars(held).clear()  # something keeps ZeRO-3 for ever
+        vars(held).clear()  # something keeps ZeRO-3 alive
     return results, engine.plan
 
 
 def _pretrain(size: str, run: Path, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-W", "ignore", "-c", PRETRAIN, size, str(run), *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)  # what it says goes to our stderr
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)  # stderr is shared
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:

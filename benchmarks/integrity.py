@@ -1,10 +1,10 @@
-"""What verifying data costs: the start of a command, and the prefetcher's share of a run.
+"""Cost of verifying data: at the start of a command, and in the prefetcher during a run.
 
     python benchmarks/integrity.py [--quick]
 
-Start: a process opens a set of a million records, with and without comparing them with their
-sha256, in turns. Prefetcher: the processor time of the process that hashes shards and looks at
-them again, over the wall time of a run of the loader at full speed.
+Start: a process opens a set of a million records, with and without verifying their sha256, in
+turns. Prefetcher: the CPU time of the process that hashes shards and checks them again, relative to
+the wall time of the loader at full speed.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from ssl_vit_data_prep.pack import pack_images
 from ssl_vit_data_prep.shard_writer import PackOptions
 
 _BATCH = 64
-_STEPS = 10**9  # more than there is time for
+_STEPS = 10**9  # more than will run
 _OPEN = (
     "import sys\n"
     "from ssl_vit.data.sources import open_shards\n"
@@ -44,13 +44,13 @@ _OPEN = (
 
 
 def main() -> None:
-    """Print the machine, then both parts."""
+    """Print the machine, then the results of both parts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="less of everything, under a minute")
-    parser.add_argument("--records", type=positive, help="of the set that is opened")
-    parser.add_argument("--pairs", type=positive, help="turns of each side")
-    parser.add_argument("--images", type=positive, help="of the set that is read")
-    parser.add_argument("--seconds", type=positive, help="of the run that reads it")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, under a minute")
+    parser.add_argument("--records", type=positive, help="records in the set to open")
+    parser.add_argument("--pairs", type=positive, help="turns per side")
+    parser.add_argument("--images", type=positive, help="images in the set to read")
+    parser.add_argument("--seconds", type=positive, help="seconds of reading")
     full = {"records": 1_000_000, "pairs": 15, "images": 2_000, "seconds": 120}
     quick = {"records": 100_000, "pairs": 3, "images": 200, "seconds": 15}
     arguments = parser.parse_args()
@@ -58,11 +58,11 @@ def main() -> None:
     print(describe_machine("cpu"), flush=True)
     with tempfile.TemporaryDirectory(prefix="ssl-vit-benchmark-") as name:
         measure_start(Path(name), arguments.records, arguments.pairs)
-        measure_keeper(Path(name), arguments.images, arguments.seconds)
+        measure_prefetcher(Path(name), arguments.images, arguments.seconds)
 
 
 def measure_start(scratch: Path, num_records: int, pairs: int) -> None:
-    """Print the seconds of a process that opens a set, with and without its records compared."""
+    """Print the seconds of a process that opens a set, with and without verifying its records."""
     folder = make_set(scratch / "records", num_records)
     sides = [partial(_open, folder, verifies) for verifies in (False, True)]
     for side in sides:
@@ -71,9 +71,9 @@ def measure_start(scratch: Path, num_records: int, pairs: int) -> None:
     without, with_check = turns.walls
     added = [b.wall - a.wall for a, b in zip(turns.first, turns.second, strict=True)]
     print(
-        f"start     {num_records:,} records: a process opens them in {without:.2f} s unchecked, "
-        f"in {with_check:.2f} s checked: {turns.describe()}\n"
-        f"          the check adds {statistics.median(added):.3f} s "
+        f"start     {num_records:,} records: a process opens them in {without:.2f} s unverified, "
+        f"in {with_check:.2f} s verified: {turns.describe()}\n"
+        f"          verifying adds {statistics.median(added):.3f} s "
         f"({min(added):.3f}–{max(added):.3f})   (target < 1 s)",
         flush=True,
     )
@@ -85,8 +85,8 @@ def _open(folder: Path, verifies: bool) -> Spent:
     return Spent(time.perf_counter() - wall, processor_seconds() - processor)
 
 
-def measure_keeper(scratch: Path, num_images: int, seconds: int) -> None:
-    """Print the prefetcher's share of a run: of all of it, and after its first quarter."""
+def measure_prefetcher(scratch: Path, num_images: int, seconds: int) -> None:
+    """Print the prefetcher's share of a run: of the whole run, and after its first quarter."""
     write_photographs(scratch / "images", num_images, (500, 375), [], 0)
     pack_images(scratch / "images", scratch / "shards", PackOptions(shard_bytes=2**20))
     shards = open_shards(scratch / "shards")
@@ -116,10 +116,10 @@ def measure_keeper(scratch: Path, num_images: int, seconds: int) -> None:
     share = (late.processor - early.processor) / (late.wall - early.wall)
     print(
         f"prefetcher  {len(shards.shards):,} shards of {shards.num_bytes / 2**20:,.0f} MiB, all "
-        f"in use: {late.processor:.2f} s of processor time in {late.wall:.0f} s "
-        f"({late.processor / late.wall:.2%}), of which {early.processor:.2f} s are its start and "
+        f"in use: {late.processor:.2f} s of CPU time in {late.wall:.0f} s "
+        f"({late.processor / late.wall:.2%}), of which {early.processor:.2f} s at startup and in "
         f"the first {early.wall:.0f} s\n"
-        f"          after that {share:.2%} of the time   (target ≤ 1 %)",
+        f"          afterwards {share:.2%} of the time   (target ≤ 1 %)",
         flush=True,
     )
 

@@ -1,4 +1,4 @@
-"""What a set of a hundred million samples costs to open, in memory, and in the order of samples."""
+"""Cost of a set of 100 million samples: opening it, its memory, and the order of its samples."""
 
 import os
 import statistics
@@ -28,7 +28,7 @@ _BATCH = 256
 
 
 def measure_large_index(scratch: Path, num_samples: int) -> None:
-    """Print the costs of a made-up set, beside those of a small one."""
+    """Print the cost of a synthetic set, and that of a small one."""
     large = make_set(scratch / "large", num_samples)
     small = make_set(scratch / "small", 2 * _PER_SHARD)
     seconds = [opening_seconds(large) for _ in range(_OPENINGS)]
@@ -39,7 +39,7 @@ def measure_large_index(scratch: Path, num_samples: int) -> None:
         f"({min(seconds):.2f}–{max(seconds):.2f})   (target < 1 s)\n"
         f"          adds {added / 2**20:.1f} MiB to a worker that reads 10,000 samples' records"
         "   (target < 50 MiB)\n"
-        f"          an update of {_BATCH} is drawn in {1e3 * costs[large]:.2f} ms, of "
+        f"          a step of {_BATCH} samples is drawn in {1e3 * costs[large]:.2f} ms, for "
         f"{2 * _PER_SHARD:,} samples in {1e3 * costs[small]:.2f} ms: "
         f"{costs[large] / costs[small]:.2f}×   (target: flat)",
         flush=True,
@@ -47,7 +47,7 @@ def measure_large_index(scratch: Path, num_samples: int) -> None:
 
 
 def make_set(folder: Path, num_samples: int) -> Path:
-    """An index without images: its tars and records are holes in the disk."""
+    """An index without images: its tars and records are sparse files."""
     folder.mkdir()
     count = num_samples // _PER_SHARD
     records = np.zeros(_PER_SHARD, dtype=SAMPLE_RECORD)
@@ -61,14 +61,14 @@ def make_set(folder: Path, num_samples: int) -> Path:
     index = Index(tuple(shards), (), None)
     write_index(folder, Index(tuple(shards[:1]), (), None), [records])
     header = (folder / SAMPLES_FILE).stat().st_size - records.nbytes
-    write_index(folder, index, [])  # the header of the whole
+    write_index(folder, index, [])  # the header for all records
     with (folder / SAMPLES_FILE).open("r+b") as file:
         file.truncate(header + num_samples * SAMPLE_RECORD.itemsize)
     return folder
 
 
 def opening_seconds(folder: Path) -> float:
-    """Seconds to open a set in a process of its own, imports left out."""
+    """Seconds to open a set in a separate process, without imports."""
     program = (
         "import sys, time\n"
         "from ssl_vit.data.sources import open_shards\n"
@@ -81,7 +81,7 @@ def opening_seconds(folder: Path) -> float:
 
 
 def worker_bytes(folder: Path) -> int:
-    """Bytes that a forked worker has of its own or touches, after reading many records."""
+    """Resident bytes of a forked worker after reading many records."""
     program = (
         "import os, sys\n"
         "from ssl_vit.data.config import DataConfig\n"
@@ -102,7 +102,7 @@ def worker_bytes(folder: Path) -> int:
 
 
 def order_seconds(folder: Path) -> float:
-    """Median seconds of the order for one update."""
+    """Median seconds to compute the order for one step."""
     sizes = [shard.num_samples for shard in open_shards(folder).shards]
     order = build_order([sizes], DataConfig(global_batch_size=_BATCH), 0)
     spent = []

@@ -1,4 +1,4 @@
-"""Does the loader's memory stay flat over a hundred thousand samples?"""
+"""Whether the loader's memory stays flat over 100,000 samples."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ _IMAGES = 500
 
 
 def measure_loader_memory(scratch: Path, num_samples: int) -> None:
-    """Print the memory of rank and workers after a tenth and at the end."""
+    """Print the memory of rank and workers after a tenth of the samples and at the end."""
     write_photographs(scratch / "images", _IMAGES, (160, 120), [], 0)
     pack_images(scratch / "images", scratch / "shards")
     shards = open_shards(scratch / "shards")
@@ -56,6 +56,6 @@ def measure_loader_memory(scratch: Path, num_samples: int) -> None:
 
 
 def _own_bytes() -> int:
-    """Of this process and its children, what they share counted once."""
+    """Bytes of this process and its children, shared memory counted once."""
     rank = psutil.Process(os.getpid())
     return sum(process.memory_full_info().pss for process in (rank, *rank.children(recursive=True)))

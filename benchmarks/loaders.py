@@ -1,14 +1,14 @@
-"""The loaders that take turns in `data_loading.py`: ours and what people pick instead.
+"""The loaders that `data_loading.py` compares: ours and common alternatives.
 
-All make the same crops (random resized, bicubic, flipped) as uint8 batches out of a DataLoader with
-one worker, so the rates are those of one core. Files are in the system's cache for all.
+All make the same crops (random resized, bicubic, flipped) as uint8 batches in a DataLoader with one
+worker, so the rates are per core. All files are in the page cache.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,20 +21,18 @@ from ssl_vit.data.dataset import TrainingBatches
 from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
 from ssl_vit.data.order import SampleOrder
 from ssl_vit.data.prefetcher import ShardPrefetcher
-
-if TYPE_CHECKING:
-    from ssl_vit.data.sample import Sample
 from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.views import Sample
 
 PREFETCH = 4
 _SEED = 0
-# Batches that come before the clock starts: a long run has all its memory, and a full queue.
+# Batches before the clock starts: a long run has allocated its memory and filled its queue.
 _WARM = PREFETCH + 2
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is made of an image: for each kind of crop (how many, pixels a side, areas)."""
+    """The crops of an image: (number, pixels per side, range of areas) for each kind."""
 
     name: str
     crops: tuple[tuple[int, int, tuple[float, float]], ...]
@@ -45,7 +43,7 @@ MULTI_CROP = Task("2 × 224 + 8 × 96", ((2, 224, (0.32, 1.0)), (8, 96, (0.05, 0
 
 
 class Views(NamedTuple):
-    """A task as our data workers take it."""
+    """A task, as views for our data workers."""
 
     task: Task
 
@@ -86,21 +84,21 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """The same for every side."""
+    """The work of one turn, the same for every loader."""
 
     task: Task
     batch: int
     batches: int
-    """That are timed."""
+    """Number of timed batches."""
 
     @property
     def num_images(self) -> int:
-        """In a turn."""
+        """Images per turn."""
         return self.batch * self.batches
 
 
 def ours(shards: "ShardSet", work: Workload) -> Turn:
-    """Shards, order, decoding and prefetcher, as `ssl_vit.run.pretrain` puts them together."""
+    """Shards, order, decoding and prefetcher, combined as in `ssl_vit.run.pretrain`."""
     order = SampleOrder(
         [shard.num_samples for shard in shards.shards], work.batch, work.batch, 8192, _SEED
     )
@@ -123,7 +121,7 @@ def ours(shards: "ShardSet", work: Workload) -> Turn:
 
 
 def image_folder(folder: Path, work: Workload) -> Turn:
-    """What MAE and DINOv2 do: ImageFolder, Pillow, torchvision's transforms."""
+    """As in the code of MAE and DINOv2: ImageFolder, Pillow, torchvision's transforms."""
     _import_torchvision()
     from torch.utils.data import DataLoader, RandomSampler
     from torchvision.datasets import ImageFolder
@@ -159,7 +157,7 @@ def stock_webdataset(tars: Sequence[Path], work: Workload) -> Turn:
 
 
 def decoding_alone(shards: "ShardSet", work: Workload) -> Turn:
-    """The limit of a full decode: simplejpeg on bytes in memory, in this process."""
+    """An upper limit for full decoding: simplejpeg on bytes in memory, in this process."""
     import simplejpeg
 
     some = min(shards.num_samples, work.num_images)
@@ -217,7 +215,7 @@ def _turn(begin: Callable[[], Any], work: Workload) -> Turn:
             arriving.close()
         else:
             arriving._shutdown_workers()
-        # At its end the loader waits for its worker, whose time counts from then on.
+        # Closing the loader waits for its worker, whose CPU time counts only then.
         return Spent(wall, processor_seconds() - processor)
 
     return turn

@@ -1,6 +1,6 @@
-"""The MAE training steps that `train_step.py` compares, each as a function without arguments.
+"""The MAE training steps that `train_step.py` compares, each a function without arguments.
 
-All take the same images, sizes, precision and fused AdamW. Import only after
+All use the same images, sizes, precision and fused AdamW. Import only after
 `ssl_vit.distributed.set_library_environment`.
 """
 
@@ -35,11 +35,11 @@ from ssl_vit.training.plan import DataFacts, Machine, make_plan
 Precision = Literal["float32", "bfloat16"]
 
 _NORMS_EVERY = LogConfig().norm_every_steps
-_STEPS = 10_000  # of the schedule; far more than a benchmark makes
+_STEPS = 10_000  # length of the schedule; far more than a benchmark takes
 
 
 class Sizes(NamedTuple):
-    """What both sides of a comparison have in common."""
+    """Sizes of both sides of a comparison."""
 
     width: int
     depth: int
@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
     decoder_width: int
     decoder_depth: int
     batch: int
-    """Images a step."""
+    """Images per step."""
 
     def __str__(self) -> str:
         return (
@@ -62,15 +62,13 @@ class TrainingStep(NamedTuple):
     """A model with its optimizer, ready to take steps."""
 
     step: Callable[[], Tensor | float]
-    """Forward, backward, update; returns the loss before the update."""
+    """Forward pass, backward pass and optimizer step; returns the loss before the step."""
     num_parameters: int
-    """Trained ones."""
+    """Number of trained parameters."""
 
 
 def run_config(sizes: Sizes, precision: Precision, device: Literal["cpu", "cuda"]) -> RunConfig:
-    """The run these sizes stand for: heads of 64 features, in the decoder of 32 (He et al.
-    2021).
-    """
+    """A run of these sizes: heads are 64 features wide, 32 in the decoder (He et al. 2021)."""
     return RunConfig(
         recipe="benchmark",
         backbone=VitConfig(
@@ -112,9 +110,9 @@ def our_step(
     """Our objective in a plain torch loop; the batch is moved to the device in every step.
 
     Args:
-        config: What is computed.
-        batch: Of this process.
-        processes: With these, in torch's DistributedDataParallel.
+        config: The run to compute.
+        batch: This process's batch.
+        processes: If given, use torch's DistributedDataParallel.
     """
     device = torch.device(config.engine.device)
     objective = build(config).to(device)
@@ -135,7 +133,7 @@ def our_step(
 def transformers_step(config: RunConfig, batch: MaskedBatch) -> TrainingStep:
     """Hugging Face's ViTMAEForPreTraining in the same loop, on images normalized beforehand.
 
-    It draws its own masks; scaled-dot-product attention, as by its default.
+    It draws its own masks, and uses scaled-dot-product attention, its default.
     """
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -190,10 +188,10 @@ def engine_step(
     """Our objective in our engine. The process group must have been started.
 
     Args:
-        config: What is computed.
-        batch: Of this process.
-        engine: How.
-        processes: This one's place.
+        config: The run to compute.
+        batch: This process's batch.
+        engine: Settings of the engine.
+        processes: This process's rank and world size.
     """
     machine = Machine(processes.world_size, torch.get_num_threads(), _device(config))
     facts = DataFacts(1000 * config.data.global_batch_size, "benchmark")

@@ -1,10 +1,9 @@
-"""What monitors cost: one look at features, beside the update of the recipe that it watches.
+"""Cost of the monitors: one check of features, compared with a training step of the recipe.
 
     python benchmarks/monitors.py [--turns 20]
 
-Both on this machine's processor, where a look is always made; the update as well, for the recipes
-of small machines. Larger backbones have the look alone: divide it by `monitor.every_steps` of
-your own updates.
+Both run on this machine's CPU, as monitors always do. Steps are measured for the recipes for small
+machines only; for larger backbones, compare a check with `monitor.every_steps` of your own steps.
 """
 
 import argparse
@@ -34,22 +33,20 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20)
     turns = parser.parse_args().turns
     every = MonitorConfig().every_steps
-    print(f"seconds, median of {turns} (spread: 10th to 90th percentile); a look every {every}")
+    print(f"seconds, median of {turns} (10th to 90th percentile); a check every {every} steps")
     for size, facts in VIT_SIZES.items():
         look = look_of(facts["width"])
-        print(f"a look at {size}'s features ({facts['width']} wide): {summary(look, turns)}")
+        print(f"a check of {size}'s features ({facts['width']} wide): {summary(look, turns)}")
     for name in RECIPES:
         step = step_of(name)
         look = look_of(find_recipe(name).backbone.width)
         seconds, watched = timed(step, turns), timed(look, turns)
         share = statistics.median(watched) / every / statistics.median(seconds)
-        print(
-            f"{name}: an update {words(seconds)}, a look {words(watched)}: {share:.2%} of the time"
-        )
+        print(f"{name}: a step {words(seconds)}, a check {words(watched)}: {share:.2%} of the time")
 
 
 def look_of(width: int) -> Callable[[], object]:
-    """One look at a full ring."""
+    """One check of a full buffer."""
     config = MonitorConfig(every_steps=1)
     monitor = Monitor(config, CollapseWatch(find_recipe(RECIPES[0]).objective, 0))
     features = torch.randn(config.buffer, width)
@@ -76,7 +73,7 @@ def step_of(name: str) -> Callable[[], object]:
 
 
 def timed(act: Callable[[], object], turns: int) -> list[float]:
-    """Seconds of each turn, after one that does not count."""
+    """Seconds of each turn, after one untimed turn."""
     act()
     found = []
     for _ in range(turns):
@@ -87,12 +84,12 @@ def timed(act: Callable[[], object], turns: int) -> list[float]:
 
 
 def summary(act: Callable[[], object], turns: int) -> str:
-    """Timed, in words."""
+    """Median and spread of the seconds of a turn, as text."""
     return words(timed(act, turns))
 
 
 def words(seconds: list[float]) -> str:
-    """Median and spread."""
+    """Median and spread, as text."""
     low, *_, high = statistics.quantiles(seconds, n=10)
     return f"{statistics.median(seconds):.4f} ({low:.4f}–{high:.4f})"
 

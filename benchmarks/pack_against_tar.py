@@ -1,4 +1,4 @@
-"""`ssl-vit shards pack` against `tar cf` of the same folder, which only copies."""
+"""`ssl-vit shards pack` compared with `tar cf` of the same folder, which only copies."""
 
 import shutil
 import subprocess
@@ -12,11 +12,12 @@ _ROUNDS = 5
 
 
 def compare_pack_with_tar(images: Path, scratch: Path, count: int) -> None:
-    """Print the ratio.
+    """Print both rates and their ratio.
 
     Args:
-        images: JPEGs to copy, over and over, into a folder of ``count`` files.
-        scratch: Everything is written here.
+        images: JPEGs to copy repeatedly into a folder of ``count`` files.
+        scratch: Folder for all files.
+        count: Number of images.
     """
     folder = scratch / "many"
     files = sorted(images.rglob("*.jpg"))
@@ -29,7 +30,7 @@ def compare_pack_with_tar(images: Path, scratch: Path, count: int) -> None:
     pack = [sys.executable, "-m", "ssl_vit", "shards", "pack", folder, shards, "--workers", "2"]
     sides = (_command(pack, shards), _command(["tar", "cf", tar, folder], tar))
     for side in sides:
-        side()  # the files are in the system's cache from here on
+        side()  # afterwards the files are in the page cache
     measured = interleave(*sides, _ROUNDS)
     rates = [count / wall for wall in measured.walls]
     print(

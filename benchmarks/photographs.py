@@ -1,9 +1,9 @@
-"""JPEGs to measure decoding on: real photographs where they can be had, else made-up ones.
+"""JPEGs for measuring decoding: real photographs if available, otherwise synthetic ones.
 
 Debian's wallpapers (packages `mate-backgrounds` and `lomiri-wallpapers-16.04`, GPL-2+ and
-CC-BY-SA) are fetched with apt into a scratch folder and never kept. Cut to 500 × 375 pixels at
-quality 90 they have ImageNet's geometry; scaled to 4000 × 3000 they are what a telephone takes.
-Made-up ones are noise whose strength falls with its frequency, as in natural images, plus edges.
+CC-BY-SA) are downloaded with apt into a scratch folder and deleted afterwards. Cropped to 500 × 375
+pixels at quality 90 they resemble ImageNet's; scaled to 4000 × 3000, those of a phone. Synthetic
+ones are noise whose amplitude decreases with frequency, as in natural images, plus edges.
 """
 
 import shutil
@@ -19,13 +19,13 @@ LARGE = (4000, 3000)
 _QUALITY = 90
 _CLASSES = 4
 _PACKAGES = ("mate-backgrounds", "lomiri-wallpapers-16.04")
-_SHORTEST = 900  # of a wallpaper worth cutting from
+_SHORTEST = 900  # pixels of the shorter side of a wallpaper to crop from
 _OCTAVES = ((4, 60.0), (8, 40.0), (16, 28.0), (32, 20.0), (64, 14.0), (128, 9.0), (256, 5.0))
 """(cells across, standard deviation in gray levels) of each layer of noise."""
 
 
 def find_photographs(scratch: Path) -> list[Image.Image]:
-    """Real photographs; none where apt cannot bring them."""
+    """Real photographs; an empty list if apt cannot download them."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         return []
     scratch.mkdir(parents=True, exist_ok=True)
@@ -45,11 +45,14 @@ def find_photographs(scratch: Path) -> list[Image.Image]:
 def write_photographs(
     folder: Path, count: int, size: tuple[int, int], originals: list[Image.Image], seed: int
 ) -> None:
-    """Write ``count`` JPEGs, in sub-folders as torchvision's ImageFolder wants them.
+    """Write ``count`` JPEGs in class folders, as torchvision's ImageFolder expects.
 
     Args:
+        folder: Where the class folders are created.
+        count: Number of images.
         size: (width, height).
-        originals: Cut at random; none: drawn.
+        originals: Photographs to crop at random; empty: synthetic images.
+        seed: Seed of the random crops or images.
     """
     rng = np.random.default_rng(seed)
     draw: Callable[[], Image.Image] = lambda: draw_photograph(size, rng)  # noqa: E731
@@ -65,7 +68,7 @@ def write_photographs(
 def cut_photographs(
     size: tuple[int, int], originals: list[Image.Image], rng: np.random.Generator
 ) -> Iterator[Image.Image]:
-    """Random parts of the originals, scaled to a size."""
+    """Random crops of the originals, scaled to (width, height) ``size``."""
     ratio = size[1] / size[0]
     while True:
         for image in originals:
@@ -79,7 +82,7 @@ def cut_photographs(
 
 
 def draw_photograph(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A made-up one of (width, height)."""
+    """A synthetic image of (width, height) ``size``."""
     gray = sum(_noise(size, cells, spread, rng) for cells, spread in _OCTAVES)
     # Objects have outlines: where a smooth field changes sign, brightness jumps.
     gray = gray + np.where(_noise(size, 6, 1.0, rng) > 0, 25.0, -25.0)

@@ -1,4 +1,4 @@
-"""A clock for the pieces of a training step, forward and backward, that leaves their code alone."""
+"""Times pieces of a training step, forward and backward, without changing their code."""
 
 import functools
 import time
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class PieceClock:
-    """Seconds spent in pieces of a step, added up; a context manager that undoes its watching.
+    """Total seconds spent in pieces of a step; a context manager that removes its wrappers at exit.
 
-    A watched function is timed where it is called; in the backward pass from where the gradient of
-    the tensor it returned arrives to where the gradient of the one it was given leaves. autograd
-    goes back through the calls in the opposite order, so what lies between is that piece's.
+    A watched function is timed during its call, and in the backward pass from the arrival of the
+    gradient of its output to the departure of the gradient of its input. autograd visits calls in
+    reverse order, so the time between belongs to that piece.
 
     Args:
-        now: Seconds, once all work that was asked for is done.
+        now: Current time in seconds, after all queued work is done.
     """
 
     def __init__(self, now: Callable[[], float] = time.process_time) -> None:
@@ -34,13 +34,13 @@ class PieceClock:
             setattr(owner, attribute, function)
 
     def watch(self, owner: Any, attribute: str, name: str) -> None:
-        """Time a function of a module or an object from now on, as a part of ``name``."""
+        """Time a function of a module or an object from now on, as part of the piece ``name``."""
         function = getattr(owner, attribute)
         self._watched.append((owner, attribute, function))
         setattr(owner, attribute, self.timed(function, name))
 
     def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """The same function, watched."""
+        """The function with a timer around it."""
 
         @functools.wraps(function)
         def call(*inputs: Any) -> Any:
@@ -59,7 +59,7 @@ class PieceClock:
 
 
 class _Border(torch.autograd.Function):
-    """Nothing, but it is told when the gradient crosses it."""
+    """The identity, with a callback when the gradient passes through it."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, crossed: Callable[[], None]) -> Tensor:
@@ -73,7 +73,7 @@ class _Border(torch.autograd.Function):
 
 
 def _border(value: Any, crossed: Callable[[], None]) -> Any:
-    """The value, watched if it is a tensor that a gradient will reach."""
+    """The value, with a callback in the backward pass if it is a tensor that requires grad."""
     if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
         return _Border.apply(value, crossed)
     return value

@@ -1,13 +1,13 @@
-"""How good do the objectives become on a small machine? k-NN and linear probe along a run.
+"""Quality of the objectives on a small machine: k-NN and linear probe along a run.
 
     python benchmarks/quality.py [--data elpv fashion-mnist] [--recipes NAME …] [--minutes 40]
         [--set RECIPE:path=value …] [--seeds 0 …] [--work quality] [--fashion FOLDER] [--smoke]
 
-For each data set (2,624 solar cells; 6,000 images of Fashion-MNIST, 1,000 to be measured on) and
-each recipe: measure the rate, pre-train for the minutes by `ssl-vit pretrain`, evaluate ten exports
-by the protocols of `ssl-vit eval`, and set them beside raw pixels, the untrained network and
-EfficientNet-Lite0's ImageNet features. Ends with a table a data set, and with what is required of a
-run and whether it was found. The same command goes on where it was stopped.
+For each data set (2,624 solar cells; 6,000 images of Fashion-MNIST and 1,000 test images) and each
+recipe: measure the rate, pre-train with `ssl-vit pretrain` for the given minutes, evaluate ten
+exports by the protocols of `ssl-vit eval`, and compare them with raw pixels, the untrained network
+and EfficientNet-Lite0's ImageNet features. Ends with a table per data set and the requirements that
+are met or not. If interrupted, run the same command again to resume.
 
 Needs the extra `bench`: pip install -e ".[bench]".
 """
@@ -43,29 +43,30 @@ _RECIPES = ("mae_small_data", "dinov2_small_data")
 _PIXELS, _RANDOM = "raw pixels", "random initialization"
 _IMAGENET = "EfficientNet-Lite0, ImageNet"
 _LEGEND = (
-    "Minutes are of training alone, loss is the mean since the export before. Whole images; k-NN: "
-    "the best k on the test images, for every row alike."
+    "Minutes are training time only; loss is the mean since the previous export. Whole images; "
+    "k-NN with the best k on the test images, in every row."
 )
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """What the runs are compared with, each evaluated once."""
+    """Baselines of the runs, each evaluated once."""
 
     rows: list[tuple[str, Score]]
+    """Rows of the table: (name, score)."""
     untrained: dict[str, Score]
-    """By recipe."""
+    """Scores of the untrained networks, by recipe."""
 
 
 def main() -> int:
-    """The exit code: 0 when everything is measured, 2 for a mistake, 130 when stopped."""
+    """Run the benchmark; exit code 0 when done, 2 for a user's mistake, 130 when stopped."""
     try:
         _measure(_read_arguments())
     except UserError as error:
         print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
+        print("stopped: run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 
@@ -75,23 +76,23 @@ def _measure(arguments: argparse.Namespace) -> None:
     work = arguments.work.absolute()
     sets = find_sets(arguments.data, arguments.fashion, work)
     compute_beside_workers()
-    said = describe_machine(_device())
-    print(said)
-    machine = said.splitlines()[0].removeprefix("machine").strip()
+    description = describe_machine(_device())
+    print(description)
+    machine = description.splitlines()[0].removeprefix("machine").strip()
     hours = len(sets) * len(tasks) * arguments.minutes / 60
     print(
         f"plan      data sets: {len(sets)}, runs on each: {len(tasks)}, minutes each: "
-        f"{arguments.minutes:g}; {hours:.1f} hours in all, and {POINTS} evaluations a run"
+        f"{arguments.minutes:g}; {hours:.1f} hours in all, and {POINTS} evaluations per run"
     )
     reports = [_measure_set(data, work / name, tasks, machine) for name, data in sets.items()]
     report = "\n\n".join(reports)
     print(f"\n{report}")
     (work / "report.md").write_text(report + "\n")
-    print(f"\nthe same in {work / 'report.md'}; all numbers in {work}/SET/RUN/result.json")
+    print(f"\nsaved to {work / 'report.md'}; all numbers are in {work}/SET/RUN/result.json")
 
 
 def _measure_set(data: DataSet, folder: Path, tasks: list[Task], machine: str) -> str:
-    """Everything on one data set; its table and verdicts."""
+    """Run everything on one data set; returns its table and verdicts as Markdown."""
     from quality_scores import Images, ScoreBook
 
     print(f"\n== {data.title}", flush=True)
@@ -117,10 +118,10 @@ def _measure_set(data: DataSet, folder: Path, tasks: list[Task], machine: str) -
         _write_result(home / "result.json", task, outcome, length)
         outcomes.append(outcome)
         begun.append(
-            f"{outcome.name}: {length['updates']:,} updates in {outcome.points[-1].minutes:.1f} "
-            f"minutes, begun {length['date']} on {length['machine']}."
+            f"{outcome.name}: {length['updates']:,} steps in {outcome.points[-1].minutes:.1f} "
+            f"minutes, started {length['date']} on {length['machine']}."
         )
-    sizes = f"{images.train.num_samples:,} images, {images.test.num_samples:,} to be measured on"
+    sizes = f"{images.train.num_samples:,} images, {images.test.num_samples:,} test images"
     lines = [f"**{data.title}** ({sizes})", ""]
     lines += table(baselines.rows, outcomes)
     judged = verdicts(data.title, data.requirement, outcomes, images.test.num_samples)
@@ -131,17 +132,19 @@ def _measure_set(data: DataSet, folder: Path, tasks: list[Task], machine: str) -
 def _find_baselines(
     images: "Images", book: "ScoreBook", configs: dict[str, RunConfig]
 ) -> Baselines:
-    """Of all recipes; recipes with the same network and input share theirs.
+    """Baselines of all recipes; recipes with the same network and input share theirs.
 
     Args:
-        configs: By recipe.
+        images: The data set.
+        book: Scores found so far.
+        configs: Configs by recipe.
     """
     from quality_scores import has_imagenet
 
     sizes = {config.backbone.image_size for config in configs.values()}
     rows = []
     for size in sorted(sizes):
-        name = _PIXELS if len(sizes) == 1 else f"{_PIXELS}, cut for {size} pixels"
+        name = _PIXELS if len(sizes) == 1 else f"{_PIXELS}, at {size} pixels"
         find = partial(images.of_pixels, size)
         rows.append((name, book.of(f"{_PIXELS} {size}", name, find)))
     untrained: dict[str, Score] = {}
@@ -158,14 +161,14 @@ def _find_baselines(
     if has_imagenet():
         rows.append((_IMAGENET, book.of(_IMAGENET, _IMAGENET, images.of_imagenet)))
     else:
-        print(f'{_IMAGENET}: left out; pip install -e ".[bench]" brings it')
+        print(f'{_IMAGENET}: skipped; to include it: pip install -e ".[bench]"')
     return Baselines(rows, untrained)
 
 
 def _find_points(run: RunFolder, images: "Images", book: "ScoreBook") -> Iterator[Point]:
     for number, facts in enumerate(read_course(run), start=1):
         export = run.exports / f"step_{facts['step']:08d}"
-        what = f"export {number} of {POINTS}, update {facts['step']:,}"
+        what = f"export {number} of {POINTS}, step {facts['step']:,}"
         score = book.of(export.name, what, partial(images.of_export, export))
         yield Point(**facts, score=score)
 
@@ -183,10 +186,10 @@ def _device() -> str:
 
 
 def _read_tasks(arguments: argparse.Namespace) -> list[Task]:
-    """A task for every recipe and seed.
+    """A task per recipe and seed.
 
     Raises:
-        UserError: A setting for no recipe of this call, or one that does not validate.
+        UserError: A setting is for none of the given recipes, or does not validate.
     """
     recipes = list(dict.fromkeys(arguments.recipes))
     words: dict[str, list[str]] = {recipe: [] for recipe in recipes}
@@ -194,7 +197,7 @@ def _read_tasks(arguments: argparse.Namespace) -> list[Task]:
         recipe, colon, word = setting.partition(":")
         if not colon or recipe not in words:
             raise UserError(
-                f"--set {setting} is for none of the recipes of this call",
+                f"--set {setting} is for none of the given recipes",
                 f"write RECIPE:path=value with RECIPE one of {', '.join(words)}",
             )
         words[recipe].append(word)
@@ -214,28 +217,26 @@ def _read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", nargs="+", choices=_SETS, default=_SETS, help="data sets")
     parser.add_argument("--recipes", nargs="+", default=_RECIPES, help="see `ssl-vit recipes`")
-    parser.add_argument("--minutes", type=_minutes, default=40.0, help="of training, each run")
+    parser.add_argument("--minutes", type=_minutes, default=40.0, help="training minutes per run")
     parser.add_argument(
         "--set",
         metavar="RECIPE:path=value",
         action="append",
         default=[],
-        help="a setting of one recipe; several times.\n"
-        "schedule.warmup counts as a share of schedule.length",
+        help="setting of one recipe; may be repeated.\n"
+        "schedule.warmup is scaled with the length of the run",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a run for each")
-    parser.add_argument(
-        "--work", type=Path, default=Path("quality"), help="all that is made lands here"
-    )
-    parser.add_argument("--fashion", type=Path, help="folder of Fashion-MNIST's four files")
-    parser.add_argument("--smoke", action="store_true", help="shrink the recipes, to try this out")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run per seed")
+    parser.add_argument("--work", type=Path, default=Path("quality"), help="folder for all output")
+    parser.add_argument("--fashion", type=Path, help="folder with Fashion-MNIST's four files")
+    parser.add_argument("--smoke", action="store_true", help="shrink the recipes, for a trial")
     return parser.parse_args()
 
 
 def _minutes(text: str) -> float:
     number = float(text)
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no length of time")
+        raise argparse.ArgumentTypeError(f"{text} is not a length of time")
     return number
 
 

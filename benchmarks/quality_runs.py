@@ -1,7 +1,7 @@
-"""The pre-training runs of `quality.py`: how many updates fit the time, the command, its points.
+"""The pre-training runs of `quality.py`: their length in steps, command, and evaluated exports.
 
-A run's length is fixed once, from the rate of a throw-away run, and then stands in `length.json`,
-so that a second call goes on with the same schedule.
+The length of a run is determined once, from the rate of a throwaway run, and kept in `length.json`,
+so that a second call resumes with the same schedule.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ from ssl_vit.run.folder import RunFolder
 from ssl_vit.training.metrics_file import read_metrics
 
 POINTS = 10
-"""Exports of a run that are evaluated."""
+"""Number of evaluated exports per run."""
 
-# What the benchmark itself decides.
+# Settings that the benchmark itself sets.
 _RESERVED = ("seed", "schedule.unit", "data.source", "data.shards", "data.weights")
 _RESERVED += ("export.every_steps", "checkpoint.every_steps", "log.every_steps")
 _EXIT_SAVED = 75
 _WARM_SECONDS, _WARM_UPDATES = 5.0, 4
 _RATE_SECONDS, _RATE_UPDATES = 25.0, 4
-_PATIENCE_SECONDS = 600.0  # for a rate; then what there is must do
+_PATIENCE_SECONDS = 600.0  # time limit for measuring a rate
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Task:
 
     @property
     def folder_name(self) -> str:
-        """Another one for everything that makes another run."""
+        """A unique name for everything that distinguishes runs."""
         parts = [self.recipe, *(["smoke"] if self.is_smoke else []), f"{self.minutes:g}min"]
         parts.append(f"seed{self.seed}")
         if self.words:
@@ -60,23 +60,24 @@ class Task:
         return "_".join(parts)
 
     def read_config(self) -> RunConfig:
-        """Of the run, but for its length and data.
+        """Config of the run, without its length and data.
 
         Raises:
-            UserError: An unknown recipe; a setting that does not validate, or is not the user's.
+            UserError: The recipe is unknown; a setting does not validate, or is the benchmark's.
         """
         for word in self.words:
             path = word.partition("=")[0]
             if path in _RESERVED:
                 raise UserError(
-                    f"--set {self.recipe}:{word} would be overruled: the benchmark sets {path}",
+                    f"--set {self.recipe}:{word} would be overridden: the benchmark sets {path}",
                     f"leave it out; it sets {', '.join(_RESERVED)}",
                 )
-        find_recipe(self.recipe)  # by name: a file's words would not be in the folder's name
+        # A name, not a file: the settings of a file would not be in the folder's name.
+        find_recipe(self.recipe)
         return read_config(self.recipe, self.words, self.is_smoke)
 
     def command(self, run: Path, shards: Path, updates: int, every_steps: int) -> list[str]:
-        """The words after `ssl-vit`; the warm-up keeps its share of the run."""
+        """Arguments of `ssl-vit`; the warm-up keeps its share of the run."""
         schedule = self.read_config().schedule
         warmup = updates * schedule.warmup / schedule.length
         return [
@@ -92,7 +93,7 @@ class Task:
 
 @contextlib.contextmanager
 def started(words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A running `ssl-vit …`; it is asked to stop, and waited for, when the block is left early."""
+    """Run `ssl-vit …` in the background; if the block is left early, terminate it and wait."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -109,11 +110,11 @@ def started(words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def run_command(*words: str) -> None:
-    """Show and run `ssl-vit …`.
+    """Print and run `ssl-vit …`.
 
     Raises:
         UserError: It failed; its error is printed above.
-        KeyboardInterrupt: It was stopped, and has saved.
+        KeyboardInterrupt: It was stopped after saving.
     """
     print(f"$ ssl-vit {' '.join(words)}", flush=True)
     with started(words) as command:
@@ -123,16 +124,18 @@ def run_command(*words: str) -> None:
     if code:
         raise UserError(
             f"`ssl-vit {words[0]}` ended with exit code {code}",
-            "see the error above; run the same command again to continue from here",
+            "see the error above; run the same command again to resume",
         )
 
 
 def train(task: Task, folder: Path, shards: Path, machine: str) -> RunFolder:
-    """Pre-train, or go on; the finished run folder.
+    """Start or resume pre-training; returns the finished run folder.
 
     Args:
-        folder: Holds `length.json` (the updates that fit the time) and `run`.
-        machine: Where the run begins, if it does now.
+        task: The run.
+        folder: Has `length.json` (the number of steps) and `run`.
+        shards: Training shards.
+        machine: Description of this machine, recorded if the run starts now.
     """
     length, run = folder / "length.json", folder / "run"
     if not length.is_file():
@@ -143,27 +146,27 @@ def train(task: Task, folder: Path, shards: Path, machine: str) -> RunFolder:
         with replacing(length) as unfinished:
             unfinished.write_text(json.dumps(found, indent=1) + "\n")
         minutes = updates / rate / 60
-        print(f"\n{rate:.2f} updates/s: {updates:,} updates take about {minutes:.1f} minutes")
+        print(f"\n{rate:.2f} steps/s: {updates:,} steps take about {minutes:.1f} minutes")
     updates = read_length(folder)["updates"]
     run_command(*task.command(run, shards, updates, updates // POINTS))
     return RunFolder(run)
 
 
 def read_length(folder: Path) -> dict[str, Any]:
-    """Of a run that began: updates, updates_per_second, date, machine."""
+    """Length of a run that has started: updates, updates_per_second, date, machine."""
     return json.loads((folder / "length.json").read_text())
 
 
 def measure_rate(task: Task, run: Path, shards: Path) -> float:
-    """Updates a second of a run that is thrown away.
+    """Steps per second, measured in a throwaway run.
 
     Raises:
-        UserError: It failed, or is too slow to be measured.
+        UserError: The run failed, or is too slow to be measured.
     """
     shutil.rmtree(run, ignore_errors=True)
     endless = 1_000_000
     words = task.command(run, shards, endless, endless)
-    print("the rate, from half a minute of a run that is thrown away (its ETA means nothing)")
+    print("measuring the rate in half a minute of a throwaway run (ignore its ETA)")
     print(f"$ ssl-vit {' '.join(words)}", flush=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     metrics = RunFolder(run).metrics
@@ -184,18 +187,18 @@ def measure_rate(task: Task, run: Path, shards: Path) -> float:
         )
     if len(stamps) < 2:
         raise UserError(
-            f"{task.recipe} made too few updates in {_PATIENCE_SECONDS / 60:g} minutes",
-            "give it less work, for example  "
-            f"--set {task.recipe}:data.global_batch_size=64,  or take a smaller recipe",
+            f"{task.recipe} took too few steps in {_PATIENCE_SECONDS / 60:g} minutes",
+            "reduce the batch size, for example  "
+            f"--set {task.recipe}:data.global_batch_size=64,  or choose a smaller recipe",
         )
     return (len(stamps) - 1) / (stamps[-1] - stamps[0])
 
 
 def without_warmup(stamps: Sequence[float]) -> list[float]:
-    """Leave out the first updates, which a full queue of batches makes too fast.
+    """Leave out the first steps, which are too fast because the queue of batches is full.
 
     Args:
-        stamps: Seconds at which updates were done, ascending.
+        stamps: Times in seconds at which steps were done, ascending.
     """
     return [
         stamp
@@ -205,27 +208,28 @@ def without_warmup(stamps: Sequence[float]) -> list[float]:
 
 
 def _read_stamps(metrics: Path) -> list[float]:
-    """When each update was done; a line that is being written is left out."""
+    """Times at which steps were done; an incomplete last line is left out."""
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
     return [json.loads(line)["time"] for line in lines if line.endswith("\n")]
 
 
 def count_updates(rate: float, minutes: float) -> int:
-    """Updates that take so long, a multiple of the points.
+    """Number of steps in so many minutes, a multiple of ``POINTS``.
 
     Args:
-        rate: Updates a second.
+        rate: Steps per second.
+        minutes: Length of the run.
     """
     return POINTS * max(1, math.floor(rate * minutes * 60 / POINTS))
 
 
 def training_minutes(lines: Sequence[dict[str, Any]], starts: Sequence[int], batch: int) -> list:
-    """Minutes of training until each line of `metrics.jsonl`, pauses between starts left out.
+    """Minutes of training until each line of `metrics.jsonl`, without pauses between starts.
 
     Args:
-        lines: At least one.
-        starts: Updates that had been made when a process began.
-        batch: Images an update.
+        lines: Lines of `metrics.jsonl`, at least one.
+        starts: Steps that had been taken at each start of the run.
+        batch: Images per step.
     """
     own = [batch / line["images_per_second"] for line in lines]
     seconds = own[:1]
@@ -236,7 +240,7 @@ def training_minutes(lines: Sequence[dict[str, Any]], starts: Sequence[int], bat
 
 
 def read_course(run: RunFolder) -> list[dict[str, Any]]:
-    """What the log says at every point: step, minutes, images, loss, rankme."""
+    """The logged values at every evaluated export: step, minutes, images, loss, rankme."""
     lines = read_metrics(run.metrics)
     starts = [each["start_step"] for each in json.loads(run.environment.read_text())["starts"]]
     batch = run.read_config().data.global_batch_size
@@ -244,7 +248,7 @@ def read_course(run: RunFolder) -> list[dict[str, Any]]:
     every = len(lines) // POINTS
     course = []
     for end in range(every, len(lines) + 1, every):
-        # An update that was not finite has no loss.
+        # A step with a non-finite loss has none in the log.
         losses = [line["loss"] for line in lines[end - every : end] if line["loss"] is not None]
         ranks = [
             line["monitor/rankme"] for line in lines[:end] if line.get("monitor/rankme") is not None
@@ -262,6 +266,6 @@ def read_course(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def count_alarms(run: RunFolder) -> int:
-    """Lines of the run's `alarms.jsonl`; 0 where there is none."""
+    """Number of lines in the run's `alarms.jsonl`; 0 if there is no such file."""
     file = run.root / "alarms.jsonl"
     return len(file.read_text().splitlines()) if file.is_file() else 0

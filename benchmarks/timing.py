@@ -1,7 +1,7 @@
-"""What both benchmarks share: a line about the machine, and interleaved timing.
+"""For all benchmarks: a line about the machine, and interleaved timing.
 
-A wall time of a shared machine says little, so the two sides take turns (A B A B …) in one process,
-and what is quoted is the median of the ratios of neighboring turns, with its spread.
+Wall times on a shared machine are unreliable, so the two sides take turns (A B A B …) in one
+process, and the result is the median of the ratios of neighboring turns, with its spread.
 """
 
 import argparse
@@ -16,16 +16,17 @@ from typing import NamedTuple
 
 from ssl_vit.distributed import cores_here
 
-_BUSY = 0.5  # load average above which timings are not to be trusted
+_BUSY = 0.5  # load average above which timings are unreliable
 _TURN_SECONDS = 0.25  # shorter turns are repeated until they are about this long
 
 
 class Spent(NamedTuple):
-    """What one turn cost, in seconds."""
+    """Cost of one turn, in seconds."""
 
     wall: float
+    """Elapsed time."""
     processor: float
-    """Of all cores, waiting left out: what a shared machine disturbs least."""
+    """CPU time of all cores, without waiting; least affected by other load on the machine."""
 
 
 Turn = Callable[[], Spent]
@@ -34,28 +35,28 @@ Turn = Callable[[], Spent]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two sides that took turns at the same amount of work."""
+    """Two sides that took turns at the same work."""
 
     first: tuple[Spent, ...]
     second: tuple[Spent, ...]
 
     @property
     def walls(self) -> tuple[float, float]:
-        """Median wall seconds of a turn of each side."""
+        """Median wall seconds per turn of each side."""
         first, second = (
             statistics.median(spent.wall for spent in side) for side in (self.first, self.second)
         )
         return first, second
 
     def describe(self) -> str:
-        """The second side's seconds over the first's: median, spread, and in processor time."""
+        """Ratio of the second side's seconds to the first's: median, spread, and in CPU time."""
         walls = [b.wall / a.wall for a, b in zip(self.first, self.second, strict=True)]
         processor = [
             b.processor / a.processor for a, b in zip(self.first, self.second, strict=True)
         ]
         return (
             f"{statistics.median(walls):.3f}× ({min(walls):.3f}–{max(walls):.3f}, "
-            f"{len(walls)} pairs; in processor time {statistics.median(processor):.3f}×)"
+            f"{len(walls)} pairs; in CPU time {statistics.median(processor):.3f}×)"
         )
 
 
@@ -63,14 +64,14 @@ def interleave(first: Turn, second: Turn, pairs: int) -> Pairs:
     """Let two sides take turns.
 
     Args:
-        first, second: Warm already.
-        pairs: Turns of each.
+        first, second: The sides, already warmed up.
+        pairs: Turns per side.
     """
     return Pairs(*take_turns((first, second), pairs))
 
 
 def take_turns(sides: Sequence[Turn], rounds: int) -> list[tuple[Spent, ...]]:
-    """Let several sides take turns, A B C A B C …; what each turn of each side cost."""
+    """Let several sides take turns, A B C A B C …; returns the cost of each side's turns."""
     spent = [[side() for side in sides] for _ in range(rounds)]
     return list(zip(*spent, strict=True))
 
@@ -79,7 +80,9 @@ def repeated(work: Callable[[], object], times: int, synchronize: Callable[[], o
     """A turn of ``times`` × ``work``.
 
     Args:
-        synchronize: Waits for the device, so that its work falls into the turn it belongs to.
+        work: Called without arguments.
+        times: Calls per turn.
+        synchronize: Waits for the device, so that its work counts in the right turn.
     """
 
     def turn() -> Spent:
@@ -94,12 +97,12 @@ def repeated(work: Callable[[], object], times: int, synchronize: Callable[[], o
 
 
 def processor_seconds() -> float:
-    """Spent so far by this process, all its threads, and children that have ended."""
+    """CPU seconds so far of this process, all its threads, and children that have ended."""
     return sum(os.times()[:4])
 
 
 def times_per_turn(*seconds: float) -> int:
-    """How often to repeat work of such durations to fill a turn."""
+    """Number of repetitions of work of these durations that fill a turn."""
     return max(1, round(_TURN_SECONDS / min(seconds)))
 
 
@@ -112,13 +115,13 @@ def positive(text: str) -> int:
 
 
 def describe_machine(device: str) -> str:
-    """Processor, cores, load, torch and threads in one line, and a warning where others work here.
+    """Processor, cores, load, torch and threads in one line, and a warning if the machine is busy.
 
     Read the load before the benchmark's own work adds to it.
     """
     import torch
 
-    # os.getloadavg is a mean over a minute: it still sees what ended just now, which is no harm.
+    # os.getloadavg is a mean over a minute, so it includes work that has just ended; that is fine.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     place = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     line = (
@@ -126,7 +129,7 @@ def describe_machine(device: str) -> str:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, device {place}"
     )
     if load > _BUSY:
-        line += f"\nWARNING   load average above {_BUSY}: others work here; trust no wall time"
+        line += f"\nWARNING   load average above {_BUSY}: machine busy, wall times unreliable"
     return line
 
 
@@ -138,7 +141,7 @@ def _cpu_model() -> str:
 
 
 def with_defaults(arguments: argparse.Namespace, defaults: dict[str, int]) -> argparse.Namespace:
-    """Fill in what was not given on the command line."""
+    """Fill in options that were not given on the command line."""
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)

@@ -1,5 +1,5 @@
-"""How fast is one training step: MAE against transformers' ViTMAE, DINOv2 against one of lightly's
-parts, and the engine against a plain loop.
+"""Speed of one training step: MAE compared with transformers' ViTMAE, DINOv2 with a step built from
+lightly, and the engine with a plain loop.
 
     python benchmarks/train_step.py [--quick] [--width 768 --depth 12 --batch 64 …]
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS: tuple["Precision", ...] = ("float32", "bfloat16")
 _PARTS = ("transformers", "lightly", "engine", "all")
-_WARM_UP = 4  # steps of each side before it is timed; until then the heap still grows
+_WARM_UP = 4  # untimed steps per side, in which the heap still grows
 _SAME_LOSS = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
@@ -82,7 +82,7 @@ def main() -> None:
 def compare_with_transformers(
     sizes: "Sizes", precision: "Precision", device: Literal["cpu", "cuda"], pairs: int
 ) -> None:
-    """Our objective and theirs, each in a plain loop on images that are on the device."""
+    """Our objective and transformers', each in a plain loop on images on the device."""
     import torch
     from mae_steps import draw_batch, our_step, run_config, transformers_step
 
@@ -129,7 +129,7 @@ def compare_with_lightly(
 def print_pieces(
     sizes: "DinoSizes", precision: "Precision", device: Literal["cpu", "cuda"]
 ) -> None:
-    """What a DINOv2 step is made of, in processor time where that is where the work is."""
+    """The pieces of a DINOv2 step and their shares of its time; CPU time on the CPU."""
     from dino_steps import (
         dino_config,
         draw_dino_batch,
@@ -175,7 +175,7 @@ def compare_engine_with_loop(
         _check_same_loss(precision, plain, engine)
         measured, times = _measure(plain, engine, pairs, device)
         _print(
-            f"engine    {precision:8}  plain loop {{}}, engine {{}}: the engine takes {{}} the time"
+            f"engine    {precision:8}  plain loop {{}}, engine {{}}: engine takes {{}} the time"
             "   (target ≤ 1.05×)",
             measured,
             times,
@@ -188,7 +188,7 @@ def compare_engine_with_loop(
 def _measure(
     first: "TrainingStep", second: "TrainingStep", pairs: int, device: Literal["cpu", "cuda"]
 ) -> tuple[Pairs, int]:
-    """The pairs, and how many steps a turn was."""
+    """The pairs of turns, and the number of steps per turn."""
     synchronize = _synchronize(device)
     for _ in range(_WARM_UP):
         first.step()
@@ -200,13 +200,13 @@ def _measure(
 
 
 def _print(line: str, measured: Pairs, times: int) -> None:
-    """Fill in the milliseconds of a step of both sides, and their ratio."""
+    """Fill in the milliseconds per step of both sides, and their ratio."""
     steps = (f"{1000 * wall / times:,.0f} ms" for wall in measured.walls)
     print(line.format(*steps, measured.describe()), flush=True)
 
 
 def _check_same_loss(precision: "Precision", first: "TrainingStep", second: "TrainingStep") -> None:
-    """Compare losses of the first step: a faster loop that computes something else is none."""
+    """Compare the losses of the first step, to make sure that both sides compute the same."""
     losses = float(first.step()), float(second.step())
     if not math.isclose(*losses, rel_tol=_SAME_LOSS[precision]):
         raise RuntimeError(f"the first losses of the two sides are {losses[0]} and {losses[1]}")
@@ -224,19 +224,19 @@ def _read_arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="small sizes, about a minute on two cores"
     )
     parser.add_argument("--part", choices=_PARTS, default="all")
-    parser.add_argument("--width", type=positive, help="features a token")
-    parser.add_argument("--depth", type=positive, help="blocks")
-    parser.add_argument("--image-size", type=positive, default=224, help="pixels a side")
-    parser.add_argument("--patch", type=positive, default=16, help="pixels a side of a patch")
-    parser.add_argument("--decoder-width", type=positive, help="features a token in the decoder")
-    parser.add_argument("--decoder-depth", type=positive, help="blocks of the decoder")
-    parser.add_argument("--batch", type=positive, help="images a step")
-    parser.add_argument("--local-crops", type=positive, default=8, help="of DINOv2")
-    parser.add_argument("--prototypes", type=positive, help="of DINOv2's head")
-    parser.add_argument("--dino-batch", type=positive, help="images a step of DINOv2")
-    parser.add_argument("--precision", choices=_PRECISIONS, help="only this one")
-    parser.add_argument("--pairs", type=positive, help="turns of each side")
-    parser.add_argument("--threads", type=positive, help="of torch; default: all cores")
+    parser.add_argument("--width", type=positive, help="token width")
+    parser.add_argument("--depth", type=positive, help="number of blocks")
+    parser.add_argument("--image-size", type=positive, default=224, help="pixels per side")
+    parser.add_argument("--patch", type=positive, default=16, help="pixels per side of a patch")
+    parser.add_argument("--decoder-width", type=positive, help="token width in the decoder")
+    parser.add_argument("--decoder-depth", type=positive, help="number of blocks in the decoder")
+    parser.add_argument("--batch", type=positive, help="images per step")
+    parser.add_argument("--local-crops", type=positive, default=8, help="local crops of DINOv2")
+    parser.add_argument("--prototypes", type=positive, help="prototypes of DINOv2's head")
+    parser.add_argument("--dino-batch", type=positive, help="images per step of DINOv2")
+    parser.add_argument("--precision", choices=_PRECISIONS, help="only this precision")
+    parser.add_argument("--pairs", type=positive, help="turns per side")
+    parser.add_argument("--threads", type=positive, help="torch threads; default: all cores")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
     # ViT-S with the paper's decoder, which is `mae_vits16`; --quick is about a thirtieth of it.

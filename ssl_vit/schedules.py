@@ -1,12 +1,10 @@
-"""Schedules are functions of the step: there is no scheduler object, and so no scheduler state to
-lose.
-"""
+"""Schedules as functions of the step, without scheduler objects or state to checkpoint."""
 
 import math
 
 
 def cosine(start: float, end: float, fraction: float) -> float:
-    """Half a cosine from ``start`` (fraction 0) to ``end`` (fraction 1).
+    """Half a cosine from ``start`` at ``fraction`` 0 to ``end`` at 1; constant outside.
 
     Source: Loshchilov & Hutter 2016, arXiv 1608.03983, equation 5, without restarts.
     """
@@ -15,13 +13,15 @@ def cosine(start: float, end: float, fraction: float) -> float:
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, end: float) -> float:
-    """Linear from 0 over the warm-up, then half a cosine to ``end``.
+    """Linear warm-up from 0 to ``peak``, then half a cosine to ``end``.
 
     Args:
-        step: Update about to be made, from 0. The first update of a warm-up has ``peak /
-            warmup_steps``.
-        total_steps: The last update has (almost) ``end``.
-        warmup_steps: 0 for none.
+        step: Optimizer step about to be taken, counted from 0. The first step of a warm-up has
+            ``peak / warmup_steps``.
+        total_steps: Steps in the run; the last one has (almost) ``end``.
+        warmup_steps: Steps of the warm-up; 0 for none.
+        peak: Value after the warm-up.
+        end: Value at the end of the run.
 
     Source: Goyal et al. 2017, arXiv 1706.02677, section 2.2 (warm-up).
     """

@@ -1,4 +1,4 @@
-"""`ssl-vit launch`: runs as jobs. Nothing slow is imported at the top."""
+"""`ssl-vit launch`: runs as jobs. Slow imports are inside the commands."""
 
 import shlex
 from pathlib import Path
@@ -79,7 +79,7 @@ def submit(
         float | None,
         typer.Option(
             "--minutes",
-            help="Duration of the run; the number of steps follows from its measured speed.",
+            help="Time budget of the run; the number of steps follows from the rate.",
         ),
     ] = None,
 ) -> None:

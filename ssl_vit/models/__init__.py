@@ -1,1 +1,1 @@
-"""What a network is: backbones, stems, positions. Knows no data, no loss, no loop."""
+"""Networks: backbones, stems, position embeddings. Independent of data, losses and training."""

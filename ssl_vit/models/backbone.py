@@ -1,8 +1,8 @@
-"""The contract between a backbone and what uses it: objectives, monitors, the engine, evaluations.
+"""The contract between backbones and their users: objectives, monitors, the engine, evaluations.
 
-Three steps, each a subclass of the one before: any network with features; one that can put a token
-in the place of hidden patches; one that can leave them out. An objective asks for the step that it
-needs (`hides` on the config), so a convolutional network can train with DINO and not with MAE.
+Three classes, each a subclass of the one before: any network with features; one that can replace
+hidden patches with a token; one that can leave them out. An objective declares which it needs
+(checked by `hides` on the config), so a convolutional network can train with DINO but not with MAE.
 """
 
 from abc import ABC, abstractmethod
@@ -16,12 +16,12 @@ from ssl_vit.models.config import BackboneConfig
 
 
 class Features(NamedTuple):
-    """What a backbone makes of a batch, after its final norm."""
+    """Output of a backbone for a batch, after its final norm."""
 
     cls: Tensor
-    """(B, D) one vector per image: the class token, or the mean of the last map."""
+    """(B, D) one vector per image: the class token, or the mean of the last feature map."""
     registers: Tensor
-    """(B, R, D); R may be 0."""
+    """(B, R, D) register tokens; R may be 0."""
     patches: Tensor
     """(B, N, D) row-major over the grid; (B, K, D) where only K patches were encoded."""
     grid: tuple[int, int]
@@ -45,19 +45,21 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def layer_of(self, parameter_name: str) -> int:
-        """Depth of a parameter for layer-wise decay, from 0, the layer that sees the pixels."""
+        """Depth of a parameter for layer-wise decay, counted from 0 at the layer nearest the
+        pixels.
+        """
 
     @abstractmethod
     def units(self) -> list[nn.Module]:
-        """Modules from one tensor to one tensor that checkpointing and compilation act on, such as
-        transformer blocks.
+        """Modules for activation checkpointing and compilation, such as transformer blocks; each
+        maps one tensor to one tensor.
         """
 
     def use_channels_last(self, channels_last: bool) -> None:
-        """Lay images out for convolutions with the channels last in memory, where there are any."""
+        """Whether convolutions, if there are any, get images with channels last in memory."""
 
     def class_attention(self, images: Tensor) -> Tensor | None:
-        """(B, heads, N) where the class token attends to in the last layer; None without one."""
+        """(B, heads, N) attention of the class token in the last layer; None without one."""
         return None
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
@@ -76,7 +78,9 @@ class Backbone(nn.Module, ABC):
 
 
 class TokenBackbone(Backbone):
-    """One in two verbs, so that an objective can stand between them, and hide patches."""
+    """A backbone in two stages, ``embed`` and ``encode``, so that an objective can hide patches
+    between them.
+    """
 
     @abstractmethod
     def embed(
@@ -86,7 +90,7 @@ class TokenBackbone(Backbone):
 
         Args:
             images: (B, 3, H, W) normalized.
-            hidden: (B, N) bool, true where a patch must not be seen.
+            hidden: (B, N) bool, true where a patch is hidden.
             filler: (D,) or broadcastable to (B, N, D): replaces the tokens of hidden patches (BEiT,
                 iBOT, SimMIM).
 
@@ -100,7 +104,7 @@ class TokenBackbone(Backbone):
 
         Args:
             tokens: (B, N, D) from :meth:`embed`.
-            grid: Of the tokens; a :class:`SparseBackbone` needs none.
+            grid: Patches (down, across) of the tokens; not needed by a :class:`SparseBackbone`.
         """
 
     def forward(
@@ -111,4 +115,6 @@ class TokenBackbone(Backbone):
 
 
 class SparseBackbone(TokenBackbone):
-    """One whose ``encode`` takes any K of the N tokens, without a grid: global attention only."""
+    """A backbone whose ``encode`` takes any K of the N tokens without a grid; requires global
+    attention.
+    """

@@ -1,4 +1,4 @@
-"""One pre-norm transformer block over timm's layers, with timm's parameter names."""
+"""A pre-norm transformer block built from timm's layers, with timm's parameter names."""
 
 from functools import partial
 from typing import Literal, assert_never
@@ -21,12 +21,12 @@ class Block(nn.Module):
 
     Args:
         width: D.
-        heads: Attention heads.
-        mlp_ratio: Hidden width over D; SwiGLU gets two thirds of it, to cost the same.
+        heads: Number of attention heads.
+        mlp_ratio: Hidden width divided by D; SwiGLU gets two thirds of it, for the same cost.
         feed_forward: GELU MLP or SwiGLU.
-        layer_scale: Initial LayerScale, 0 for none.
-        drop_path: Rate of stochastic depth in [0, 1), in training only; each of the two branches
-            draws samples of its own.
+        layer_scale: Initial value of LayerScale, 0 for none.
+        drop_path: Rate of stochastic depth in [0, 1), in training only; the two branches draw
+            their samples independently.
 
     Source: Dosovitskiy et al. 2020, arXiv 2010.11929, equations 2 and 3; Shazeer 2020, arXiv
         2002.05202 (SwiGLU).

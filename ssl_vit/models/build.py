@@ -1,4 +1,4 @@
-"""From a config to a backbone. A new one adds its case."""
+"""Builds a backbone from a config. A new backbone adds its case."""
 
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.config import BackboneConfig, VitConfig

@@ -1,4 +1,4 @@
-"""Configuration of the backbones. Apart from their code so that reading a config loads no torch."""
+"""Configuration of the backbones; separate from their code so that a config loads without torch."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from ssl_vit.config import Config
 
 
 class VitSize(TypedDict):
-    """The three numbers that a size's letter stands for."""
+    """The three numbers behind the letter of a model size."""
 
     width: int
     depth: int
@@ -36,7 +36,7 @@ _MOST_TOKENS_UNFUSED = 1024
 
 def attends_plainly(device: str, is_bfloat16: bool, tokens: int) -> bool:
     """Whether attention is two plain matrix products: in bfloat16 on a CPU they train faster than
-    torch's fused kernel as long as the scores, quadratic in the tokens, stay small.
+    torch's fused kernel as long as the scores, quadratic in the number of tokens, stay small.
     """
     return device == "cpu" and is_bfloat16 and tokens <= _MOST_TOKENS_UNFUSED
 
@@ -48,15 +48,15 @@ def stem_channels(patch_size: int, width: int) -> list[int]:
 
 
 def swiglu_hidden(width: int, mlp_ratio: float) -> int:
-    """Hidden width of a SwiGLU that costs what an MLP of this ratio costs; a multiple of 8 for the
-    GPU.
+    """Hidden width of a SwiGLU with the cost of an MLP of this ratio; a multiple of 8, for GPU
+    efficiency.
     """
     return (int(width * mlp_ratio * 2 / 3) + 7) // 8 * 8
 
 
 Hides = Literal["no", "fill", "drop"]
-"""What a backbone can do with hidden patches, the least first: nothing, put a token in their place,
-or leave them out.
+"""What a backbone can do with hidden patches, in increasing order: nothing, replace them with a
+token, or leave them out.
 """
 HIDES: tuple[Hides, ...] = ("no", "fill", "drop")
 
@@ -102,7 +102,7 @@ class BackboneConfig(Config):
 
     @property
     def channels(self) -> int:
-        """Of an image."""
+        """Number of channels of an image."""
         return 3
 
     @property
@@ -119,16 +119,18 @@ class BackboneConfig(Config):
 
     @property
     def num_patches(self) -> int:
-        """N, the patches of one training crop."""
+        """N, the number of patches of a training crop."""
         return self.grid[0] * self.grid[1]
 
     def grouped(self, micro_batch_size: int, world_size: int) -> dict[str, object]:
-        """As ``MethodConfig.grouped``: what of the result depends on how images are grouped."""
+        """As ``MethodConfig.grouped``: the parts of the result that depend on how images are
+        grouped.
+        """
         return {}
 
     @abstractmethod
     def shrunk(self) -> dict[str, Any]:
-        """Settings of a backbone a thousand times smaller with the same switches."""
+        """Settings of a backbone a thousand times smaller, with every switch unchanged."""
 
 
 class VitConfig(BackboneConfig):
@@ -208,16 +210,16 @@ class VitConfig(BackboneConfig):
 
     @property
     def stride(self) -> int:
-        """As :class:`BackboneConfig`; a stem makes no overlapping patches, whatever it sees."""
+        """See :class:`BackboneConfig`; patches do not overlap, even with an overlapping stem."""
         return self.patch_size
 
     @property
     def hides(self) -> Hides:
-        """Attention is global, so any patches may be left out."""
+        """Attention is global, so any patch can be left out."""
         return "drop"
 
     def grouped(self, micro_batch_size: int, world_size: int) -> dict[str, object]:
-        """Stochastic depth skips a whole number of a micro-batch's images, drawn by rank."""
+        """Stochastic depth skips a whole number of images per micro-batch, drawn per rank."""
         if not self.drop_path:
             return {}
         return {"drop path (by process and micro-batch)": (micro_batch_size, world_size)}
@@ -227,13 +229,11 @@ class VitConfig(BackboneConfig):
         return {"width": 48, "depth": 2, "heads": 3, "image_size": 4 * self.patch_size}
 
 
-# A closed set: a new backbone adds its config here and its case to `models/build.py`.
+# The closed set of backbones: a new one adds its config here and its case to `models/build.py`.
 BACKBONES: tuple[Callable[[], BackboneConfig], ...] = (VitConfig,)
 
 
 def backbones_that_hide(least: Hides) -> list[str]:
-    """Names of the backbones that can do at least this with hidden patches, as they are by
-    default.
-    """
+    """Names of the backbones that, by default, can do at least this with hidden patches."""
     found = (backbone() for backbone in BACKBONES)
     return [each.name for each in found if HIDES.index(each.hides) >= HIDES.index(least)]

@@ -1,6 +1,6 @@
-"""What a network costs, as numbers, and how it is computed; no torch.
+"""Parameters, operations and bytes of a network, as plain numbers; does not import torch.
 
-`cost/counting.py` counts them.
+`cost/counting.py` computes them.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How the matrix products are computed."""
+    """Precision and device of the matrix products."""
 
     precision: Precision
     device: Literal["cpu", "cuda"]
@@ -20,34 +20,35 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many numbers an objective consists of."""
+    """Number of parameters of an objective."""
 
     trained: int = 0
+    """Trained parameters."""
     frozen: int = 0
-    """Not trained: a teacher's."""
+    """Parameters that are not trained: those of a teacher."""
     backbone: int = 0
-    """The backbone's share of the trained ones."""
+    """Trained parameters of the backbone."""
 
 
 @dataclass(frozen=True)
 class Cost(Parameters):
-    """What a training step needs. Bytes are per image, unless stated otherwise."""
+    """Cost of a training step. Bytes are per image, unless stated otherwise."""
 
     step_flops: float = 0.0
-    """Operations of the forward and backward pass of one image, a multiplication and an addition
-    being two; what is computed again is not counted.
+    """Operations of the forward and backward pass of one image; a multiplication and an addition
+    count as two, and recomputation is not counted.
     """
     kept_bytes: float = 0.0
-    """What the backward pass needs of the forward pass."""
+    """Activations kept for the backward pass."""
     checkpointed_bytes: float = 0.0
-    """The same with only the inputs of blocks kept."""
+    """Activations kept for the backward pass with activation checkpointing: block inputs only."""
     recomputed_bytes: float = 0.0
-    """And what is computed again inside the largest block."""
+    """Activations recomputed inside the largest block, with activation checkpointing."""
     held_bytes: float = 0.0
-    """What lives as long as the forward pass without being kept for the backward pass."""
+    """Tensors that live throughout the forward pass without being kept for the backward pass."""
     working_bytes: float = 0.0
-    """The most that is needed for a moment in addition."""
+    """Peak of temporary memory on top of the above."""
     fixed_bytes: float = 0.0
-    """What the forward pass makes of weights and keeps, however many images there are: autocast's
-    lower-precision copies.
+    """Bytes that do not depend on the number of images: autocast's lower-precision copies of
+    weights.
     """

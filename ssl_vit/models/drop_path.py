@@ -1,4 +1,4 @@
-"""Stochastic depth that saves what it drops: samples that leave a branch out are not computed."""
+"""Efficient stochastic depth: samples that skip a branch are not computed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# B samples, S of them that are kept, K tokens each, D width.
+# B samples, S of which are kept, K tokens each, D width.
 
 
 def num_kept(batch: int, rate: float) -> int:
-    """Of ``batch`` samples, those whose branch is computed: all but ``rate`` of them, at least
-    one.
+    """S, the number of samples whose branch is computed: ``batch`` × (1 − ``rate``), rounded, at
+    least 1.
     """
     return max(1, round(batch * (1 - rate)))
 
@@ -19,12 +19,12 @@ def num_kept(batch: int, rate: float) -> int:
 def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Tensor:
     """Add a residual branch that is computed for a random part of the samples only.
 
-    The others pass unchanged. What is added is scaled up by B / S, so that its mean over all draws
-    is the branch of every sample. A batch too small to leave a sample out leaves none out.
+    The other samples are unchanged. The branch is scaled by B / S, so that its expectation is the
+    branch of every sample. In a batch too small to leave a sample out, none is.
 
     Args:
         tokens: (B, K, D).
-        branch: (S, K, D) → (S, K, D), each sample by itself.
+        branch: (S, K, D) → (S, K, D), independent for each sample.
         rate: Share of the samples that are left out, in [0, 1).
 
     Returns:
@@ -38,7 +38,7 @@ def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], rate: float) 
     if keep >= batch:
         return tokens + branch(tokens)
     kept = torch.randperm(batch, device=tokens.device)[:keep]
-    # Not `tokens[kept]`: its gradient on a GPU sorts the indices first, lest samples repeat.
+    # Not `tokens[kept]`: its gradient on a GPU sorts the indices first, in case some repeat.
     residual = branch(tokens.index_select(0, kept))
     result: Any = _AddToKept.apply(tokens, residual, kept, batch / keep)
     return result
@@ -47,13 +47,13 @@ def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], rate: float) 
 class _AddToKept(torch.autograd.Function):
     """``tokens`` with ``scale`` × ``residual`` added to the samples ``kept``.
 
-    torch's own index_add keeps the residual for its backward pass, and needs of it no more than the
-    shape: a fifth more memory for a block in bfloat16.
+    torch's own index_add keeps the residual for its backward pass, but needs only its shape: a
+    fifth more memory for a block in bfloat16.
     """
 
     @staticmethod
     def forward(tokens: Tensor, residual: Tensor, kept: Tensor, scale: float) -> Tensor:
-        # Under autocast the residual is in lower precision than the tokens, which is refused.
+        # index_add rejects mixed types; under autocast the residual has lower precision.
         return tokens.index_add(0, kept, residual.to(tokens.dtype), alpha=scale)
 
     @staticmethod
@@ -63,8 +63,8 @@ class _AddToKept(torch.autograd.Function):
         ctx.save_for_backward(kept)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override] - of one output
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override] - one output
         (kept,) = ctx.saved_tensors
-        # Scaled before it is rounded, as torch does it.
+        # Scaled before rounding, as in torch.
         residual_gradient = gradient.index_select(0, kept).mul_(ctx.scale).to(ctx.dtype)
         return gradient, residual_gradient, None, None

@@ -1,4 +1,4 @@
-"""All initialization, in one place."""
+"""Weight initialization of all modules."""
 
 from typing import Literal, assert_never
 
@@ -8,25 +8,21 @@ Scheme = Literal["xavier_uniform", "truncated_normal"]
 
 
 def initialize(module: nn.Module, scheme: Scheme) -> None:
-    """Initialize linear layers, convolutions and norms below ``module``; free parameters are their
-    owner's.
+    """Initialize linear layers, convolutions and norms in ``module``; other parameters are up to
+    the modules that own them.
 
     Args:
-        scheme: ``xavier_uniform`` (He et al. 2021, appendix A.1) or ``truncated_normal`` of 0.02
-            (ViT, DINOv2).
+        scheme: ``xavier_uniform`` (He et al. 2021, appendix A.1) or ``truncated_normal`` with
+            standard deviation 0.02 (ViT, DINOv2).
 
-    A convolution that is as large as its stride is a linear map of a patch, and initialized as one
-    (He et al. 2021); the small ones of a conv stem follow He et al. 2015 (arXiv 1502.01852) for
-    their ReLUs.
+    A convolution whose kernel equals its stride is a linear map of a patch and is initialized as
+    one (He et al. 2021); those of a conv stem, followed by ReLUs, as in He et al. 2015 (arXiv
+    1502.01852).
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            _linear_weight(layer.weight, scheme)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.Conv2d):
-            if layer.kernel_size == layer.stride or layer.kernel_size == (1, 1):
-                _linear_weight(layer.weight.view(layer.out_channels, -1), scheme)
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            if isinstance(layer, nn.Linear) or layer.kernel_size in (layer.stride, (1, 1)):
+                _linear_weight(layer.weight.view(len(layer.weight), -1), scheme)
             else:
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
@@ -37,7 +33,9 @@ def initialize(module: nn.Module, scheme: Scheme) -> None:
 
 
 def initialize_token(token: nn.Parameter) -> None:
-    """A class, register or mask token, or learned positions: a normal of 0.02."""
+    """Initialize a class, register or mask token, or learned positions: a truncated normal with
+    standard deviation 0.02.
+    """
     nn.init.trunc_normal_(token, std=0.02)
 
 

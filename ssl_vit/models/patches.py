@@ -1,4 +1,4 @@
-"""Patches of an image in pixels: cutting, putting together, blanking."""
+"""Splits images into patches of pixels, reassembles them, and blanks patches."""
 
 from torch import Tensor
 
@@ -13,8 +13,8 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
         patch_size: P.
 
     Returns:
-        (B, N, P × P × C), row-major over the grid, and inside a patch over its pixels with channels
-        last.
+        (B, N, P × P × C), row-major over the grid; within a patch, row-major over its pixels with
+        channels last.
     """
     batch, channels, height, width = images.shape
     grid = images.view(

@@ -1,4 +1,4 @@
-"""Position embeddings: the fixed 2-D sine table, and resizing any table to another grid."""
+"""Position embeddings: the fixed 2-D sine-cosine table, and interpolation to another grid."""
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from timm.layers import resample_abs_pos_embed  # noqa: E402 - only importable a
 def sincos_table(grid: tuple[int, int], width: int) -> Tensor:
     """Fixed 2-D sine-cosine positions.
 
-    Half of the features encode the row, half the column; in each, sines come before cosines, with
-    frequencies from 1 down to 1/10000.
+    Half of the features encode the row, half the column; in each half, sines come before cosines,
+    with frequencies from 1 down to 1/10000.
 
     Args:
         grid: Patches (down, across).
@@ -39,7 +39,7 @@ def sincos_table(grid: tuple[int, int], width: int) -> Tensor:
 def resize_positions(
     positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Tensor:
-    """Interpolate patch positions to another grid, rectangles too (bicubic, antialiased).
+    """Interpolate patch positions to another grid, square or not (bicubic, antialiased).
 
     Args:
         positions: (1, N, D) for ``old_grid``, row-major.

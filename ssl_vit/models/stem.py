@@ -1,4 +1,4 @@
-"""From pixels to patch tokens: one large convolution, or several small overlapping ones."""
+"""Stems, from pixels to patch tokens: one large convolution, or several overlapping ones."""
 
 from itertools import pairwise
 from typing import assert_never
@@ -11,11 +11,11 @@ from ssl_vit.models.config import CONV_STEM_PATCHES, VitConfig, stem_channels
 
 
 class PatchStem(nn.Module):
-    """Non-overlapping patches through one linear map (Dosovitskiy et al. 2020, section 3.1)."""
+    """One linear map of non-overlapping patches (Dosovitskiy et al. 2020, section 3.1)."""
 
     overlaps = False
     channels_last = False
-    """Whether to convolve with the channels last in memory."""
+    """Whether images are converted to channels last in memory."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -27,15 +27,15 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """3×3 stride-2 convolutions with doubling channels, ending in a 1×1 one.
+    """3×3 stride-2 convolutions with doubling channels, then a 1×1 convolution.
 
-    Each token sees pixels of its neighbors' patches, so a masked objective must blank hidden
+    Each token depends on pixels of neighboring patches, so a masked objective must blank hidden
     patches first (``VisionTransformer.embed`` does). The paper normalizes with BatchNorm, which
-    mixes samples; here each position is normalized over its own channels, so neither samples nor
-    places mix.
+    mixes samples; here each position is normalized over its own channels, which mixes neither
+    samples nor positions.
 
     Args:
-        patch_size: 2, 4, 8, 16 or 32: one halving a convolution.
+        patch_size: 2, 4, 8, 16 or 32: one halving per convolution.
         width: D.
 
     Source: Xiao et al. 2021, arXiv 2106.14881, section 3 and table 4 (which also drops one
@@ -44,7 +44,7 @@ class ConvStem(nn.Module):
 
     overlaps = True
     channels_last = False
-    """Whether to convolve with the channels last in memory, as the norms between want it."""
+    """Whether images are converted to channels last in memory, which suits the norms in between."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ Stem = PatchStem | ConvStem
 
 
 def build_stem(config: VitConfig) -> Stem:
-    """The stem a config asks for."""
+    """The stem that a config selects."""
     match config.stem:
         case "patch":
             return PatchStem(config.patch_size, config.width)

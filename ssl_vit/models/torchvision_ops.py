@@ -1,10 +1,10 @@
-"""Cures one trap: PyPI's torchvision is a CUDA build, and on a CPU-only torch importing it (so
-importing timm) dies.
+"""Workaround: PyPI's torchvision is a CUDA build, and importing it (hence importing timm) with a
+CPU-only torch fails.
 
-torchvision registers the fake implementations of two operators whose schemas its missing C++
-library would have defined ("operator torchvision::nms does not exist"). Defining the schemas first
-lets the import through; the operators themselves, which we never call, stay unavailable. Call
-before the first `import timm`.
+torchvision registers fake implementations of two operators whose schemas its C++ library defines;
+where that library does not load, this fails ("operator torchvision::nms does not exist"). Defining
+the schemas first lets the import succeed; the operators themselves, which we never call, stay
+unavailable. Call before the first `import timm`.
 """
 
 import torch
@@ -17,7 +17,7 @@ _library: torch.library.Library | None = None
 
 
 def define_missing_ops() -> None:
-    """Make `import torchvision` possible where its compiled operators do not load. Harmless
+    """Make `import torchvision` work where its compiled operators do not load. Harmless
     elsewhere.
     """
     global _library
@@ -29,16 +29,15 @@ def define_missing_ops() -> None:
 
 
 def _compiled_ops_load() -> bool:
-    """Try torchvision's own library the way torchvision does, without importing the package."""
+    """Whether torchvision's own library loads; tried as torchvision does, without importing it."""
     from importlib.util import find_spec
     from pathlib import Path
 
     spec = find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return True  # nothing to cure; importing timm will say what is missing
-    libraries = list(Path(spec.origin).parent.glob("_C*.so")) + list(
-        Path(spec.origin).parent.glob("_C*.pyd")
-    )
+        return True  # importing timm will report what is missing
+    folder = Path(spec.origin).parent
+    libraries = [*folder.glob("_C*.so"), *folder.glob("_C*.pyd")]
     try:
         for library in libraries:
             torch.ops.load_library(str(library))

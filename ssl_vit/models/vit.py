@@ -1,7 +1,7 @@
 """The Vision Transformer.
 
-Parameter names are timm's: an export loads into `timm.create_model` as it is, and timm's weights
-load here. No parameter belongs to an objective.
+Parameter names are timm's: an export loads into `timm.create_model` without changes, and timm's
+weights load here. Parameters of objectives live elsewhere.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ class VisionTransformer(SparseBackbone):
     2309.16588).
 
     ``pos_embed`` follows timm's two layouts: (1, 1 + N, D), class token included, without
-    registers, and (1, N, D), patches only, with them. The 2-D sine table is a buffer, so nothing
-    frozen hides among the parameters.
+    registers; (1, N, D), patches only, with registers. The 2-D sine-cosine table is a buffer, so no
+    parameter is frozen.
     """
 
     config: VitConfig  # type: ignore[assignment] - narrower than the contract's
@@ -70,8 +70,8 @@ class VisionTransformer(SparseBackbone):
     def embed(
         self, images: Tensor, hidden: Tensor | None = None, filler: Tensor | None = None
     ) -> Tensor:
-        """See :class:`TokenBackbone`. An overlapping stem reads its neighbors' pixels, so there
-        hidden patches are blanked in the image before the stem.
+        """See :class:`TokenBackbone`. An overlapping stem reads pixels of neighboring patches, so
+        with it hidden patches are blanked in the image first.
         """
         grid = self.grid_of(images)
         if hidden is not None and self.patch_embed.overlaps:
@@ -86,7 +86,7 @@ class VisionTransformer(SparseBackbone):
 
         Args:
             tokens: (B, K, D) from :meth:`embed`, all N or any K of them.
-            grid: Of the tokens, where they are all of them.
+            grid: Patches (down, across), if these are all N tokens.
         """
         grid = grid or (1, tokens.shape[1])
         tokens = self._with_prefix(tokens)
@@ -97,13 +97,13 @@ class VisionTransformer(SparseBackbone):
         return Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:], grid)
 
     def class_attention(self, images: Tensor) -> Tensor:
-        """Where the class token looks in the last block (Caron et al. 2021, figure 1).
+        """Attention of the class token in the last block (Caron et al. 2021, figure 1).
 
         Args:
             images: As in :meth:`embed`.
 
         Returns:
-            (B, heads, N); over the patches, class token and registers it sums to 1.
+            (B, heads, N) over patches; with class token and registers it would sum to 1.
         """
         tokens = self._with_prefix(self.embed(images))
         for block in self.blocks[:-1]:
@@ -113,7 +113,7 @@ class VisionTransformer(SparseBackbone):
         return last.attn.of_first(last.norm1(tokens))[..., 1 + self.config.registers :]
 
     def _with_prefix(self, tokens: Tensor) -> Tensor:
-        """Class token and registers before (B, K, D) patch tokens."""
+        """Prepend class token and registers to (B, K, D) patch tokens."""
         batch = tokens.shape[0]
         prefix = [(self.cls_token + self._class_position()).expand(batch, -1, -1)]
         if self.config.registers:
@@ -121,11 +121,11 @@ class VisionTransformer(SparseBackbone):
         return torch.cat([*(p.to(tokens.dtype) for p in prefix), tokens], dim=1)
 
     def units(self) -> list[nn.Module]:
-        """The blocks."""
+        """The transformer blocks."""
         return list(self.blocks)
 
     def use_channels_last(self, channels_last: bool) -> None:
-        """In the stem."""
+        """See :class:`Backbone`; applies to the stem."""
         self.patch_embed.channels_last = channels_last
 
     def layer_of(self, parameter_name: str) -> int:
@@ -142,7 +142,7 @@ class VisionTransformer(SparseBackbone):
         return resize_positions(positions, self.config.grid, grid)
 
     def _class_position(self) -> Tensor:
-        """(1, 1, D); zero rows are cut out where the table holds patches only."""
+        """(1, 1, D) position of the class token; zeros if the table has patches only."""
         if self.config.registers:
             return torch.zeros_like(self.cls_token)
         return self.pos_embed[:, :1]
@@ -151,16 +151,15 @@ class VisionTransformer(SparseBackbone):
 def load_timm_weights(
     model: VisionTransformer, state: Mapping[str, Tensor], grid: tuple[int, int] | None = None
 ) -> None:
-    """Load a state dict of timm's ViT, leaving out its classifier and resizing positions to our
-    grid.
+    """Load a state dict of timm's ViT, without its classifier, and resize positions to our grid.
 
     Args:
-        model: Of the same width, depth, stem and registers.
-        state: As ``timm.create_model(...).state_dict()`` gives it.
-        grid: Of its positions (down, across); None: a square.
+        model: A model of the same width, depth, stem and registers.
+        state: A ``timm.create_model(...).state_dict()``.
+        grid: Grid of its positions (down, across); None: square.
 
     Raises:
-        ValueError: Tensors are missing, left over or of another shape; names the first few.
+        ValueError: Tensors are missing, left over or of a different shape; lists the first few.
     """
     weights = {
         name: value
@@ -174,7 +173,7 @@ def load_timm_weights(
     left_over = [name for name in weights if name not in own]
     if wrong or left_over:
         raise ValueError(
-            f"these weights are of another model: {len(wrong)} tensors missing or of another shape "
+            f"these weights do not fit the model: {len(wrong)} tensors missing or of another shape "
             f"({', '.join(wrong[:3])}), {len(left_over)} left over ({', '.join(left_over[:3])})"
         )
     model.load_state_dict(weights)
@@ -183,13 +182,13 @@ def load_timm_weights(
 def fit_positions(
     model: VisionTransformer, positions: Tensor, grid: tuple[int, int] | None = None
 ) -> Tensor:
-    """(1, rows, D) position embeddings, resized to the model's grid; as they are where they are not
-    of this grid or of another width.
+    """(1, rows, D) position embeddings, resized to the model's grid; returned unchanged if they do
+    not have the given grid or the model's width.
 
     Args:
-        model: Whose grid, width and prefix.
-        positions: Class token's row first, where the model has one.
-        grid: Of the positions (down, across); None: a square.
+        model: Determines grid, width and whether the class token has a position.
+        positions: The class token's row first, if the model has one.
+        grid: Grid of the positions (down, across); None: square.
     """
     prefix = 0 if model.config.registers else 1
     patches = positions[:, prefix:]

@@ -1,1 +1,1 @@
-"""What a network learns: one contract (`objective.py`), one file an objective."""
+"""What a network learns: one contract (`objective.py`), one folder per objective."""

@@ -1,9 +1,9 @@
-"""Where training in bfloat16 or float16 must not round."""
+"""Full precision for the operations that must not run in bfloat16 or float16."""
 
 import torch
 from torch import Tensor
 
 
 def without_autocast(tensor: Tensor) -> torch.autocast:
-    """Products inside are as precise as what goes into them, also where training is in bfloat16."""
+    """A context in which operations keep the precision of their inputs, even under autocast."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,5 +1,5 @@
-"""From a config to an objective and its views: the only place that tells the methods apart. A new
-objective adds one case to each function.
+"""Builds an objective and its views from a config: the only place that distinguishes the methods.
+A new objective adds one case to each function.
 """
 
 from typing import assert_never
@@ -21,13 +21,14 @@ from ssl_vit.objectives.simmim.objective import SimMim, SimMimViews
 def build_objective(
     config: ObjectiveConfig, backbone: Backbone, data: DataConfig, total_steps: int
 ) -> Objective:
-    """The model and its loss, what is not in ``backbone`` initialized from torch's current seed.
+    """The model and its loss; all weights outside ``backbone`` are initialized from torch's current
+    seed.
 
     Args:
-        config: Of the objective.
-        backbone: As it begins.
-        data: Says how pixels are scaled.
-        total_steps: Updates of the run.
+        config: Settings of the objective.
+        backbone: The initialized backbone.
+        data: Provides the mean and standard deviation of pixels.
+        total_steps: Optimizer steps in the run.
 
     Raises:
         ValueError: The objective cannot train this backbone; "what is wrong; what to do".
@@ -47,7 +48,7 @@ def build_objective(
 
 
 def build_views(config: ObjectiveConfig, backbone: BackboneConfig) -> Views:
-    """What the objective sees of an image, for the data workers."""
+    """The views of an image that the objective trains on, for the data workers."""
     match config:
         case MaeConfig():
             return RandomPatchViews(config, backbone)

@@ -1,7 +1,7 @@
-"""Colors, blur and solarization on batches of images, on whichever device they are.
+"""Color jitter, blur and solarization of batches of images, on the device they are on.
 
-``draw_color_jitter`` draws what is done to a view in a data worker, from the sample's own
-randomness, as a row of numbers; ``apply_color_jitter`` does the pixel work on the device, for all
+``draw_color_jitter`` draws the parameters of a view in a data worker, from the sample's own random
+generator, as a row of numbers; ``apply_color_jitter`` does the pixel work on the device, for all
 images of a batch at once. Unlike in torchvision's transforms, colors are changed in one order for
 all images (brightness, contrast, saturation, hue).
 """
@@ -15,37 +15,39 @@ from torch import Tensor
 
 from ssl_vit.objectives.autocast import without_autocast
 
-# B images, S pixels a side, K pixels of a blur's kernel.
+# B images, S pixels per side.
 
 _GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's and torchvision's
-_RADIUS = 4  # pixels of a blur's kernel on each side; a kernel of 9 as in Oquab et al.'s code
+_RADIUS = 4  # pixels of the blur kernel on each side; 9 in all, as in Oquab et al.'s code
 _SOLARIZE_FROM = 0.5
 
 
 class ColorJitter(NamedTuple):
-    """What is drawn for one view; probabilities in [0, 1]."""
+    """Probabilities (in [0, 1]) and strengths of the augmentations of one view."""
 
     jitter: float
-    """Of changing colors."""
+    """Probability of color jitter."""
     brightness: float
-    """Factors are drawn from 1 ± this; contrast and saturation alike."""
+    """The factor is drawn from 1 ± this; likewise for contrast and saturation."""
     contrast: float
     saturation: float
     hue: float
-    """The hue is turned by up to ± this part of a full turn."""
+    """The hue is rotated by up to ± this share of a full turn."""
     gray: float
+    """Probability of conversion to grayscale."""
     blur: float
-    """Of a Gaussian blur whose standard deviation is drawn from 0.1 to 2 pixels."""
+    """Probability of a Gaussian blur whose standard deviation is drawn from 0.1 to 2 pixels."""
     solarize: float
+    """Probability of solarization."""
 
 
-# One column each: three factors, turn of the hue, gray or not, deviation of the blur (0: none),
-# solarized or not.
+# Columns: brightness, contrast and saturation factors; hue rotation; grayscale or not; standard
+# deviation of the blur (0: none); solarized or not.
 NUM_COLUMNS = 7
 
 
 def draw_color_jitter(settings: ColorJitter, rng: np.random.Generator) -> np.ndarray:
-    """(7,) float32: what to do with one view. Always takes as much of ``rng``."""
+    """(7,) float32 parameters of one view. Always draws the same amount from ``rng``."""
     noise = rng.random(9)
 
     def between(place: int, spread: float) -> float:
@@ -66,8 +68,8 @@ def draw_color_jitter(settings: ColorJitter, rng: np.random.Generator) -> np.nda
 
 @torch.no_grad()
 def apply_color_jitter(images: Tensor, rows: Tensor) -> Tensor:
-    """Change colors, blur and solarize each image as its row says, in float32 whatever training
-    is in.
+    """Jitter, blur and solarize each image by its row of parameters, in float32 regardless of the
+    precision of training.
 
     Args:
         images: (B, 3, S, S) uint8.
@@ -76,8 +78,8 @@ def apply_color_jitter(images: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (B, 3, S, S) float32 in [0, 1].
 
-    Source: the recipe is Grill et al. 2020 (BYOL), arXiv 2006.07733, appendix B, tables 6 and 7,
-        which Caron et al. 2021 and Oquab et al. 2023 take over.
+    Source: Grill et al. 2020 (BYOL), arXiv 2006.07733, appendix B, tables 6 and 7; adopted by
+        Caron et al. 2021 and Oquab et al. 2023.
     """
     x = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     brightness, contrast, saturation, hue, gray, blur, solarize = (
@@ -91,7 +93,7 @@ def apply_color_jitter(images: Tensor, rows: Tensor) -> Tensor:
     x = _turn_hue(x, hue)
     x = torch.where(gray > 0, _gray(x), x)
     x = _blur(x, blur.view(-1))
-    # No value reaches 2.
+    # The threshold 2 is never reached.
     return torch.where(x >= torch.where(solarize > 0, _SOLARIZE_FROM, 2.0), 1 - x, x)
 
 
@@ -102,9 +104,9 @@ def _gray(x: Tensor) -> Tensor:
 
 
 def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of HSV colors by a part of a full turn; value and saturation stay.
+    """Rotate the hue of HSV colors by a share of a full turn; value and saturation are unchanged.
 
-    Source: Smith 1978, "Color gamut transform pairs", as the one formula that needs no sectors.
+    Source: Smith 1978, "Color gamut transform pairs", in the form without sectors.
     """
     value = x.amax(dim=1)
     chroma = value - x.amin(dim=1)
@@ -114,12 +116,12 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
         green - blue,
         torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
     )
-    # In full turns, any number of them: only what is left of whole ones counts below.
+    # In full turns; whole turns are removed by the rounding below.
     hue = hue.div_(chroma.clamp(min=1e-8).mul_(6)).add_(turn.squeeze(1))
     turned = torch.empty_like(x)
     for plane, center in enumerate((3 / 6, 1 / 6, -1 / 6)):
-        # The share of the chroma that this color lacks: 1 around the hue opposite to it, where the
-        # distance is at most a sixth of a turn, and 0 from a third on.
+        # The share of the chroma to subtract from this channel: 1 within a sixth of a turn of the
+        # opposite hue, 0 beyond a third of a turn.
         apart = hue + center
         apart.sub_(apart.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
         torch.addcmul(value, chroma, apart, value=-1, out=turned[:, plane])
@@ -127,14 +129,14 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, deviation: Tensor) -> Tensor:
-    """Blur each image by its own Gaussian; where the deviation is 0, leave it."""
+    """Blur each image with its own Gaussian; a standard deviation of 0 leaves it unchanged."""
     chosen = deviation > 0
     places = torch.arange(-_RADIUS, _RADIUS + 1, device=x.device, dtype=x.dtype)
     kernel = (-0.5 * (places / deviation.clamp(min=0.1).unsqueeze(1)) ** 2).exp()
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
     kernel = torch.where(chosen.unsqueeze(1), kernel, (places == 0).to(x.dtype))
     batch, _, height, width = x.shape
-    # All images and channels as the channels of one image, each with a kernel of its own.
+    # A grouped convolution: each channel of each image has its own kernel.
     weights = kernel.repeat_interleave(3, dim=0).unsqueeze(1)
     flat = F.pad(x.reshape(1, batch * 3, height, width), [_RADIUS] * 4, mode="reflect")
     with without_autocast(flat):
@@ -147,4 +149,4 @@ PAPER_BLUR = (1.0, 0.1, 0.5)
 """Probability of a blur for the first global, the second global and each local view."""
 
 RELEASED_BLUR = (0.0, 0.9, 0.5)
-"""As Oquab et al.'s code has them, the wrong way round."""
+"""The probabilities in Oquab et al.'s code, which applies the complements."""

@@ -1,4 +1,4 @@
-"""The objectives, a closed set: a new one adds its config here and its cases to `build.py`."""
+"""The closed set of objectives: a new one adds its config here and its cases to `build.py`."""
 
 from typing import Annotated
 

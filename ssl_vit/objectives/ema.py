@@ -1,8 +1,7 @@
-"""A teacher that is the exponential moving average of its student, correct however the engine
-shards them.
+"""An EMA teacher (exponential moving average of its student) that works with every ZeRO stage.
 
-Where every rank keeps a share of each parameter, student and teacher are cut alike, so moving the
-shares moves the whole: nothing is gathered and nothing is sent.
+Where parameters are sharded, student and teacher are sharded identically, so each rank updates its
+own shards: nothing is gathered and nothing is communicated.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,24 +11,24 @@ import torch
 from torch import Tensor, nn
 
 LocalParts = Callable[[Tensor], list[Tensor]]
-"""A parameter → what this rank keeps of its values: its share first; behind it the whole, where
-that is kept too.
+"""Maps a parameter to the tensors that this rank holds of it: its shard first, then the whole
+parameter where that is held too.
 """
 
 
 def whole(parameter: Tensor) -> list[Tensor]:
-    """What is kept of a parameter that nothing shards."""
+    """The tensors held of a parameter that is not sharded."""
     return [parameter.data]
 
 
 class EmaTeacher(nn.Module):
-    """Holds the teacher; a part of the objective, so that the engine shards it with the rest.
+    """Holds the teacher; a submodule of the objective, so that the engine shards it with the rest.
 
-    The teacher is float32: at a momentum of 0.996 a bfloat16 weight rounds most updates away. Its
-    buffers are copied, not averaged.
+    The teacher is float32: at a momentum of 0.996, rounding to bfloat16 would lose most changes.
+    Its buffers are copied, not averaged.
 
     Args:
-        module: A copy of the student, the same names and shapes; it is frozen here.
+        module: A copy of the student, with the same names and shapes; it is frozen here.
 
     Raises:
         ValueError: A parameter is not float32.
@@ -45,17 +44,17 @@ class EmaTeacher(nn.Module):
                 raise ValueError(f"the teacher's {name} is {parameter.dtype}, not torch.float32")
 
     def forward(self, *inputs: Any) -> Any:
-        """The teacher's answer, without gradients."""
+        """The teacher's output, without gradients."""
         with torch.no_grad():
             return self.module(*inputs)
 
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
-        """teacher ← momentum · teacher + (1 − momentum) · student, once for every applied update
+        """teacher ← momentum · teacher + (1 − momentum) · student, once per applied step
         (Tarvainen & Valpola 2017, arXiv 1703.01780, equation 1).
 
         Args:
-            student: As it is after the update.
+            student: The student after the optimizer step.
             momentum: In [0, 1].
 
         Raises:
@@ -76,8 +75,8 @@ class EmaTeacher(nn.Module):
 
 
 def _pairs(ours: list[Tensor], theirs: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What this rank keeps of a teacher's parameter, beside the same of the student's."""
-    # Where there is one rank, its share is the whole, and moving both would move it twice.
+    """The tensors this rank holds of a teacher's parameter, paired with the student's."""
+    # With one rank the shard is the whole parameter, and updating both would update it twice.
     different = {part.data_ptr(): part for part in reversed(ours)}
     ours = list(reversed(different.values()))
     if len(ours) > len(theirs):

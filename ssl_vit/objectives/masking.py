@@ -1,4 +1,4 @@
-"""Which patches are hidden, and moving between all patches and some of them."""
+"""Draws the hidden patches of an image, and selects patches by index."""
 
 import math
 
@@ -18,7 +18,7 @@ def random_hidden(num_patches: int, num_hidden: int, rng: np.random.Generator) -
     Args:
         num_patches: N.
         num_hidden: In [0, N].
-        rng: The sample's randomness.
+        rng: The sample's random generator.
 
     Returns:
         (N,) bool, true where hidden.
@@ -36,21 +36,21 @@ def block_hidden(
 ) -> np.ndarray:
     """Hide an exact number of patches, in rectangles.
 
-    Rectangles of random area and shape are hidden one after the other; one that would hide more
-    than are left is drawn anew. What no rectangle fills after some tries is filled by single
-    patches, so that the count is exact (the public generators fall short of it).
+    Rectangles of random area and shape are hidden one after another; one that would exceed the
+    remaining count is redrawn. After several failed tries the rest is filled with single patches,
+    so that the count is exact (public implementations fall short of it).
 
     Args:
         grid: Patches (down, across).
         num_hidden: M, in [0, N].
-        rng: The sample's randomness.
-        least: Patches of the smallest rectangle.
+        rng: The sample's random generator.
+        least: Number of patches in the smallest rectangle.
 
     Returns:
         (N,) bool, true where hidden.
 
-    Source: Bao et al. 2021 (BEiT), arXiv 2106.08254, section 2.3 and algorithm 1; sides between
-        0.3 and 1/0.3 there.
+    Source: Bao et al. 2021 (BEiT), arXiv 2106.08254, section 2.3 and algorithm 1; aspect
+        ratios from 0.3 to 1/0.3, as there.
     """
     down, across = grid
     hidden = np.zeros(grid, dtype=bool)
@@ -78,11 +78,11 @@ def block_hidden(
 
 
 def visible_and_hidden(hidden: Tensor, num_hidden: int) -> tuple[Tensor, Tensor]:
-    """Split patch indices in two, each in row-major order.
+    """Split patch indices into visible and hidden ones, each in row-major order.
 
     Args:
         hidden: (B, N) bool with exactly ``num_hidden`` true in every row.
-        num_hidden: M; given, so that shapes do not depend on the data.
+        num_hidden: M; an argument, so that shapes do not depend on the data.
 
     Returns:
         (B, K) and (B, M) int64 patch indices.

@@ -1,8 +1,9 @@
-"""What every objective's configuration answers, so that no other room asks which objective it is.
+"""The contract of every objective's configuration, so that no other package branches on the
+objective.
 
 A method is a folder: its config (this contract, no torch), its views, its objective. The plan, the
-smoke twins, the alarms and the messages of a run read the facts below; only `build.py` names the
-methods.
+smoke twins, the alarms and the messages of a run use the properties below; only `build.py` names
+the methods.
 """
 
 from abc import abstractmethod
@@ -12,14 +13,14 @@ from ssl_vit.config import Config
 from ssl_vit.models.config import HIDES, BackboneConfig, Hides, backbones_that_hide
 
 Symptom = Literal["one answer", "no answer", "one direction", "few dimensions"]
-"""What a collapse looks like, see `monitors/collapse.py`."""
+"""The kinds of collapse; see `monitors/collapse.py`."""
 
 
 class MethodConfig(Config):
     """Configuration of an objective."""
 
     name: Any
-    """Which objective this is; each one's own literal."""
+    """Name of the objective; a literal in each subclass."""
 
     @property
     @abstractmethod
@@ -28,17 +29,17 @@ class MethodConfig(Config):
 
     @abstractmethod
     def crops(self, backbone: BackboneConfig) -> tuple[tuple[int, tuple[int, int]], ...]:
-        """(how many, (height, width) in pixels) of every size of view that an image is seen as."""
+        """(number of views, (height, width) in pixels) for every size of view of an image."""
 
     def crop_pixels(self, backbone: BackboneConfig) -> int:
-        """Pixels of all views of an image together, each of three colors."""
+        """Total number of pixels in all views of an image, each with three channels."""
         return sum(count * height * width for count, (height, width) in self.crops(backbone))
 
     def check(self, backbone: BackboneConfig) -> None:
-        """Refuse a backbone that this objective cannot train; the only check between the two.
+        """Reject a backbone that this objective cannot train; the only check between the two.
 
         Raises:
-            ValueError: "what is wrong; what to do".
+            ValueError: The message is "what is wrong; what to do".
         """
         if HIDES.index(backbone.hides) < HIDES.index(self.needs):
             able = ", ".join(f"backbone.name={name}" for name in backbones_that_hide(self.needs))
@@ -49,24 +50,24 @@ class MethodConfig(Config):
             )
 
     def check_micro_batch(self, num_images: int) -> None:
-        """Refuse a micro-batch of too few images.
+        """Reject a micro-batch of too few images.
 
         Raises:
-            ValueError: "what is wrong; what to do".
+            ValueError: The message is "what is wrong; what to do".
         """
 
     def grouped(self, micro_batch_size: int, world_size: int) -> dict[str, object]:
-        """What of the result depends on how images are grouped: a name for people → the group.
+        """The parts of the result that depend on how images are grouped: readable name → group.
 
         Args:
-            micro_batch_size: Images in a forward pass of one process.
-            world_size: Processes.
+            micro_batch_size: Images per forward pass of one process.
+            world_size: Number of processes.
         """
         return {}
 
     @property
     def num_codes(self) -> int:
-        """Prototypes or codebook entries that images are assigned to; 0: none."""
+        """Number of prototypes or codebook entries that images are assigned to; 0: none."""
         return 0
 
     def cures(self, symptom: Symptom) -> str:
@@ -77,4 +78,4 @@ class MethodConfig(Config):
 
     @abstractmethod
     def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:
-        """Settings with which a smoke run takes seconds, every switch as it is."""
+        """Settings with which a smoke run takes seconds, with every switch unchanged."""

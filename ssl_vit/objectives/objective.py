@@ -1,6 +1,4 @@
-"""The contract between what a network learns and how learning runs. The training loop knows
-nothing else.
-"""
+"""The contract between objectives and the training loop, which knows nothing else about them."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,57 +12,58 @@ from ssl_vit.objectives.pixels import PixelScale
 
 
 class Observed(NamedTuple):
-    """What monitors look at; detached, and no part of the loss."""
+    """What monitors inspect; detached, and not part of the loss."""
 
     features: Tensor
-    """(b, D) one vector per image, of what will be exported or what it follows."""
+    """(b, D) one vector per image, from the exported network or the one it is averaged from."""
     codes: Tensor | None = None
-    """(b,) int64, the codebook entry or prototype of each image, where there are any."""
+    """(b,) int64 codebook entry or prototype of each image, if the objective has any."""
     num_codes: int = 0
-    """How many there are."""
+    """Number of codebook entries or prototypes; 0: none."""
 
 
 class StepOutput(NamedTuple):
-    """What one forward pass says."""
+    """Results of one forward pass."""
 
     loss: Tensor
     """float32 scalar, averaged over the micro-batch."""
     metrics: dict[str, Tensor]
-    """Detached float32 scalars, averaged over the micro-batch; they are averaged again over
+    """Detached float32 scalars, averaged over the micro-batch; the engine averages them over
     micro-batches and ranks.
     """
     observed: Observed
+    """Input of the monitors."""
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share the scales of the schedules."""
+    """Parameters that share their learning rate and weight decay schedules."""
 
     name: str
+    """Name in logs and checkpoints."""
     parameters: tuple[nn.Parameter, ...]
+    """The parameters themselves."""
     learning_rate_scale: float = 1.0
-    """Times the scheduled learning rate."""
+    """Factor on the scheduled learning rate."""
     weight_decay_scale: float = 1.0
-    """Times the scheduled weight decay; 0 for biases, norms, tokens and positions."""
+    """Factor on the scheduled weight decay; 0 for biases, norms, tokens and positions."""
     frozen_steps: int = 0
-    """Updates at the start in which the learning rate is 0."""
+    """Number of steps at the start of the run in which the learning rate is 0."""
 
 
 class Objective(nn.Module, ABC):
-    """Model, loss and the loss's own state, as one module that DeepSpeed wraps."""
+    """The model, its loss and the state of the loss, as one module that DeepSpeed wraps."""
 
     backbone: Any
-    """A `Backbone`; each objective declares the step of the contract that it needs."""
+    """A `Backbone`; each objective declares the subclass that it needs."""
     pixel_scale: PixelScale
 
     @abstractmethod
     def forward(self, batch: Any, step: int) -> StepOutput:
-        """Loss of one micro-batch at optimizer update ``step`` (counted from 0)."""
+        """Loss of one micro-batch at optimizer step ``step`` (counted from 0)."""
 
     def after_step(self, step: int) -> None:
-        """Called once for every *applied* update: an EMA teacher moves here. Does nothing by
-        default.
-        """
+        """Called once per *applied* step, to update an EMA teacher. Does nothing by default."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The trained parameters: matrices decay; vectors, tokens and positions do not."""
@@ -79,8 +78,8 @@ class Objective(nn.Module, ABC):
         ]
 
     def units(self) -> list[nn.Module]:
-        """Modules that checkpointing and compilation act on: those of every backbone, and the
-        objective's own transformer blocks.
+        """Modules for activation checkpointing and compilation: those of every backbone, and
+        the objective's own transformer blocks.
         """
         found: list[nn.Module] = [each for each in self.modules() if isinstance(each, Block)]
         for backbone in self.backbones():
@@ -88,12 +87,12 @@ class Objective(nn.Module, ABC):
         return found
 
     def backbones(self) -> list[Backbone]:
-        """Every backbone in it: a student's and a teacher's."""
+        """All backbones in the objective: the student's and the teacher's, if there is one."""
         return [module for module in self.modules() if isinstance(module, Backbone)]
 
     def exported(self) -> dict[str, nn.Module]:
-        """What is worth keeping, by the name of its file; `backbone` among it, the teacher's where
-        there is one.
+        """The modules to export, by file name; always has `backbone`, the teacher's if there is
+        one.
         """
         return {"backbone": self.backbone}
 
@@ -105,11 +104,11 @@ class Objective(nn.Module, ABC):
         return backbone
 
     def panels(self, batch: Any) -> dict[str, Tensor]:
-        """Pictures for the log: name → (3, H, W) uint8. None by default."""
+        """Pictures for the log: name → (3, H, W) uint8. Empty by default."""
         return {}
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay is for this parameter: matrices, but for tokens and positions."""
+    """Whether weight decay applies: to matrices, except tokens and position embeddings."""
     leaf = name.rpartition(".")[2]
     return parameter.ndim > 1 and not leaf.endswith("_token") and leaf != "pos_embed"

@@ -1,6 +1,6 @@
-"""Pictures of what a backbone sees, for the log: patch features as colors, and attention.
+"""Pictures for the log: reconstructions, patch features as colors, and attention maps.
 
-Every picture is made of rows, one per image, framed in white.
+Every picture has one row per image; its cells have a white frame.
 """
 
 import math
@@ -30,8 +30,8 @@ def reconstruction_panels(
     """`reconstruction`: original | visible patches | reconstruction; and :func:`feature_panels`.
 
     Args:
-        backbone: In evaluation mode.
-        pixel_scale: Of the images.
+        backbone: The backbone, in evaluation mode.
+        pixel_scale: Normalization of the images.
         images: (B, 3, H, W) normalized.
         hidden: (B, N) bool, M true in every row.
         predicted: (B, M, P × P × 3) pixels of the hidden patches, row-major, normalized.
@@ -49,20 +49,20 @@ def reconstruction_panels(
 def feature_panels(
     backbone: Backbone, pixel_scale: PixelScale, images: Tensor
 ) -> dict[str, Tensor]:
-    """`patch_features`: each image beside the three main directions of its patch features as
-    colors; `attention`, where there is a class token: beside where it attends to in the last block,
-    head by head.
+    """`patch_features`: each image next to the first three principal components of its patch
+    features as colors; `attention`, if there is a class token: next to its attention in the last
+    block, one map per head.
 
     Args:
-        backbone: In evaluation mode.
-        pixel_scale: Of the images.
+        backbone: The backbone, in evaluation mode.
+        pixel_scale: Normalization of the images.
         images: (B, 3, H, W) normalized.
 
     Returns:
         Name → (3, height, width) uint8.
     """
     pixels = pixel_scale.back(images)
-    # Not `backbone(images)`: at ZeRO-3 that would let go of its tokens, which come next.
+    # Not `backbone(images)`: at ZeRO-3 that would release parameters that are needed below.
     features = backbone.forward(images)
     grid = features.grid
     panels = {
@@ -70,7 +70,7 @@ def feature_panels(
     }
     looks = backbone.class_attention(images)
     if looks is not None:
-        # Each head against its own most looked at patch: few patches take most of it.
+        # Each head relative to its own maximum: a few patches get most of the attention.
         looks = looks / looks.amax(dim=2, keepdim=True).clamp(min=torch.finfo(looks.dtype).tiny)
         heads = [_picture(_gray(head), grid) for head in looks.unbind(1)]
         panels["attention"] = rows_of([pixels, *heads])
@@ -78,8 +78,8 @@ def feature_panels(
 
 
 def principal_colors(patches: Tensor) -> Tensor:
-    """The first three principal components over the patches of all images together, each spread
-    over [0, 1]; so one color means one thing in all of them (Oquab et al. 2023, figure 1).
+    """The first three principal components over the patches of all images together, each scaled to
+    [0, 1], so that colors are comparable between images (Oquab et al. 2023, figure 1).
 
     Args:
         patches: (B, N, D).
@@ -87,13 +87,13 @@ def principal_colors(patches: Tensor) -> Tensor:
     Returns:
         (B, N, 3).
     """
-    # In double, which autocast leaves alone; a feature that float16 could not hold is left out, as
-    # a picture must not end a run.
+    # In float64, which autocast does not change; features that overflowed in float16 become 0,
+    # because a picture must not end a run.
     rows = patches.flatten(0, 1).double().nan_to_num(0.0, 0.0, 0.0)
     rows = rows - rows.mean(dim=0)
     _, vectors = torch.linalg.eigh(rows.T @ rows)
     found = (rows @ vectors[:, -3:].flip(1)).float()
-    # A direction has no sign of its own; this one is the same from one panel to the next, mostly.
+    # The sign of a component is arbitrary; this choice is mostly stable from panel to panel.
     found = found * found.pow(3).sum(dim=0).sign()
     low, high = torch.quantile(found, torch.tensor([0.02, 0.98], device=found.device), dim=0)
     spread = (high - low).clamp(min=torch.finfo(found.dtype).tiny)
@@ -101,7 +101,7 @@ def principal_colors(patches: Tensor) -> Tensor:
 
 
 def rows_of(columns: Sequence[Tensor]) -> Tensor:
-    """(B, 3, h, w) uint8 columns, of any sizes → (3, height, width) with one row per image."""
+    """(B, 3, h, w) uint8 columns of any size → (3, height, width) with one row per image."""
     largest = max((tuple(column.shape[-2:]) for column in columns), key=math.prod)
     framed = []
     for column in columns:

@@ -1,6 +1,4 @@
-"""Between uint8 pixels and what the network reads. Images stay uint8 until they are on the
-device.
-"""
+"""Normalization of pixels. Images stay uint8 until they are on the device."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +8,7 @@ class PixelScale(nn.Module):
     """(x / 255 − mean) / std, and back.
 
     Args:
-        mean, std: Per channel, of pixels in [0, 1].
+        mean, std: Mean and standard deviation per channel, of pixels in [0, 1].
     """
 
     mean: Tensor
@@ -22,8 +20,8 @@ class PixelScale(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8, in whichever memory format → float32, planes contiguous."""
-        # One pass converts and turns the loader's channels-last pixels into planes.
+        """(B, 3, H, W) uint8 in any memory format → float32, channels first in memory."""
+        # One pass converts the type and the loader's channels-last layout.
         planes = images.to(torch.float32, memory_format=torch.contiguous_format)
         return (planes - self.mean) / self.std
 

@@ -1,5 +1,5 @@
-"""Published recipes as functions, each with its source and the result to expect; and how a command
-finds its config.
+"""Recipes as functions, each with its source and expected result; and how a command reads its
+config.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def find_recipe(name: str) -> RunConfig:
     """The recipe of that name.
 
     Raises:
-        UserError: There is none; lists those there are.
+        UserError: There is no such recipe; lists the recipes.
     """
     if name not in RECIPES:
         raise UserError(f"no recipe named '{name}'", f"recipes: {', '.join(RECIPES)}")
@@ -30,13 +30,16 @@ def find_recipe(name: str) -> RunConfig:
 
 
 def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunConfig:
-    """A recipe's name, a `config.yaml` or the run folder of one, shrunk if asked, then the
-    overrides.
+    """Read a recipe's config and apply the overrides.
 
-    A file that leaves settings out takes them from the recipe that it names.
+    Args:
+        recipe: The name of a recipe, a `config.yaml`, or a run folder that has one. Settings that a
+            file leaves out are those of the recipe it names.
+        overrides: Settings as path=value.
+        is_smoke: Whether to shrink the config, before the overrides.
 
     Raises:
-        UserError: A word or value that does not validate; another recipe's name as an override.
+        UserError: A setting does not validate; an override changes the recipe's name.
     """
     file = Path(recipe)
     if (file / CONFIG_FILE).is_file():
@@ -55,6 +58,6 @@ def read_config(recipe: str, overrides: Sequence[str], is_smoke: bool) -> RunCon
     if renamed := next((word for word in overrides if word.startswith("recipe=")), None):
         raise UserError(
             f"{renamed} would only change the name, not the settings",
-            f"begin with that recipe instead of {recipe}",
+            f"start from that recipe instead of {recipe}",
         )
     return apply_with_warmup(smoke(config) if is_smoke else config, overrides)

@@ -37,12 +37,12 @@ _LARGE_HEADS = DinoConfig(
         "untrained 71 %, raw pixels 73 %, ImageNet features 81 %"
     ),
     notes=(
-        "Crops of 96 pixels and patches of 16 pixels (36 tokens), so that a CPU makes enough "
-        "updates. Xavier initialization, because with a normal of 0.02 the class tokens of a "
-        "narrow network say nothing about the image at first. A teacher five times as sharp as "
-        "its student, because with small batches the paper's temperatures make the teacher less "
-        "certain with every update, and the run learns nothing. For images without a fixed "
-        "orientation, objective.vertical_flip=0.5 helps."
+        "Crops of 96 pixels and patches of 16 pixels (36 tokens), so that a CPU can make enough "
+        "steps. Xavier initialization, because with a standard deviation of 0.02 the class tokens "
+        "of a narrow network carry no information about the image at first. A teacher temperature "
+        "of a fifth of the student's, because with small batches the paper's temperatures make the "
+        "teacher's output flatter with every step, and the run learns nothing. For images without "
+        "a fixed orientation, objective.vertical_flip=0.5 helps."
     ),
 )
 def dinov2_small_data() -> RunConfig:
@@ -88,9 +88,9 @@ def dinov2_small_data() -> RunConfig:
     details=(
         'section 3.2 "Implementation details" and appendix C (AdamW 5e-4 × batch/256, decay 0.04 '
         "→ 0.4, batch 1024, momentum 0.996 → 1, 2 × 224 and 10 × 96 pixels with a scale of 0.25; "
-        "800 epochs in table 2). Unlike in the released code, the norm of all gradients together "
-        "is clipped (there: of each parameter), and drop path is the same in every block (there: "
-        "it grows from 0)"
+        "800 epochs in table 2). Unlike in the released code, gradients are clipped by global "
+        "norm (there: per parameter), and the drop path rate is the same in every block (there: "
+        "it increases from 0)"
     ),
     expected=(
         "ImageNet-1k: k-NN 74.5, linear 77.0 after 800 epochs; 69.3 and 74.0 after 100 (the "
@@ -106,7 +106,7 @@ def dino_vits16() -> RunConfig:
     network="ViT-S/16",
     source="Zhou et al. 2021, arXiv 2111.07832",
     details=(
-        "section 4.1 and appendix C: the values of DINO, with a shared head of 8192 prototypes "
+        "section 4.1 and appendix C: the settings of DINO, with a shared head of 8192 prototypes "
         "and half of the global views masked by 10 to 50 %, block-wise. Clipping and drop path "
         "differ from the released code as in dino_vits16"
     ),
@@ -121,14 +121,14 @@ def ibot_vits16() -> RunConfig:
     network="ViT-L/16, the short run",
     source="Oquab et al. 2023, arXiv 2304.07193",
     details=(
-        'table 16 and the released configuration for ImageNet-1k: 100 "epochs" of 1,250 updates '
-        "of 2,048 images, shared heads, a moving average as centering. Unlike there, the norm of "
-        "all gradients together is clipped (there: backbone and heads separately)"
+        'table 16 and the released configuration for ImageNet-1k: 100 "epochs" of 1,250 steps '
+        "of 2,048 images, shared heads, centering by a moving average. Unlike there, gradients are "
+        "clipped by global norm (there: backbone and heads separately)"
     ),
     expected="ImageNet-1k: k-NN 81.6, linear 82.9 (the authors' release)",
 )
 def dinov2_vitl16() -> RunConfig:
-    return _dinov2("dinov2_vitl16", DinoConfig(centering="average"), batch=2048, updates=125_000)
+    return _dinov2("dinov2_vitl16", DinoConfig(centering="average"), batch=2048, steps=125_000)
 
 
 @recipe(
@@ -136,7 +136,7 @@ def dinov2_vitl16() -> RunConfig:
     network="ViT-L/14",
     source="Oquab et al. 2023, arXiv 2304.07193",
     details=(
-        'table 16 and the released configuration for ImageNet-22k: 500 "epochs" of 1,250 updates '
+        'table 16 and the released configuration for ImageNet-22k: 500 "epochs" of 1,250 steps '
         "of 3,072 images, a head for each loss, Sinkhorn-Knopp; clipping as in dinov2_vitl16"
     ),
     expected=(
@@ -144,7 +144,7 @@ def dinov2_vitl16() -> RunConfig:
     ),
 )
 def dinov2_vitl14_in22k() -> RunConfig:
-    return _dinov2("dinov2_vitl14_in22k", _LARGE_HEADS, batch=3072, updates=625_000, patch_size=14)
+    return _dinov2("dinov2_vitl14_in22k", _LARGE_HEADS, batch=3072, steps=625_000, patch_size=14)
 
 
 @recipe(
@@ -159,7 +159,7 @@ def dinov2_vitl14_in22k() -> RunConfig:
 )
 def dinov2_vitg14() -> RunConfig:
     return _dinov2(
-        *("dinov2_vitg14", _LARGE_HEADS), batch=3072, updates=625_000, patch_size=14, size="giant"
+        *("dinov2_vitg14", _LARGE_HEADS), batch=3072, steps=625_000, patch_size=14, size="giant"
     )
 
 
@@ -170,7 +170,7 @@ SELF_DISTILLATION: tuple[Recipe, ...] = (
 
 
 def _dino(recipe: str, ibot_weight: float = 1.0, prototypes: int = 65_536) -> RunConfig:
-    """A ViT-S/16 with the settings that DINO and iBOT share."""
+    """A ViT-S/16 with the common settings of DINO and iBOT."""
     epochs = 800
     return RunConfig(
         recipe=recipe,
@@ -205,14 +205,14 @@ def _dinov2(
     recipe: str,
     objective: DinoConfig,
     batch: int,
-    updates: int,
+    steps: int,
     patch_size: int = 16,
     size: str = "large",
 ) -> RunConfig:
-    """Oquab et al. 2023. Their "epochs" are 1,250 updates whatever the data set has, and so the
-    length is in updates.
+    """Oquab et al. 2023. Their "epochs" are 1,250 steps regardless of the size of the data set, so
+    the length is in steps.
     """
-    is_short = updates == 125_000
+    is_short = steps == 125_000
     return RunConfig(
         recipe=recipe,
         backbone=VitConfig(
@@ -226,7 +226,7 @@ def _dinov2(
         objective=objective,
         data=DataConfig(global_batch_size=batch),
         schedule=ScheduleConfig(
-            unit="steps", length=float(updates), warmup=1250.0 * (10 if is_short else 80)
+            unit="steps", length=float(steps), warmup=1250.0 * (10 if is_short else 80)
         ),
         optimizer=OptimizerConfig(
             learning_rate_rule="sqrt_1024",

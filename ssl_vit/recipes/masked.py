@@ -20,7 +20,7 @@ from ssl_vit.training.config import (
     method="MAE",
     network="ViT-S/16",
     source="He et al. 2021, arXiv 2111.06377",
-    details="table 8, with the network of DeiT's ViT-S; the smallest in the paper is ViT-B",
+    details="table 8, with DeiT's ViT-S; the smallest network in the paper is ViT-B",
     expected="no published figure",
 )
 def mae_vits16() -> RunConfig:
@@ -75,7 +75,7 @@ def mae_vith14() -> RunConfig:
     ),
     notes=(
         "Crops of 96 pixels, patches of 12 pixels (64 tokens), a light decoder, and a higher "
-        "learning rate, because small batches take small steps. For images without a fixed "
+        "learning rate, to make up for the small batches. For images without a fixed "
         "orientation, objective.vertical_flip=0.5 helps."
     ),
 )
@@ -126,7 +126,7 @@ def simmim_vitb16() -> RunConfig:
     method="SimMIM",
     network="ViT of 6 × 192 for a few thousand images",
     source="Xie et al. 2021, arXiv 2111.09886",
-    details="for the objective; network, batch and schedule are those of mae_small_data",
+    details="for the objective; network, batch size and schedule are those of mae_small_data",
     expected="not measured yet",
     notes="For images without a fixed orientation, objective.vertical_flip=0.5 helps.",
 )

@@ -1,4 +1,4 @@
-"""What is known about a recipe besides its values: method, paper, and the result to expect."""
+"""A recipe: its config and its documentation (method, source, expected result)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from ssl_vit.run.config import RunConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe; calling it gives its config."""
+    """A recipe; calling it returns its config."""
 
     build: Callable[[], RunConfig]
-    """Makes the config."""
+    """Builds the config."""
     method: str
     """The method's name, such as DINOv2."""
     network: str
     """The backbone, such as ViT-B/16."""
     source: str
-    """Where the values are from: the paper, or our own runs."""
+    """Source of the settings: the paper, or our own runs."""
     details: str
-    """The place in the source, and where the recipe differs from it; may be empty."""
+    """Location in the source, and differences from it; may be empty."""
     expected: str
-    """The result it should give, and on what."""
+    """Expected result, and on which data."""
     notes: str
-    """What else to know before choosing it; may be empty."""
+    """Other advice on choosing the recipe; may be empty."""
 
     def __call__(self) -> RunConfig:
         """The config."""
@@ -31,21 +31,21 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Its name on the command line."""
+        """The recipe's name on the command line."""
         return self.build.__name__
 
     @property
     def title(self) -> str:
-        """One line: method and network."""
+        """Method and network, in one line."""
         return f"{self.method}, {self.network}"
 
     @property
     def command(self) -> str:
-        """What starts it."""
+        """The command that starts a run."""
         return f"ssl-vit pretrain {self.name} --run RUN data.shards=SHARDS"
 
     def description(self) -> list[str]:
-        """Everything known about it, as paragraphs."""
+        """The documentation of the recipe, as paragraphs."""
         source = f"Source: {self.source}{self.details and '; '}{self.details}."
         known = (f"{self.title}.", self.command, self.notes, source, f"Expected: {self.expected}.")
         return [text for text in known if text]
@@ -54,5 +54,5 @@ class Recipe:
 def recipe(
     *, method: str, network: str, source: str, expected: str, details: str = "", notes: str = ""
 ) -> Callable[[Callable[[], RunConfig]], Recipe]:
-    """Turn a function that makes a config into a :class:`Recipe`; see there for the arguments."""
+    """Turn a function that builds a config into a :class:`Recipe`; see there for the arguments."""
     return lambda build: Recipe(build, method, network, source, details, expected, notes)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from ssl_vit.models.config import BackboneConfig, Hides
 from ssl_vit.objectives.method import MethodConfig, Symptom
 
-NUM_GLOBALS = 2  # global views of an image
+NUM_GLOBALS = 2  # global views per image
 
 
 class DinoConfig(MethodConfig):
@@ -164,21 +164,23 @@ class DinoConfig(MethodConfig):
 
     @property
     def needs(self) -> Hides:
-        """The student sees a token in place of masked patches (iBOT)."""
+        """The student gets a mask token in place of masked patches (iBOT)."""
         return "fill" if self.ibot_weight else "no"
 
     @property
     def num_codes(self) -> int:
-        """Prototypes of the class token's head."""
+        """Number of prototypes of the class token's head."""
         return self.prototypes
 
     def crops(self, backbone: BackboneConfig) -> tuple[tuple[int, tuple[int, int]], ...]:
-        """Two global views, and the local ones if there are any."""
+        """Two global views, and the local views if there are any."""
         local = (self.local_crops, (self.local_size, self.local_size))
         return ((NUM_GLOBALS, backbone.height_width), *([local] if self.local_crops else []))
 
     def check(self, backbone: BackboneConfig) -> None:
-        """See :class:`MethodConfig`; local views are whole patches, and iBOT has some to mask."""
+        """See :class:`MethodConfig`; local views must be whole patches, and iBOT needs patches to
+        mask.
+        """
         super().check(backbone)
         stride = backbone.stride
         if self.local_crops and self.local_size % stride:
@@ -206,7 +208,7 @@ class DinoConfig(MethodConfig):
             )
 
     def grouped(self, micro_batch_size: int, world_size: int) -> dict[str, object]:
-        """KoLeo's neighbors and Sinkhorn-Knopp's balance."""
+        """KoLeo and Sinkhorn-Knopp, where they are used."""
         found: dict[str, object] = {}
         if self.koleo_weight:
             found["KoLeo (within a micro-batch)"] = micro_batch_size

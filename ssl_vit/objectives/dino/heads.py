@@ -1,4 +1,4 @@
-"""The projection head: from features to logits over prototypes."""
+"""The projection head, which maps features to logits over prototypes."""
 
 import itertools
 
@@ -12,11 +12,11 @@ from ssl_vit.models.initialization import initialize
 
 
 class Prototypes(nn.Module):
-    """A linear layer whose rows have length 1: each logit is a cosine with a prototype, once the
-    input has length 1 too.
+    """A linear layer with rows normalized to length 1: for inputs of length 1, each logit is the
+    cosine similarity to a prototype.
 
-    The length is fixed at 1, as Caron et al. do for stability (appendix C, "norm of the last
-    layer"), so a row's own length says nothing and is not kept at any value.
+    The length is fixed at 1, as in Caron et al. for stability (appendix C, "norm of the last
+    layer"), so the length of the stored weights has no effect and is not constrained.
     """
 
     def __init__(self, width: int, prototypes: int) -> None:
@@ -30,13 +30,13 @@ class Prototypes(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Linear layers with GELU, a bottleneck of length 1, and prototypes.
+    """Linear layers with GELU, an L2-normalized bottleneck, and prototypes.
 
     Args:
         width: D.
-        hidden: Width of the layers between.
-        layers: Linear layers before the prototypes, at least 1.
-        bottleneck: Width of the last of them.
+        hidden: Width of the hidden layers.
+        layers: Number of linear layers before the prototypes, at least 1.
+        bottleneck: Output width of the last of them.
         prototypes: C.
 
     Source: Caron et al. 2021 (DINO), arXiv 2104.14294, section 3.1, "Network architecture", and
@@ -57,7 +57,7 @@ class ProjectionHead(nn.Module):
         self.prototypes = Prototypes(bottleneck, prototypes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(…, D) → (…, C) logits, before any temperature."""
+        """(…, D) → (…, C) logits, not divided by a temperature."""
         rows = self.layers(features)
-        # In half precision the smallest norms would be rounded to 0.
+        # In half precision the smallest norms would round to 0.
         return self.prototypes(F.normalize(rows.float(), dim=-1, eps=1e-6).to(rows.dtype))

@@ -1,7 +1,7 @@
-"""What a student is told by its teacher: targets that cannot collapse, and the losses against them.
+"""Centered teacher targets, which prevent collapse, and the losses of the student against them.
 
-Logits come in any precision; everything here is float32, products under autocast too, because a
-temperature of 0.04 multiplies them by 25 before an exponential.
+Logits may have any precision; everything here is computed in float32, including matrix products
+under autocast, because a temperature of 0.04 multiplies logits by 25 before the exponential.
 """
 
 import torch
@@ -14,7 +14,7 @@ from ssl_vit.objectives.autocast import without_autocast
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Over the default process group, in place; the tensor as it is where there is none."""
+    """Sum a tensor over the default process group, in place; unchanged if there is no group."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(tensor)
     return tensor
@@ -33,21 +33,21 @@ def sinkhorn(
     """Targets in which all prototypes are used equally, over the rows of all ranks together.
 
     Args:
-        logits: (R, C) of the teacher, on this rank; R may differ between ranks, and be 0.
-        temperature: Of the teacher, above 0.
+        logits: (R, C) teacher logits on this rank; R may differ between ranks, and be 0.
+        temperature: The teacher's temperature, above 0.
         counted: (R,) bool, false for rows that are padding; None: all count.
-        iterations: Alternations between prototypes and rows.
+        iterations: Number of alternations between normalizing prototypes and rows.
 
     Returns:
         (R, C) float32; counted rows sum to 1, padding is 0.
 
-    Source: Caron et al. 2020 (SwAV), arXiv 2006.09882, section 3.1 and appendix A.1; as a teacher's
-        centering Oquab et al. 2023, arXiv 2304.07193, section 4.
+    Source: Caron et al. 2020 (SwAV), arXiv 2006.09882, section 3.1 and appendix A.1; to center a
+        teacher, Oquab et al. 2023, arXiv 2304.07193, section 4.
     """
     scores = logits.float() / temperature
     if counted is not None:
         scores = scores.masked_fill(~counted.unsqueeze(1), -torch.inf)
-    # A common factor cancels; the largest exponential becomes 1. -1e30: no rank has a row.
+    # A common factor cancels out; the largest exponential becomes 1. -1e30: no rank has any rows.
     largest = scores.amax() if scores.numel() else scores.new_tensor(-torch.inf)
     shares = (scores - _largest_over_ranks(largest.clamp(min=-1e30))).exp()
     for _ in range(iterations):
@@ -57,19 +57,21 @@ def sinkhorn(
 
 
 def _divide(shares: Tensor, total: Tensor) -> Tensor:
-    """0 where nothing is to be shared: padding, or a prototype that no exponential reaches."""
+    """``shares / total``; 0 where the total is 0: padding, or a prototype whose exponentials all
+    underflow.
+    """
     return shares / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 class Center(nn.Module):
     """A moving average of the teacher's logits, subtracted before its softmax.
 
-    It moves once an update, over all micro-batches and ranks of it, so that neither is part of the
-    result.
+    It is updated once per step, over all micro-batches and ranks, so that the result does not
+    depend on their number.
 
     Args:
         prototypes: C.
-        momentum: What is kept of the old center.
+        momentum: Weight of the old center.
 
     Source: Caron et al. 2021 (DINO), arXiv 2104.14294, section 3.1, equation 4.
     """
@@ -81,7 +83,7 @@ class Center(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("center", torch.zeros(prototypes))
-        # The sum of an update's logits, and in the last place their number.
+        # The sum of a step's logits; the last element counts them.
         self.register_buffer("_sum", torch.zeros(prototypes + 1), persistent=False)
         self._step = -1
 
@@ -89,8 +91,15 @@ class Center(nn.Module):
     def forward(
         self, logits: Tensor, temperature: float, step: int, counted: Tensor | None = None
     ) -> Tensor:
-        """(R, C) logits → (R, C) float32 targets; and remember the logits for :meth:`follow`."""
-        if step != self._step:  # what an update left that was not applied
+        """(R, C) logits → (R, C) float32 targets; also accumulates the logits for :meth:`follow`.
+
+        Args:
+            logits: Teacher logits.
+            temperature: The teacher's temperature, above 0.
+            step: Optimizer step, counted from 0.
+            counted: (R,) bool, false for rows that are padding; None: all count.
+        """
+        if step != self._step:  # discard the sums of a step that was not applied
             self._sum.zero_()
             self._step = step
         logits = logits.float()
@@ -102,21 +111,21 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move; every rank calls it, once for every applied update."""
+        """Update the center; called on every rank, once per applied step."""
         total = sum_over_ranks(self._sum.clone())
         mean = total[:-1] / total[-1].clamp(min=1)
-        # An update without a row (no patch was masked) says nothing.
+        # A step without any rows (no patch was masked) leaves the center unchanged.
         self.center.lerp_(mean, (1 - self.momentum) * (total[-1] > 0).float())
         self._sum.zero_()
 
 
 def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """−Σ target · log softmax(logits / temperature), of each row.
+    """−Σ target · log softmax(logits / temperature) for each row.
 
     Args:
-        targets: (…, C) float32, rows sum to 1 (or 0: padding).
-        logits: (…, C) of the student.
-        temperature: Of the student.
+        targets: (…, C) float32; rows sum to 1 (or 0: padding).
+        logits: (…, C) student logits.
+        temperature: The student's temperature.
 
     Returns:
         (…) float32.
@@ -127,12 +136,12 @@ def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor
 
 
 def view_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """The mean over all pairs of a teacher's view and another view of the student's.
+    """Mean cross-entropy over all pairs of a teacher view and a different student view.
 
     Args:
-        targets: (T, B, C) of the T global views.
-        logits: (V, B, C) of all V views, the global ones first; V > 1.
-        temperature: Of the student.
+        targets: (T, B, C) targets of the T global views.
+        logits: (V, B, C) student logits of all V views, the global ones first; V > 1.
+        temperature: The student's temperature.
 
     Returns:
         float32 scalar.
@@ -149,13 +158,16 @@ def view_loss(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 
 def patch_loss(targets: Tensor, logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """The weighted sum over masked patches.
+    """Weighted sum of the cross-entropy over masked patches.
 
     Args:
-        targets: (R, C).
-        logits: (R, C) of the student at the same patches.
-        weights: (R,) float32, such that each image counts alike; 0 for padding.
-        temperature: Of the student.
+        targets: (R, C) targets.
+        logits: (R, C) student logits of the same patches.
+        weights: (R,) float32, such that all images count equally; 0 for padding.
+        temperature: The student's temperature.
+
+    Returns:
+        float32 scalar.
 
     Source: Zhou et al. 2021 (iBOT), arXiv 2111.07832, equation 2.
     """
@@ -163,7 +175,8 @@ def patch_loss(targets: Tensor, logits: Tensor, weights: Tensor, temperature: fl
 
 
 def koleo(features: Tensor) -> Tensor:
-    """Kozachenko-Leonenko: push each image away from its nearest neighbor in the micro-batch.
+    """Kozachenko-Leonenko regularizer: pushes each image away from its nearest neighbor in the
+    micro-batch.
 
     Args:
         features: (B, D), B > 1; normalized here.
@@ -174,11 +187,11 @@ def koleo(features: Tensor) -> Tensor:
     Source: Sablayrolles et al. 2018, arXiv 1806.03198, section 3.2; Oquab et al. 2023,
         arXiv 2304.07193, section 4.
     """
-    # In half precision a distance below 6e-5 is 0, and its logarithm infinite.
+    # In half precision a distance below 6e-5 would be 0, and its logarithm infinite.
     with without_autocast(features):
         points = F.normalize(features.float(), dim=-1)
         with torch.no_grad():
-            likeness = points @ points.T
-            nearest = likeness.fill_diagonal_(-1.0).argmax(dim=1)
+            similarity = points @ points.T
+            nearest = similarity.fill_diagonal_(-1.0).argmax(dim=1)
         distances = (points - points[nearest]).norm(dim=-1)
         return -(distances + 1e-8).log().mean()

@@ -3,8 +3,8 @@ image.
 
 DINO (Caron et al. 2021, arXiv 2104.14294), iBOT (Zhou et al. 2021, arXiv 2111.07832) and DINOv2
 (Oquab et al. 2023, arXiv 2304.07193) are one objective; they differ in the weights of its three
-losses and in its settings. Student and teacher live in one module, so that one engine shards both,
-and all passes of a micro-batch are one forward.
+losses and in its settings. Student and teacher are in one module, so that one engine shards both,
+and all passes of a micro-batch are one forward call.
 """
 
 import copy
@@ -34,24 +34,24 @@ from ssl_vit.objectives.pictures import feature_panels, rows_of
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.schedules import cosine
 
-_SHOWN = 6  # images in a panel
+_SHOWN = 6  # images per panel
 
 # B images, L local views, V = 2 + L views, N patches, R masked patches, D width, C prototypes.
 
 
 class NetworkOutput(NamedTuple):
-    """Outputs of a network for the views of a batch."""
+    """Outputs of the student or the teacher for the views of a batch."""
 
     cls: Tensor
     """(2 B, D) class tokens of the global views."""
     logits: Tensor
-    """(2 B, C) of the class tokens, or (V B, C) where local views were shown too."""
+    """(2 B, C) logits of the class tokens, or (V B, C) if local views were encoded too."""
     patch_logits: Tensor
-    """(R, C) at the masked patches; empty where there are none."""
+    """(R, C) logits of the masked patches; empty if there are none."""
 
 
 class Network(nn.Module):
-    """A backbone with its heads; student and teacher are one each."""
+    """A backbone with its heads; the student and the teacher are one each."""
 
     def __init__(self, config: DinoConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -72,13 +72,13 @@ class Network(nn.Module):
         masked_indices: Tensor | None = None,
         local: Tensor | None = None,
     ) -> NetworkOutput:
-        """Encode views, and project their class tokens and masked patches.
+        """Encode views, and apply the heads to their class tokens and masked patches.
 
         Args:
             images: (2 B, 3, S, S) normalized, the global views.
-            hidden: (2 B, N) bool, patches that are replaced by ``filler``; None: none.
-            filler: (D,).
-            masked_indices: (R,) int64 places among all global views' patches; None: none.
+            hidden: (2 B, N) bool, true where ``filler`` replaces a patch; None: nowhere.
+            filler: (D,) mask token.
+            masked_indices: (R,) int64 indices into the patches of all global views; None: none.
             local: (L B, 3, s, s) normalized; None: none.
         """
         if hidden is None:
@@ -94,7 +94,7 @@ class Network(nn.Module):
         patches = features.patches.flatten(0, 1)[masked_indices]
         if self.patch_head is not None:
             return NetworkOutput(features.cls, self.head(classes), self.patch_head(patches))
-        # Once for all rows: normalizing and casting prototypes costs the same for however many.
+        # One call for all rows: normalizing and casting prototypes has a fixed cost.
         logits = self.head(torch.cat([classes, patches]))
         return NetworkOutput(features.cls, *logits.split([len(classes), len(patches)]))
 
@@ -103,10 +103,10 @@ class Dino(Objective):
     """Student, teacher, and the losses between them.
 
     Args:
-        config: Of the objective.
-        backbone: The student's; the teacher begins as its copy.
-        pixel_scale: Of the data.
-        total_steps: Updates of the run, over which its schedules stretch.
+        config: Settings of the objective.
+        backbone: The student's backbone; the teacher starts as a copy of the student.
+        pixel_scale: Normalization of the images.
+        total_steps: Optimizer steps in the run, the length of its schedules.
     """
 
     def __init__(
@@ -136,11 +136,11 @@ class Dino(Objective):
 
     @property
     def backbone(self) -> Backbone:  # type: ignore[override] # a module has one name only
-        """The student's."""
+        """The student's backbone."""
         return self.student.backbone
 
     def train(self, mode: bool = True) -> "Dino":
-        """As in any module; the teacher stays in evaluation mode."""
+        """As :meth:`torch.nn.Module.train`; the teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -178,7 +178,7 @@ class Dino(Objective):
         metrics = {name: value.detach() for name, value in losses.items()}
         observed = Observed(
             output.cls[:num_images].detach(),
-            # Of the first view; a target's own is its most likely one.
+            # The most likely prototype of each first global view.
             targets[:num_images].argmax(dim=1),
             config.prototypes,
         )
@@ -186,7 +186,7 @@ class Dino(Objective):
 
     @torch.no_grad()
     def _views(self, batch: DinoBatch) -> tuple[Tensor, Tensor | None]:
-        """The global views as networks read them, and the local ones where there are any."""
+        """The augmented, normalized global views, and the local views if there are any."""
         count = len(batch.images)
         views = self._prepare(batch.images, batch.color_jitter[:count])
         if not self.config.local_crops:
@@ -194,14 +194,14 @@ class Dino(Objective):
         return views, self._prepare(batch.local, batch.color_jitter[count:])
 
     def _prepare(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Colors, blur, and the scale of pixels."""
+        """Apply color jitter, blur and pixel normalization."""
         return self.pixel_scale(apply_color_jitter(images, rows) * 255)
 
     @torch.no_grad()
     def _targets(
         self, views: Tensor, batch: DinoBatch, masked_indices: Tensor | None, step: int
     ) -> tuple[Tensor, Tensor]:
-        """The teacher's targets: (2 B, C), and (R, C) of the masked patches."""
+        """The teacher's targets: (2 B, C) for the class tokens, (R, C) for the masked patches."""
         teacher_output = self.teacher(views, None, None, masked_indices)
         targets = self._sharpen(teacher_output.logits, self.center, step)
         if masked_indices is None:
@@ -212,7 +212,7 @@ class Dino(Objective):
     def _sharpen(
         self, logits: Tensor, center: Center | None, step: int, counted: Tensor | None = None
     ) -> Tensor:
-        """(R, C) logits of the teacher → targets; padding is not ``counted``."""
+        """(R, C) teacher logits → targets; ``counted`` is false for padding."""
         temperature = self.teacher_temperature(step)
         match self.config.centering:
             case "sinkhorn":
@@ -225,27 +225,30 @@ class Dino(Objective):
         assert_never(self.config.centering)
 
     def teacher_temperature(self, step: int) -> float:
-        """Of update ``step``: a straight line, then constant (Caron et al. 2021, appendix C)."""
+        """Temperature at optimizer step ``step``: linear warm-up, then constant (Caron et al. 2021,
+        appendix C).
+        """
         config = self.config
         begin, end = config.warmup_teacher_temperature, config.teacher_temperature
         warmup = config.temperature_warmup * self.total_steps
         return begin + (end - begin) * min(1.0, step / warmup) if warmup else end
 
     def teacher_momentum(self, step: int) -> float:
-        """After update ``step``: a cosine (Caron et al. 2021, section 3.1)."""
+        """EMA momentum after optimizer step ``step``: a cosine (Caron et al. 2021, section 3.1)."""
         config = self.config
         return cosine(config.momentum, config.final_momentum, step / max(1, self.total_steps))
 
     def after_step(self, step: int) -> None:
-        """Move the teacher, and the centers."""
+        """Update the teacher and the centers."""
         self.teacher.follow(self.student, self.teacher_momentum(step))
         for center in (self.center, self.patch_center):
             if center is not None:
                 center.follow()
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """By depth, as Oquab et al. train them: each block slower than the one above it, the stem
-        slower still, and the prototypes not at first.
+        """Groups by depth, as in Oquab et al.: the learning rate decreases from each block to the
+        one below it, is scaled down further for the patch embedding, and is 0 for the prototypes
+        at first.
         """
         groups: dict[str, list[nn.Parameter]] = {}
         facts: dict[str, tuple[float, float, int]] = {}
@@ -261,7 +264,7 @@ class Dino(Objective):
                 part = "decayed"
             title = part if rate == 1 else f"{part}_{rate:.4g}"
             groups.setdefault(title, []).append(parameter)
-            # A prototype's length says nothing, so decay would say nothing but a rate.
+            # The length of a prototype has no effect, so decay would only change its learning rate.
             facts[title] = (rate, float(decayed and part != "prototypes"), frozen)
         return [
             ParameterGroup(title, tuple(parameters), *facts[title])
@@ -270,7 +273,7 @@ class Dino(Objective):
 
     def _rate_of(self, name: str) -> float:
         lowest = self._num_layers
-        if name == "mask_token":  # stands beside the class token, and learns as fast
+        if name == "mask_token":  # the same rate as the class token
             return self.config.layer_decay**lowest
         own = name.removeprefix("student.backbone.")
         if own == name:
@@ -281,32 +284,33 @@ class Dino(Objective):
 
     @torch.no_grad()
     def panels(self, batch: DinoBatch) -> dict[str, Tensor]:
-        """The views of up to 6 images as the student saw them (global ones, masked patches gray,
-        then local ones), and what the teacher makes of the first view without its masks.
+        """The student's views of up to 6 images (global views with masked patches gray, then local
+        views), and the teacher's features of the unmasked first view.
         """
-        count, shown = len(batch.numbers), slice(0, _SHOWN)
-        views, local = self._views(batch)
+        count, (views, local) = len(batch.numbers), self._views(batch)
         seen = views
         if self.config.ibot_weight:
             seen = blank_patches(views, batch.hidden, self.backbone.config.stride)
-        columns = [view[shown] for view in self.pixel_scale.back(seen).split(count)]
-        if local is not None:
-            columns += [view[shown] for view in self.pixel_scale.back(local).split(count)]
-        first = views[:count][shown]
+        columns = [
+            view[:_SHOWN]
+            for group in ([seen] if local is None else [seen, local])
+            for view in self.pixel_scale.back(group).split(count)
+        ]
+        first = views[:count][:_SHOWN]
         features = feature_panels(self.exported_backbone, self.pixel_scale, first)
         return {"views": rows_of(columns), **features}
 
     def exported(self) -> dict[str, nn.Module]:
-        """The teacher's backbone, which is the better one (Caron et al. 2021, figure 6)."""
+        """The teacher's backbone, which performs better (Caron et al. 2021, figure 6)."""
         network = self.teacher.module
         assert isinstance(network, Network)
         return {"backbone": network.backbone}
 
 
 def _describe(targets: Tensor) -> dict[str, Tensor]:
-    """How sure the teacher is of an image (0 to log C), and how far from alike it uses its
-    prototypes (0 to log C, of the batch's mean): sure of the same one for all is one kind of
-    collapse, sure of none the other (Caron et al. 2021, section 5.3).
+    """Mean entropy of the targets (0 to log C), and KL divergence of their batch mean from the
+    uniform distribution (0 to log C). Collapse to one prototype has entropy 0 and divergence log C;
+    collapse to uniform targets the reverse (Caron et al. 2021, section 5.3).
     """
     entropy = -torch.special.xlogy(targets, targets).sum(dim=1).mean()
     mean = targets.mean(dim=0)

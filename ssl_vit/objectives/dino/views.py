@@ -1,7 +1,7 @@
-"""What DINO, iBOT and DINOv2 see of an image: two global views, some local ones, and masks.
+"""Views of an image for DINO, iBOT and DINOv2: two global views, local views, and masks.
 
-Everything random is drawn here, from the sample's own generator; the device does the pixel work of
-colors and blur (`color_jitter.py`).
+Everything random is drawn here, from the sample's own generator; color jitter and blur are applied
+on the device (`color_jitter.py`).
 """
 
 from collections.abc import Sequence
@@ -28,37 +28,41 @@ from ssl_vit.objectives.masking import block_hidden
 # B images, L local views, V = 2 + L views, N patches of a global view, S and s pixels per side,
 # R masked patches of a micro-batch, padding included.
 
-# Masked patches of a micro-batch come in multiples of this share of the most there can be, so that
-# their number takes few values.
+# The number of masked patches per micro-batch is padded to a multiple of 1 / _STEPS of its maximum,
+# so that it takes few values.
 _STEPS = 8
 
 
 class MultiCrop(NamedTuple):
-    """All that is random in one sample."""
+    """Everything that is random in one sample."""
 
     crops: tuple[Crop, ...]
-    """The global views first."""
+    """Crops of all views, the global views first."""
     color_jitter: np.ndarray
-    """(V, 7) float32."""
+    """(V, 7) float32; see `draw_color_jitter`."""
     hidden: np.ndarray
-    """(2, N) bool, of the global views."""
+    """(2, N) bool, true where a patch of a global view is masked."""
 
 
 class DinoBatch(NamedTuple):
-    """One micro-batch; of several views of all images, the first view comes first."""
+    """One micro-batch; tensors of several views are view-major: the first view of all images, then
+    the second.
+    """
 
     images: Tensor
     """(2 B, 3, S, S) uint8, the global views."""
     local: Tensor
     """(L B, 3, s, s) uint8; empty where L is 0."""
     color_jitter: Tensor
-    """(V B, 7) float32."""
+    """(V B, 7) float32; see `draw_color_jitter`."""
     hidden: Tensor
-    """(2 B, N) bool."""
+    """(2 B, N) bool, true where masked."""
     masked: Tensor
-    """(R,) int64, places of hidden patches among the 2 B N of all global views; then padding."""
+    """(R,) int64 indices of masked patches among the 2 B N of all global views; then padding."""
     weights: Tensor
-    """(R,) float32, such that each view with masked patches counts 1 / (2 B); 0 for padding."""
+    """(R,) float32 weights that sum to 1 / (2 B) for each view with masked patches; 0 for
+    padding.
+    """
     numbers: Tensor
     """(B,) int64 sample numbers."""
 
@@ -78,7 +82,7 @@ class DinoViews:
         ]
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> MultiCrop:
-        """Crops, flips, colors and masks for an image of this size."""
+        """Crops, flips, color jitter and masks for an image of this size."""
         config = self.config
         crops, rows = [], []
         for view in range(NUM_GLOBALS + config.local_crops):
@@ -106,7 +110,7 @@ class DinoViews:
     def collate(
         self, crops: Sequence[Tensor], draws: Sequence[MultiCrop], samples: Sequence[Sample]
     ) -> DinoBatch:
-        """All views, view by view."""
+        """A batch of all views."""
         # (V, B, …) → (V B, …): the first view of all images, then the second.
         rows = np.stack([draw.color_jitter for draw in draws], axis=1)
         hidden = np.stack([draw.hidden for draw in draws], axis=1)
@@ -124,7 +128,7 @@ class DinoViews:
         )
 
     def _pad(self, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places and weights of the hidden patches of (2 B, N) views."""
+        """Padded indices and weights of the masked patches of (2 B, N) views."""
         places = np.flatnonzero(hidden)
         counts = hidden.sum(axis=1)
         weights = (1 / np.maximum(counts, 1) / len(hidden)).repeat(counts)
@@ -136,10 +140,11 @@ class DinoViews:
         )
 
     def show(self, crops: Sequence[Tensor], draw: MultiCrop) -> list[Tensor]:
-        """Every view with its colors; the global ones a second time with masked patches black.
+        """Every view after color jitter; the global ones again with masked patches black.
 
         Args:
             crops: For every size (V, 3, S, S) uint8, of one image.
+            draw: Color jitter and masks of the image.
         """
         rows = torch.from_numpy(draw.color_jitter)
         pictures: list[Tensor] = []

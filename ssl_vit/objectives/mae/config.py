@@ -40,7 +40,7 @@ class MaeConfig(OneCropConfig):
 
     @property
     def needs(self) -> Hides:
-        """The encoder sees no hidden patch."""
+        """The encoder leaves hidden patches out."""
         return "drop"
 
     def num_hidden(self, backbone: BackboneConfig) -> int:

@@ -1,8 +1,8 @@
 """Masked autoencoder: hide most patches, encode the rest, predict the hidden pixels.
 
-He et al. 2021, "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377. Beyond the
-paper: hidden patches are blanked in the image before an overlapping stem, so nothing leaks there;
-and the decoder's last layer runs on hidden patches only, since nothing else enters the loss.
+He et al. 2021, "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377. Unlike in
+the paper, hidden patches are blanked in the image before an overlapping stem, so that no pixel
+leaks; and the decoder's last layer runs on hidden patches only, the only ones in the loss.
 """
 
 import torch
@@ -27,8 +27,8 @@ from ssl_vit.objectives.pixels import PixelScale
 
 
 class MaeDecoder(nn.Module):
-    """A light transformer over all patches, visible ones encoded and hidden ones a shared token
-    (section 3).
+    """A light transformer over all patches: encoded visible ones, and a shared mask token for each
+    hidden one (section 3).
     """
 
     positions: Tensor
@@ -51,11 +51,11 @@ class MaeDecoder(nn.Module):
         """Predict the hidden patches.
 
         Args:
-            features: Of the K visible patches.
+            features: Features of the K visible patches.
             visible, hidden: (B, K) and (B, M) int64 patch indices.
 
         Returns:
-            (B, M, P × P × 3).
+            (B, M, P × P × 3) predicted pixels.
         """
         cls = self.embed(features.cls).unsqueeze(1)
         seen = self.embed(features.patches)
@@ -84,19 +84,18 @@ class Mae(PixelObjective):
         target").
         """
         images = self.pixel_scale(batch.images)
-        # The targets first: their temporaries are gone before activations pile up.
-        targets = self._targets(images, batch.hidden)
         visible, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
+        # The targets first, so that their temporaries are freed before activations accumulate.
+        targets = self._targets(images, hidden)
         features = self.encode_visible(images, batch.hidden, visible)
         loss = F.mse_loss(self.decoder(features, visible, hidden).float(), targets.float())
-        # Not the class token: no loss asks anything of it.
+        # Not the class token: it does not enter the loss.
         return StepOutput(loss, {}, Observed(features.patches.detach().mean(dim=1)))
 
     @torch.no_grad()
     def _targets(self, images: Tensor, hidden: Tensor) -> Tensor:
-        """What the hidden patches are compared with: (B, M, P × P × 3)."""
-        _, indices = visible_and_hidden(hidden, self.num_hidden)
-        patches = take(patchify(images, self.backbone.config.stride), indices)
+        """(B, M, P × P × 3) targets at (B, M) int64 ``hidden`` patches."""
+        patches = take(patchify(images, self.backbone.config.stride), hidden)
         return normalize_patches(patches)[0] if self.config.normalize_targets else patches
 
     def reconstruct(self, images: Tensor, hidden: Tensor) -> Tensor:
@@ -114,9 +113,7 @@ class Mae(PixelObjective):
         return self.decoder(features, visible_indices, hidden_indices)
 
     def encode_visible(self, images: Tensor, hidden: Tensor, visible: Tensor) -> Features:
-        """Features of the visible patches alone; no hidden pixel reaches them, whichever the
-        stem.
-        """
+        """Features of the visible patches only; no hidden pixel reaches them, with either stem."""
         return self.backbone.encode(take(self.backbone.embed(images, hidden), visible))
 
     def hidden_pixels(self, images: Tensor, hidden: Tensor) -> Tensor:
@@ -132,7 +129,7 @@ class Mae(PixelObjective):
 
 
 def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each patch with mean 0 and variance 1 over its own values.
+    """Normalize each patch to mean 0 and variance 1 over its own values.
 
     Args:
         patches: (B, M, P × P × C).
@@ -142,7 +139,7 @@ def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean``.
 
     Source: He et al. 2021, section 3, "Reconstruction target"; the unbiased variance and the 1e-6
-        are its code's.
+        are from the paper's code.
     """
     mean = patches.mean(dim=-1, keepdim=True)
     spread = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()

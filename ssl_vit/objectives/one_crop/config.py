@@ -1,4 +1,4 @@
-"""Settings of objectives that see one crop of an image, some of its patches hidden."""
+"""Settings of objectives that use one crop per image, with some of its patches hidden."""
 
 from abc import abstractmethod
 
@@ -36,10 +36,10 @@ class OneCropConfig(MethodConfig):
 
     @abstractmethod
     def num_hidden(self, backbone: BackboneConfig) -> int:
-        """M, the patches that are hidden in every crop."""
+        """M, the number of hidden patches in every crop."""
 
     def crops(self, backbone: BackboneConfig) -> tuple[tuple[int, tuple[int, int]], ...]:
-        """One, as large as the backbone's training crop."""
+        """One view of the size of the backbone's training crop."""
         return ((1, backbone.height_width),)
 
 

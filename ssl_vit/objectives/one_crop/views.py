@@ -1,4 +1,4 @@
-"""One crop of an image with hidden patches: what is drawn for it, and micro-batches of it."""
+"""One crop per image with hidden patches: drawing it, and collating micro-batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,11 +17,12 @@ from ssl_vit.objectives.one_crop.config import OneCropConfig
 
 
 class MaskedCrop(NamedTuple):
-    """All that is random in one sample."""
+    """Everything that is random in one sample."""
 
     crops: tuple[Crop]
+    """The only crop."""
     hidden: np.ndarray
-    """(N,) bool."""
+    """(N,) bool, true where hidden."""
 
 
 class MaskedBatch(NamedTuple):
@@ -30,13 +31,13 @@ class MaskedBatch(NamedTuple):
     images: Tensor
     """(B, 3, H, W) uint8."""
     hidden: Tensor
-    """(B, N) bool, the same number true in every row."""
+    """(B, N) bool, true where hidden; the same number in every row."""
     numbers: Tensor
     """(B,) int64 sample numbers."""
 
 
 class OneCropViews(ABC):
-    """A random crop, flips and the mask, all from the sample's own randomness."""
+    """A random crop, flips and the mask, all from the sample's own random generator."""
 
     def __init__(self, config: OneCropConfig, backbone: BackboneConfig) -> None:
         self.config, self.stride, self.grid = config, backbone.stride, backbone.grid
@@ -45,7 +46,7 @@ class OneCropViews(ABC):
 
     @abstractmethod
     def draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
-        """(N,) bool, true where hidden: ``num_hidden`` of them."""
+        """(N,) bool with ``num_hidden`` true."""
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> MaskedCrop:
         """Crop, flips and mask for an image of this size."""
@@ -64,10 +65,11 @@ class OneCropViews(ABC):
         return MaskedBatch(crops[0][0], hidden, numbers)
 
     def show(self, crops: Sequence[Tensor], draw: MaskedCrop) -> list[Tensor]:
-        """The crop, and the same with hidden patches black.
+        """The crop, and the crop with hidden patches black.
 
         Args:
-            crops: (1, 3, H, W) uint8, of one image.
+            crops: One tensor, (1, 3, H, W) uint8, of one image.
+            draw: The crop's mask.
         """
         hidden = torch.from_numpy(draw.hidden).unsqueeze(0)
         return [crops[0][0], blank_patches(crops[0], hidden, self.stride)[0]]

@@ -26,11 +26,11 @@ class SimMimConfig(OneCropConfig):
 
     @property
     def needs(self) -> Hides:
-        """A mask token stands in place of hidden patches."""
+        """A mask token replaces hidden patches."""
         return "fill"
 
     def check(self, backbone: BackboneConfig) -> None:
-        """See :class:`MethodConfig`; squares are whole patches, and crops are whole squares."""
+        """See :class:`MethodConfig`; squares must be whole patches, and crops whole squares."""
         super().check(backbone)
         unit, stride = self.mask_unit, backbone.stride
         if unit % stride or any(side % unit for side in backbone.height_width):
@@ -45,12 +45,12 @@ class SimMimConfig(OneCropConfig):
             )
 
     def units(self, backbone: BackboneConfig) -> tuple[int, int]:
-        """Squares (down, across) of a crop."""
+        """Number of squares (down, across) in a crop."""
         height, width = backbone.height_width
         return height // self.mask_unit, width // self.mask_unit
 
     def num_hidden(self, backbone: BackboneConfig) -> int:
-        """Those of the hidden squares."""
+        """M, the number of patches in the hidden squares."""
         down, across = self.units(backbone)
         return math.ceil(self.mask_ratio * down * across) * (self.mask_unit // backbone.stride) ** 2
 

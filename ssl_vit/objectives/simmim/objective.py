@@ -1,7 +1,7 @@
-"""SimMIM: put a mask token in place of large hidden squares, predict their pixels by one layer.
+"""SimMIM: replace large squares with a mask token, predict their pixels with one linear layer.
 
 Xie et al. 2021, "SimMIM: A Simple Framework for Masked Image Modeling", arXiv 2111.09886. Unlike
-the paper's code, the ViT here has its own positions instead of relative ones.
+in the paper's code, the ViT has absolute positions instead of relative ones.
 """
 
 import numpy as np
@@ -53,7 +53,7 @@ class SimMim(PixelObjective):
         initialize(self.predict, "truncated_normal")
 
     def forward(self, batch: MaskedBatch, step: int) -> StepOutput:
-        """Mean absolute error of the hidden pixels, in float32 (section 3.4)."""
+        """Mean absolute error on hidden pixels, in float32 (section 3.4)."""
         images = self.pixel_scale(batch.images)
         features, hidden = self._encode(images, batch.hidden)
         targets = take(patchify(images, self.backbone.config.stride), hidden)
