@@ -54,10 +54,10 @@ def test_so_does_a_file_and_repeating_its_own_words_changes_nothing(tmp_path: Pa
 @pytest.mark.parametrize(
     ("minutes", "words", "problem"),
     [
-        (0.0, (), "--minutes 0 is not a length of time"),
-        (-3.0, (), "--minutes -3 is not a length of time"),
-        (float("nan"), (), "--minutes nan is not a length of time"),
-        (float("inf"), (), "--minutes inf is not a length of time"),
+        (0.0, (), "--minutes 0 is not a valid length"),
+        (-3.0, (), "--minutes -3 is not a valid length"),
+        (float("nan"), (), "--minutes nan is not a valid length"),
+        (float("inf"), (), "--minutes inf is not a valid length"),
         (40.0, ("schedule.length=9",), "--minutes 40 and schedule.length=9 both say"),
         (40.0, ("seed=1", "schedule.unit=steps"), "--minutes 40 and schedule.unit=steps both say"),
         (40.0, ("schedule={length: 3}",), "both say"),
@@ -179,7 +179,7 @@ def test_a_begun_run_without_its_plan_is_refused(tmp_path: Path, text: str | Non
     with pytest.raises(UserError) as refused:
         prepare("mae_vits16", run, words, is_smoke=True)
     assert refused.value.problem.startswith(f"{run} has checkpoints, but {run / 'plan.json'}")
-    assert refused.value.remedy.startswith("put plan.json back")
+    assert refused.value.remedy.startswith("restore plan.json")
 
 
 def test_a_mistake_on_the_command_line_is_two_lines(tmp_path: Path):

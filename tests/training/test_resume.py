@@ -36,7 +36,7 @@ def test_a_killed_run_resumes_with_other_workers_as_if_nothing_had_been(
     assert (run / "checkpoints" / "step_00000010").is_dir()
     done = ssl_vit(*SMOKE, run, *words, "engine.workers=0")
     assert done.returncode == 0, done.stderr
-    assert "resuming at update 10" in done.stderr
+    assert "resuming at step 10" in done.stderr
     assert [step for step, _, _ in losses(run)] == list(range(1, 21))
     if stage == 1:
         assert losses(run) == losses(unbroken)
@@ -67,7 +67,7 @@ def test_elastic_a_run_goes_on_with_other_processes_stage_and_micro_batch(
     assert interrupt(run, signal.SIGKILL, *words, "engine.zero_stage=1") == -signal.SIGKILL
     done = torchrun(2, *SMOKE, run, *words, "engine.zero_stage=3", "engine.micro_batch_size=2")
     assert done.returncode == 0, done.stderr
-    assert "resuming at update 10" in done.stderr
+    assert "resuming at step 10" in done.stderr
     for ours, theirs in zip(losses(run), losses(unbroken), strict=True):
         assert (ours[0], ours[2]) == (theirs[0], theirs[2])
         assert ours[1] == pytest.approx(theirs[1], abs=1e-5)
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert done.returncode == 0, done.stderr
     assert str(newest) in done.stderr
     assert "the checkpoint before it is used" in done.stderr
-    assert "resuming at update 15" in done.stderr
+    assert "resuming at step 15" in done.stderr
     assert losses(run) == losses(unbroken)
     assert (run / "checkpoints" / "damaged_step_00000020").is_dir()
 
@@ -182,7 +182,7 @@ def test_a_full_disk_costs_that_checkpoint_and_not_the_run(shards: Path, tmp_pat
         (disk / "something else").unlink()
         done = ssl_vit(*SMOKE, run, *words)
         assert done.returncode == 0, done.stderr
-        assert "resuming at update 4" in done.stderr
+        assert "resuming at step 4" in done.stderr
     finally:
         subprocess.run(["umount", disk], check=True)
 
