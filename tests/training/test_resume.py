@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     done = ssl_vit(*SMOKE, run, f"data.shards={shards}")
     assert done.returncode == 0, done.stderr
     assert str(newest) in done.stderr
-    assert "the checkpoint before it is used" in done.stderr
+    assert "using the previous checkpoint" in done.stderr
     assert "resuming at step 15" in done.stderr
     assert losses(run) == losses(unbroken)
     assert (run / "checkpoints" / "damaged_step_00000020").is_dir()
@@ -175,8 +175,8 @@ def test_a_full_disk_costs_that_checkpoint_and_not_the_run(shards: Path, tmp_pat
         done = ssl_vit(*SMOKE, run, *words)
         assert "could not be written" in done.stderr
         assert "Training continues" in done.stderr
-        assert done.returncode == 2  # the last update could not be saved either
-        assert "update 20 could not be saved" in done.stderr
+        assert done.returncode == 2  # the last step could not be saved either
+        assert "step 20 could not be saved" in done.stderr
         assert [path.name for path in disk.glob("step_*")] == ["step_00000004"]
         assert not list(disk.glob(".partial_*"))
         (disk / "something else").unlink()
