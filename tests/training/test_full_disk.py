@@ -28,7 +28,7 @@ def test_a_run_lives_without_what_it_can_do_without(shards: Path, tmp_path: Path
     done = ssl_vit(*SMOKE, blocked, *words)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    for what in ("an export into", "panels in", "TensorBoard's files in"):
+    for what in ("an export to", "panels in", "TensorBoard's files in"):
         assert done.stderr.count(f"cannot write {what}") == 1, done.stderr
     assert "the export of step" in done.stderr.splitlines()[-2]
     assert complete_checkpoints(blocked / "checkpoints")
