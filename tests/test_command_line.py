@@ -130,7 +130,7 @@ def test_beginning_from_a_backbone_of_another_shape_is_refused(shards: Path, tmp
         *("pretrain", "mae_vitb16", "--run", tmp_path / "run", f"data.shards={shards}"),
         *(f"resume_from={tmp_path / 'export'}", "data.lanes=16"),
     )
-    assert "backbone.width=1024, this run 768" in wrong
+    assert "backbone.width=1024, but this run has 768" in wrong
     assert "set backbone.width=1024" in fix
     assert not (tmp_path / "run").exists()
 
@@ -222,7 +222,7 @@ def test_a_run_folder_that_cannot_be_made_is_said(shards: Path) -> None:
     wrong, _ = refused(
         "pretrain", "mae_vits16", "--smoke", "--run", "/proc/x", f"data.shards={shards}"
     )
-    assert "cannot write into /proc/x" in wrong
+    assert "cannot write to /proc/x" in wrong
 
 
 def test_the_same_images_twice_are_no_larger_set(shards: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What a run costs: parameters, operations, memory, hours, and `ssl-vit plan` that prints them."""
+"""The cost of a run: parameters, operations, memory, hours, and `ssl-vit plan`, which prints it."""

@@ -1,7 +1,7 @@
-"""What a network costs: torch counts it in one forward pass over tensors without data.
+"""The cost of a network, which torch counts in one forward pass over tensors without data.
 
-They pretend to be on a CPU, where autocast and autograd do what they do in training; so what a GPU
-will need is counted on a machine without one.
+The tensors pretend to be on a CPU, where autocast and autograd do what they do in training; so the
+cost on a GPU can be counted on a machine without one.
 """
 
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ from ssl_vit.objectives.build import build_objective, build_views
 from ssl_vit.objectives.config import ObjectiveConfig
 from ssl_vit.objectives.objective import Objective
 
-# Images of the micro-batch that is counted: so many that whole percents of them (drop path) are
-# whole images. Without data more of them cost nothing.
+# Images in the counted micro-batch: 100, so that whole percentages of them (drop path) are whole
+# images. Without data, more images cost nothing.
 _IMAGES = 100
-# Of a picture that views are drawn for: ImageNet's usual shape.
+# Size of the image for which views are drawn: ImageNet's usual one.
 _HEIGHT, _WIDTH = 375, 500
 
 
 def count_parameters(config: ObjectiveConfig, backbone: BackboneConfig) -> Parameters:
-    """Of an objective."""
+    """Parameters of an objective."""
     return _count_parameters(config, backbone)  # type: ignore[arg-type] - frozen: hashable
 
 
@@ -44,15 +44,15 @@ def _count_parameters(config: ObjectiveConfig, backbone: BackboneConfig) -> Para
 
 
 def backbone_parameters(config: BackboneConfig) -> int:
-    """All of a backbone's."""
+    """Total number of a backbone's parameters."""
     with torch.device("meta"):
         return sum(p.numel() for p in build_backbone(config).parameters())
 
 
 def count_cost(config: ObjectiveConfig, backbone: BackboneConfig, arithmetic: Arithmetic) -> Cost:
-    """Of one image: backbone, what the objective adds, and its loss.
+    """Cost of one image: backbone, the objective's own networks, and the loss.
 
-    Patches are masked as in a micro-batch of a run, padding included.
+    Patches are masked as in a micro-batch of a run, including padding.
     """
     objective, mode, trace = _build(config, backbone), FakeTensorMode(), Trace()
     parameters = _parameters_of(objective)
@@ -63,18 +63,18 @@ def count_cost(config: ObjectiveConfig, backbone: BackboneConfig, arithmetic: Ar
     for block in objective.units():
         trace.watch(block)
     with mode, _computed_as(arithmetic), trace:
-        # Named, because what autograd keeps lives as long as it does.
+        # Assigned to a name, because tensors saved by autograd live as long as the output does.
         output = objective(batch, 0)
     del output
     return Cost(
         **vars(parameters),
-        # The backward pass computes two products for each of the forward pass.
+        # The backward pass computes two matrix products for each one in the forward pass.
         step_flops=(3 * trace.learned_flops + trace.other_flops) / _IMAGES,
         kept_bytes=trace.kept_bytes / _IMAGES,
         checkpointed_bytes=trace.checkpointed_bytes / _IMAGES,
         recomputed_bytes=trace.recomputed_bytes / _IMAGES,
         held_bytes=trace.held_bytes / _IMAGES,
-        # The backward pass through the widest operation: a gradient and what it is made of.
+        # The backward pass of the widest operation: a gradient and the one it is computed from.
         working_bytes=2 * trace.widest_bytes / _IMAGES,
         fixed_bytes=trace.fixed_bytes,
     )
@@ -95,7 +95,7 @@ def _build(config: ObjectiveConfig, backbone: BackboneConfig) -> Objective:
 
 
 def _pretend(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Make all parameters and buffers tensors without data that say they are on the CPU."""
+    """Replace all parameters and buffers by tensors without data that pretend to be on the CPU."""
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             pretended = nn.Parameter(_without_data(parameter.data, mode), parameter.requires_grad)
@@ -125,18 +125,18 @@ def _draw_batch(config: ObjectiveConfig, backbone: BackboneConfig, mode: FakeTen
 
 @contextmanager
 def _computed_as(arithmetic: Arithmetic) -> Iterator[None]:
-    """On the CPU as on the device that is meant."""
+    """A context in which the CPU computes in the precisions of the target device."""
     if arithmetic.device == "cpu":
         kind, context = torch.bfloat16, nullcontext()
     else:
-        # In float16, which is as large, since attention in bfloat16 is special on a CPU.
+        # In float16, which has the same size, because bfloat16 attention is special on a CPU.
         kind, context = torch.float16, _AsOnGpu()
     with torch.autocast("cpu", kind, enabled=arithmetic.precision != "float32"), context:
         yield
 
 
 class _AsOnGpu(TorchFunctionMode):
-    """What autocast computes in float32 on a GPU, and on a CPU as it comes."""
+    """Computes in float32 what autocast computes in float32 on a GPU but not on a CPU."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -1,4 +1,4 @@
-"""What accelerators can do, from their makers' data sheets; no torch."""
+"""Memory and peak speed of accelerators, from their data sheets; no torch."""
 
 import re
 from dataclasses import dataclass
@@ -9,32 +9,32 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator: dense matrix products, without sparsity."""
+    """One accelerator; peaks are those of dense matrix products, without sparsity."""
 
     title: str
-    """As a part of what the driver calls it."""
+    """Model name as it appears in the driver's name."""
     memory_gib: int
     half_tflops: float
-    """Peak in bfloat16, or in float16 where there is no bfloat16, adding up in float32."""
+    """Peak in bfloat16, or in float16 without bfloat16 support, accumulating in float32."""
     tf32_tflops: float
-    """Peak of float32 rounded to TensorFloat-32; 0 where there is none."""
+    """Peak of float32 rounded to TensorFloat-32; 0 if not supported."""
     float32_tflops: float
     has_bfloat16: bool = True
 
     @property
     def memory_bytes(self) -> int:
-        """All of it."""
+        """Total memory in bytes."""
         return self.memory_gib * GIB
 
     def peak_flops(self, precision: Literal["float32", "bfloat16", "float16"], tf32: bool) -> float:
-        """Operations a second at most."""
+        """Peak number of operations per second."""
         if precision == "float32":
             return 1e12 * (self.tf32_tflops if tf32 and self.tf32_tflops else self.float32_tflops)
         return 1e12 * self.half_tflops
 
 
-# Memory as drivers report it, error correction on. The longest title that stands in a driver's
-# name, as whole words, is taken.
+# Memory as reported by drivers with error correction on. The longest title that occurs in a
+# driver's name as whole words is used.
 DEVICES: dict[str, Device] = {
     "t4": Device("T4", 15, 65.0, 0.0, 8.1, has_bfloat16=False),
     "v100": Device("V100", 15, 125.0, 0.0, 15.7, has_bfloat16=False),
@@ -60,7 +60,7 @@ DEVICES: dict[str, Device] = {
     "mi250x": Device("MI250X", 63, 191.5, 0.0, 47.9),
     "mi300x": Device("MI300X", 191, 1307.4, 653.7, 163.4),
 }
-# Slower relatives of the same name.
+# Slower variants with the same name.
 _OTHERS = re.compile(r"\b(LAPTOP|MAX-Q|MOBILE|4090 D|5090 D)\b")
 
 

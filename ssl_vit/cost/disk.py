@@ -1,4 +1,4 @@
-"""What a run leaves on disk; torch, which counts parameters, is imported only when it is asked."""
+"""Disk space of a run. torch, which counts parameters, is imported only when needed."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,22 +9,22 @@ from ssl_vit.run.config import RunConfig
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that a run leaves on disk, all ranks together."""
+    """Disk space of a run in bytes, all ranks together."""
 
     checkpoint: int
-    """Of one resumable checkpoint: weights and two moments."""
+    """Size of one resumable checkpoint: weights and two moments."""
     num_checkpoints: int
     export: int
     num_exports: int
 
     @property
     def total(self) -> int:
-        """At the end."""
+        """Total size at the end."""
         return self.num_checkpoints * self.checkpoint + self.num_exports * self.export
 
 
 def disk_of(config: RunConfig, total_steps: int, parameters: Parameters) -> Disk:
-    """What a run of so many parameters leaves on disk."""
+    """Disk space of a run of ``total_steps`` steps."""
     kept, every = config.checkpoint.keep_last, config.checkpoint.keep_every_steps
     if every:
         kept += total_steps // every
@@ -32,13 +32,13 @@ def disk_of(config: RunConfig, total_steps: int, parameters: Parameters) -> Disk
         checkpoint=FLOAT32 * (3 * parameters.trained + parameters.frozen),
         num_checkpoints=kept,
         export=FLOAT32 * parameters.backbone,
-        # One at the end, even of a run whose steps follow from minutes and are not known yet.
+        # At least one, even if the number of steps follows from minutes and is not known yet.
         num_exports=max(1, -(-total_steps // config.export.every_steps)),
     )
 
 
 def expected_disk(config: RunConfig, total_steps: int) -> Disk | None:
-    """What a run leaves on disk; None where torch, which counts its parameters, is not installed: a
+    """Disk space of a run; None if torch, which counts its parameters, is not installed, as on a
     login node whose jobs run in a container.
     """
     if find_spec("torch") is None:

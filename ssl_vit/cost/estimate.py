@@ -1,6 +1,6 @@
-"""`ssl-vit plan`: what a run will need and take, worked out without starting anything.
+"""`ssl-vit plan`: memory, time and disk space of a run, estimated without starting anything.
 
-torch, which counts what the network costs, is imported when all else is known to be right.
+torch, which counts the cost of the network, is imported after everything else has been checked.
 """
 
 from dataclasses import dataclass, replace
@@ -19,9 +19,9 @@ from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan, with_c
 from ssl_vit.units import format_bytes
 
 _IMAGENET = 1_281_167
-# What a folder of photographs usually comes to: ImageNet-1k's mean, and `pack`'s shards.
+# Usual sizes of photographs and shards: ImageNet-1k's mean, and the default of `pack`.
 _IMAGE_BYTES, _SHARD_BYTES = 110_000, 268_435_456
-# What makes a run smaller, the cheapest first.
+# Settings that reduce memory, the cheapest first.
 _REMEDIES: tuple[dict[str, object], ...] = (
     {"zero_stage": 2},
     {"activation_checkpointing": True},
@@ -34,7 +34,7 @@ ZeroStage = Literal[0, 1, 2, 3]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `ssl-vit plan` prints."""
+    """The values that `ssl-vit plan` prints."""
 
     config: RunConfig
     plan: RunPlan
@@ -42,64 +42,65 @@ class Estimate:
     mfu: float
     cost: Cost
     num_shards: int
-    """0: not known."""
+    """Number of shards; 0: not known."""
     memory: dict[ZeroStage, Memory | None]
-    """Of one GPU, by ZeRO stage, everything else as configured; None: the two do not go
-    together.
+    """Memory of one GPU by ZeRO stage, everything else as configured; None if a stage is
+    incompatible with the settings.
     """
     checkpointed: Memory
-    """At the configured stage with activation checkpointing."""
+    """Memory at the configured stage with activation checkpointing."""
     largest_micro_batch: int
-    """At the configured stage; 0 where none fits."""
+    """Largest micro-batch size at the configured stage; 0 if none fits."""
     remedies: tuple[str, ...]
-    """Settings with which it would fit, the least first."""
+    """Settings with which the run would fit, the smallest change first."""
 
     @property
     def usable_bytes(self) -> float:
-        """What of a GPU's memory a run may fill."""
+        """Bytes of a GPU's memory that a run may use."""
         return USABLE * self.device.memory_bytes
 
     @property
     def images_per_second(self) -> float:
-        """Of all GPUs together."""
+        """Throughput of all GPUs together."""
         config = self.config.engine
         peak = self.device.peak_flops(self.plan.precision, config.tf32)
-        # What is computed again is work too, a second forward pass.
+        # Recomputation is work too: a second forward pass.
         again = 4 / 3 if config.activation_checkpointing else 1.0
         work = self.plan.step_flops_per_image * again
         return self.plan.world_size * peak * self.mfu / work
 
     @property
     def fits(self) -> bool:
-        """Whether the run as configured does."""
+        """Whether the run fits as configured."""
         chosen = self.memory[self.config.engine.zero_stage]
         return chosen is not None and chosen.fits(self.device.memory_bytes)
 
     @property
     def images_per_gpu(self) -> int:
-        """Of one update."""
+        """Images per GPU and step."""
         return self.plan.micro_batch_size * self.plan.accumulation
 
     @property
     def hours(self) -> float:
-        """Of the whole run."""
+        """Duration of the whole run."""
         images = self.plan.total_steps * self.config.data.global_batch_size
         return images / self.images_per_second / 3600
 
 
 def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> Estimate:
-    """Work it out.
+    """Estimate the cost of a run.
 
     Args:
-        config: What is planned.
-        gpus: Processes in all, one for each.
+        config: Configuration of the run.
+        gpus: Total number of GPUs, with one process each.
         device: A name in ``DEVICES``.
-        mfu: Share of the device's peak that is expected to be reached, in (0, 1].
-        images: In the data set, where ``data.shards`` does not say; 0: as many as ImageNet-1k.
+        mfu: Expected fraction of the device's peak, in (0, 1].
+        images: Number of images in the data set, if ``data.shards`` is not set; 0: that of
+            ImageNet-1k.
 
     Raises:
-        UserError: The device is not known, batch, lanes and GPUs do not divide, or both shards and
-            a number of images are given.
+        UserError: The device is unknown, batch, lanes and GPUs do not divide, or both shards and a
+            number of images are given.
     """
     known = _known_device(device, mfu)
     data, num_shards = _read_data(config, images)
@@ -151,14 +152,17 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
 def _known_device(name: str, mfu: float) -> Device:
     name = name.lower()
     if name not in DEVICES:
-        raise UserError(f"no device named '{name}' is known", f"devices: {', '.join(DEVICES)}")
+        raise UserError(f"no device named '{name}'", f"known devices: {', '.join(DEVICES)}")
     if not 0 < mfu <= 1:
-        raise UserError(f"--mfu {mfu:g} is no share of the peak", "0.4 is common; at most 1")
+        raise UserError(
+            f"--mfu {mfu:g} is not a fraction of the peak",
+            "give a number above 0 and up to 1; 0.4 is common",
+        )
     return DEVICES[name]
 
 
 def _with_estimated_steps(estimate: Estimate) -> Estimate:
-    """With as many updates as fit into the minutes at the estimated rate."""
+    """The estimate with as many steps as fit into the minutes at the estimated rate."""
     config, rate = estimate.config, estimate.images_per_second
     steps = round(60 * config.schedule.length * rate / config.data.global_batch_size)
     timed = Timed(max(1, steps), rate)
@@ -166,7 +170,9 @@ def _with_estimated_steps(estimate: Estimate) -> Estimate:
 
 
 def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:
-    """What the run would see, and its shards; 0 of them where images are only a number."""
+    """The data of the run and its number of shards; 0 shards if only a number of images is
+    given.
+    """
     if not config.data.sources:
         return DataFacts(images or _IMAGENET, "assumed"), 0
     if images:
@@ -176,56 +182,56 @@ def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:
 
 
 def describe(estimate: Estimate) -> list[str]:
-    """The lines above the table of memory."""
+    """The lines above the memory table."""
     config, plan, cost = estimate.config, estimate.plan, estimate.cost
     own = cost.trained - cost.backbone
-    teacher = f", a teacher of {cost.frozen:,}" if cost.frozen else ""
+    teacher = f", and a teacher with {cost.frozen:,}" if cost.frozen else ""
     batch, gpus = config.data.global_batch_size, plan.world_size
     peak = estimate.device.peak_flops(plan.precision, config.engine.tf32)
     epoch = f"{plan.total_epochs:g} epochs of {plan.samples_per_epoch:,} images"
     if plan.data_fingerprint == "assumed":
-        assumed = "as in ImageNet-1k" if plan.num_samples == _IMAGENET else "as said"
-        epoch += f" ({assumed}; data.shards=SHARDS or --images N says how many yours are)"
-    update = plan.step_flops_per_image * batch
+        assumed = "as in ImageNet-1k" if plan.num_samples == _IMAGENET else "as given by --images"
+        epoch += f" ({assumed}; for your data, set data.shards=SHARDS or --images N)"
+    step_flops = plan.step_flops_per_image * batch
     rows = {
-        "parameters": f"{cost.trained:,} trained: backbone {cost.backbone:,}, "
-        f"the objective's own {own:,}{teacher}",
-        "compute": f"{plan.step_flops_per_image / 1e9:,.1f} GFLOP an image, forward and backward; "
-        f"{update / 1e12:,.1f} TFLOP an update",
+        "parameters": f"{cost.trained:,} trained (backbone {cost.backbone:,}, "
+        f"objective {own:,}){teacher}",
+        "compute": f"{plan.step_flops_per_image / 1e9:,.1f} GFLOP per image, forward and backward; "
+        f"{step_flops / 1e12:,.1f} TFLOP per step",
         "batch": f"{batch:,} images = {gpus} GPUs × {plan.accumulation} × {plan.micro_batch_size}",
         "length": _describe_length(estimate, epoch),
         "time": f"{_format_hours(estimate.hours)} at {estimate.images_per_second:,.0f} images/s, "
-        f"if {estimate.mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s is reached (--mfu) and "
-        "nothing else takes long",
+        f"assuming {estimate.mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s (--mfu) and no "
+        "other bottleneck",
         "disk": _describe_disk(estimate),
     }
     shards, assumed = estimate.num_shards, ""
     if not shards:
         shards = -(-plan.num_samples * _IMAGE_BYTES // _SHARD_BYTES)
-        assumed = f", if an image has {format_bytes(_IMAGE_BYTES)} and a shard 256 MiB"
-    rows["shards"] = f"{shards:,}: {shards / gpus:,.1f} for each GPU and epoch{assumed}"
+        assumed = f", assuming images of {format_bytes(_IMAGE_BYTES)} and shards of 256 MiB"
+    rows["shards"] = f"{shards:,}: {shards / gpus:,.1f} per GPU and epoch{assumed}"
     if config.engine.offload_optimizer:
         host = 3 * FLOAT32 * cost.trained / gpus / GIB
-        rows["host memory"] = f"{host:,.2f} GiB for each GPU's part of the optimizer"
-    device = f"{estimate.device.title} of {estimate.device.memory_gib} GiB"
+        rows["host memory"] = f"{host:,.2f} GiB per GPU, for its part of the optimizer state"
+    device = f"{estimate.device.title} with {estimate.device.memory_gib} GiB"
     title = f"{config.recipe} on {gpus} × {device}, {plan.precision}"
     if batch > plan.samples_per_epoch:
-        rows["note"] = f"an update takes more images than an epoch's {plan.samples_per_epoch:,}"
+        rows["note"] = f"a batch is larger than an epoch of {plan.samples_per_epoch:,} images"
     return [title, "", *(f"{name:12} {text}" for name, text in rows.items())]
 
 
 def _describe_length(estimate: Estimate, epoch: str) -> str:
-    schedule, steps = estimate.config.schedule, f"{estimate.plan.total_steps:,} updates"
+    schedule, steps = estimate.config.schedule, f"{estimate.plan.total_steps:,} steps"
     if schedule.unit != "minutes":
         return f"{steps}, {epoch}"
     return (
-        f"{schedule.length:g} minutes; the updates follow from the rate measured at the start, at "
-        f"the one below about {steps}, {epoch}"
+        f"{schedule.length:g} minutes; the number of steps follows from the rate measured at the "
+        f"start, at the rate below about {steps}, {epoch}"
     )
 
 
 def memory_rows(estimate: Estimate) -> list[tuple[str, ...]]:
-    """One row for each ZeRO stage: its parts and their sum in GiB, and whether it fits."""
+    """One row per ZeRO stage: its parts and their sum in GiB, and whether it fits."""
     rows = []
     for stage, memory in estimate.memory.items():
         chosen = " *" if stage == estimate.config.engine.zero_stage else ""
@@ -246,39 +252,39 @@ def memory_rows(estimate: Estimate) -> list[tuple[str, ...]]:
 
 
 def advise(estimate: Estimate) -> list[str]:
-    """The lines below the table: what fits, and what to turn where it does not."""
+    """The lines below the table: what fits, and which settings to change if the run does not."""
     engine, room = estimate.config.engine, estimate.usable_bytes
     chosen = estimate.memory[engine.zero_stage]
     assert chosen is not None
     largest = estimate.largest_micro_batch
-    at_once = f"{largest} fit at once (engine.micro_batch_size=auto takes so many)"
+    at_once = f"{largest} fit at once (which engine.micro_batch_size=auto selects)"
     lines = [
-        f"* engine.zero_stage. Of the {estimate.images_per_gpu} images that a GPU has an update, "
+        f"* configured engine.zero_stage. Of {estimate.images_per_gpu} images per GPU and step, "
         f"{at_once if largest else 'none fits'}.",
-        "total: weights, optimizer and teacher, and the larger of activations (at the end of a "
-        "forward pass, with the gradients of those before) and gradients (in the update).",
+        "total: weights, optimizer and teacher, plus the larger of activations (at the end of a "
+        "forward pass, with earlier gradients) and gradients (in the optimizer step).",
     ]
     if not engine.activation_checkpointing:
         lines.append(
             f"With engine.activation_checkpointing=true: activations "
             f"{estimate.checkpointed.forward / GIB:.2f} GiB, total "
-            f"{estimate.checkpointed.total / GIB:.2f} GiB, a third more to compute."
+            f"{estimate.checkpointed.total / GIB:.2f} GiB, a third more computation."
         )
     if estimate.fits:
         return lines
-    helps = "; or ".join(estimate.remedies) or "more GPUs, or ones with more memory"
+    remedies = "; or ".join(estimate.remedies) or "more GPUs, or GPUs with more memory"
     return [
-        f"DOES NOT FIT: {chosen.total / GIB:.1f} GiB at ZeRO-{engine.zero_stage}, of "
-        f"{estimate.device.memory_gib} GiB {room / GIB:.0f} are usable. What helps: {helps}.",
+        f"Does not fit: needs {chosen.total / GIB:.1f} GiB per GPU at ZeRO-{engine.zero_stage}, "
+        f"{room / GIB:.0f} of {estimate.device.memory_gib} GiB usable. Try: {remedies}.",
         *lines,
     ]
 
 
 def print_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> bool:
-    """Work it out and print it; arguments as in :func:`make_estimate`.
+    """Estimate the cost of a run and print it; arguments as in :func:`make_estimate`.
 
     Returns:
-        Whether it fits.
+        Whether the run fits.
     """
     from rich.box import SIMPLE
     from rich.console import Console
@@ -288,7 +294,7 @@ def print_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images
     console = Console(highlight=False, width=max(80, Console().width))
     console.print("\n".join(describe(estimate)), markup=False, soft_wrap=True)
     console.print(
-        f"\nMemory of one GPU in GiB, {estimate.usable_bytes / GIB:.0f} of "
+        f"\nMemory per GPU in GiB, {estimate.usable_bytes / GIB:.0f} of "
         f"{estimate.device.memory_gib} usable ({USABLE:.0%}):"
     )
     table = Table(box=SIMPLE, pad_edge=False)

@@ -1,7 +1,7 @@
-"""How much memory a process of a run needs, worked out from its plan; no torch.
+"""Memory that a process of a run needs, calculated from its plan; no torch.
 
-The figures follow what DeepSpeed 0.19 allocates under the settings of `zero_config.py`;
-tests/cost/test_memory.py compares them with processes that train.
+The figures follow what DeepSpeed 0.19 allocates with the settings of `zero_config.py`;
+tests/cost/test_memory.py compares them with real training processes.
 """
 
 from dataclasses import dataclass
@@ -9,60 +9,61 @@ from dataclasses import dataclass
 from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost
 from ssl_vit.training.config import EngineConfig
 
-# Elements that ZeRO sends at once. DeepSpeed's default of 500 million is a second copy of the
-# gradients of most models.
+# Elements that ZeRO communicates at once. DeepSpeed's default of 500 million would be a second copy
+# of the gradients of most models.
 _BUCKET = 50_000_000
-# Elements that ZeRO-3 keeps gathered for their next use. DeepSpeed's default of a billion is the
-# whole model, for most.
+# Elements that ZeRO-3 keeps gathered for their next use. DeepSpeed's default of a billion would be
+# the whole model in most cases.
 ZERO3_LIVE = 100_000_000
-# Stage 0 sends half a billion elements at once, whatever is said.
+# Stage 0 always communicates half a billion elements at once, whatever the settings.
 _STAGE_0_BUCKET = 500_000_000
-# Of what there is, a run is given so much: the rest is for fragments, kernels, other processes.
+# Share of the memory that a run may use: the rest is for fragmentation, kernels and other
+# processes.
 USABLE = 0.8
 
 
 def bucket_of(trained: int) -> int:
-    """Elements that ZeRO sends at once of so many: buckets are allocated in full, whatever the
-    model's size, and must be even.
+    """Elements that ZeRO communicates at once, for a model with ``trained`` parameters: buckets are
+    allocated in full, whatever the model's size, and must be even.
     """
     return min(_BUCKET, trained + trained % 2)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process."""
+    """Memory of one process, in bytes."""
 
     weights: float
-    """Those that compute, float32; at ZeRO-3 this process's share."""
+    """Float32 weights used for computing; at ZeRO-3 this process's share."""
     gathered: float
-    """At ZeRO-3, of the others' shares, while they are in use."""
+    """Other processes' shares at ZeRO-3, while they are in use."""
     weight_copies: float
-    """What is made of them while a micro-batch is computed: autocast's lower-precision copies."""
+    """Autocast's lower-precision copies of weights while a micro-batch is computed."""
     held_gradients: float
-    """While a micro-batch is computed, of those before."""
+    """Gradients of earlier micro-batches while a micro-batch is computed."""
     gradients: float
-    """In the update, with the copies in which they travel."""
+    """Gradients in the optimizer step, with the copies in which they are communicated."""
     optimizer: float
-    """Two moments, and the float32 weights that are updated, where these are others."""
+    """Two moments, and the float32 weights that are updated, if they are separate."""
     teacher: float
     """Parameters that are not trained."""
     activations: float
-    """Of one micro-batch."""
+    """Activations of one micro-batch."""
 
     @property
     def total(self) -> float:
-        """The most at one time: at the end of a forward pass, or in the update."""
+        """Peak memory: at the end of a forward pass, or in the optimizer step."""
         always = self.weights + self.gathered + self.optimizer + self.teacher
         return always + max(self.forward, self.gradients)
 
     def fits(self, memory_bytes: float) -> bool:
-        """Whether a process that has so much may be given it."""
+        """Whether it fits into the usable part of ``memory_bytes``."""
         return self.total <= USABLE * memory_bytes
 
     @property
     def forward(self) -> float:
-        """What is there besides at the end of a forward pass: activations, copies of weights, the
-        gradients of the micro-batches before.
+        """Additional memory at the end of a forward pass: activations, copies of weights, and the
+        gradients of earlier micro-batches.
         """
         return self.activations + self.weight_copies + self.held_gradients
 
@@ -74,13 +75,13 @@ def memory_of(
     batches: tuple[int, int],
     arithmetic: Arithmetic,
 ) -> Memory:
-    """What one of ``world_size`` processes needs.
+    """Memory that one of ``world_size`` processes needs.
 
     Args:
-        cost: Of one image.
-        engine: Its ZeRO stage, its optimizations.
-        world_size: Processes in all.
-        batches: Images a forward pass, and forward passes an update, of one process.
+        cost: Cost of one image.
+        engine: Configuration of the engine.
+        world_size: Total number of processes.
+        batches: Images per forward pass, and forward passes per step, of one process.
         arithmetic: How matrix products are computed.
     """
     trained, frozen = FLOAT32 * cost.trained, FLOAT32 * cost.frozen
@@ -110,7 +111,7 @@ def memory_of(
     if engine.activation_checkpointing:
         kept = cost.checkpointed_bytes + cost.recomputed_bytes
     kept += cost.held_bytes + cost.working_bytes
-    if accumulation == 1 and engine.zero_stage < 3:  # which sets the room aside from the start
+    if accumulation == 1 and engine.zero_stage < 3:  # stage 3 allocates it from the start
         held = 0
     return Memory(
         weights=weights,
@@ -132,8 +133,8 @@ def largest_micro_batch(
     arithmetic: Arithmetic,
     memory_bytes: float,
 ) -> int:
-    """The largest divisor of a process's share of a batch that fits into ``USABLE`` of its memory;
-    0 where none does.
+    """The largest divisor of a process's share of a batch that fits into the usable share of its
+    memory; 0 if none does.
     """
     share = batch // world_size
     fits = (

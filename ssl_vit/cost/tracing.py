@@ -1,4 +1,4 @@
-"""What one forward pass computes, keeps for its backward pass and holds, operation by operation."""
+"""Traces one forward pass by operation: what it computes, saves for the backward pass and holds."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ class Origin(Enum):
 
 
 class Call:
-    """The first of some calls of blocks that are alike, and how often it stands for others.
+    """The first call of several identical blocks, and how many other calls it represents.
 
     Args:
         learns: Whether autograd records it.
@@ -35,40 +35,40 @@ class Call:
         self.learns, self.repeats = learns, 0
         self.input_key, self.input_bytes = _key(tokens), _num_bytes(tokens) if learns else 0
         self.kept: dict[int, int] = {}
-        """Storage → bytes that autograd keeps."""
+        """Storage → bytes that autograd saves."""
         self.flops = self.fixed_bytes = 0
         self.result: tuple[torch.Size, torch.dtype] = (tokens.shape, tokens.dtype)
 
     @property
     def kept_bytes(self) -> int:
-        """What autograd keeps of it."""
+        """Bytes that autograd saves in this call."""
         return sum(self.kept.values())
 
     @property
     def inner_bytes(self) -> int:
-        """The same without its input."""
+        """The same without the call's input."""
         return self.kept_bytes - self.kept.get(self.input_key, 0)
 
 
 class Trace(TorchDispatchMode):
-    """Counts while it is entered, which is after the mode that the tensors belong to.
+    """Counts while it is active; has to be entered after the mode that the tensors belong to.
 
-    Storages count, not tensors: a view, or what is kept twice, adds nothing.
+    It counts storages, not tensors: a view, or a tensor that is saved twice, adds nothing.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.learned_flops = self.other_flops = 0
-        """Operations that autograd records, and those without gradients: a teacher's."""
+        """Operations that autograd records, and those without gradients, such as a teacher's."""
         self.widest_bytes = 0
         """The largest result of one operation in a block that learns."""
         self._live = dict.fromkeys(Origin, 0)
-        """Bytes at this moment."""
+        """Bytes in use now."""
         self._last = self._live
-        """And at the last operation, when the forward pass had not let go of its own yet."""
+        """Bytes in use at the last operation, before the forward pass freed its own tensors."""
         self._kept: dict[int, int] = {}
         self._outside: dict[int, int] = {}
-        """What of it is kept where blocks are checkpointed."""
+        """The part of `_kept` that is still saved if blocks are checkpointed."""
         self._calls: dict[Any, Call] = {}
         self._inside: Call | None = None
         self._given: set[int] = set()
@@ -77,38 +77,38 @@ class Trace(TorchDispatchMode):
 
     @property
     def kept_bytes(self) -> int:
-        """What autograd keeps; neither weights nor what is made of them alone."""
+        """Bytes that autograd saves, except weights and what is computed from weights alone."""
         return sum(self._kept.values()) + self._of_repeats("kept_bytes")
 
     @property
     def checkpointed_bytes(self) -> int:
-        """The same if of a block only its input is kept."""
+        """The same if only the input of each block is saved."""
         return sum(self._outside.values()) + self._of_repeats("input_bytes")
 
     @property
     def recomputed_bytes(self) -> int:
-        """And what the block that keeps most then computes again."""
+        """Bytes that the block that saves most then recomputes."""
         return max((call.inner_bytes for call in self._calls.values()), default=0)
 
     @property
     def fixed_bytes(self) -> int:
-        """What was made of weights alone and there at the last operation: autocast's copies."""
+        """Bytes computed from weights alone at the last operation: autocast's copies."""
         return self._last[Origin.WEIGHTS] + self._of_repeats("fixed_bytes")
 
     @property
     def held_bytes(self) -> int:
-        """What else there was at the last operation, although autograd does not keep it."""
+        """Other bytes in use at the last operation that autograd does not save."""
         there = self._last[Origin.DATA] + self._last[Origin.BOTH]
         return there - sum(self._kept.values())
 
     def give(self, tensors: Iterable[Tensor], origin: Origin) -> None:
-        """Tensors that are there before; they count as nothing."""
+        """Register tensors that exist beforehand; they are not counted."""
         for tensor in tensors:
             self._given.add(key := _key(tensor))
             self._origins[key] = origin
 
     def watch(self, block: nn.Module) -> None:
-        """Account for a block's calls one by one; of those that are alike the first is computed."""
+        """Account for each call of a block; of identical calls, only the first is computed."""
         forward, kind = block.forward, _kind_of(block)
 
         def run(tokens: Tensor) -> Tensor:
@@ -154,13 +154,13 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Compute it, and count."""
+        """Compute an operation and count it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         inputs = _tensors_in((args, kwargs))
         found = {self._origins.get(_key(tensor), Origin.DATA) for tensor in inputs}
         origin = found.pop() if len(found) == 1 else Origin.BOTH if found else Origin.DATA
-        if origin is not Origin.DATA:  # which prepares pixels: a blur
+        if origin is not Origin.DATA:  # operations on data alone prepare pixels, such as a blur
             self._add_flops(_flops_of(func._overloadpacket, args, kwargs, result))
         for tensor in _tensors_in(result):
             self._see(tensor.untyped_storage(), origin)
@@ -195,7 +195,7 @@ class Trace(TorchDispatchMode):
         self._live[self._origins.pop(key)] -= size
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        """Called by autograd with each tensor that it keeps."""
+        """Called by autograd with each tensor that it saves."""
         key = _key(tensor)
         if key in self._given or self._origins.get(key) is Origin.WEIGHTS:
             return tensor
@@ -206,7 +206,7 @@ class Trace(TorchDispatchMode):
 
 
 class _Repeated(torch.autograd.Function):
-    """Stands for a block that is not computed."""
+    """Represents a block that is not computed."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -214,7 +214,7 @@ class _Repeated(torch.autograd.Function):
 
 
 def _kind_of(block: nn.Module) -> Any:
-    """Equal for blocks that compute alike: their parts, what these were told, shapes."""
+    """A key that is equal for identical blocks: their modules, their attributes and shapes."""
     return tuple(
         (
             name,

@@ -27,27 +27,27 @@ INFO_FILE = "backbone.json"
 
 
 class ExportInfo(Config):
-    """What stands in `backbone.json`."""
+    """The content of `backbone.json`."""
 
     format: str = FORMAT
     """Version of this file's layout."""
     backbone: VitConfig
-    """Builds the network."""
+    """Configuration that builds the network."""
     pixel_mean: tuple[float, float, float]
-    """Per-channel mean the network expects subtracted from pixels in [0, 1]."""
+    """Per-channel mean to subtract from pixels in [0, 1]."""
     pixel_std: tuple[float, float, float]
     """Per-channel standard deviation to divide by."""
     value_range: tuple[float, float] | None = None
-    """Stored values that were black and white in images of more than 8 bits; None: there were none.
+    """Stored values shown as black and white in images of more than 8 bits; None: no such images.
     """
     no_data: float | None = None
-    """Stored value of pixels that were not measured, which were black; None: there was none."""
+    """Stored value of pixels without data, which are shown as black; None: no such value."""
     recipe: str
     """The recipe it was trained with."""
     step: int
-    """Optimizer updates it had seen."""
+    """Optimizer steps it was trained for."""
     data_fingerprint: str
-    """Of the shard set it was trained on."""
+    """Fingerprint of the shard set it was trained on."""
     ssl_vit_version: str
     """Version that wrote it."""
 
@@ -78,9 +78,9 @@ class RunExports:
 
     Args:
         folder: Created with the first export.
-        objective: Says which backbone is worth keeping.
-        info: Of the run; the step is filled in.
-        every_steps: Updates between two exports.
+        objective: Selects the backbones to export.
+        info: Description of the run's exports; the step is filled in.
+        every_steps: Steps between two exports.
         is_first: Whether this rank writes.
     """
 
@@ -94,10 +94,10 @@ class RunExports:
     ) -> None:
         self.folder, self.objective, self.info = folder, objective, info
         self.every_steps, self.is_first = every_steps, is_first
-        self._effort = OptionalWrites(f"an export into {folder}", "Training continues without it")
+        self._effort = OptionalWrites(f"an export to {folder}", "Training continues without it")
 
     def write(self, step: int) -> bool:
-        """Write one; every rank calls it. False where it could not be written, which was said."""
+        """Write an export; every rank calls it. False if it could not be written (reported)."""
         if not self.is_first:
             return True
         state = {name: module.state_dict() for name, module in self.objective.exported().items()}
@@ -108,10 +108,10 @@ class RunExports:
 
 
 def write_export(folder: Path, state: dict[str, dict[str, Any]], info: ExportInfo) -> None:
-    """Write one export; `backbone.json` comes last and says that it is complete.
+    """Write one export; `backbone.json` is written last and marks it as complete.
 
     Args:
-        folder: Created where missing.
+        folder: Created if missing.
         state: State dicts by the name of their file, `backbone` among them, on any device.
         info: Its description.
 
@@ -135,11 +135,11 @@ def write_export(folder: Path, state: dict[str, dict[str, Any]], info: ExportInf
 
 
 def find_export(path: Path | str) -> Path:
-    """The export folder meant by a run folder (its newest export), an export folder, or a file in
-    it.
+    """The export folder for a path: the newest export of a run folder, an export folder itself, or
+    the folder of one of its files.
 
     Raises:
-        UserError: Nothing of the kind is there.
+        UserError: There is no export.
     """
     path = path_of(str(path))
     if path.name in (WEIGHTS_FILE, INFO_FILE):
@@ -152,8 +152,8 @@ def find_export(path: Path | str) -> Path:
     remedy = "give a run folder that has one, or one of its exports/step_… folders"
     if (path / CONFIG_FILE).is_file():
         remedy = (
-            "a run writes one at its end and every export.every_steps updates; start it again "
-            "with export.every_steps=100 to have one soon"
+            "a run writes one at its end and every export.every_steps steps; rerun it with "
+            "export.every_steps=100 to get one soon"
         )
     raise UserError(
         f"no export at {path} (looked for {INFO_FILE} there and in exports/step_*/)", remedy
@@ -169,5 +169,5 @@ def read_export_info(path: Path | str) -> ExportInfo:
     file = find_export(path) / INFO_FILE
     values = read_json(file, "export again")
     if values.get("format") != FORMAT:
-        raise UserError(f"{file} is not of the format {FORMAT}", "export again with this version")
+        raise UserError(f"{file} is not in the format {FORMAT}", "export again with this version")
     return validate(ExportInfo, values, str(file))

@@ -1,4 +1,4 @@
-"""From an export to a network that is ready for images."""
+"""Loads an export as a network that is ready for images."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def load_backbone(path: Path | str) -> Backbone:
         or PIL images; see ``exports.preprocess``.
 
     Raises:
-        UserError: No export there, or its files do not fit each other.
+        UserError: There is no export, or its files do not match.
     """
     folder = find_export(path)
     info = read_export_info(folder)
@@ -35,12 +35,12 @@ def load_backbone(path: Path | str) -> Backbone:
         with spelled_in_utf8(file) as place:
             state = load_file(place)
         count = sum(tensor.numel() for tensor in state.values())
-        # Before anything is allocated for a network that the file is not of.
+        # Checked before memory is allocated for a network that does not match the file.
         if count < (wanted := backbone_parameters(info.backbone)):
-            raise RuntimeError(f"{count:,} values, and {INFO_FILE} describes {wanted:,} parameters")
+            raise RuntimeError(f"{count:,} values, but {INFO_FILE} describes {wanted:,} parameters")
         odd = [name for name, tensor in state.items() if not tensor.is_floating_point()]
         if odd:
-            raise RuntimeError(f"{odd[0]} is of type {str(state[odd[0]].dtype)[6:]}")
+            raise RuntimeError(f"{odd[0]} has type {str(state[odd[0]].dtype)[6:]}")
         model = build_backbone(info.backbone)
         model.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Images to what an exported backbone expects: decoded, cropped and scaled as in evaluations."""
+"""Prepares images for an exported backbone: decoded, cropped and scaled as in evaluations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +24,8 @@ class Preprocess:
 
     Args:
         size: (height, width) of the crop in pixels.
-        pixel_mean, pixel_std: Per channel, of pixels in [0, 1].
-        values: How values of more than 8 bits are shown; None: such an image is refused.
+        pixel_mean, pixel_std: Per-channel mean and standard deviation of pixels in [0, 1].
+        values: How values of more than 8 bits are shown; None: such images are rejected.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Preprocess:
         """The center of each image, as `ssl-vit eval` crops it.
 
         Args:
-            images: An image or several: a path, or a PIL image. Pillow rounds some images of more
-                than 8 bits while it opens them, so give those as paths.
-            size: Side of the crop in pixels, or (height, width); None: that of training.
+            images: One or more paths or PIL images. Pillow rounds some images of more than 8 bits
+                when it opens them, so pass those as paths.
+            size: Side of the crop in pixels, or (height, width); None: the training size.
 
         Returns:
             (B, 3, H, W) float32 on the CPU.

@@ -58,11 +58,11 @@ class RunConfig(Config):
         return self
 
 
-# Sections that move speed and paper trail, not results (but for what `engine.micro_batch_size` says
-# of itself): a run may be resumed with other values.
+# Sections that affect speed and records but not results (with the exception described at
+# `engine.micro_batch_size`): a run may be resumed with other values.
 FREE_ON_RESUME = ("engine", "guard", "checkpoint", "export", "log", "monitor")
-# And these of the data: the place of the shards may move, since their content is compared by
-# fingerprint; the others decide whether to go on, not with what.
+# Data settings that may change too: the location of the shards, because their content is compared
+# by fingerprint; the others decide whether a run continues, not on what.
 FREE_OF_DATA = ("data.shards", "data.max_bad_fraction", "data.allow_shell_urls")
 
 

@@ -1,4 +1,4 @@
-"""A run's plan with what torch counts of its network."""
+"""A run's plan, completed with what torch counts in its network."""
 
 from ssl_vit.cost.counting import count_cost
 from ssl_vit.run.config import RunConfig
@@ -6,13 +6,13 @@ from ssl_vit.training.plan import Machine, RunPlan, choose_arithmetic, with_cost
 
 
 def counted(plan: RunPlan, config: RunConfig, machine: Machine) -> RunPlan:
-    """The plan with parameters and operations, and a micro-batch size that fits where the config
+    """The plan with parameters and operations, and with a micro-batch size that fits if the config
     leaves it open.
 
     Args:
         plan: As `make_plan` made it of this config for this machine.
-        config: What was said.
-        machine: Where it runs.
+        config: The run's configuration.
+        machine: The machine it runs on.
 
     Raises:
         UserError: Not even one image fits.

@@ -1,4 +1,4 @@
-"""The data of a run: from its config to opened shards, and what the plan needs to know of them.
+"""The data of a run: from its config to opened shards, and what the plan needs to know about them.
 
 No torch here.
 """
@@ -19,7 +19,7 @@ from ssl_vit.units import parse_bytes
 
 
 def open_data(config: RunConfig) -> tuple[ShardCache, ShardSet | None]:
-    """The shards of a run, and where remote ones are kept; no shards where they are synthetic."""
+    """The shards of a run and the cache for remote ones; no shards if the data are synthetic."""
     engine = config.engine
     cache = ShardCache(
         None if engine.cache_folder == "auto" else local_path(engine.cache_folder),
@@ -34,10 +34,10 @@ def open_data(config: RunConfig) -> tuple[ShardCache, ShardSet | None]:
 
 
 def open_labeled(config: RunConfig, cache: ShardCache) -> ShardSet | None:
-    """The shards of a run's online probes; None where it has none.
+    """The shards of a run's online probes; None if it has none.
 
     Raises:
-        UserError: They are not there, or have too few labels, classes or images of a class.
+        UserError: They are missing, or have too few labels, classes or images per class.
     """
     if not config.monitor.labeled:
         return None
@@ -51,7 +51,7 @@ def check_distinct(shards: ShardSet) -> None:
     """Refuse sets that share a shard: an epoch shows every sample at most once.
 
     Raises:
-        UserError: Two do; names them.
+        UserError: Two sets share a shard; names them.
     """
     owners: dict[tuple[str, str], int] = {}
     place = 0
@@ -62,13 +62,13 @@ def check_distinct(shards: ShardSet) -> None:
                 raise UserError(
                     f"{shards.parts[owner].source} and {part.source} have shard {shard.name} in "
                     "common",
-                    "name every set once; data.weights gives one a larger share",
+                    "list each set once; use data.weights to give a set a larger share",
                 )
         place += len(part.places)
 
 
 def machine_lanes(lanes: int, processes: Processes) -> range:
-    """The lanes of all ranks of this machine, whose ranks follow each other."""
+    """The lanes of all ranks on this machine, whose ranks are consecutive."""
     first = processes.rank - processes.local_rank
     ranks = (first, first + processes.local_world_size - 1)
     low, high = (lanes_of_rank(lanes, rank, processes.world_size) for rank in ranks)
@@ -76,14 +76,14 @@ def machine_lanes(lanes: int, processes: Processes) -> range:
 
 
 def sizes_of(shards: ShardSet | None) -> list[list[int]]:
-    """For each set of the data, the samples of its shards."""
+    """For each data set, the number of samples in each of its shards."""
     if shards is None:
         return [[SYNTHETIC_SAMPLES]]
     return [[count for _, count in part.places] for part in shards.parts]
 
 
 def data_facts(shards: ShardSet | None) -> DataFacts:
-    """What the plan needs to know."""
+    """What the plan needs to know about the data."""
     if shards is None:
         return DataFacts(SYNTHETIC_SAMPLES, "synthetic", (("synthetic", SYNTHETIC_SAMPLES),))
     sets = tuple((part.source, part.num_samples) for part in shards.parts)
@@ -96,4 +96,4 @@ def describe_set(each: SetPlan) -> str:
         seen = f"repeated: each is seen {each.times_seen:g} times"
     else:
         seen = f"truncated: {each.times_seen:.2%} of them are seen"
-    return f"  {each.source}: {each.num_samples:,} images, {each.share:.1%} of every update, {seen}"
+    return f"  {each.source}: {each.num_samples:,} images, {each.share:.1%} of every batch, {seen}"

@@ -1,6 +1,4 @@
-"""What happened to run: the machine, the code and the data of every start, in
-`environment.json`.
-"""
+"""The machine, the code and the data of every start of a run, kept in `environment.json`."""
 
 import json
 import platform
@@ -23,7 +21,7 @@ PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "submitit", "numpy")
 
 
 def describe_data(shards: ShardSet | None) -> dict[str, Any]:
-    """What a run remembers of its data: enough to say later what differs. None: synthetic data."""
+    """What a run records about its data, enough to report later what differs. None: synthetic."""
     if shards is None:
         return {"fingerprint": "synthetic", "num_samples": 0, "shards": []}
     return {
@@ -43,13 +41,13 @@ def check_same_data(file: Path, data: dict[str, Any]) -> None:
         data: From :func:`describe_data`.
 
     Raises:
-        UserError: The run began with shards of another fingerprint; says what differs.
+        UserError: The run was started on shards with another fingerprint; says what differs.
     """
     began_with = _read(file).get("data", data)
     if began_with["fingerprint"] != data["fingerprint"]:
         raise UserError(
-            f"run {file.parent} began with other data: {_difference(began_with, data)}",
-            "give the shards it began with, or another --run folder",
+            f"run {file.parent} was started on other data: {_difference(began_with, data)}",
+            "use the shards it was started on, or another --run folder",
         )
 
 
@@ -59,11 +57,11 @@ def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
     ]
     pairs = enumerate(zip_longest(then["shards"], now["shards"]))
     changed = [(number, was, here) for number, (was, here) in pairs if was != here]
-    if not changed:  # the same tars under an index that takes other images of them
-        return f"{counts[0]}, and now an index of the same shards that takes other images of them"
+    if not changed:  # the same tars, but an index that selects other images
+        return f"{counts[0]}; the shards are the same, but their index now selects other images"
     number, was, here = changed[0]
     names = [entry.rsplit(" ", 2)[0] if entry else "nothing" for entry in (was, here)]
-    first = f"{names[0]} has other content" if names[0] == names[1] else " → ".join(names)
+    first = f"{names[0]} has different content" if names[0] == names[1] else " → ".join(names)
     more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
     return f"{counts[0]} then, {counts[1]} now; shard number {number}: {first}{more}"
 
@@ -123,7 +121,7 @@ def _versions() -> dict[str, str]:
 
 
 def commit_of(folder: Path) -> dict[str, Any]:
-    """Commit and whether files differ from it; empty where the folder is in no git checkout."""
+    """Commit and whether files differ from it; empty if the folder is not in a git checkout."""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True

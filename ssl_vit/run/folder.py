@@ -1,5 +1,5 @@
-"""The run folder, the only hand-over between commands: its paths, and the rule that it is never
-reused by mistake.
+"""The run folder, the only thing that commands hand to each other: its paths, and the checks that
+keep it from being reused by mistake.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _LOCK = ".lock"
 
 
 class _Plan(Document):
-    """What later starts and other commands read of a `plan.json` (training/plan.py)."""
+    """What later starts and other commands read from a `plan.json` (training/plan.py)."""
 
     micro_batch_size: Count = 0
     micro_batch_found_for: str = ""
@@ -30,7 +30,7 @@ class _Plan(Document):
 
 
 class RunFolder:
-    """The paths inside `runs/NAME/`, in one place."""
+    """The paths in a run folder."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -52,34 +52,36 @@ class RunFolder:
         self.rehearsal = self.root / "rehearsal"
 
     def read_config(self) -> RunConfig:
-        """What this folder's run was told.
+        """The config of this folder's run.
 
         Raises:
-            UserError: No run lives here, or its config does not validate.
+            UserError: This is not a run folder, or its config is not valid.
         """
         if not self.config.is_file():
             raise UserError(
                 f"{self.root} is not a run folder (it has no config.yaml)",
-                "check the path; ssl-vit launch list FOLDER  lists the runs in a folder",
+                "check the path; `ssl-vit launch list FOLDER` lists the runs in a folder",
             )
         return validate(RunConfig, read_yaml(self.config), str(self.config))
 
     def found_micro_batch(self) -> tuple[str, int]:
-        """What this folder's run found its micro-batch for, and that; ("", 0) where it did not."""
+        """The conditions for which this run determined its micro-batch size, and that size; ("", 0)
+        if it has not.
+        """
         plan = self._read_plan()
         return plan.micro_batch_found_for, plan.micro_batch_size
 
     def grouping(self) -> tuple[int, int]:
-        """(images a micro-batch, processes) of this folder's newest start; zeros before one."""
+        """(images per micro-batch, processes) of this folder's latest start; zeros before one."""
         plan = self._read_plan()
         return plan.micro_batch_size, plan.world_size
 
     def total_steps(self) -> int:
-        """Updates of the whole run; 0 before its first start."""
+        """Steps of the whole run; 0 before its first start."""
         return self._read_plan().total_steps
 
     def derived_length(self) -> tuple[int, float]:
-        """(updates, measured images/s) that minutes came to; zeros before it was measured."""
+        """(steps, measured images/s) derived from minutes; zeros before the rate was measured."""
         plan = self._read_plan()
         return plan.total_steps, plan.measured_images_per_second
 
@@ -87,17 +89,17 @@ class RunFolder:
         try:
             return checked(_Plan, read_json(self.plan, ""), str(self.plan), "")
         except UserError:
-            return _Plan()  # as before the first start: a run whose length needs it is refused
+            return _Plan()  # as before the first start; a run whose length needs it is refused
 
     def check(self, config: RunConfig) -> dict[str, str]:
-        """Refuse a folder that belongs to something else; return what a resumed run changes.
+        """Refuse a folder that is not this run's; return what a resumed run changes.
 
         Returns:
             Config path → "old → new" for settings that may change on resume. Empty for a new
             folder.
 
         Raises:
-            UserError: The folder holds files of something else, or a run of another config.
+            UserError: The folder holds other files, or a run with another config.
         """
         if not self.check_ours():
             return {}
@@ -108,15 +110,15 @@ class RunFolder:
             more = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
             raise UserError(
                 f"{self.root} holds a run with {fixed[0]}={was}, not {now}{more}",
-                "use another --run folder, or repeat the command that began this one",
+                "use another --run folder, or repeat the command that started this run",
             )
         return {path: f"{was} → {now}" for path, (was, now) in changed.items()}
 
     def check_ours(self) -> bool:
-        """Refuse a folder that holds something else than a run; whether it holds one.
+        """Refuse a folder with anything but a run in it; returns whether there is a run.
 
         Raises:
-            UserError: It does, or it cannot be written to.
+            UserError: It holds other files, or cannot be written to.
         """
         refuse_control_characters(
             "the path of --run", str(self.root), "choose another --run folder"
@@ -126,7 +128,7 @@ class RunFolder:
             return False
         if not self.config.is_file():
             raise UserError(
-                f"{self.root} exists and is not a run folder (it has no config.yaml)",
+                f"{self.root} exists but is not a run folder (it has no config.yaml)",
                 "choose another --run folder, or empty this one",
             )
         return True
@@ -142,29 +144,29 @@ class RunFolder:
             self._lock = (self.root / _LOCK).open("w")
         except OSError as error:
             raise UserError(
-                f"cannot write into {self.root}: {error.strerror}", "choose another --run folder"
+                f"cannot write to {self.root}: {error.strerror}", "choose another --run folder"
             ) from None
         self._take(self._lock)
 
     def refuse_locked(self) -> None:
-        """Refuse a folder that a process of this machine is training in.
+        """Refuse a folder that a process on this machine is training in.
 
         Raises:
             UserError: One is.
         """
         with contextlib.suppress(OSError), (self.root / _LOCK).open("r+") as file:
-            self._take(file)  # and closing lets go of it
+            self._take(file)  # closing it releases the lock
 
     def _take(self, file: IO[str]) -> None:
         try:
-            # lockf, not flock: a data worker inherits an flock, and outlives a killed run by
+            # lockf, not flock: a data worker inherits an flock and outlives a killed run by
             # seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(
                 f"another process is training in {self.root}",
                 "wait for it, or stop it",
-                may_pass=True,  # the lock of a machine that failed goes after a while
+                may_pass=True,  # the lock of a failed machine is released after a while
             ) from None
         except OSError:
             pass  # a file system without locks
@@ -173,12 +175,12 @@ class RunFolder:
         above = (self.root, *self.root.absolute().parents)
         existing = next(path for path in above if path.exists())
         if not existing.is_dir():
-            raise UserError(f"{existing} is no folder", "choose another --run folder")
+            raise UserError(f"{existing} is not a folder", "choose another --run folder")
         if not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(f"{existing} cannot be written to", "choose another --run folder")
+            raise UserError(f"{existing} is not writable", "choose another --run folder")
 
     def write_config(self, config: RunConfig) -> None:
-        """Write the complete config, whole or not at all."""
+        """Write the complete config, atomically."""
         self.root.mkdir(parents=True, exist_ok=True)
         with replacing(self.config) as partial:
             partial.write_text(to_yaml(config))

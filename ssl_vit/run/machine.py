@@ -1,4 +1,4 @@
-"""What this machine has for a run: its device, its memory; torch is only asked where there is a
+"""What this machine has for a run: its device and its memory. torch is imported only if there is a
 GPU.
 """
 
@@ -20,24 +20,23 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def plain_machine(processes: Processes) -> Machine:
-    """The machine as a CPU of unknown memory: enough to find mistakes with."""
+    """The machine as a CPU with unknown memory, which is enough to find mistakes."""
     cores = max(1, cores_here() // processes.local_world_size)
     return Machine(processes.world_size, cores, "cpu")
 
 
 def find_machine(asked: Literal["auto", "cpu", "cuda"], processes: Processes) -> Machine:
-    """This machine, for a run that is about to begin.
+    """This machine, for a run that is about to start.
 
     Args:
         asked: As in ``EngineConfig.device``.
-        processes: How many share it, one for each GPU.
+        processes: The processes that share it, one per GPU.
 
     Raises:
-        UserError: CUDA was asked for and there is none, or there are fewer GPUs than processes.
+        UserError: CUDA was requested but is not available, or there are fewer GPUs than processes.
     """
     plain = plain_machine(processes)
-    # Importing torch takes seconds; where there is no GPU's device file, there is no need to ask
-    # it.
+    # Importing torch takes seconds, and is not needed if there is no device file of a GPU.
     if asked != "cpu" and any(Path(node).exists() for node in _GPU_NODES):
         import torch
 
@@ -46,7 +45,7 @@ def find_machine(asked: Literal["auto", "cpu", "cuda"], processes: Processes) ->
             if count < processes.local_world_size:
                 raise UserError(
                     f"{processes.local_world_size} processes on a machine with {count} GPUs",
-                    "start one process for each GPU, or set engine.device=cpu",
+                    "start one process per GPU, or set engine.device=cpu",
                 )
             mine = torch.cuda.get_device_properties(processes.local_rank)
             return Machine(
@@ -58,8 +57,8 @@ def find_machine(asked: Literal["auto", "cpu", "cuda"], processes: Processes) ->
             )
     if asked == "cuda":
         raise UserError(
-            f"torch sees no GPU on {os.uname().nodename}, and engine.device=cuda",
-            "set engine.device=cpu; on a cluster, ask for GPUs, or exclude that node",
+            f"engine.device=cuda, but torch finds no GPU on {os.uname().nodename}",
+            "set engine.device=cpu; on a cluster, request GPUs, or exclude that node",
             may_pass=True,  # a job may get another node
         )
     share = _host_memory() // processes.local_world_size
@@ -67,22 +66,22 @@ def find_machine(asked: Literal["auto", "cpu", "cuda"], processes: Processes) ->
 
 
 def require_compiler() -> None:
-    """Refuse `engine.compile` where torch could not compile.
+    """Refuse `engine.compile` if torch could not compile.
 
     Raises:
-        UserError: There is no C++ compiler where torch looks for it.
+        UserError: There is no C++ compiler where torch looks for one.
     """
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(name):
         raise UserError(
-            f"engine.compile=true needs a C++ compiler, and there is no {name} here",
-            "install g++ (Debian: apt-get install g++), name one in $CXX, or leave engine.compile",
+            f"engine.compile=true needs a C++ compiler, but {name} is not installed",
+            "install g++ (Debian: apt-get install g++), set $CXX, or leave out engine.compile",
         )
 
 
 def _fast_on_cpu() -> Precision:
-    """bfloat16 where the processor computes in it (2 to 3 times faster) and torch may use all that
-    it has; float32 elsewhere.
+    """bfloat16 if the processor supports it (2 to 3 times faster) and torch may use all of its
+    instructions; otherwise float32.
     """
     limits = (
         (os.environ.get("ATEN_CPU_CAPABILITY", ""), r"default|avx2"),
@@ -101,9 +100,7 @@ def _fast_on_cpu() -> Precision:
 
 
 def _host_memory() -> int:
-    """Bytes that this machine's processes may take now, a container's limit counted in; 0 where
-    nothing says so.
-    """
+    """Bytes that this machine's processes may use now, within a container's limit; 0 if unknown."""
     limits = []
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -116,8 +113,8 @@ def _host_memory() -> int:
 
 
 def _limit_files() -> Iterator[Path]:
-    """Where a container's or a batch job's limit may stand: its own control group, and all above
-    it.
+    """Files that may hold a container's or a batch job's limit: in its own control group and all
+    of that group's parents.
     """
     yield _CGROUPS / "memory" / "memory.limit_in_bytes"
     mine = Path("/proc/self/cgroup")

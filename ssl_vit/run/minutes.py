@@ -11,31 +11,31 @@ from ssl_vit.training.config import ScheduleConfig
 
 
 def with_minutes(overrides: Sequence[str], minutes: float | None) -> list[str]:
-    """The overrides, with the schedule in minutes where ``minutes`` is not None.
+    """The overrides, with the schedule in minutes if ``minutes`` is not None.
 
     Raises:
-        UserError: They are not a length of time, or the length is said twice.
+        UserError: They are not a valid length, or the length is given twice.
     """
     if minutes is None:
         return list(overrides)
     if not (math.isfinite(minutes) and minutes > 0):
         raise UserError(
-            f"--minutes {minutes:g} is not a length of time",
-            "give the minutes that the run may take, for example  --minutes 40",
+            f"--minutes {minutes:g} is not a valid length",
+            "give the number of minutes that the run may take, for example  --minutes 40",
         )
     for word in overrides:
         path = word.partition("=")[0]
         if path in ("schedule", "schedule.unit", "schedule.length"):
             raise UserError(
-                f"--minutes {minutes:g} and {word} both say how long the run is",
+                f"--minutes {minutes:g} and {word} both set the length of the run",
                 f"leave out --minutes, or {path}",
             )
     return [*overrides, "schedule.unit=minutes", f"schedule.length={minutes!r}"]
 
 
 def apply_with_warmup(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """``config.apply_overrides``; where the schedule comes to be in minutes and its warm-up is not
-    said, the warm-up keeps its share of the length.
+    """``apply_overrides``; if the schedule changes to minutes and its warm-up is not given, the
+    warm-up keeps its share of the length.
 
     Raises:
         UserError: As there.
@@ -52,8 +52,8 @@ def apply_with_warmup(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def fill_in_warmup(values: dict[str, Any], base: ScheduleConfig) -> dict[str, Any]:
-    """The values of a config file, in which a schedule in minutes without a warm-up gets the share
-    that ``base`` has.
+    """The values of a config file; a schedule in minutes without a warm-up gets the same share of
+    warm-up as ``base``.
     """
     schedule = values.get("schedule")
     if not isinstance(schedule, dict) or schedule.get("unit") != "minutes":

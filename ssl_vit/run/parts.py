@@ -1,4 +1,4 @@
-"""The parts of a run that has been checked: each function calls the constructors of one of them."""
+"""The parts of a checked run: each function calls the constructors of one of them."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ def open_trainer(
     log: "Log | None" = None,
     profile: "StepProfile | None" = None,
 ) -> "Trainer":
-    """Everything that trains, its data workers started; `Trainer.close` ends them."""
+    """The trainer with all its parts, data workers started; `Trainer.close` ends them."""
     from ssl_vit.training.guards import BadSamples, HangDetector, NonfiniteUpdates
     from ssl_vit.training.metrics_file import AppendedLines
     from ssl_vit.training.trainer import Trainer
@@ -70,7 +70,7 @@ def namer(prepared: "Prepared") -> Callable[[Sequence[int]], list[str]]:
 
 
 def open_batches(prepared: "Prepared", start_step: int) -> "Batches":
-    """This rank's micro-batches, from update ``start_step`` on."""
+    """This rank's micro-batches, beginning with step ``start_step``."""
     from ssl_vit.data.dataset import TrainingBatches
     from ssl_vit.data.loader import LoadedBatches, LoaderSettings, UpdateSampler, build_loader
     from ssl_vit.data.synthetic import SyntheticBatches
@@ -102,7 +102,7 @@ def open_batches(prepared: "Prepared", start_step: int) -> "Batches":
 
 
 def open_probe(prepared: "Prepared") -> "Probe | None":
-    """This rank's share of the labeled images, where there are any."""
+    """The online probe of this rank's share of the labeled images; None if there are none."""
     from ssl_vit.monitors.labeled_images import read_labeled_images
     from ssl_vit.monitors.probes import Probe
 
@@ -121,7 +121,7 @@ def open_probe(prepared: "Prepared") -> "Probe | None":
 
 
 def open_exports(prepared: "Prepared", objective: "Objective") -> "RunExports":
-    """Where exports go."""
+    """The run's exports."""
     from ssl_vit.exports.folder import ExportInfo, RunExports
 
     config = prepared.config
@@ -131,7 +131,7 @@ def open_exports(prepared: "Prepared", objective: "Objective") -> "RunExports":
 
 
 def open_log(prepared: "Prepared", start_step: int, device: "torch.device") -> "Log":
-    """Where the first rank writes and speaks."""
+    """The first rank's log: metrics, progress line, monitors, alarms and panels."""
     from ssl_vit.monitors.collapse import CollapseWatch
     from ssl_vit.monitors.monitor import Monitor
     from ssl_vit.training.log import Log
@@ -160,5 +160,5 @@ def open_log(prepared: "Prepared", start_step: int, device: "torch.device") -> "
         Monitor(config.monitor, watch),
         AppendedLines(folder.alarms, start_step),
         folder.panels,
-        OptionalWrites(f"pictures into {folder.panels}", "Training continues without it"),
+        OptionalWrites(f"panels in {folder.panels}", "Training continues without them"),
     )

@@ -1,7 +1,7 @@
-"""Composition root: from what was said to a finished run. Calls constructors, decides nothing.
+"""Composition root: from a command line to a finished run. Calls constructors, decides nothing.
 
-`prepare` finds every mistake that can be found without torch; `start` imports the slow part, counts
-what the network costs, and runs.
+`prepare` finds every mistake that can be found without torch; `start` imports the slow parts,
+counts the cost of the network, and runs.
 """
 
 import json
@@ -47,21 +47,21 @@ from ssl_vit.training.plan import (
 if TYPE_CHECKING:
     from ssl_vit.training.preemption import Preemption
 
-# A length that no rehearsal reaches, for schedules that need one.
+# A length that no rehearsal reaches, for schedules that depend on one.
 _REHEARSED_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can begin: everything was checked, nothing was written."""
+    """A run that is ready to start: everything was checked, nothing was written."""
 
     config: RunConfig
     plan: RunPlan
     folder: RunFolder
     shards: ShardSet | None
-    """None where the samples are synthetic."""
+    """None if the samples are synthetic."""
     labeled: ShardSet | None
-    """For online probes, where they are wanted."""
+    """Shards for online probes; None if there are none."""
     order: Order
     cache: ShardCache
     processes: Processes
@@ -69,9 +69,9 @@ class Prepared:
     changed: dict[str, str]
     """Settings a resumed run changes: path → "old → new"."""
     notes: tuple[str, ...] = ()
-    """What must be said of the data."""
+    """Messages about the data."""
     began: float = field(default_factory=time.monotonic)
-    """Seconds of ``time.monotonic``; the minutes of a run's length count from here."""
+    """Value of ``time.monotonic`` from which the minutes of a run's length are counted."""
 
 
 def prepare(
@@ -88,11 +88,10 @@ def prepare(
         run: The run folder.
         overrides: `path=value` words.
         is_smoke: Whether to shrink the recipe.
-        processes: Whose run is checked, for a launcher; by default this process's own.
+        processes: The processes of the run, for a launcher; by default those of this process.
 
     Raises:
-        UserError: For each mistake a user can make in a command line, a config, a shard set or a
-            run folder.
+        UserError: The command line, the config, the shard set or the run folder has a mistake.
     """
     config = read_config(recipe, overrides, is_smoke)
     if config.data.source == "shards" and not config.data.sources:
@@ -114,7 +113,7 @@ def prepare(
     machine = plain_machine(everyone)
     plan = make_plan(config, machine, facts, timed=timed)
     if processes is None:
-        # Last, because asking for a GPU may import torch; and only where the run will be.
+        # Last, because looking for a GPU may import torch; and only on the machine of the run.
         machine = find_machine(config.engine.device, everyone)
         plan = make_plan(config, machine, facts, folder.found_micro_batch(), timed)
         if config.engine.compile:
@@ -123,7 +122,7 @@ def prepare(
         here = machine_lanes(config.data.lanes, everyone)
         check_room(shards.shards, order.shards_at(0, here), cache.num_bytes)
     if processes is None and is_micro_batch_open(plan, config):
-        # This imports torch. Not later, since it may be that none fits.
+        # This imports torch. Not later, because possibly none fits.
         set_library_environment(plan.device)
         from ssl_vit.run.counted import counted
 
@@ -134,10 +133,10 @@ def prepare(
 
 
 def _timed_before(config: RunConfig, folder: RunFolder) -> Timed:
-    """What the minutes came to at the run's first start.
+    """The number of steps derived from minutes at the run's first start.
 
     Raises:
-        UserError: It has trained, and what they came to is gone.
+        UserError: The run has trained, and that number is lost.
     """
     if config.schedule.unit != "minutes":
         return NOT_TIMED
@@ -146,17 +145,17 @@ def _timed_before(config: RunConfig, folder: RunFolder) -> Timed:
         raise UserError(
             f"{folder.root} has checkpoints, but {folder.plan} is missing or damaged, so the "
             f"number of steps derived from {config.schedule.length:g} minutes is lost",
-            f"put plan.json back, or start a new run with resume_from={folder.root}",
+            f"restore plan.json, or start a new run with resume_from={folder.root}",
         )
     return timed
 
 
 def start(prepared: Prepared, profile: bool = False) -> int:
-    """Run to the end, or until asked to stop; returns the process's exit code.
+    """Run to the end or until a signal asks to stop; returns the process's exit code.
 
     Args:
-        prepared: What was checked.
-        profile: Whether the first rank records a few updates with torch's profiler.
+        prepared: The checked run.
+        profile: Whether the first rank records a few steps with torch's profiler.
     """
     from ssl_vit.training.preemption import EXIT_SAVED, Preemption
 
@@ -165,24 +164,24 @@ def start(prepared: Prepared, profile: bool = False) -> int:
         if processes.is_first:
             say_end(folder, complete=True)
             if profile:
-                print("no profile: nothing is left to train", file=sys.stderr)
+                print("no profile: the run is already complete", file=sys.stderr)
         return 0
     if processes.is_first:
         folder.lock()
     set_library_environment(prepared.plan.device)
-    with Preemption(processes.is_first) as preemption:  # from here on a signal is not lost
+    with Preemption(processes.is_first) as preemption:  # from here on no signal is lost
         complete = _train(prepared, preemption, profile)
         if processes.is_first:
             say_end(folder, complete)
         if not complete:
-            # Last, when every rank has left the process group: now the scheduler may requeue, and
-            # end us.
+            # Last, after every rank has left the process group: from here on the scheduler may
+            # requeue the job and end this process.
             preemption.hand_back()
     return 0 if complete else EXIT_SAVED
 
 
 def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
-    """Whether the run is complete, or was asked to stop and has saved."""
+    """Train; returns whether the run is complete, False if it was stopped and saved."""
     import torch
 
     from ssl_vit.run.counted import counted
@@ -228,8 +227,8 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
 
 
 def _rehearse(prepared: Prepared, preemption: "Preemption") -> Costs | None:
-    """What a run takes here, from a few updates of a network that is then forgotten; None where a
-    signal asked to stop.
+    """What a run costs on this machine, measured over a few steps of a network that is then
+    discarded; None if a signal asked to stop.
     """
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.consensus import gather
@@ -238,7 +237,7 @@ def _rehearse(prepared: Prepared, preemption: "Preemption") -> Costs | None:
     config, processes, began = prepared.config, prepared.processes, time.perf_counter()
     minutes = config.schedule.length
     if processes.is_first:
-        # From here on it is a run's folder, even if something ends it now.
+        # From here on it is a run folder, even if the run ends now.
         prepared.folder.write_config(config)
         print(f"measuring how many steps fit into {minutes:g} minutes", file=sys.stderr, flush=True)
     plan = with_length(prepared.plan, config, Timed(_REHEARSED_STEPS))
@@ -259,7 +258,7 @@ def _rehearse(prepared: Prepared, preemption: "Preemption") -> Costs | None:
 
 
 def _with_length(prepared: Prepared, costs: Costs) -> Prepared:
-    """The run with as many updates as its minutes have room for; the same on every rank."""
+    """The run with as many steps as fit into its minutes; the same on every rank."""
     from ssl_vit.training.consensus import gather
     from ssl_vit.training.zero import free_memory
 
@@ -276,7 +275,11 @@ def _with_length(prepared: Prepared, costs: Costs) -> Prepared:
 
 
 def _agreed(prepared: Prepared) -> Prepared:
-    """What all ranks agree on; those that were started otherwise refuse."""
+    """The run that all ranks agree on.
+
+    Raises:
+        UserError: The ranks were started with different code, configs or data.
+    """
     import ssl_vit
     from ssl_vit.training.consensus import gather, refuse_disagreement
 
@@ -287,20 +290,20 @@ def _agreed(prepared: Prepared) -> Prepared:
         "precision (engine.precision=auto differs from machine to machine)": (
             prepared.plan.precision
         ),
-        "number of updates": str(prepared.plan.total_steps),
+        "number of steps": str(prepared.plan.total_steps),
     }
     refuse_disagreement(facts, prepared.processes)
-    # What fits may differ from machine to machine; all ranks take as many micro-batches.
+    # What fits may differ from machine to machine; all ranks take the same micro-batch size.
     smallest = min(gather(prepared.plan.micro_batch_size, prepared.processes))
     plan = with_micro_batch(prepared.plan, smallest, prepared.config)
     return replace(prepared, plan=plan)
 
 
 def is_complete(folder: RunFolder, total_steps: int) -> bool:
-    """Whether nothing is left to train: the last checkpoint and its export are there.
+    """Whether the run is complete: its last checkpoint and export exist.
 
     Args:
-        total_steps: 0: not known yet.
+        total_steps: Length of the run; 0 if not known yet.
     """
     newest = newest_checkpoint(folder.checkpoints)
     if newest is None or not total_steps or step_of(newest) < total_steps:

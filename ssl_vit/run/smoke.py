@@ -5,8 +5,7 @@ from ssl_vit.run.config import RunConfig
 
 
 def smoke(config: RunConfig) -> RunConfig:
-    """The same recipe in seconds: 20 updates of 8 images through a network a thousand times
-    smaller.
+    """The same recipe in seconds: 20 steps of 8 images through a network a thousand times smaller.
 
     Every switch of the objective stays as it is; only sizes, lengths and precision shrink.
     """
@@ -15,7 +14,7 @@ def smoke(config: RunConfig) -> RunConfig:
         "objective": config.objective.shrunk(config.backbone),
         "data": {"global_batch_size": 8, "lanes": 4, "shuffle_block": 64},
         "schedule": {"unit": "steps", "length": 20.0, "warmup": 4.0},
-        # A rate at which twenty updates move the loss visibly.
+        # A rate at which twenty steps change the loss visibly.
         "optimizer": {"learning_rate_rule": "absolute", "base_learning_rate": 1e-3},
         "engine": {"precision": "float32", "micro_batch_size": 4, "workers": 1},
         "checkpoint": {"every_steps": 5},

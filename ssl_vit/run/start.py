@@ -1,9 +1,9 @@
-"""Where a run begins that is no continuation: `resume_from`, a trained network.
+"""Where a new run starts from: scratch, or the trained network that `resume_from` names.
 
-Of a run or checkpoint everything that was learned is taken over, teacher and heads too, but neither
-the optimizer's state nor the place in the schedules; so a last phase on larger crops (Oquab et al.
-2023, section 5, "Adapting the resolution") goes on with the heads it has. Of an export there is the
-backbone alone.
+From a run or checkpoint, everything that was learned is loaded, including teacher and heads, but
+neither the optimizer's state nor the position in the schedules; so a last phase on larger crops
+(Oquab et al. 2023, section 5, "Adapting the resolution") continues with the trained heads. An
+export has the backbone only.
 """
 
 from pathlib import Path
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from ssl_vit.models.backbone import Backbone
     from ssl_vit.objectives.objective import Objective
 
-# Of a backbone: they have no part in its weights' shapes, but for positions, which are resized.
+# Backbone settings that do not affect the shapes of its weights, except of positions, which are
+# resized.
 _FREE = ("image_size", "drop_path", "initialization")
 
 
 def find_checkpoint(path: Path | str) -> Path | None:
-    """The checkpoint that is meant by a run folder (its newest one) or by itself; None where there
-    is none.
+    """The checkpoint at this path, or the newest one if it is a run folder; None if there is
+    none.
     """
     path = path_of(str(path))
     if (path / MANIFEST).is_file():
@@ -43,10 +44,10 @@ def find_checkpoint(path: Path | str) -> Path | None:
 
 
 def check_beginning(config: RunConfig) -> None:
-    """Refuse what this run cannot start from; needs no torch.
+    """Check that this run can start from `resume_from`; needs no torch.
 
     Raises:
-        UserError: Neither a checkpoint nor an export there, or one of another architecture or
+        UserError: It has neither a checkpoint nor an export, or one of another architecture or
             objective.
     """
     path = config.resume_from
@@ -58,31 +59,31 @@ def check_beginning(config: RunConfig) -> None:
         theirs = run.backbone
         if run.objective.name != config.objective.name:
             raise UserError(
-                f"resume_from={path} was trained with objective.name={run.objective.name}, this "
-                f"run has {config.objective.name}",
-                "give one of its exports/step_… folders, to begin with the backbone alone",
+                f"resume_from={path} was trained with objective.name={run.objective.name}, but "
+                f"this run has {config.objective.name}",
+                "use one of its exports/step_… folders, to start from its backbone only",
             )
     ours = config.backbone
     theirs = theirs.model_copy(update={name: getattr(ours, name) for name in _FREE})
     if changed := differences(ours, theirs):
         field, (mine, other) = next(iter(changed.items()))
         raise UserError(
-            f"resume_from={path} has backbone.{field}={other}, this run {mine}",
-            f"set backbone.{field}={other}, or begin from another run",
+            f"resume_from={path} has backbone.{field}={other}, but this run has {mine}",
+            f"set backbone.{field}={other}, or start from another run",
         )
 
 
 def initial_objective(
     config: RunConfig, folder: RunFolder, processes: Processes, total_steps: int
 ) -> "Objective":
-    """A run's objective before its own checkpoint: fresh, or as `resume_from` says; the same on
-    every rank, and all of them call it.
+    """A run's objective before its own checkpoint is loaded: newly initialized, or from
+    `resume_from`; the same on every rank, and all of them call it.
 
     Args:
-        folder: Of the run; once it has checkpoints, the other network is not needed any more.
+        folder: The run folder; once it has checkpoints, `resume_from` is no longer needed.
 
     Raises:
-        UserError: That network does not fit, or is damaged.
+        UserError: The network of `resume_from` does not fit, or is damaged.
     """
     import torch
 
@@ -102,15 +103,15 @@ def initial_objective(
 
 
 def has_begun(folder: RunFolder) -> bool:
-    """Whether the run goes on from a checkpoint of its own."""
+    """Whether the run has checkpoints of its own to resume from."""
     return bool(complete_checkpoints(folder.checkpoints))
 
 
 def load_exported(model: "Backbone", path: str) -> None:
-    """Start a fresh backbone from an export, its positions resized to the new grid.
+    """Load an export into a new backbone, its positions resized to the new grid.
 
     Raises:
-        UserError: It does not fit, which :func:`check_beginning` could not see.
+        UserError: It does not fit in a way that :func:`check_beginning` could not detect.
     """
     from ssl_vit.exports.loading import load_backbone
     from ssl_vit.models.vit import VisionTransformer, load_timm_weights
@@ -121,20 +122,21 @@ def load_exported(model: "Backbone", path: str) -> None:
         load_timm_weights(model, theirs.state_dict(), theirs.config.grid)
     except ValueError as error:
         raise UserError(
-            f"resume_from={path}: {error}", "give the run the backbone config of that export"
+            f"resume_from={path}: {error}", "use the backbone config of that export for this run"
         ) from None
 
 
 def load_network(objective: "Objective", checkpoint: Path, processes: Processes) -> None:
-    """Start a fresh objective from a checkpoint of the same kind, positions resized; every rank
-    calls it, and reads a part of the files to see whether they are whole.
+    """Load a checkpoint of the same kind into a new objective, positions resized; every rank calls
+    it and verifies a part of the files.
 
     Args:
-        objective: Whole, on the CPU, before an engine has it.
-        checkpoint: Of any ZeRO stage and number of processes.
+        objective: The whole objective on the CPU, before an engine takes it over.
+        checkpoint: Written at any ZeRO stage by any number of processes.
 
     Raises:
-        UserError: It is damaged or cannot be read, or a tensor has another size; names it.
+        UserError: The checkpoint is damaged or cannot be read, or a tensor, which is named, has
+            another size.
     """
     import torch
 
@@ -144,7 +146,7 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
 
     for problem in gather(damage(checkpoint, processes), processes):
         if problem is not None:
-            raise UserError(f"resume_from: {problem}", "give another checkpoint, or an export")
+            raise UserError(f"resume_from: {problem}", "use another checkpoint, or an export")
     manifest = read_manifest(checkpoint)
     assert not isinstance(manifest, str)
     state = objective.state_dict(keep_vars=True)
@@ -163,15 +165,15 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
                 stored = fit_positions(objective.backbone, rows, grid)
             if stored.numel() != tensor.numel():
                 raise UserError(
-                    f"resume_from: {name} has {stored.numel():,} elements in {checkpoint}, "
+                    f"resume_from: {name} has {stored.numel():,} elements in {checkpoint}, but "
                     f"{tensor.numel():,} in this run",
-                    "give this run the objective's settings of that one (its config.yaml)",
+                    "use the objective settings of that run (see its config.yaml)",
                 )
             tensor.data.copy_(stored.view_as(tensor))
     except (OSError, KeyError) as error:
         raise UserError(
             f"cannot read checkpoint {checkpoint}: {error}",
-            "give this run the objective's settings of that one, or another checkpoint",
+            "use the objective settings of that run, or another checkpoint",
         ) from None
 
 

@@ -1,7 +1,7 @@
 """Which stored values are black and white in a run on images of more than 8 bits.
 
-A network that learned under one range sees other images under another, so the range is settled
-once, written into the run's config and its exports, and never taken from later data.
+A network trained with one range would see different images with another, so the range is
+determined once, written to the run's config and its exports, and never taken from later data.
 """
 
 from ssl_vit.data.shards import ShardSet
@@ -15,19 +15,20 @@ from ssl_vit.run.start import find_checkpoint
 def settle_values(
     config: RunConfig, shards: ShardSet | None, folder: RunFolder | None
 ) -> tuple[RunConfig, tuple[str, ...]]:
-    """The config with its value range filled in, and what must be said about it.
+    """The config with its value range filled in, and messages about it.
 
-    What was said counts first, then what the run began with, then `resume_from`, then the index.
+    An explicit setting comes first, then the range the run was started with, then that of
+    `resume_from`, then that of the index.
 
     Args:
-        shards: Of the run; None where its samples are made up.
-        folder: Of the run; None where there is none.
+        shards: The run's shards; None if its samples are synthetic.
+        folder: The run folder; None if there is none.
 
     Raises:
-        UserError: Nothing says which range, and the indexes of the data differ.
+        UserError: No range is given, and the indexes of the data differ.
     """
     if folder and folder.config.is_file():
-        # Whatever it began with, no range at all among that; other runs may be gone by now.
+        # Whatever it started with, including no range at all; other runs may be gone by now.
         found, origin = folder.read_config().data.values, "this run's config"
     elif (found := _of_beginning(config)) is not None:
         origin = "resume_from"
@@ -51,7 +52,7 @@ def _of_index(config: RunConfig, shards: ShardSet | None) -> ValueRange | None:
         return None
     if config.data.value_range == "auto":
         return shards.values
-    # With a range that was said, indexes may differ in theirs; what has no data is the first's.
+    # With an explicit range, indexes may differ in theirs; the no-data value is the first one's.
     return next((part.values for part in shards.parts if part.values), None)
 
 
@@ -72,6 +73,6 @@ def _notes(config: RunConfig, shards: ShardSet | None, origin: str) -> list[str]
         if part.values is not None and part.values != values:
             lines.append(
                 f"warning: the index of {part.source} has another value range, {part.values}; "
-                f"that of {origin} is used"
+                f"the one from {origin} is used"
             )
     return lines

@@ -1,3 +1,1 @@
-"""How learning runs: plan, loop, engine, checkpoints, metrics. Knows objectives by their contract
-only.
-"""
+"""Training: plan, loop, engine, checkpoints, metrics. Knows objectives only by their contract."""

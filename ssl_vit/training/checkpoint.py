@@ -1,13 +1,13 @@
-"""Resumable checkpoints: written beside training, renamed into place when complete on all ranks.
+"""Resumable checkpoints: written during training, renamed into place when complete on all ranks.
 
     checkpoints/step_00005000/
-      rank_00000.safetensors …   each rank's state shards of the state (training/state_shards.py)
-      manifest.json              what it is, with the size and sha256 of every file; written last
+      rank_00000.safetensors …   each rank's state shards (training/state_shards.py)
+      manifest.json              step, and size and sha256 of every file; written last
 
-Any number of processes at any ZeRO stage goes on from it. Where a run starts from, first match
+Any number of processes at any ZeRO stage can resume from one. Where a run starts from, first match
 wins:
 
-1. the newest whole checkpoint in its own run folder;
+1. the newest intact checkpoint in its own run folder;
 2. `resume_from`: the network of another run, or the backbone of an export (run/start.py);
 3. scratch.
 """
@@ -38,14 +38,14 @@ FORMAT = "ssl-vit-checkpoint-3"
 
 
 class FileFacts(Document):
-    """One file of a checkpoint as it was written."""
+    """Size and checksum of one checkpoint file when it was written."""
 
     bytes: Count
     sha256: str
 
 
 class Manifest(Document):
-    """What a `manifest.json` says."""
+    """The content of a `manifest.json`."""
 
     step: Count
     applied_updates: Count
@@ -60,8 +60,8 @@ class Checkpoints:
 
     Args:
         folder: Created when the first one is saved.
-        engine: Gives and takes each rank's part.
-        config: When, and which are kept.
+        engine: Copies and loads each rank's part of the state.
+        config: When to save, and which checkpoints to keep.
     """
 
     def __init__(self, folder: Path, engine: "Engine", config: CheckpointConfig) -> None:
@@ -71,52 +71,52 @@ class Checkpoints:
         self._step = 0
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint belongs after ``step`` updates."""
+        """Whether a checkpoint is due after ``step`` steps."""
         return step % self.config.every_steps == 0
 
     def begin(self, step: int) -> None:
-        """Copy the state after ``step`` updates, and write it while training goes on; every rank
+        """Copy the state after ``step`` steps, and write it while training continues; every rank
         calls it.
 
-        One is written at a time: this waits for the one before.
+        One checkpoint is written at a time: this waits for the previous one.
         """
         self.finish()
         began = time.perf_counter()
         partial = self._partial(step)
         if self.engine.processes.is_first:
-            # Of a run killed while saving; its files could be of other ranks.
+            # Left by a run that was killed while saving; its files may be those of other ranks.
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 partial.mkdir(parents=True)
             except OSError as error:
-                _say(f"cannot make {partial}: {error.strerror}")  # and writing will fail
+                _say(f"cannot create {partial}: {error.strerror}")  # and writing will fail
         tensors, num_applied = self.engine.copy_state()
-        self.engine.barrier()  # the folder is there
+        self.engine.barrier()  # the folder exists now
         self._step = step
         self._writing = _Writing(partial, self.engine.processes.rank, tensors, num_applied)
         self._blocked_seconds += time.perf_counter() - began
 
     def take_blocked_seconds(self) -> float:
-        """Time that training stood still for saving, since this was last asked."""
+        """Seconds for which saving blocked training since the last call."""
         seconds, self._blocked_seconds = self._blocked_seconds, 0.0
         return seconds
 
     @property
     def state(self) -> tuple[bool, bool]:
-        """(whether this rank still writes, whether it failed to), for a vote of all ranks."""
+        """(whether this rank is still writing, whether it failed), for a vote of all ranks."""
         if self._writing is None:
             return False, False
         return self._writing.is_alive(), self._writing.problem is not None
 
     def settle(self, any_writes: bool, any_failed: bool) -> bool:
-        """Rename what was begun into place, once all ranks are done; nothing where they are not.
+        """Rename a checkpoint in progress into place if all ranks are done; otherwise do nothing.
 
         Args:
-            any_writes, any_failed: What the ranks voted on their ``state``.
+            any_writes, any_failed: Result of the ranks' vote on their ``state``.
 
         Returns:
-            False where a rank failed, or the first could not complete it: that checkpoint is given
-            up, and the older ones are kept.
+            False if a rank failed or the first rank could not complete it: that checkpoint is
+            discarded, and the older ones are kept.
         """
         if self._writing is None or any_writes:
             return True
@@ -126,22 +126,22 @@ class Checkpoints:
             if not any_failed:
                 try:
                     self._complete(writing.num_applied)
-                except Exception as error:  # of a damaged `.sum` too: the other ranks wait
+                except Exception as error:  # also for a damaged `.sum`: the other ranks are waiting
                     problem, any_failed = first_line(error), True
             if any_failed:
                 shutil.rmtree(self._partial(self._step), ignore_errors=True)
         if problem is not None:
             _say(
                 f"checkpoint step_{self._step:08d} could not be written to {self.folder}: "
-                f"{problem}; make room. Training continues, and older checkpoints are kept"
+                f"{problem}. Training continues and older checkpoints are kept; free disk space"
             )
         return not any_failed
 
     def finish(self) -> bool:
-        """Wait until what was begun is in place; every rank calls it.
+        """Wait until the checkpoint in progress is in place; every rank calls it.
 
         Returns:
-            False where it could not be written.
+            False if it could not be written.
         """
         if self._writing is None:
             return True
@@ -153,13 +153,12 @@ class Checkpoints:
         return not failed
 
     def restore(self) -> int:
-        """Load the newest whole checkpoint; returns the updates it has seen, 0 where there is
-        none.
+        """Load the newest intact checkpoint; returns its step, 0 if there is none.
 
-        A damaged one is named, set aside, and the one before it is used.
+        A damaged one is reported and set aside, and the previous one is used.
 
         Raises:
-            UserError: There are some, and none can be read.
+            UserError: There are checkpoints, but none can be read.
         """
         damaged: list[Path] = []
         for checkpoint in reversed(complete_checkpoints(self.folder)):
@@ -175,8 +174,8 @@ class Checkpoints:
             return step
         if damaged:
             raise UserError(
-                f"no checkpoint in {self.folder} is whole",
-                f"delete {self.folder} and run the same command again to begin anew",
+                f"no checkpoint in {self.folder} is intact",
+                f"delete {self.folder} and run the same command again to start over",
             )
         return 0
 
@@ -185,7 +184,7 @@ class Checkpoints:
             aside = self.folder / f"damaged_{checkpoint.name}"
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
-            _say(f"it is now {aside}; the checkpoint before it is used")
+            _say(f"moved it to {aside}; using the previous checkpoint")
 
     def _partial(self, step: int) -> Path:
         return self.folder / f".partial_{step:08d}"
@@ -232,13 +231,14 @@ class Checkpoints:
         except Exception as error:  # safetensors and the file system each raise their own
             raise UserError(
                 f"cannot read checkpoint {checkpoint}: {first_line(error)}",
-                f"delete {checkpoint} and run the same command again to go on from the one before",
+                f"delete {checkpoint} and run the same command again to resume from the previous "
+                "one",
             ) from error
         return manifest.step
 
 
 class _Writing(threading.Thread):
-    """Writes one rank's file, and beside it its size and sha256."""
+    """Writes one rank's file, and next to it its size and sha256."""
 
     def __init__(self, folder: Path, rank: int, tensors: dict[str, Any], num_applied: int) -> None:
         super().__init__(name="checkpoint", daemon=True)
@@ -267,12 +267,12 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Updates a checkpoint (or export) has seen, from its folder's name."""
+    """Step of a checkpoint (or export), from its folder's name."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files have the sizes they were written with; needs no torch."""
+    """The newest checkpoint whose files have their original sizes; needs no torch."""
     for checkpoint in reversed(complete_checkpoints(folder)):
         manifest = read_manifest(checkpoint)
         if isinstance(manifest, str):
@@ -284,22 +284,24 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def read_manifest(checkpoint: Path) -> Manifest | str:
-    """A checkpoint's manifest, or why there is none that can be used."""
+    """A checkpoint's manifest, or the reason why it cannot be used."""
     file = checkpoint / MANIFEST
     try:
         values = read_json(file, "")
         if values.get("format") != FORMAT:
-            return f"checkpoint {checkpoint} is of another version of ssl-vit"
+            return f"checkpoint {checkpoint} was written by another version of ssl-vit"
         manifest = checked(Manifest, values, str(file), "")
     except UserError as error:
         return error.problem
     if manifest.step != step_of(checkpoint):
-        return f"{file} is of update {manifest.step:,}, and its folder is not"
+        return f"{file} is for step {manifest.step:,}, unlike its folder"
     return manifest
 
 
 def damage(checkpoint: Path, processes: Processes) -> str | None:
-    """What is wrong with this rank's share of a checkpoint's files; the ranks' together are all."""
+    """What is wrong with this rank's share of a checkpoint's files; None if nothing. Together the
+    ranks check all files.
+    """
     manifest = read_manifest(checkpoint)
     if isinstance(manifest, str):
         return manifest
@@ -317,7 +319,7 @@ def _wrong_size(checkpoint: Path, name: str, facts: FileFacts) -> str | None:
     if file.is_file() and file.stat().st_size == size:
         return None
     found = f"{file.stat().st_size:,} bytes" if file.is_file() else "none"
-    return f"checkpoint file {file} is damaged: {size:,} bytes were written, found {found}"
+    return f"checkpoint file {file} is damaged: expected {size:,} bytes, found {found}"
 
 
 def _say(text: str) -> None:

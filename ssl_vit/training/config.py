@@ -68,7 +68,7 @@ class OptimizerConfig(Config):
 
 
 class EngineConfig(Config):
-    """Where and how fast a run computes. Settings here change losses by rounding only, with the
+    """Where and how fast a run computes. Settings here change losses only by rounding, with the
     exception described at `micro_batch_size`.
     """
 
@@ -87,7 +87,7 @@ class EngineConfig(Config):
 
     offload_optimizer: bool = False
     """Keep the optimizer state (12 bytes per parameter, divided among the ranks) in CPU memory and
-    update there: slower, for models that do not fit otherwise. Needs ZeRO 1 or higher.
+    update the weights there: slower, for models that do not fit otherwise. Needs ZeRO 1 or higher.
     """
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -130,7 +130,7 @@ class EngineConfig(Config):
     """Data workers per process. `auto`: one for each available core except one, from 1 to 16."""
 
     prefetch: Annotated[int, Field(ge=1, le=1_024)] | Literal["auto"] = "auto"
-    """Micro-batches that each data worker prepares ahead. `auto`: enough for two updates, between 2
+    """Micro-batches that each data worker prepares ahead. `auto`: enough for two steps, between 2
     and 8; fewer, down to 1, if a process would hold more than 1 GiB of pixels.
     """
 
@@ -166,12 +166,12 @@ class EngineConfig(Config):
         if self.compile and self.zero_stage == 3:
             raise ValueError(
                 "engine.compile=true does not work with engine.zero_stage=3: torch cannot trace "
-                "parameters that are in pieces on all ranks; use zero_stage=2, or compile=false"
+                "sharded parameters; use engine.zero_stage=2, or engine.compile=false"
             )
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError(
-                "engine.offload_optimizer=true needs engine.zero_stage=1 or more: at stage 0 there "
-                "is no optimizer apart from the model's own parameters"
+                "engine.offload_optimizer=true needs engine.zero_stage=1 or higher: at stage 0 the "
+                "optimizer updates the model's own parameters"
             )
         return self
 
@@ -180,13 +180,13 @@ class GuardConfig(Config):
     """When a run that goes wrong reports it or stops."""
 
     max_consecutive_nonfinite: int = Field(default=3, ge=1)
-    """Number of consecutive updates with a NaN or infinite loss or gradient that ends the run; such
-    updates are never applied.
+    """Number of consecutive steps with a NaN or infinite loss or gradient that ends the run; such
+    steps never update the weights.
     """
 
     hang_minutes: float = Field(default=30.0, ge=0)
-    """Minutes without an update after which every rank writes its stack traces to the run folder;
-    0: never.
+    """Minutes without a step after which every rank writes its stack traces to the run folder; 0:
+    never.
     """
 
 
@@ -194,7 +194,7 @@ class CheckpointConfig(Config):
     """Resumable checkpoints in the run folder's `checkpoints/`."""
 
     every_steps: int = Field(default=1_000, ge=1)
-    """Optimizer updates between two checkpoints."""
+    """Optimizer steps between two checkpoints."""
 
     keep_last: int = Field(default=2, ge=1)
     """Number of latest checkpoints to keep; older ones are deleted only after a newer one is
@@ -202,26 +202,26 @@ class CheckpointConfig(Config):
     """
 
     keep_every_steps: int = Field(default=0, ge=0)
-    """Checkpoints at multiples of this many updates are never deleted; 0: all may be deleted."""
+    """Checkpoints at multiples of this many steps are never deleted; 0: all may be deleted."""
 
 
 class ExportConfig(Config):
     """Portable exports in the run folder's `exports/`; one is always written at the end."""
 
     every_steps: int = Field(default=10_000, ge=1)
-    """Optimizer updates between two exports."""
+    """Optimizer steps between two exports."""
 
 
 class LogConfig(Config):
     """How often the run records metrics and panels."""
 
     every_steps: int = Field(default=1, ge=1)
-    """Updates between two lines of `metrics.jsonl` (and points in TensorBoard)."""
+    """Steps between two lines of `metrics.jsonl` (and points in TensorBoard)."""
 
     norm_every_steps: int = Field(default=10, ge=1)
-    """Updates between two measurements of the norms of gradient, weights and update by parameter
-    group; one measurement costs about as much as an AdamW update.
+    """Steps between two measurements of the norms of gradient, weights and update by parameter
+    group; one measurement costs about as much as an AdamW step.
     """
 
     panel_every_steps: int = Field(default=500, ge=1)
-    """Updates between two image panels (`panels/` and TensorBoard)."""
+    """Steps between two image panels (`panels/` and TensorBoard)."""

@@ -1,4 +1,6 @@
-"""What the ranks tell each other; those that were started differently refuse."""
+"""What the ranks agree on: values gathered from all of them, and a check that all were started
+alike.
+"""
 
 from typing import TypeVar
 
@@ -11,7 +13,7 @@ T = TypeVar("T")
 
 
 def gather(value: T, processes: Processes) -> list[T]:
-    """The values of all ranks, by rank; the same on each. Slow: pickled, for what is rare."""
+    """The values of all ranks, by rank; the same on each. Slow, because pickled: for rare use."""
     found = [value] * processes.world_size
     if processes.world_size > 1:
         torch.distributed.all_gather_object(found, value)
@@ -19,21 +21,21 @@ def gather(value: T, processes: Processes) -> list[T]:
 
 
 def refuse_disagreement(facts: dict[str, str], processes: Processes) -> None:
-    """Compare what has to be the same on every rank, before anything is trained.
+    """Check before training that all ranks have the same facts.
 
     Args:
         facts: Name → value on this rank.
         processes: This rank's place.
 
     Raises:
-        UserError: Two ranks differ, on every rank; names them.
+        UserError: Two ranks differ; raised on every rank, names the two.
     """
     everyone = gather(facts, processes)
     for rank, theirs in enumerate(everyone):
         for name, value in everyone[0].items():
             if theirs.get(name) != value:
                 raise UserError(
-                    f"rank {rank} was started with another {name} than rank 0"
+                    f"rank {rank} was started with a different {name} than rank 0"
                     f"{_first_difference(value, theirs.get(name, ''))}",
                     "start all ranks with the same command, code and data",
                 )

@@ -1,4 +1,4 @@
-"""One optimizer update at a time, on every rank: `train_step`, over what `zero.py` shards."""
+"""One optimizer step at a time, on every rank: `train_step`, over what `zero.py` shards."""
 
 import math
 import time
@@ -47,15 +47,15 @@ T = TypeVar("T")
 
 
 class Engine:
-    """One rank's half of a ZeRO-sharded training run.
+    """One rank's part of a ZeRO-sharded training run.
 
     Args:
         objective: Built identically on every rank, on the CPU; moved to the device here.
-        optimizer_config: What the updates are.
-        engine_config: How they are computed.
-        plan: What follows from both.
-        processes: This rank's place.
-        seed: Of the run.
+        optimizer_config: The optimizer's hyperparameters.
+        engine_config: How steps are computed.
+        plan: The run's plan.
+        processes: This rank among all.
+        seed: The run's seed.
     """
 
     def __init__(
@@ -88,20 +88,20 @@ class Engine:
         self.last_batch: Any = None
         """This rank's latest micro-batch, on the device; for panels."""
         self.observed: list[Observed] = []
-        """Of the latest update's micro-batches on this rank; for monitors."""
+        """Features of this rank's micro-batches in the latest step; for monitors."""
         self.loss_scale = LossScale(plan.precision == "float16")
-        if self.loss_scale.enabled:  # ours, and only one
+        if self.loss_scale.enabled:  # only ours
             self.zero.without_loss_scaling()
 
     def train_step(
         self, batches: Iterator[Loaded], step: int, measure_norms: bool = True
     ) -> StepResult:
-        """One optimizer update over the next ``plan.accumulation`` micro-batches, and the
-        objective's own after it, if it was applied.
+        """One optimizer step over the next ``plan.accumulation`` micro-batches, followed by the
+        objective's own `after_step` if it was applied.
 
         Args:
             batches: Micro-batches of this rank, on the CPU, each with its bad samples.
-            step: Which update this is, from 0.
+            step: Number of this step, from 0.
             measure_norms: Whether to fill in ``norms``.
         """
         self.norms.enabled = measure_norms
@@ -125,9 +125,9 @@ class Engine:
         self.observed = seen.observed
         found = over_ranks(self._measured(seen), self.processes, self.device, self.zero_stage > 0)
         loss = found.means.pop("loss")
-        # A loss that is not finite says nothing of the scale.
+        # A loss that is not finite says nothing about the scale.
         overflowed = math.isfinite(loss) and self.loss_scale.update(applied)
-        # Rare, so the slow way will do.
+        # Rare, so the slow way is good enough.
         bad = gather(seen.bad, self.processes) if found.num_bad else []
         return StepResult(
             loss=loss,
@@ -148,7 +148,7 @@ class Engine:
         )
 
     def _micro_step(self, batches: Iterator[Loaded], step: int, seen: MicroBatches) -> None:
-        """One micro-batch; the last of an update applies it."""
+        """One micro-batch; the last one of a step updates the weights."""
         with self.clock.phase("data", on_host=True):
             loaded = next(batches)
         with self.clock.phase("forward_backward"):
@@ -160,32 +160,32 @@ class Engine:
             self.zero.step()
 
     def copy_state(self) -> tuple[dict[str, Tensor], int]:
-        """This rank's part of the state, copied to host memory, and the updates it has seen
-        applied; every rank calls it.
+        """This rank's part of the state, copied to host memory, and the number of steps applied so
+        far; every rank calls it.
         """
         state_shards = self._state_shards().to_save(self.processes)
         return copy_to_host(state_shards), self.zero.applied_updates()
 
     def load_state(self, files: Sequence[Path], num_applied: int) -> None:
-        """Take over a state, whoever saved it: at any ZeRO stage, on any number of ranks.
+        """Load a state that was saved at any ZeRO stage on any number of ranks.
 
         Args:
-            files: Of all ranks that saved it.
-            num_applied: As :meth:`copy_state` gave it.
+            files: The files of all ranks that saved it.
+            num_applied: As returned by :meth:`copy_state`.
 
         Raises:
-            KeyError: They are of another model.
+            KeyError: The files are those of another model.
         """
         StateReader(files).read_into(self._state_shards().to_load())
         self.zero.set_applied_updates(num_applied)
         self.zero.refresh_copies()
 
     def gathered(self) -> AbstractContextManager[Any]:
-        """The whole parameters on every rank, to be read; every rank enters it."""
+        """A context with the whole parameters on every rank, for reading; every rank enters it."""
         return self.zero.gathered()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of training, for forward passes outside of it (panels)."""
+        """A context with training's precision, for forward passes outside of it (panels)."""
         if self.plan.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.plan.precision])
@@ -196,7 +196,7 @@ class Engine:
             torch.distributed.barrier()
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether any rank says yes; the same answers on every rank."""
+        """For each flag, whether it is true on any rank; the same result on every rank."""
         if self.processes.world_size == 1:
             return flags
         votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
@@ -204,7 +204,7 @@ class Engine:
         return tuple(bool(vote) for vote in votes.tolist())
 
     def release(self) -> None:
-        """Undo what DeepSpeed set up for this engine; the process group stays for another one."""
+        """Undo DeepSpeed's setup for this engine; the process group stays for another engine."""
         self.barrier()
         self.zero.destroy()
 
@@ -233,7 +233,7 @@ class Engine:
 
     def _norms(self, squares: Tensor, grad_norm: float) -> dict[str, GroupNorms]:
         norms = squares.sqrt()
-        # The optimizer saw gradients that were clipped, all by the same factor.
+        # The optimizer sees clipped gradients, all scaled by the same factor.
         clipped = float(squares[:, 0].sum().sqrt())
         norms[:, 0] *= grad_norm / clipped if clipped else 1.0
         rows = zip(self.norms.names, norms.tolist(), strict=True)
@@ -241,9 +241,7 @@ class Engine:
 
 
 def to_device(batch: T, device: torch.device) -> T:
-    """A NamedTuple of tensors on the device; copies overlap with computation where memory is
-    pinned.
-    """
+    """A NamedTuple of tensors on the device; copies overlap with computation in pinned memory."""
     if device.type == "cpu":
         return batch
     assert isinstance(batch, tuple)

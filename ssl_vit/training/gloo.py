@@ -1,7 +1,7 @@
-"""Gathering between CPUs in a third of the time that gloo takes.
+"""All-gather between CPUs in a third of gloo's time.
 
-Two processes, 84 MB, gloo of torch 2.13 (docs/benchmarks.md, "Engine"): 65 ms by its all-gather, 24
-when each process broadcasts its part. Its other collectives gain nothing.
+Two processes, 84 MB, gloo of torch 2.13 (docs/benchmarks.md, "Engine"): 65 ms with its all-gather,
+24 ms when each process broadcasts its part. Its other collectives would not become faster.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 class _Handles:
-    """Several operations under way as one."""
+    """Several asynchronous operations as one handle."""
 
     def __init__(self, handles: Sequence[Any]) -> None:
         self.handles = handles
 
     def wait(self) -> None:
-        """Until all are done."""
+        """Wait until all are done."""
         for handle in self.handles:
             handle.wait()
 
@@ -26,7 +26,7 @@ class _Handles:
 def gather_by_broadcasts(
     output_tensor: Tensor, input_tensor: Tensor, group: Any = None, async_op: bool = False
 ) -> _Handles | None:
-    """As `torch.distributed.all_gather_into_tensor`."""
+    """Like `torch.distributed.all_gather_into_tensor`."""
     world = torch.distributed.get_world_size(group)
     parts = output_tensor.view(world, -1)
     own = parts[torch.distributed.get_rank(group)]

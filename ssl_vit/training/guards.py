@@ -1,4 +1,4 @@
-"""What watches a long run: bad samples, updates that came to nothing, ranks that stand still."""
+"""Guards of a long run: bad samples, steps with a non-finite loss or gradient, hanging ranks."""
 
 import contextlib
 import faulthandler
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 # A share of the first few samples says nothing about the rest.
 _FEWEST_SEEN = 1_000
-_KEYS = 64  # named of one update
+_KEYS = 64  # named per step
 _LOOK_SECONDS = 1.0
 
 
 class BadSamples:
-    """Samples that could not be decoded: listed, every update's once, and limited. Every rank
-    counts.
+    """Samples that could not be decoded: each step's are listed once, and their share is limited.
+    Every rank counts.
 
     Args:
         lines: `bad_samples.jsonl` of the run folder.
-        start_step: Updates already made.
-        data: Batch and limit.
+        start_step: Number of steps already made.
+        data: Batch size and limit.
     """
 
     def __init__(self, lines: AppendedLines, start_step: int, data: DataConfig) -> None:
@@ -42,7 +42,7 @@ class BadSamples:
         self.count = count_until(lines.path, start_step)
 
     def record(self, step: int, bad: Sequence[BadSample]) -> None:
-        """Add those of all ranks in update ``step``, counted from 0."""
+        """Add the bad samples of all ranks in step ``step``, counted from 0."""
         self.count += len(bad)
         self._lines.write({"step": step + 1, **asdict(sample)} for sample in bad)
 
@@ -51,25 +51,25 @@ class BadSamples:
         self._lines.close()
 
     def are_too_many(self, num_updates: int) -> bool:
-        """Whether their share of all samples of so many updates is above the limit."""
+        """Whether their share of all samples of so many steps is above the limit."""
         return self.count > self.max_fraction * max(num_updates * self.batch, _FEWEST_SEEN)
 
     def error(self, num_updates: int) -> UserError:
-        """What to say when they are."""
+        """The error to raise if they are."""
         return UserError(
             f"{self.count:,} of {num_updates * self.batch:,} samples could not be decoded, more "
             f"than data.max_bad_fraction={self.max_fraction:g}; {self._lines.path} lists them",
-            "pack the images again; or go on by the same command with a larger "
-            "data.max_bad_fraction",
+            "pack the images again, or run the same command with a larger data.max_bad_fraction "
+            "to continue",
         )
 
 
 class NonfiniteUpdates:
-    """Updates that were not applied because the loss or a gradient was NaN or infinite.
+    """Steps that were skipped because the loss or a gradient was NaN or infinite.
 
     Args:
-        lines: `nonfinite.jsonl` of the run folder; the rank that writes it also speaks.
-        guard: How many in a row are too many.
+        lines: `nonfinite.jsonl` of the run folder; the rank that writes it also prints.
+        guard: How many consecutive ones are too many.
         name_samples: Sample numbers → their keys.
     """
 
@@ -82,28 +82,28 @@ class NonfiniteUpdates:
         self._lines = lines
         self.most = guard.max_consecutive_nonfinite
         self.name_samples = name_samples
-        self.in_a_row = 0
+        self.consecutive = 0
 
     def record(self, step: int, result: "StepResult") -> None:
-        """Look at update ``step``, counted from 0.
+        """Check step ``step``, counted from 0.
 
         Raises:
-            UserError: Too many came to nothing in a row; with what usually cures it.
+            UserError: Too many consecutive steps were skipped; with the usual remedies.
         """
         if result.applied:
-            self.in_a_row = 0
-        if result.applied or result.overflowed:  # float16 looks for its scale by trying
+            self.consecutive = 0
+        if result.applied or result.overflowed:  # float16 finds its scale by trial
             return
-        self.in_a_row += 1
+        self.consecutive += 1
         if self._lines.writes:
             self._write(step, result)
-        if self.in_a_row >= self.most:
+        if self.consecutive >= self.most:
             raise UserError(
-                f"{self.in_a_row} updates in a row came to nothing, up to update {step + 1}: "
-                f"{_what(result)}. {self._lines.path} names their samples",
-                "nothing of it is in a checkpoint: begin a new run folder with a lower "
-                "optimizer.base_learning_rate, with optimizer.clip_norm=1, or with "
-                "engine.precision=float32; if it is always the same samples, look at them",
+                f"{self.consecutive} consecutive steps had a non-finite loss or gradient, up to "
+                f"step {step + 1}: {_what(result)}; {self._lines.path} lists their samples",
+                "no checkpoint contains these steps; start a new run with a lower "
+                "optimizer.base_learning_rate, optimizer.clip_norm=1 or "
+                "engine.precision=float32; if the samples are always the same, inspect them",
             )
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class NonfiniteUpdates:
         }
         self._lines.write([line])
         print(
-            f"update {step + 1} was not applied: {_what(result)}; its samples are in "
+            f"step {step + 1} was skipped: {_what(result)}; its samples are listed in "
             f"{self._lines.path}",
             file=sys.stderr,
             flush=True,
@@ -134,15 +134,15 @@ def _what(result: "StepResult") -> str:
 
 
 class HangDetector:
-    """Writes the stack of every thread when no update ends for a while; one on every rank.
+    """Writes the stack of every thread if no step ends for a while; one detector on every rank.
 
-    The interpreter's own watchdog does the writing: it needs no lock that a hanging thread may
-    hold.
+    The interpreter's own watchdog does the writing, because it needs no lock that a hanging thread
+    may hold.
 
     Args:
-        folder: `hangs/` of the run folder; created with the first one.
-        rank: Of this process.
-        minutes: Without an update; 0 turns it off.
+        folder: `hangs/` of the run folder; created when the run starts.
+        rank: Rank of this process.
+        minutes: Minutes without a step; 0 turns it off.
     """
 
     def __init__(self, folder: Path, rank: int, minutes: float) -> None:
@@ -161,13 +161,13 @@ class HangDetector:
                 threading.Thread(target=self._tell, name="hang detector", daemon=True).start()
 
     def beat(self) -> None:
-        """An update has ended, or something else that may take its time begins."""
+        """A step has ended, or something else that may take long begins."""
         self._beat = time.monotonic()
         if self._stacks is not None:
             faulthandler.dump_traceback_later(self.seconds, repeat=True, file=self._stacks)
 
     def close(self) -> None:
-        """Stop watching; the file goes if nothing was written."""
+        """Stop watching; the file is deleted if nothing was written."""
         self._over.set()
         if self._stacks is None:
             return
@@ -176,7 +176,7 @@ class HangDetector:
         with contextlib.suppress(OSError):
             if not self.file.stat().st_size:
                 self.file.unlink()
-                self.file.parent.rmdir()  # by the last rank, or while stacks are in it by none
+                self.file.parent.rmdir()  # succeeds on the last rank, if no stacks are in it
 
     def _tell(self) -> None:
         told = 0.0
@@ -184,7 +184,7 @@ class HangDetector:
             if self._beat != told and time.monotonic() - self._beat > self.seconds:
                 told = self._beat
                 print(
-                    f"no update for {self.seconds / 60:g} minutes; what every rank is doing is in "
+                    f"no step for {self.seconds / 60:g} minutes; stack traces of every rank are in "
                     f"{self.file.parent}",
                     file=sys.stderr,
                     flush=True,

@@ -1,7 +1,8 @@
-"""How many updates a run makes: as said, or as many as fit into the minutes that were said.
+"""How many steps a run makes: as configured, or as many as fit into the configured minutes.
 
-The rate is measured at a run's first start (`Trainer.rehearse`), and `plan.json` keeps what follows
-from it, so that a resumed run has the same schedule on a slower machine too. No torch here.
+The rate is measured at a run's first start (`Trainer.rehearse`), and `plan.json` keeps the
+resulting number of steps, so that a resumed run has the same schedule on a slower machine too. No
+torch here.
 """
 
 from collections.abc import Sequence
@@ -10,18 +11,19 @@ from typing import assert_never
 
 from ssl_vit.training.config import ScheduleConfig
 
-# Of the minutes: for what is not measured, and for updates that take longer than the measured ones.
+# Share of the minutes reserved for what is not measured and for steps slower than the measured
+# ones.
 RESERVE = 0.05
-# Of the minutes: after so long no further update is measured.
+# Share of the minutes after which no further step is measured.
 _MOST_MEASURED = 0.05
-# The first updates find micro-batches that were loaded while the network was built.
+# The first steps find micro-batches that were loaded while the network was built.
 _WARM_UP = 3
 _ENOUGH_UPDATES, _ENOUGH_SECONDS = 10, 10.0
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What minutes came to; zeros where nothing was measured."""
+    """The number of steps derived from minutes; zeros if nothing was measured."""
 
     total_steps: int = 0
     images_per_second: float = 0.0
@@ -32,22 +34,22 @@ NOT_TIMED = Timed()
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run takes on this machine, in seconds."""
+    """Time that a run takes on this machine, in seconds."""
 
     once: float
-    """Its start, and what comes after the last update."""
+    """Time of the start, and of everything after the last step."""
     each: float
-    """An update with its share of what comes every so many updates."""
+    """Time of a step, including its share of periodic events."""
     update: float
-    """An update alone."""
+    """Time of a step alone."""
     num_measured: int
-    """Updates that were timed."""
+    """Number of steps that were timed."""
 
 
 def steps_of(
     schedule: ScheduleConfig, samples_per_epoch: int, batch: int, timed: Timed
 ) -> tuple[int, int]:
-    """(updates in all, those of the warm-up); zeros for minutes that nothing is known of yet."""
+    """(total steps, warm-up steps); zeros for minutes whose rate has not been measured yet."""
     length, warmup = schedule.length, schedule.warmup
     match schedule.unit:
         case "epochs":
@@ -61,11 +63,11 @@ def steps_of(
 
 
 def is_measured(seconds: Sequence[float], minutes: float) -> bool:
-    """Whether enough updates were timed: some tens of seconds, but a small part of the run.
+    """Whether enough steps were timed: some tens of seconds, but a small part of the run.
 
     Args:
-        seconds: Of each update so far.
-        minutes: Of the whole run.
+        seconds: Duration of each step so far.
+        minutes: Length of the whole run.
     """
     timed = seconds[_WARM_UP:]
     if len(timed) >= _ENOUGH_UPDATES and sum(timed) >= _ENOUGH_SECONDS:
@@ -74,12 +76,14 @@ def is_measured(seconds: Sequence[float], minutes: float) -> bool:
 
 
 def warmed_up(seconds: Sequence[float]) -> Sequence[float]:
-    """Those of the updates that tell the rate; never none of two."""
+    """The durations after the first few steps, from which the rate follows; of two steps, at least
+    one.
+    """
     return seconds[min(_WARM_UP, len(seconds) - 1) :]
 
 
 def slowest(costs: Sequence[Costs]) -> Costs:
-    """Of several processes, which wait for each other."""
+    """The costs of several processes that wait for each other."""
     return Costs(
         once=max(each.once for each in costs),
         each=max(each.each for each in costs),
@@ -89,12 +93,12 @@ def slowest(costs: Sequence[Costs]) -> Costs:
 
 
 def steps_within(minutes: float, elapsed: float, costs: Costs) -> int:
-    """Updates with which a run ends in time; 0 where there is no time for one.
+    """Number of steps with which a run ends in time; 0 if there is not enough time for one.
 
     Args:
-        minutes: Of the whole run, its start and its end included.
-        elapsed: Seconds of them that are over.
-        costs: Of what is to come.
+        minutes: Length of the whole run, including its start and its end.
+        elapsed: Seconds of it that have passed.
+        costs: Time that the rest of the run takes.
     """
     left = 60 * minutes * (1 - RESERVE) - elapsed - costs.once
     return max(0, int(left / costs.each))

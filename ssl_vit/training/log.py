@@ -1,4 +1,4 @@
-"""Where the first rank writes and speaks: metrics, curves, alarms, pictures, the progress line."""
+"""The first rank's log: metrics, curves, alarms, panels and the progress line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,16 +20,16 @@ from ssl_vit.training.update import StepResult
 
 @dataclass(frozen=True)
 class Log:
-    """Where the first rank writes and speaks."""
+    """The first rank's log."""
 
     metrics: MetricsLog
     progress: ProgressLine
     monitor: Monitor
     alarms: AppendedLines
     panels: Path
-    """Folder of the pictures as PNG, for those without TensorBoard."""
+    """Folder of the panels as PNG files."""
     panel_writes: OptionalWrites
-    """Of the pictures."""
+    """Writes of panels, which may fail without ending the run."""
 
     def record(
         self,
@@ -40,8 +40,8 @@ class Log:
         num_bad: int,
         blocked_seconds: float,
     ) -> None:
-        """Tell of update ``step``, counted from 0, of what monitors make of its features, of probes
-        after it, of the bad samples so far, and of the time spent saving.
+        """Record step ``step``, counted from 0: its result, what the monitors measure of its
+        features, probes after it, the number of bad samples so far and the time spent saving.
         """
         measures, alarms = self.monitor.look(step, observed, result.metrics)
         self.metrics.record(step, result, blocked_seconds, {**measures, **probed})
@@ -53,12 +53,12 @@ class Log:
             self.progress.say(in_words(alarm))
 
     def begin(self, probed: Mapping[str, float]) -> None:
-        """Tell of probes before the first update."""
+        """Record probes before the first step."""
         self.metrics.begin(probed)
         self.progress.say(f"before training: {summary(probed)}")
 
     def show(self, made: int, pictures: dict[str, Tensor]) -> None:
-        """(3, H, W) uint8 pictures after so many updates, to TensorBoard and as PNG."""
+        """Write (3, H, W) uint8 pictures after ``made`` steps, to TensorBoard and as PNG files."""
         self.metrics.panel(made, pictures)
         with self.panel_writes.attempt():
             self.panels.mkdir(exist_ok=True)
@@ -68,15 +68,15 @@ class Log:
                     Image.fromarray(pixels).save(partial, "PNG")
 
     def close(self) -> None:
-        """Leave terminal and files in order."""
+        """Close the progress line and all files."""
         self.progress.close()
         self.metrics.close()
         self.alarms.close()
 
 
 def in_words(alarm: Alarm) -> str:
-    """For a person: what was seen, and what usually cures it."""
+    """Two lines for a person: the symptom with its evidence, and the usual remedy."""
     return (
-        f"ALARM at update {alarm.step:,}: {alarm.symptom}: {alarm.evidence}\n"
-        f"      what usually cures it: {alarm.remedy}"
+        f"ALARM at step {alarm.step:,}: {alarm.symptom}: {alarm.evidence}\n"
+        f"      usual remedies: {alarm.remedy}"
     )

@@ -1,4 +1,4 @@
-"""What the engine measures of an update: time by phase, norms by parameter group, memory."""
+"""What the engine measures in a step: time by phase, norms by parameter group, memory."""
 
 import math
 import resource
@@ -22,16 +22,17 @@ DTYPES: dict[Precision, torch.dtype] = {
 }
 
 _STATUS = Path("/proc/self/status")
-_PEAK_SECONDS = 0.3  # to measure a peak in
+_PEAK_SECONDS = 0.3  # duration of a measurement of the peak
 
-# Elements looked at together: on a CPU what its caches hold, on a GPU enough for few kernels.
+# Elements processed together: on a CPU as many as fit its caches, on a GPU enough that few kernels
+# are launched.
 _CHUNK = {"cpu": 2**18, "cuda": 2**22}
 
 
 class PhaseClock:
-    """Seconds of an update by phase; on a GPU by its own events, without waiting for it.
+    """Seconds of a step by phase; on a GPU measured by its events, without waiting for it.
 
-    Phases are named in profiles too.
+    Phases have the same names in profiles.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,11 +42,11 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str, on_host: bool = False) -> Iterator[None]:
-        """Time what is done inside.
+        """Time the body of a ``with`` block.
 
         Args:
-            name: May come up several times; the sum counts.
-            on_host: Whether it is the host's time that counts, on a GPU too: waiting.
+            name: Name of the phase; times under the same name are added up.
+            on_host: Whether to measure the host's time even on a GPU, such as waiting for data.
         """
         with torch.profiler.record_function(name):
             if self.on_gpu and not on_host:
@@ -60,7 +61,7 @@ class PhaseClock:
                 self._add(name, time.perf_counter() - began)
 
     def take(self) -> dict[str, float]:
-        """The phases since this was last asked; waits for the GPU."""
+        """The seconds of all phases since the last call; waits for the GPU."""
         for name, first, last in self._events:
             last.synchronize()
             self._add(name, first.elapsed_time(last) / 1e3)
@@ -72,10 +73,10 @@ class PhaseClock:
 
 
 class NormMeter:
-    """Sums of squares over each parameter group of what an AdamW's update saw and did.
+    """Sums of squares of gradients, weights and weight updates of AdamW over each parameter group.
 
-    It looks at the optimizer inside DeepSpeed's, which at ZeRO 1 to 3 has this rank's part of each
-    group, and once for every part; nothing is gathered.
+    It measures the optimizer inside DeepSpeed's, which at ZeRO 1 to 3 has this rank's part of each
+    group, once for every part; nothing is gathered.
 
     Args:
         optimizer: torch's AdamW; its groups have a ``name``.
@@ -84,13 +85,13 @@ class NormMeter:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.names = [group["name"] for group in optimizer.param_groups]
         self.enabled = True
-        """Whether the next update is looked at; costs about as much as the update itself."""
+        """Whether to measure the next step; costs about as much as the step itself."""
         self._sums: dict[str, Tensor] = {}
         optimizer.register_step_post_hook(self._look)
 
     def take(self) -> Tensor:
-        """(groups, 3) float64 on the CPU: squared norms of gradients, of weights and of the update,
-        of this rank's part, since this was last asked.
+        """(groups, 3) float64 on the CPU: squared norms of gradients, weights and weight updates
+        in this rank's part, since the last call.
         """
         sums, self._sums = self._sums, {}
         nothing = torch.zeros(3)
@@ -109,13 +110,13 @@ class NormMeter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the GPU's memory by torch, or of the machine's by this
+    """Peak number of bytes in use so far: GPU memory used by torch, or host memory used by this
     process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.is_file():
-        # Not getrusage, whose peak a process takes over from the one that started it.
+        # Not getrusage: a process inherits its peak from the process that started it.
         (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
@@ -123,12 +124,12 @@ def peak_memory(device: torch.device) -> int:
 
 
 def peak_flops(device: torch.device, precision: Precision, tf32: bool) -> float:
-    """Operations a second that a process can do at most: from the data sheet of a GPU that is
-    known; otherwise the best of a few large matrix products, here and now.
+    """Peak operations per second of a process: from the data sheet of a known GPU, otherwise the
+    best of a few large matrix products, measured now.
     """
     if device.type == "cuda" and (known := recognize(torch.cuda.get_device_name(device))):
         return known.peak_flops(precision, tf32)
-    # The better of both: a CPU may be slower in half precision than in float32.
+    # The better of the two: a CPU may be slower in half precision than in float32.
     precisions: set[Precision] = {precision, "float32"}
     return max(_measured_peak(device, each) for each in precisions)
 
@@ -148,7 +149,7 @@ Chunk = list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 
 def _chunks(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[Chunk]:
-    """(weights, gradients, first and second moments, updates so far), cut and collected."""
+    """(weights, gradients, first and second moments, steps so far), cut into chunks."""
     chunk: Chunk = []
     size = room = _CHUNK[parameters[0].device.type] if parameters else 0
     for parameter in parameters:
@@ -167,15 +168,15 @@ def _chunks(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> Itera
 
 
 def _squares(chunk: Chunk, group: dict[str, Any]) -> Tensor:
-    """(3,) sums of squares. What was added to the weights is worked out from the moments: it cannot
-    be had from the weights afterwards, and a copy from before would cost memory.
+    """(3,) sums of squares. The weight update is computed from the moments: it cannot be recovered
+    from the weights afterwards, and a copy from before the step would cost memory.
     """
     weights, grads, firsts, seconds, steps = map(list, zip(*chunk, strict=True))
     (beta1, beta2), rate = group["betas"], float(group["lr"])
-    # The same for all; a tensor, since reading it would wait for a GPU. AdamW keeps it on the CPU
-    # where it is not fused.
+    # The same for all; left as a tensor, because reading it would wait for a GPU. AdamW keeps it on
+    # the CPU if it is not fused.
     count = steps[0].to(weights[0].device, non_blocking=True)
-    # decay · w + m̂ / (√v̂ + ε), with w before the update: w_before = (w + rate · u) / (1 − rate · λ)
+    # decay · w + m̂ / (√v̂ + ε), with w before the step: w_before = (w + rate · u) / (1 − rate · λ)
     denominators = torch._foreach_sqrt(seconds)
     torch._foreach_div_(denominators, (1 - beta2**count).sqrt())
     torch._foreach_add_(denominators, group["eps"])

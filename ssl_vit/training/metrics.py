@@ -1,4 +1,4 @@
-"""What the run tells: `metrics.jsonl` (every update once, kills included) and TensorBoard."""
+"""A run's metrics: `metrics.jsonl` (every step once, even after a kill) and TensorBoard."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ from ssl_vit.training.metrics_file import AppendedLines
 from ssl_vit.training.plan import RunPlan
 from ssl_vit.training.update import Seconds, StepResult
 
-# Names without a slash whose curves do not stand under "train".
+# Names without a slash whose curves are in the group "speed" instead of "train".
 _SPEED = {
     "images_per_second",
     "images_per_second_per_process",
@@ -33,16 +33,16 @@ _RETRY_SECONDS = 60.0
 
 
 class MetricsLog:
-    """The first rank's log.
+    """The first rank's metrics log.
 
     Args:
         lines: `metrics.jsonl`.
         tensorboard: Folder of TensorBoard's event files.
-        start_step: Updates already made.
-        every_steps: Updates between two lines.
-        global_batch_size: Images an update.
-        plan: Of the run.
-        peak_flops: Operations a second that a process's device can do at most.
+        start_step: Number of steps already made.
+        every_steps: Steps between two lines.
+        global_batch_size: Images per step.
+        plan: The run's plan.
+        peak_flops: Peak operations per second of one process's device.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class MetricsLog:
         self._curves = _Curves(tensorboard, start_step)
 
     def begin(self, measures: Mapping[str, float]) -> None:
-        """Measures before the first update; curves only, as `metrics.jsonl` has one line an
-        update.
+        """Add measures before the first step; to the curves only, because `metrics.jsonl` has one
+        line per step.
         """
         self._curves.add_scalars(dict(measures), 0)
 
@@ -76,11 +76,11 @@ class MetricsLog:
         blocked_seconds: float,
         measures: Mapping[str, float],
     ) -> None:
-        """Log update ``step`` (counted from 0); it appears as ``step + 1`` updates made.
+        """Log step ``step`` (counted from 0); it is recorded as ``step + 1``, the steps made.
 
         Args:
-            blocked_seconds: Time that training stood still for a checkpoint since the last call.
-            measures: Of monitors, where they looked; they stand in the next line.
+            blocked_seconds: Time for which a checkpoint blocked training since the last call.
+            measures: Measures of monitors, if they were due; they appear in the next line.
         """
         made = step + 1
         self._measures |= measures
@@ -97,7 +97,7 @@ class MetricsLog:
             self._blocked_seconds = 0.0
         if not result.applied:
             scalars["skipped"] = 1.0
-        # JSON knows no NaN, and a curve has no place for it.
+        # JSON has no NaN, and a curve cannot show it.
         finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
         line = {
             "step": made,
@@ -115,7 +115,7 @@ class MetricsLog:
         self._curves.add_scalars(tags, made)
 
     def _speed(self, results: Sequence[StepResult]) -> dict[str, float]:
-        """Over all updates since the last line."""
+        """Speed over all steps since the last line."""
         step_seconds = fmean(result.step_seconds for result in results)
         phases = zip(*(result.seconds for result in results), strict=True)
         seconds = Seconds(*(fmean(phase) for phase in phases))
@@ -133,7 +133,7 @@ class MetricsLog:
         }
 
     def panel(self, made: int, pictures: dict[str, Tensor]) -> None:
-        """Show (3, H, W) uint8 pictures, after so many updates."""
+        """Show (3, H, W) uint8 pictures after ``made`` steps."""
         self._curves.add_images(pictures, made)
 
     def text(self, name: str, text: str) -> None:
@@ -141,14 +141,14 @@ class MetricsLog:
         self._curves.add_text(name, "    " + text.replace("\n", "\n    "))
 
     def close(self) -> None:
-        """Flush both."""
+        """Flush and close both."""
         self._lines.close()
         self._curves.close()
 
 
 class _Curves:
-    """TensorBoard's event files. Where they cannot be written, a part of the curves is missing, and
-    a new file is begun later.
+    """TensorBoard's event files. If they cannot be written, a part of the curves is missing, and a
+    new file is started later.
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
@@ -186,7 +186,7 @@ class _Curves:
         self._write(lambda writer: writer.add_text(name, text))
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write pending points and close the files."""
         if self._writer is not None:
             with self._effort.attempt():
                 self._writer.close()
@@ -210,7 +210,7 @@ class _Curves:
 
 @functools.cache
 def _quiet_writers() -> None:
-    """Let no traceback be printed by TensorBoard's threads, whose errors are raised here again."""
+    """Keep TensorBoard's threads from printing tracebacks of errors that are raised here again."""
     before = threading.excepthook
 
     def hook(error: threading.ExceptHookArgs) -> None:
@@ -222,7 +222,7 @@ def _quiet_writers() -> None:
 
 
 def _learning(results: Sequence[StepResult]) -> dict[str, float]:
-    """Of the last update; the norms are those that were measured last."""
+    """Metrics of the last step, with the norms that were measured last."""
     result = results[-1]
     measured = next((each.norms for each in reversed(results) if each.norms), {})
     norms = {

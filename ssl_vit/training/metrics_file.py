@@ -1,5 +1,5 @@
-"""The run folder's files of JSON lines (metrics, alarms, bad samples, skipped updates), in which
-every update stands once. No torch here.
+"""The run folder's files of JSON lines (metrics, alarms, bad samples, skipped steps), in which
+every step is recorded once. No torch here.
 """
 
 import sys
@@ -15,12 +15,12 @@ _MOST_WAITING = 16 * 2**20  # bytes
 
 
 class AppendedLines:
-    """A file that grows by lines. Where the disk is full they wait until there is room.
+    """A file that lines are appended to. If the disk is full, they are kept until there is space.
 
     Args:
-        file: Created with the first line; lines of updates that will be made again are cut off.
-        start_step: Updates already made.
-        writes: Whether this rank does; on the others nothing happens.
+        file: Created with the first line; lines of steps that will be repeated are removed.
+        start_step: Number of steps already made.
+        writes: Whether this rank writes; on other ranks nothing happens.
     """
 
     def __init__(self, file: Path, start_step: int, writes: bool = True) -> None:
@@ -29,10 +29,10 @@ class AppendedLines:
             cut_after(file, start_step)
         self._file: IO[bytes] | None = None
         self._waiting, self._lost = b"", 0
-        self._effort = OptionalWrites(str(file), "Its lines wait for room")
+        self._effort = OptionalWrites(str(file), "Its lines are kept until there is space")
 
     def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Append objects; each holds its `step`."""
+        """Append objects; each has its `step`."""
         if not self.writes:
             return
         added = "".join(to_json_line(line) for line in lines).encode()
@@ -46,23 +46,23 @@ class AppendedLines:
             if self._file is None:
                 self._file = self.path.open("ab", buffering=0)
             while self._waiting:
-                # A full disk takes a part of it; the rest follows where that ends.
+                # A full disk accepts only a part; the rest is appended later.
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
-        """Write what waits, if there is room now, and close the file."""
+        """Write pending lines if there is space now, and close the file."""
         self.write(())
         if self._waiting or self._lost:
             count = self._waiting.count(b"\n") + self._lost
-            print(f"{count:,} lines of {self.path} are lost", file=sys.stderr, flush=True)
+            print(f"{count:,} lines of {self.path} were lost", file=sys.stderr, flush=True)
         with self._effort.attempt():
             if self._file is not None:
                 self._file.close()
 
 
 def cut_after(file: Path, step: int) -> None:
-    """Drop lines of later updates, and a line that a kill cut short, so that every update stands
-    there once.
+    """Remove lines of later steps, and a line that a kill truncated, so that every step is recorded
+    once.
     """
     if not file.is_file():
         return
@@ -72,23 +72,23 @@ def cut_after(file: Path, step: int) -> None:
 
 
 def count_until(file: Path, step: int) -> int:
-    """Lines of updates up to this one; 0 where there is no such file."""
+    """Number of lines of steps up to this one; 0 if there is no such file."""
     return sum(_step_of(line) <= step for line in lines_of(file))
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; damaged ones are left out."""
+    """The lines of a `metrics.jsonl`; damaged ones are skipped."""
     return list(json_lines(lines_of(file)))
 
 
 def read_alarms(file: Path) -> list[Alarm]:
-    """Those of an `alarms.jsonl`, oldest first; a line that a kill cut short is left out."""
+    """The alarms in an `alarms.jsonl`, oldest first; a truncated line is skipped."""
     return list(typed_lines(Alarm, lines_of(file)))
 
 
 def lines_with(file: Path, name: str) -> Iterator[dict[str, Any]]:
-    """Those that say something of ``name``, one after the other; the others are not parsed, since
-    all of a long run's are gigabytes as objects.
+    """The lines that contain the key ``name``, one at a time; others are not parsed, because all
+    lines of a long run would take gigabytes as objects.
     """
     return json_lines(line for line in lines_of(file) if f'"{name}":' in line)
 

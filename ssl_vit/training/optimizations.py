@@ -1,4 +1,4 @@
-"""What makes an objective faster or smaller without moving its losses beyond rounding."""
+"""Optimizations that make an objective faster or smaller and change its losses only by rounding."""
 
 import os
 import tempfile
@@ -17,8 +17,8 @@ from ssl_vit.training.config import EngineConfig
 def apply_optimizations(
     objective: Objective, engine_config: EngineConfig, device: Literal["cpu", "cuda"]
 ) -> None:
-    """Change how the objective computes, in place; names and values of parameters stay."""
-    if device == "cuda":  # torch's own default is neither: products no, convolutions yes
+    """Change how the objective computes, in place; parameter names and values stay the same."""
+    if device == "cuda":  # torch's default is mixed: off for products, on for convolutions
         torch.backends.cuda.matmul.allow_tf32 = engine_config.tf32
         torch.backends.cudnn.allow_tf32 = engine_config.tf32
     if engine_config.compile and device == "cpu":
@@ -36,7 +36,7 @@ def apply_optimizations(
 
 def _separate_compiled_code() -> None:
     """Give each kind of processor its own folder of compiled code. Torch 2.13 looks code up by the
-    graph alone: what AVX-512 left there makes NaN of everything in a process that has AVX2.
+    graph alone: code compiled for AVX-512 turns everything to NaN in a process limited to AVX2.
     """
     kind = torch.backends.cpu.get_cpu_capability()
     default = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
@@ -46,7 +46,9 @@ def _separate_compiled_code() -> None:
 
 
 def _compiled_in_training(block: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Panels come in other batch sizes, each of which would be compiled anew."""
+    """The block's forward pass, compiled for training only: panels have other batch sizes, and each
+    would be compiled again.
+    """
     plain = block.forward
     compiled: Any = torch.compile(plain, dynamic=False)
     return lambda tokens: (compiled if block.training else plain)(tokens)
@@ -54,7 +56,7 @@ def _compiled_in_training(block: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def _checkpointed(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def run(tokens: Tensor) -> Tensor:
-        # The other variant, re-entrant, would lose ZeRO's hooks on parameters.
+        # The re-entrant variant would lose ZeRO's hooks on parameters.
         result: Any = checkpoint(forward, tokens, use_reentrant=False)
         return result
 

@@ -1,4 +1,4 @@
-"""The optimizer, and what is set by hand before an update: learning rate, decay, loss scale."""
+"""The optimizer, and what is set before each step: learning rate, weight decay, loss scale."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,8 +34,8 @@ def set_schedules(
     learning_rate: float,
     weight_decay: float,
 ) -> None:
-    """Write this update's values into the optimizer's groups, scaled and frozen as each group
-    asks.
+    """Set this step's values in the optimizer's groups, scaled and frozen as each group
+    specifies.
     """
     for target, group in zip(param_groups, groups, strict=True):
         frozen = step < group.frozen_steps
@@ -44,32 +44,33 @@ def set_schedules(
 
 
 class LossScale:
-    """Dynamic loss scaling, for float16 alone: its gradients would be rounded to zero without.
-    Halved where a gradient is not finite, doubled after 2,000 updates in which all were
-    (Micikevicius et al. 2017, arXiv 1710.03740, section 3.2).
+    """Dynamic loss scaling, for float16 only, whose gradients would be rounded to zero without it.
+    The scale is halved when a gradient is not finite and doubled after 2,000 steps in which all
+    were (Micikevicius et al. 2017, arXiv 1710.03740, section 3.2).
 
     Not DeepSpeed's: at ZeRO 1 to 3 it updates the scale once for every parameter group, clips
     before it divides by the scale, and keeps the scale out of reach of a checkpoint.
 
     Args:
-        enabled: Whether anything is scaled; otherwise the scale is 1 and stays so.
+        enabled: Whether losses are scaled; otherwise the scale is always 1.
     """
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
         self.state: Tensor = torch.tensor([_INITIAL_SCALE, 0.0])
-        """(2,) float32: the scale, and the updates since it last changed. Kept in checkpoints."""
+        """(2,) float32: the scale, and the steps since it last changed. Saved in checkpoints."""
 
     @property
     def factor(self) -> float:
-        """What the loss is multiplied with."""
+        """The factor by which the loss is multiplied."""
         return float(self.state[0]) if self.enabled else 1.0
 
     def update(self, finite: bool) -> bool:
-        """Learn from an update whether its gradients were finite.
+        """Adjust the scale to whether a step's gradients were finite.
 
         Returns:
-            Whether the scale was to blame: they were not, and the next one is lower.
+            Whether the scale was too high: the gradients were not finite, and the next scale is
+            lower.
         """
         if not self.enabled:
             return False

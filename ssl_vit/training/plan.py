@@ -1,8 +1,8 @@
 """What follows from a config, the machine and the data: one pure function, its result frozen and
 logged.
 
-No torch here: everything that cannot work is said before anything slow is loaded. What torch counts
-of the network (`cost/counting.py`) comes later, by `with_cost`.
+No torch here: what cannot work is reported before anything slow is loaded. What torch counts in the
+network (`cost/counting.py`) is added later, by `with_cost`.
 """
 
 from collections.abc import Sequence
@@ -23,30 +23,30 @@ from ssl_vit.training.split import largest_divisor, split_batch
 if TYPE_CHECKING:
     from ssl_vit.run.config import RunConfig
 
-# Bytes of pixels that the data workers of a process may hold ready.
+# Bytes of pixels that the data workers of a process may keep ready.
 _MOST_PREFETCHED = 2**30
-# What the recipes take.
+# The recipes' micro-batch size.
 _USUAL_MICRO_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the plan needs to know of where it runs."""
+    """What the plan needs to know about the machine."""
 
     world_size: int
-    """Processes in all."""
+    """Total number of processes."""
     cores: int
     """Processor cores for this process."""
     device: Literal["cpu", "cuda"]
     memory_bytes: int = 0
-    """For this process; 0: not known."""
+    """Memory of this process; 0: not known."""
     fast_precision: Precision = "bfloat16"
-    """What `engine.precision=auto` comes to."""
+    """Precision that `engine.precision=auto` selects."""
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the plan needs to know of the data."""
+    """What the plan needs to know about the data."""
 
     num_samples: int
     fingerprint: str
@@ -55,57 +55,55 @@ class DataFacts:
 
 
 class SetPlan(Config):
-    """What becomes of one set of the data."""
+    """How a run uses one data set."""
 
     source: str
     num_samples: int
     share: float
-    """Of every update."""
+    """Share of every batch."""
     times_seen: float
-    """How often the run sees each of its images: above 1 repeated, below 1 only a part."""
+    """How often the run sees each of its images: above 1 repeatedly, below 1 only a part."""
 
 
 class RunPlan(Config):
-    """Derived, never said. Written to `plan.json`."""
+    """Values derived from the config, never set by a user. Written to `plan.json`."""
 
     world_size: int
     device: Literal["cpu", "cuda"]
     precision: Precision
-    """Of the matrix products."""
+    """Precision of matrix products."""
     micro_batch_size: int
-    """Images a forward pass and process."""
+    """Images per forward pass and process."""
     micro_batch_found_for: str
-    """Where that was found: what for; a run that goes on there takes it again. Empty where it was
-    said, or is still to be found.
+    """Conditions for which `micro_batch_size=auto` was determined; a run resumed under the same
+    conditions reuses the size. Empty if it was configured or is not determined yet.
     """
     accumulation: int
-    """Micro-batches an update and process."""
+    """Micro-batches per step and process."""
     workers: int
-    """Data workers a process."""
+    """Data workers per process."""
     prefetch: int
-    """Micro-batches each prepares ahead."""
+    """Micro-batches that each data worker prepares ahead."""
     pin_memory: bool
-    """Whether they land in memory that a GPU copies from by itself."""
+    """Whether batches are in pinned memory, from which a GPU copies asynchronously."""
     threads: int
-    """Threads of torch's own in this process."""
+    """Torch's threads in this process."""
     num_samples: int
     data_fingerprint: str
     sets: tuple[SetPlan, ...]
     samples_per_epoch: int
-    """Seen in one epoch; fewer than `data.lanes` are left out, others each time."""
+    """Samples per epoch; fewer than `data.lanes` are left out, different ones in each epoch."""
     total_steps: int
-    """0 where the length is in minutes and nothing was measured yet."""
+    """Total number of steps; 0 if the length is in minutes and nothing was measured yet."""
     warmup_steps: int
     total_epochs: float
     measured_images_per_second: float
-    """From which the steps follow where the length is in minutes; else 0."""
+    """Rate from which the steps were derived if the length is in minutes; otherwise 0."""
     peak_learning_rate: float
     trained_parameters: int = 0
-    """0 until counted."""
+    """Number of trained parameters; 0 until counted."""
     step_flops_per_image: float = 0.0
-    """Operations of forward and backward pass, what is computed again not counted; 0 until
-    counted.
-    """
+    """Operations of forward and backward pass, without recomputation; 0 until counted."""
 
 
 def make_plan(
@@ -115,19 +113,19 @@ def make_plan(
     earlier: tuple[str, int] = ("", 0),
     timed: Timed = NOT_TIMED,
 ) -> RunPlan:
-    """Everything that follows without knowing the network's cost.
+    """The plan as far as it does not depend on the network's cost.
 
     Args:
-        config: What was said.
-        machine: Where it runs.
-        data: What it runs on.
-        earlier: What an earlier start of the run found its micro-batch for, and that; taken again
-            if it was for the same.
-        timed: What the minutes came to, where the length is in minutes.
+        config: The run's configuration.
+        machine: The machine it runs on.
+        data: The data it trains on.
+        earlier: The conditions for which an earlier start of the run determined its micro-batch
+            size, and that size; reused under the same conditions.
+        timed: The number of steps derived from minutes, if the length is in minutes.
 
     Raises:
         UserError: Batch, lanes, processes and micro-batch do not divide, or not as the objective
-            needs it.
+            requires.
     """
     batch, lanes = config.data.global_batch_size, config.data.lanes
     lanes_of_rank(lanes, 0, machine.world_size)
@@ -161,7 +159,7 @@ def make_plan(
 
 
 def found_for(config: "RunConfig", machine: Machine, arithmetic: Arithmetic) -> str:
-    """What the largest micro-batch depends on, as a text; empty where it was said."""
+    """What the largest micro-batch depends on, as text; empty if its size was configured."""
     engine = config.engine
     if engine.micro_batch_size != "auto":
         return ""
@@ -175,10 +173,10 @@ def found_for(config: "RunConfig", machine: Machine, arithmetic: Arithmetic) -> 
 
 
 def with_cost(plan: RunPlan, config: "RunConfig", machine: Machine, cost: Cost) -> RunPlan:
-    """The same plan with what was counted, and the micro-batch if it is still to be found.
+    """The same plan with what was counted, and with the micro-batch size if it is still open.
 
     Raises:
-        UserError: Not even one image fits, or not as many as the objective needs.
+        UserError: Not even one image fits, or not as many as the objective requires.
     """
     if is_micro_batch_open(plan, config):
         arithmetic = choose_arithmetic(config.engine, machine)
@@ -192,14 +190,14 @@ def with_cost(plan: RunPlan, config: "RunConfig", machine: Machine, cost: Cost) 
 
 
 def is_micro_batch_open(plan: RunPlan, config: "RunConfig") -> bool:
-    """Whether the micro-batch is still to be found."""
+    """Whether the micro-batch size is still to be determined."""
     return config.engine.micro_batch_size == "auto" and not plan.micro_batch_found_for
 
 
 def find_micro_batch(
     config: "RunConfig", machine: Machine, cost: Cost, arithmetic: Arithmetic
 ) -> int:
-    """What `engine.micro_batch_size=auto` comes to.
+    """The micro-batch size that `engine.micro_batch_size=auto` selects.
 
     Raises:
         UserError: Not even one image fits.
@@ -213,10 +211,10 @@ def find_micro_batch(
     if not found:
         least = memory_of(cost, config.engine, world_size, (1, batch), arithmetic).total
         raise UserError(
-            f"not even one image at a time fits: {least / 2**30:.1f} GiB of "
-            f"{machine.memory_bytes / 2**30:.1f}, of which {USABLE:.0%} are taken",
-            "a higher engine.zero_stage on more processes, engine.activation_checkpointing=true or "
-            "engine.offload_optimizer=true; `ssl-vit plan` says what each gives",
+            f"not even one image at a time fits: needs {least / 2**30:.1f} GiB, {USABLE:.0%} of "
+            f"{machine.memory_bytes / 2**30:.1f} GiB usable",
+            "set a higher engine.zero_stage on more processes, engine.activation_checkpointing=true"
+            " or engine.offload_optimizer=true; `ssl-vit plan` shows the effect of each",
         )
     return found
 
@@ -225,13 +223,13 @@ def choose_arithmetic(engine: EngineConfig, machine: Machine) -> Arithmetic:
     """How this machine computes matrix products.
 
     Raises:
-        UserError: Its GPU has no bfloat16, which was asked for.
+        UserError: The config requests bfloat16, which the GPU does not support.
     """
     said = engine.precision
     if said == "bfloat16" and machine.fast_precision == "float16":
         raise UserError(
-            "engine.precision=bfloat16, in which this GPU does not compute",
-            "set engine.precision=auto, which is float16 with loss scaling here",
+            "engine.precision=bfloat16, but this GPU does not support bfloat16",
+            "set engine.precision=auto, which selects float16 with loss scaling here",
         )
     return Arithmetic(machine.fast_precision if said == "auto" else said, machine.device)
 
@@ -245,7 +243,7 @@ def with_micro_batch(plan: RunPlan, micro_batch_size: int, config: "RunConfig") 
 
 
 def with_length(plan: RunPlan, config: "RunConfig", timed: Timed) -> RunPlan:
-    """The same plan with as many updates as the minutes came to."""
+    """The same plan with the number of steps derived from minutes."""
     sets = tuple((each.source, each.num_samples) for each in plan.sets)
     data = DataFacts(plan.num_samples, plan.data_fingerprint, sets)
     return plan.model_copy(update=_length(config, data, timed))
@@ -267,7 +265,7 @@ def _length(config: "RunConfig", data: DataFacts, timed: Timed) -> dict[str, Any
 
 
 def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple[SetPlan, ...]:
-    """Each set's share of an update, and how often a run of ``num_seen`` images sees its images."""
+    """Each set's share of a batch, and how often a run of ``num_seen`` images sees its images."""
     shares = weights or [num_samples for _, num_samples in data.sets]
     return tuple(
         SetPlan(
@@ -281,7 +279,7 @@ def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple
 
 
 def choose_workers(said: int | Literal["auto"], cores: int) -> int:
-    """Data workers of a process that has so many cores: one core is for the model."""
+    """Data workers of a process with ``cores`` cores: one core is left for the model."""
     return min(max(cores - 1, 1), 16) if said == "auto" else said
 
 
@@ -301,14 +299,14 @@ def _check_micro_batch(config: "RunConfig", micro: int) -> None:
 
 
 def choose_prefetch(micro_batch_size: int, accumulation: int, workers: int, pixels: int) -> int:
-    """Micro-batches a data worker prepares ahead: two updates in all, in bounded memory where one
-    fits.
+    """Micro-batches that a data worker prepares ahead: for two steps in all, within bounded memory
+    if at least one fits.
 
     Args:
-        micro_batch_size: Images.
-        accumulation: Micro-batches an update.
+        micro_batch_size: Images per micro-batch.
+        accumulation: Micro-batches per step.
         workers: Data workers.
-        pixels: Of all views of an image.
+        pixels: Number of pixels in all views of an image.
     """
     workers = max(workers, 1)
     wanted = -(-2 * accumulation // workers) + 1
@@ -329,7 +327,7 @@ def peak_learning_rate(optimizer: OptimizerConfig, batch: int) -> float:
 
 
 def learning_rate_at(step: int, optimizer: OptimizerConfig, plan: RunPlan) -> float:
-    """Learning rate of update ``step``."""
+    """Learning rate of step ``step``."""
     return warmup_cosine(
         step,
         plan.total_steps,
@@ -340,7 +338,7 @@ def learning_rate_at(step: int, optimizer: OptimizerConfig, plan: RunPlan) -> fl
 
 
 def weight_decay_at(step: int, optimizer: OptimizerConfig, plan: RunPlan) -> float:
-    """Weight decay of update ``step``: a cosine from its start to its end, without warm-up."""
+    """Weight decay of step ``step``: a cosine from its start to its end, without warm-up."""
     return cosine(
         optimizer.weight_decay, optimizer.final_weight_decay, step / max(1, plan.total_steps)
     )

@@ -1,8 +1,8 @@
-"""Being asked to stop: save at the next step boundary on all ranks, then hand the signal back.
+"""Signals to stop: save at the next step boundary on all ranks, then hand the signal back.
 
-The scheduler's warning (SIGUSR2), its end (SIGTERM) and the first Ctrl-C only set a flag. A second
-Ctrl-C leaves at once. submitit's own handler would requeue from rank 0 in the middle of a step;
-ours stands before it and calls it when everything is on disk.
+The scheduler's warning (SIGUSR2), its termination signal (SIGTERM) and the first Ctrl-C only set a
+flag. A second Ctrl-C exits at once. submitit's own handler would requeue from rank 0 in the middle
+of a step; ours replaces it and calls it when everything is on disk.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 EXIT_SAVED = 75
-"""Exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL of
+"""Exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL in
 sysexits.h).
 """
 
@@ -35,7 +35,7 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._remember)
-        # A launcher may have held signals back until here.
+        # A launcher may have blocked signals until now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
@@ -45,13 +45,11 @@ class Preemption:
 
     @property
     def asked(self) -> bool:
-        """Whether this rank was asked to stop; the ranks have to agree on it."""
+        """Whether this rank received a signal to stop; the ranks have to agree on stopping."""
         return self.received is not None
 
     def hand_back(self) -> None:
-        """Give the signal to whoever handled it before us (submitit requeues), on the first rank
-        only.
-        """
+        """Pass the signal to its previous handler (submitit requeues), on the first rank only."""
         if self.received is None or not self.is_first:
             return
         previous = self._previous.get(self.received)
@@ -65,17 +63,16 @@ class Preemption:
             if self._interrupted > 0.0:
                 os._exit(130)
             self._interrupted = now
-        # SIGTERM may follow the scheduler's warning while we save; what is handed back is the
-        # warning, because that is what requeues.
+        # SIGTERM may follow the scheduler's warning while we save; the warning is handed back,
+        # because only it requeues.
         if self.received is None or number == signal.SIGUSR2:
             self.received = number
 
 
 def outlive_signals_in_worker(worker: int) -> None:
-    """For data workers, which share the terminal and the job with us, and are needed until we have
-    saved.
+    """Make a data worker ignore signals to stop, because it is needed until the run has saved.
 
-    They end when the loader does, or a minute after a SIGTERM, whichever comes first.
+    Workers end with the loader, or a minute after a SIGTERM, whichever comes first.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""`--profile`: where the time of a few updates goes, by torch's profiler."""
+"""`--profile`: how a few steps spend their time, measured by torch's profiler."""
 
 import os
 import sys
@@ -13,22 +13,22 @@ _FIRST, _COUNT, _ROWS = 3, 3, 30
 
 
 class StepProfile:
-    """Records the third to the fifth update after a start, the first ones being slow for reasons of
-    their own.
+    """Records the third to the fifth step after a start, because the first ones are slower than
+    usual.
 
-    Writes `step_….json.gz`, for https://ui.perfetto.dev or chrome://tracing, and `step_….txt`, the
-    operations that took longest.
+    Writes `step_….json.gz`, for https://ui.perfetto.dev or chrome://tracing, and `step_….txt` with
+    the slowest operations.
 
     Args:
         folder: `profile/` of the run folder.
-        start_step: Updates already made.
-        device: Whose time counts.
+        start_step: Number of steps already made.
+        device: Device whose time is measured.
     """
 
     def __init__(self, folder: Path, start_step: int, device: torch.device) -> None:
         self.folder, self._made, self.device = folder, start_step, device
         self._written = False
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its words are for its authors
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its messages are for its developers
         self._profiler: Any = torch.profiler.profile(
             schedule=torch.profiler.schedule(
                 wait=_FIRST - 2, warmup=1, active=_COUNT, repeat=1, skip_first=0
@@ -38,16 +38,16 @@ class StepProfile:
         self._profiler.start()
 
     def step(self) -> None:
-        """An update has ended."""
+        """Note the end of a step."""
         self._made += 1
         self._profiler.step()
 
     def close(self) -> None:
-        """Stop; what is recorded so far is written."""
+        """Stop; what was recorded so far is written."""
         self._profiler.stop()
         if not self._written:
             last = _FIRST + _COUNT - 1
-            print(f"no profile: the run ended before its update {last}", file=sys.stderr)
+            print(f"no profile: the run ended before its step {last}", file=sys.stderr)
 
     def _write(self, profiler: Any) -> None:
         stem = self.folder / f"step_{self._made:08d}"
@@ -55,10 +55,10 @@ class StepProfile:
         key = f"self_{self.device.type}_time_total"
         table = profiler.key_averages().table(sort_by=key, row_limit=_ROWS)
         with OptionalWrites(
-            f"the profile into {self.folder}", "Training continues without it"
+            f"the profile to {self.folder}", "Training continues without it"
         ).attempt():
             self.folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(f"{stem}.json.gz")
             Path(f"{stem}.txt").write_text(table + "\n")
-            words = f"profile of {_COUNT} updates: {stem}.txt and .json.gz"
+            words = f"profile of {_COUNT} steps: {stem}.txt and .json.gz"
             print(words, file=sys.stderr, flush=True)

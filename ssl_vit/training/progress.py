@@ -1,6 +1,4 @@
-"""The progress line: step, loss, images/s, data-wait, ETA. Plain lines where there is no
-terminal.
-"""
+"""The progress line: step, loss, images/s, data-wait, ETA; plain lines without a terminal."""
 
 import sys
 import time
@@ -23,11 +21,12 @@ _WINDOW = 50
 
 
 class ProgressLine:
-    """The first rank's line to the person watching.
+    """The first rank's progress line in the terminal.
 
     Args:
-        start_step, total_steps: Of this run.
-        global_batch_size: Images an update.
+        start_step: Number of steps already made.
+        total_steps: Length of the run in steps.
+        global_batch_size: Images per step.
     """
 
     def __init__(self, start_step: int, total_steps: int, global_batch_size: int) -> None:
@@ -37,7 +36,7 @@ class ProgressLine:
         self.num_bad = 0
         self.alarms: Sequence[str] = ()
         self.probed = ""
-        """The latest online probe."""
+        """Summary of the latest online probe."""
         self.bar: Progress | None = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -55,7 +54,7 @@ class ProgressLine:
             self.task = self.bar.add_task("", total=total_steps, completed=start_step, text="")
 
     def show(self, step: int, result: StepResult, num_bad: int, alarms: Sequence[str] = ()) -> None:
-        """Tell of update ``step`` (from 0), of the bad samples so far, and of alarms that last."""
+        """Show step ``step`` (from 0), the number of bad samples so far, and active alarms."""
         self.num_bad, self.alarms = num_bad, alarms
         self.recent.append(result)
         if self.bar is not None:
@@ -71,14 +70,14 @@ class ProgressLine:
             print(line, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Lines of their own, above the bar where there is one."""
+        """Print lines of text, above the bar if there is one."""
         if self.bar is not None:
             self.bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self.bar is not None:
             self.bar.stop()
 

@@ -1,12 +1,12 @@
-"""Each rank's part of the training state, in coordinates that sharding cannot change.
+"""Each rank's part of the training state, in coordinates that do not depend on sharding.
 
-DeepSpeed cuts parameters and moments in another way at every ZeRO stage and number of processes.
-Here every cut is named by what it is a part of: a kind, the parameter's name, and where it begins
-in the flattened whole. A checkpoint of such shards is read at any stage by any number of processes,
-frozen parameters (an EMA teacher) and buffers included; DeepSpeed's own universal format leaves
-those out in silence.
+DeepSpeed partitions parameters and moments differently at every ZeRO stage and number of processes.
+Here every part is identified by a kind, the parameter's name, and its start in the flattened
+parameter. A checkpoint of such shards can be read at any stage by any number of processes,
+including frozen parameters (an EMA teacher) and buffers; DeepSpeed's own universal format silently
+leaves those out.
 
-Each rank writes its own into a safetensors file; they are read back in any partition.
+Each rank writes its shards into a safetensors file; they are read back in any partition.
 """
 
 import os
@@ -26,17 +26,17 @@ from ssl_vit.files import share_like_folder, spelled_in_utf8
 if TYPE_CHECKING:
     from ssl_vit.training.zero import ZeroModel
 
-# Kinds beside the moments, which `zero.py` names.
+# Kinds besides the moments, which `zero.py` names.
 WEIGHT, BUFFER = "weight", "buffer"
 
 
 class StateShard(NamedTuple):
-    """Some neighboring elements of a flattened tensor."""
+    """Consecutive elements of a flattened tensor."""
 
     key: str
     """`KIND/NAME`."""
     start: int
-    """Of the first element."""
+    """Index of the first element."""
     data: Tensor
     """(n,) view of the state itself."""
 
@@ -47,26 +47,26 @@ class StateShard(NamedTuple):
 
 
 class StateShards(NamedTuple):
-    """All that a rank has of the state."""
+    """A rank's part of the state."""
 
     own: list[StateShard]
-    """Of a sharded run: no other rank has them."""
+    """Shards that no other rank has."""
     shared: list[StateShard]
     """Whole tensors that every rank has."""
     working: list[StateShard]
-    """Second copies, where the weights that compute are not those that are updated."""
+    """Second copies, if the weights used for computing are not those that are updated."""
 
     def to_save(self, processes: Processes) -> list[StateShard]:
-        """What this rank writes: together the ranks write everything once."""
+        """The shards that this rank writes; together the ranks write everything once."""
         return self.own + self.shared[processes.rank :: processes.world_size]
 
     def to_load(self) -> list[StateShard]:
-        """What this rank must read."""
+        """The shards that this rank must read."""
         return self.own + self.shared + self.working
 
 
 def find_state_shards(zero: "ZeroModel") -> StateShards:
-    """This rank's part of the state; the optimizer's moments are made where there are none yet."""
+    """This rank's part of the state; missing optimizer moments are created."""
     zero.make_moments()
     shards = StateShards([], [], [])
     for name, parameter in zero.module.named_parameters():
@@ -80,7 +80,7 @@ def find_state_shards(zero: "ZeroModel") -> StateShards:
         shards.working.extend(
             StateShard(f"{WEIGHT}/{name}", start, data) for start, data in kept.copies
         )
-    # Without the buffers that follow from the config.
+    # Without buffers that follow from the config.
     saved = zero.module.state_dict(keep_vars=True)
     shards.shared.extend(
         StateShard(f"{BUFFER}/{name}", 0, data.view(-1))
@@ -91,7 +91,7 @@ def find_state_shards(zero: "ZeroModel") -> StateShards:
 
 
 def copy_to_host(shards: Iterable[StateShard]) -> dict[str, Tensor]:
-    """Copies in host memory, named `KEY@START`; training may go on at once."""
+    """Copies in host memory, named `KEY@START`; training may continue at once."""
     return {
         f"{shard.key}@{shard.start}": shard.data.detach().to("cpu", copy=True).contiguous()
         for shard in shards
@@ -99,7 +99,7 @@ def copy_to_host(shards: Iterable[StateShard]) -> dict[str, Tensor]:
 
 
 def write_state(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write what :func:`copy_to_host` gave, down to the disk."""
+    """Write the result of :func:`copy_to_host`, synced to disk."""
     save_file(tensors, file)
     share_like_folder(file)
     with file.open("rb") as written:
@@ -117,7 +117,7 @@ class StateReader:
     """The files of all ranks of one checkpoint.
 
     Args:
-        files: Whoever wrote them, however many.
+        files: Files of all ranks that wrote it, any number of them.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -132,10 +132,10 @@ class StateReader:
                 self._stored.setdefault(key, []).append(stored)
 
     def read_into(self, shards: Iterable[StateShard]) -> None:
-        """Overwrite the shards with what was stored.
+        """Overwrite the shards with their stored values.
 
         Raises:
-            KeyError: Some of a shard was not; names it.
+            KeyError: A part of a shard was not stored; names the shard.
         """
         with torch.no_grad():
             for shard in shards:
@@ -144,14 +144,14 @@ class StateReader:
                 )
                 if found != shard.data.numel():
                     raise KeyError(
-                        f"{shard.key} has {shard.data.numel() - found:,} elements that it lacks"
+                        f"{shard.data.numel() - found:,} elements of {shard.key} are missing"
                     )
 
     def read(self, key: str) -> Tensor:
-        """The whole of a tensor, flattened.
+        """The whole tensor, flattened.
 
         Raises:
-            KeyError: It was not stored, or not all of it.
+            KeyError: It was not stored, or only a part of it.
         """
         parts = sorted(self._stored.get(key, []))
         if not parts:

@@ -1,4 +1,4 @@
-"""The one training loop. Every objective runs in it; it knows the contract and nothing else."""
+"""The training loop of all objectives, which it knows only by their contract."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,15 +33,15 @@ Moment = Literal["before log", "after log", "before checkpoint"]
 
 @dataclass(frozen=True)
 class Event:
-    """What a run does every so many updates, and after the last one."""
+    """What a run does every ``every_steps`` steps, and after the last one."""
 
     every_steps: int
     moment: Moment
-    """When in an update."""
+    """When in a step."""
     run: Callable[[int], Mapping[str, float]]
-    """Called on every rank with the number of updates made; gives measures for the log."""
+    """Called on every rank with the number of steps made; returns measures for the log."""
     at_start: bool = False
-    """Whether it is done before the first update too."""
+    """Whether it also runs before the first step."""
 
 
 @dataclass(kw_only=True)
@@ -62,11 +62,11 @@ class Trainer:
     probe: Probe | None = None
     profile: StepProfile | None = None
     _exported: bool = field(default=True, init=False)
-    """Whether the newest export could be written, or was none."""
+    """Whether the latest export, if any, could be written."""
 
     @property
     def events(self) -> list[Event]:
-        """What is done every so many updates, in its order within one."""
+        """The periodic events, in their order within a step."""
         events = [
             Event(self.log_config.panel_every_steps, "after log", self._show_panels),
             # Before the checkpoint: a kill between the two then costs nothing, as the step is
@@ -79,22 +79,22 @@ class Trainer:
         return events
 
     def run(self, start_step: int, total_steps: int) -> bool:
-        """Train to the end, or until asked to stop.
+        """Train to the end, or until a signal asks to stop.
 
         Args:
-            start_step: Updates already made.
-            total_steps: Updates in all.
+            start_step: Number of steps already made.
+            total_steps: Total number of steps.
 
         Returns:
             Whether the run is complete; otherwise it was stopped by a signal, and saved.
 
         Raises:
-            UserError: Too many updates in a row were not finite (none of them is saved), a sample
-                or shard cannot be had, too many were bad (saved first), or the end could not be
-                saved.
+            UserError: Too many consecutive steps were not finite (none of them is saved), a sample
+                or shard is unavailable, too many samples were bad (saved first), or the end could
+                not be saved.
         """
         if start_step >= total_steps:
-            # It was deleted, could not be written, or a kill came between the two.
+            # The export was deleted, could not be written, or a kill came before it was.
             self._export(total_steps)
             self._require_export(total_steps)
         if start_step == 0:
@@ -112,7 +112,7 @@ class Trainer:
             self._do_events("after log", step + 1, is_last)
             if is_last:
                 self.batches.finish()
-            # One vote on all; a rank that came back may have counted other bad samples.
+            # One vote on everything; after a restart, a rank's count of bad samples may differ.
             too_bad = self.bad_samples.are_too_many(step + 1)
             stop, too_bad, *written = self.engine.any_rank(
                 self.preemption.asked, too_bad, *self.checkpoints.state
@@ -124,8 +124,8 @@ class Trainer:
                 self.checkpoints.begin(step + 1)
             if (stop or is_last) and not self.checkpoints.finish():
                 raise UserError(
-                    f"update {step + 1} could not be saved",
-                    "make room and run the same command again; it goes on from the newest "
+                    f"step {step + 1} could not be saved",
+                    "free disk space and run the same command again to resume from the newest "
                     "checkpoint",
                     may_pass=True,
                 )
@@ -138,7 +138,7 @@ class Trainer:
         return True
 
     def close(self) -> None:
-        """End the data workers, and leave all files in order."""
+        """End the data workers and close all files."""
         self.hangs.close()
         self.batches.close()
         self.bad_samples.close()
@@ -149,16 +149,16 @@ class Trainer:
             self.log.close()
 
     def rehearse(self, minutes: float, began: float) -> Costs | None:
-        """Time a few updates, and once each what else a run does; every rank calls it.
+        """Time a few steps, and once each everything else that a run does; every rank calls it.
 
-        The parts are of no use afterwards: nothing is counted, logged or kept.
+        The trainer cannot be used afterwards: nothing is counted, logged or kept.
 
         Args:
-            minutes: Of the whole run; a small part of them is spent here.
-            began: Seconds of ``time.perf_counter`` when the parts began to be built.
+            minutes: Length of the whole run; a small part of it is spent here.
+            began: Value of ``time.perf_counter`` when construction of the parts began.
 
         Returns:
-            None where a signal asked to stop.
+            The measured costs; None if a signal asked to stop.
         """
         setup = time.perf_counter() - began
         seconds: list[float] = []
@@ -187,14 +187,14 @@ class Trainer:
             return self.engine.train_step(self.batches, step, measure_norms)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"the GPU has not enough memory: {str(error).partition('. ')[0]}",
+                f"the GPU is out of memory: {str(error).partition('. ')[0]}",
                 "run the same command with engine.micro_batch_size=auto, "
                 "engine.activation_checkpointing=true or a higher engine.zero_stage; "
-                "`ssl-vit plan` says what each gives",
+                "`ssl-vit plan` shows the effect of each",
             ) from None
 
     def _begin(self) -> None:
-        """What is there before anything is learned."""
+        """Run the events that are due before the first step."""
         measures: dict[str, float] = {}
         for event in self.events:
             if event.at_start:
@@ -203,7 +203,7 @@ class Trainer:
             self.log.begin(measures)
 
     def _do_events(self, moment: Moment, made: int, is_last: bool) -> dict[str, float]:
-        """Those whose time it is after so many updates; their measures."""
+        """Run the events that are due after ``made`` steps; returns their measures."""
         measures: dict[str, float] = {}
         for event in self.events:
             if event.moment == moment and (is_last or made % event.every_steps == 0):
@@ -239,17 +239,17 @@ class Trainer:
         return {}
 
     def _require_export(self, total_steps: int) -> None:
-        """A run without its last export is not complete."""
+        """Raise an error if the last export is missing: the run is not complete without it."""
         if self.engine.any_rank(not self._exported)[0]:
             raise UserError(
-                f"the export of update {total_steps} could not be written",
-                "make room and run the same command again; only the export is missing",
+                f"the export of step {total_steps} could not be written",
+                "free disk space and run the same command again; only the export is missing",
                 may_pass=True,
             )
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """The objective whole on every rank, in evaluation mode."""
+        """A context with the whole objective on every rank, in evaluation mode."""
         self.objective.eval()
         with self.engine.gathered(), self.engine.autocast():
             yield

@@ -1,4 +1,4 @@
-"""One optimizer update: what its micro-batches were on this rank, and what it came to on all."""
+"""One optimizer step: its micro-batches on this rank, and its result over all ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,73 +20,76 @@ _LOW = 2**32 - 1
 
 
 class Seconds(NamedTuple):
-    """Where the time of an update went, averaged over ranks."""
+    """Time of a step by phase, averaged over ranks."""
 
     data: float
-    """The host, waiting for the loader; a GPU may still be computing the micro-batch before."""
+    """Time that the host waits for the loader; a GPU may still be computing the previous
+    micro-batch.
+    """
     forward_backward: float
     optimizer: float
-    """With what ZeRO sends in it."""
+    """Time of the optimizer, including ZeRO's communication in it."""
     after_step: float
-    """The objective's own: an EMA teacher."""
+    """Time of the objective's own update after the step, such as that of an EMA teacher."""
 
 
 class GroupNorms(NamedTuple):
     """L2 norms over one parameter group, all ranks' parts together."""
 
     grad: float
-    """Before clipping."""
+    """Norm of the gradients before clipping."""
     weight: float
-    """After the update."""
+    """Norm of the weights after the step."""
     update: float
-    """Of what was added to the weights, decay included."""
+    """Norm of the change of the weights, including weight decay."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer update did, averaged over micro-batches and ranks."""
+    """The result of one optimizer step, averaged over micro-batches and ranks."""
 
     loss: float
     metrics: dict[str, float]
     grad_norm: float
     """Global L2 norm before clipping."""
     norms: dict[str, GroupNorms]
-    """By parameter group; empty where they were not measured, or the update was not applied.
-    """
+    """Norms by parameter group; empty if they were not measured or the step was not applied."""
     learning_rate: float
     weight_decay: float
     loss_scale: float
-    """1 but in float16."""
+    """Loss scale; 1 except in float16."""
     applied: bool
-    """Whether the parameters moved; not where the loss or a gradient was not finite."""
+    """Whether the weights were updated; they are not if the loss or a gradient is not finite."""
     overflowed: bool
-    """Whether it did not because the loss scale was too high for float16; the next is lower."""
+    """Whether they were not because the loss scale was too high for float16; the next is lower."""
     suspects: tuple[int, ...]
-    """Where it was not: samples of micro-batches, on all ranks, without a finite loss; or all."""
+    """If the step was not applied: the samples, on all ranks, of micro-batches without a finite
+    loss; or all samples if there are none.
+    """
     seconds: Seconds
     step_seconds: float
-    """The whole update, on this rank; all ranks end it together."""
+    """Time of the whole step on this rank; all ranks end it together."""
     peak_memory_bytes: int
-    """The most of any rank so far: the device's, or on a CPU the process's."""
+    """Peak memory of any rank so far: of the device, or on a CPU of the process."""
     samples: str
-    """16 hex digits of the samples seen by all ranks, whatever their order."""
+    """Digest of the samples seen by all ranks in any order, 16 hex digits."""
     bad: tuple[BadSample, ...]
-    """Of all ranks: samples that could not be decoded and were replaced."""
+    """Samples of all ranks that could not be decoded and were replaced."""
 
 
 @dataclass
 class MicroBatches:
-    """What the micro-batches of an update were, on this rank."""
+    """The micro-batches of a step on this rank."""
 
     outputs: list[dict[str, Tensor]] = field(default_factory=list)
     """Loss and metrics of each."""
     observed: list[Observed] = field(default_factory=list)
     numbers: list[Tensor] = field(default_factory=list)
-    """Of their samples."""
+    """Sample numbers of each."""
     bad: list[BadSample] = field(default_factory=list)
 
     def add(self, loaded: Loaded, output: StepOutput) -> None:
-        """One more, and what the objective made of it."""
+        """Add a micro-batch and the objective's output for it."""
         self.bad += loaded.bad
         self.numbers.append(loaded.batch.numbers)
         self.outputs.append({"loss": output.loss.detach(), **output.metrics})
@@ -99,13 +102,15 @@ class MicroBatches:
         return dict(zip(names, torch.stack(rows).mean(dim=0).tolist(), strict=True))
 
     def digest(self) -> int:
-        """A digest free of order: the sum, modulo 2⁶⁴, of the samples' scrambled numbers."""
+        """A digest that ignores order: the sum, modulo 2⁶⁴, of the samples' hashed numbers."""
         numbers = torch.cat(self.numbers).cpu().numpy().astype(np.uint64)
         with np.errstate(over="ignore"):
             return int(splitmix64(numbers, _DIGEST_KEY).sum(dtype=np.uint64))
 
     def suspects(self, processes: Processes) -> tuple[int, ...]:
-        """Samples of the micro-batches with a loss that is not finite, of all ranks; else all."""
+        """The samples, on all ranks, of micro-batches with a non-finite loss; all if there are
+        none.
+        """
         pairs = zip(self.numbers, self.outputs, strict=True)
         bad = [part for part, output in pairs if not torch.isfinite(output["loss"])]
         found = gather((_listed(bad), _listed(self.numbers)), processes)
@@ -115,31 +120,31 @@ class MicroBatches:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured of an update, on one rank or over all."""
+    """What is measured in a step, on one rank or over all."""
 
     means: dict[str, float]
-    """Loss and metrics, over micro-batches; over ranks too once they are exchanged."""
+    """Means of loss and metrics over micro-batches, and over ranks once they are reduced."""
     squares: Tensor
-    """(groups, 3) float64 on the CPU, as `NormMeter` gives them."""
+    """(groups, 3) float64 on the CPU, as returned by `NormMeter`."""
     seconds: Seconds
     peak_memory_bytes: int
-    """The most of any rank."""
+    """Peak memory of any rank."""
     digest: int
-    """Of the samples, 64 bits; their sum, modulo 2⁶⁴, over ranks."""
+    """Digest of the samples, 64 bits; over ranks the sum of theirs modulo 2⁶⁴."""
     num_bad: int
-    """Samples that were replaced."""
+    """Number of samples that were replaced."""
 
 
 def over_ranks(
     mine: Measured, processes: Processes, device: torch.device, is_sharded: bool
 ) -> Measured:
-    """Averages, sums and maxima over all ranks; the same on each.
+    """Means, sums and maxima over all ranks; the same on each.
 
     Args:
         mine: What this rank measured.
-        processes: Its place.
-        device: Where the ranks exchange tensors.
-        is_sharded: Whether each rank has another part of every parameter group.
+        processes: This rank among all.
+        device: Device on which the ranks exchange tensors.
+        is_sharded: Whether each rank has a different part of every parameter group.
     """
     if processes.world_size == 1:
         return mine

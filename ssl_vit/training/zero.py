@@ -1,9 +1,9 @@
-"""The only file that knows DeepSpeed: an objective and its optimizer under ZeRO, in a few verbs.
+"""The only file that knows DeepSpeed: an objective and its optimizer under ZeRO, in a few methods.
 
-Surprises it hides (DeepSpeed 0.19): `backward` exactly once a micro-batch, or ZeRO-1/2 sum wrongly
-in silence; the shared-memory operator would be compiled for 40 seconds at start; ZeRO-0 in float32
-reports no gradient norm. `tests/training/test_zero.py` lists every name of DeepSpeed's that is
-touched here, private ones too.
+Surprises it hides (DeepSpeed 0.19): `backward` has to be called exactly once per micro-batch, or
+ZeRO-1/2 silently compute wrong sums; the shared-memory operator would be compiled for 40 seconds at
+start; ZeRO-0 in float32 reports no gradient norm. `tests/training/test_zero.py` lists every
+DeepSpeed name that is used here, including private ones.
 Set the environment variable DS_ACCELERATOR before importing this file: deepspeed reads it at
 import.
 """
@@ -28,11 +28,11 @@ from ssl_vit.objectives.objective import Objective, StepOutput
 from ssl_vit.training.gloo import gather_by_broadcasts
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's, by torch's names."""
+"""Torch's names of AdamW's moments."""
 
 
 def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) -> None:
-    """Join the other processes, quietly and without compiling anything."""
+    """Join the other processes, without log messages and without compiling anything."""
     complete_environment()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -50,10 +50,10 @@ def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) ->
 
 
 def free_memory(device: Literal["cpu", "cuda"]) -> None:
-    """Give back what an engine held that nothing of ours refers to any more."""
+    """Free the memory of an engine that is no longer referenced by our code."""
     # ZeRO-3 keeps its newest module in a list, and its engine in the cache of a method.
     parameter_offload.FWD_MODULE_STACK.clear()
-    for found in gc.get_objects():  # proxies of what is gone among them: no isinstance
+    for found in gc.get_objects():  # no isinstance: some are proxies of deleted objects
         if type(found) is _lru_cache_wrapper and "deepspeed.runtime" in str(found.__module__):
             found.cache_clear()
     gc.collect()  # modules and their hooks refer to each other
@@ -63,8 +63,8 @@ def free_memory(device: Literal["cpu", "cuda"]) -> None:
 
 
 def local_parts(parameter: Tensor) -> list[Tensor]:
-    """What this rank keeps of a parameter's values: under ZeRO-3 its share, and behind it the
-    whole, where that is kept too because the parameter is small; else the whole alone.
+    """This rank's values of a parameter: the whole; under ZeRO-3 its share, followed by the whole
+    if that is kept too because the parameter is small.
     """
     sharded: Any = parameter
     if not hasattr(sharded, "ds_tensor"):
@@ -75,32 +75,32 @@ def local_parts(parameter: Tensor) -> list[Tensor]:
 
 
 class KeptState(NamedTuple):
-    """What this rank keeps of a parameter's training state; all tensors are flat views of it."""
+    """This rank's part of a parameter's training state; all tensors are flat views of it."""
 
     start: int
-    """Place of the first element in the flattened parameter."""
+    """Index of the first element in the flattened parameter."""
     weight: Tensor | None
-    """Its values as they are saved; None where all of them are another rank's."""
+    """Its values as they are saved; None if all of them are on other ranks."""
     moments: dict[str, Tensor]
-    """Of the same elements; none for a frozen parameter."""
+    """Moments of the same elements; none for a frozen parameter."""
     copies: tuple[tuple[int, Tensor], ...]
-    """Second copies of the values, where the weights that compute are not those that are updated:
-    (place of the first element, elements).
+    """Second copies of the values, if the weights used for computing are not those that are
+    updated: (index of the first element, elements).
     """
     is_whole: bool
-    """Whether every rank has all of it."""
+    """Whether every rank has the whole parameter."""
 
 
 class ZeroModel:
-    """One rank's half of an objective and its optimizer, sharded by ZeRO.
+    """One rank's part of an objective and its optimizer, sharded by ZeRO.
 
     Args:
         objective: Built identically on every rank, on the CPU; moved to the device here.
-        optimizer: torch's, over the objective's parameters.
+        optimizer: A torch optimizer over the objective's parameters.
         settings: DeepSpeed's config.
         stage: ZeRO stage.
-        processes: This rank's place.
-        clip_norm: Of the gradients; 0 turns clipping off.
+        processes: This rank among all.
+        clip_norm: Largest norm of the gradients; 0 turns clipping off.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ZeroModel:
         processes: Processes,
         clip_norm: float,
     ) -> None:
-        # Any: deepspeed's own annotations are too loose to check against.
+        # Any: deepspeed's annotations are too loose to check against.
         parts: tuple[Any, ...] = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=settings, dist_init_required=False
         )
@@ -130,26 +130,26 @@ class ZeroModel:
 
     @property
     def device(self) -> torch.device:
-        """Where this rank computes."""
+        """This rank's device."""
         return torch.device(self.deepspeed.device)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's, in its order."""
+        """The optimizer's parameter groups, in its order."""
         return self.optimizer.param_groups
 
     def without_loss_scaling(self) -> None:
-        """Take DeepSpeed's own scaling of a float16 loss out."""
+        """Remove DeepSpeed's own scaling of a float16 loss."""
         owner, name = (
             (self.deepspeed, "torch_autocast_z0_gradscaler")
             if self.stage == 0
             else (self.optimizer, "torch_autocast_gradscaler")
         )
-        assert hasattr(owner, name), f"DeepSpeed has no {name} any more"
+        assert hasattr(owner, name), f"DeepSpeed no longer has {name}"
         setattr(owner, name, None)
 
     def scale_loss(self, factor: float) -> None:
-        """Multiply the losses of the next update with this; its gradients are divided again."""
+        """Multiply the losses of the next step by this factor; its gradients are divided by it."""
         self.loss_scale = factor
         if factor != 1 and self.stage > 0:
             self.optimizer.override_loss_scale(factor)
@@ -159,12 +159,12 @@ class ZeroModel:
         return self.deepspeed(batch, step)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradients; once for every micro-batch."""
-        # The ZeRO optimizers multiply with the scale by themselves.
+        """Add a micro-batch's gradients; call it exactly once per micro-batch."""
+        # The ZeRO optimizers multiply by the scale themselves.
         self.deepspeed.backward(loss * self.loss_scale if self.stage == 0 else loss)
 
     def step(self) -> None:
-        """End a micro-batch; the last one of an update applies it, unless a gradient is not
+        """End a micro-batch; the last one of a step updates the weights unless a gradient is not
         finite.
         """
         if self.stage == 0 and self.deepspeed.is_gradient_accumulation_boundary():
@@ -172,21 +172,21 @@ class ZeroModel:
         self.deepspeed.step()
 
     def gradient_norm(self) -> float:
-        """L2 norm of the latest update's whole gradient, before clipping."""
+        """L2 norm of the latest step's whole gradient, before clipping."""
         return float(self._norm if self.stage == 0 else self.deepspeed.get_global_grad_norm())
 
     def gathered(self) -> AbstractContextManager[Any]:
-        """The whole parameters on every rank, to be read; every rank enters it."""
+        """A context with the whole parameters on every rank, for reading; every rank enters it."""
         if self.stage < 3:
             return nullcontext()
         return deepspeed.zero.GatheredParameters(list(self.module.parameters()))
 
     def destroy(self) -> None:
-        """Undo what DeepSpeed set up; the process group stays."""
+        """Undo DeepSpeed's setup; the process group stays."""
         self.deepspeed.destroy()
 
     def make_moments(self) -> None:
-        """AdamW's state as it is before the first update, where there is none yet."""
+        """Create AdamW's state as it is before the first step, if there is none yet."""
         base = self._base_optimizer
         for parameter in self._optimized_tensors():
             if not base.state[parameter]:
@@ -195,23 +195,23 @@ class ZeroModel:
                     **{kind: torch.zeros_like(parameter.data) for kind in MOMENTS},
                 }
         if self.stage in (1, 2):
-            # Once more: DeepSpeed links all groups after the first one's update, the others'
-            # moments not being there yet.
+            # Once more: DeepSpeed links all groups after the update of the first one, before the
+            # others' moments exist.
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def applied_updates(self) -> int:
-        """Updates the optimizer has made, for its bias correction."""
+        """Number of steps that the optimizer has applied, for its bias correction."""
         state = self._base_optimizer.state
         return max((int(each["step"]) for each in state.values() if each), default=0)
 
     def set_applied_updates(self, count: int) -> None:
-        """Set what :meth:`applied_updates` gives."""
+        """Set the number returned by :meth:`applied_updates`."""
         for each in self._base_optimizer.state.values():
             each["step"].fill_(count)
 
     def kept_state(self, parameter: Any) -> KeptState:
-        """This rank's part of a parameter and its moments, which :meth:`make_moments` has made."""
+        """This rank's part of a parameter and its moments, created by :meth:`make_moments`."""
         if self.stage == 3:
             return self._stage_3_state(parameter)
         weight = parameter.data.view(-1)
@@ -233,7 +233,7 @@ class ZeroModel:
         )
 
     def refresh_copies(self) -> None:
-        """Gather again what every rank keeps whole of ZeRO-3's shares: small parameters."""
+        """Gather again the small parameters that every rank keeps whole under ZeRO-3."""
         if self.stage == 3 and (kept := self.optimizer.persistent_parameters):
             kept[0].partition(kept)
             kept[0].all_gather(kept)
@@ -250,8 +250,8 @@ class ZeroModel:
         return [each for group in groups for each in group["params"]]
 
     def _settle_stage_0(self) -> Tensor:
-        """The whole gradient's norm; and what the other stages do by themselves: dividing by the
-        loss scale, dropping a gradient that is not finite, clipping.
+        """The norm of the whole gradient. Also does what the other stages do themselves: divides
+        by the loss scale, drops a gradient that is not finite, and clips.
         """
         trained = [p for p in self.module.parameters() if p.grad is not None]
         gradients = [grad for p in trained if (grad := p.grad) is not None]
@@ -259,7 +259,7 @@ class ZeroModel:
             torch._foreach_div_(gradients, self.loss_scale)
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
-            # AdamW passes over what has no gradient.
+            # AdamW skips parameters without a gradient.
             self.module.zero_grad(set_to_none=True)
         elif self.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
@@ -277,22 +277,22 @@ class ZeroModel:
         return KeptState(start, weight, moments, ((start, copy),), is_whole=False)
 
     def _stage_3_partition(self, parameter: Any, kind: str | None) -> Tensor:
-        """This rank's part of a moment, or of the float32 weight, padding included."""
+        """This rank's part of a moment, or of the float32 weight, including padding."""
         found, _ = self.optimizer._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=True, optim_state_key=kind
         )
         return found.data.view(-1)
 
     def _share_of(self, parameter: Any) -> tuple[int, int]:
-        """(the first element that this rank keeps of a parameter under ZeRO-3, how many)."""
+        """(index of the first element, number of elements) of this rank's share under ZeRO-3."""
         size = parameter.ds_tensor.ds_numel
         start = self.processes.rank * size
         # The last partitions are padded.
         return start, max(0, min(size, parameter.ds_numel - start))
 
     def _clear_padding(self) -> None:
-        """Zero what fills up ZeRO-3's last partitions: DeepSpeed leaves there what was in memory,
-        which is no part of any weight but would count in a norm.
+        """Zero the padding of ZeRO-3's last partitions: DeepSpeed leaves it uninitialized, and it
+        would count in a norm although it is not part of any weight.
         """
         for parameter in self.module.parameters():
             _, count = self._share_of(parameter)

@@ -1,4 +1,4 @@
-"""From our config to DeepSpeed's: pure, with a golden JSON in the tests."""
+"""From our config to DeepSpeed's: a pure function, with golden JSON in the tests."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from ssl_vit.training.plan import RunPlan
 def deepspeed_config(
     engine_config: EngineConfig, optimizer_config: OptimizerConfig, plan: RunPlan
 ) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets."""
+    """The config for `deepspeed.initialize`."""
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation,
-        # At stage 0 `ZeroModel` clips: DeepSpeed fails there where a gradient was dropped.
+        # At stage 0 `ZeroModel` clips, because DeepSpeed would fail if a gradient was dropped.
         "gradient_clipping": optimizer_config.clip_norm if engine_config.zero_stage else 0.0,
         "zero_optimization": _zero_settings(engine_config, plan),
-        # We bring torch's AdamW; DeepSpeed's own optimizers are compiled at first use.
+        # We use torch's AdamW; DeepSpeed's own optimizers are compiled at first use.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -26,8 +26,8 @@ def deepspeed_config(
         settings["torch_autocast"] = {
             "enabled": True,
             "dtype": plan.precision,
-            # Only says which gradients travel in the lower precision: none, so that ranks add up
-            # in float32.
+            # Which gradients are communicated in the lower precision: none, so that they are
+            # reduced in float32.
             "lower_precision_safe_modules": [],
         }
     return settings
@@ -44,12 +44,12 @@ def _zero_settings(engine_config: EngineConfig, plan: RunPlan) -> dict[str, Any]
         settings["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.pin_memory}
     if engine_config.zero_stage == 3:
         settings["stage3_param_persistence_threshold"] = whole_below
-        # DeepSpeed's own linear layer adds the bias after rounding, so that losses differ from the
-        # other stages', and under autocast keeps its inputs in float32, more than it saves.
+        # DeepSpeed's linear layer adds the bias after rounding, so that losses would differ from
+        # those of other stages, and under autocast it keeps float32 inputs, more than it saves.
         settings["memory_efficient_linear"] = False
         settings["stage3_max_live_parameters"] = ZERO3_LIVE
         settings["stage3_max_reuse_distance"] = ZERO3_LIVE
     elif plan.device == "cpu":
-        # Contiguous copies speed nothing up on a CPU; they are two more copies of each gradient.
+        # On a CPU, contiguous copies are not faster; they are two more copies of each gradient.
         settings["contiguous_gradients"] = False
     return settings

@@ -27,7 +27,7 @@ def estimate(
 def test_the_command_prints_parameters_compute_hours_and_a_row_for_every_stage():
     done = ssl_vit("plan", "mae_vitl16", "--gpus", "64")
     assert done.returncode == 0, done.stderr
-    for word in ("329,239,296 trained", "GFLOP an image", "64 GPUs × 1 × 64", "250,225 updates"):
+    for word in ("329,239,296 trained", "GFLOP per image", "64 GPUs × 1 × 64", "250,225 steps"):
         assert word in done.stdout
     rows = re.findall(r"^\s*([0-3])( \*)?\s+[\d.]+\s", done.stdout, flags=re.MULTILINE)
     assert rows == [("0", ""), ("1", " *"), ("2", ""), ("3", "")]
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_said_with_what_helps():
     words = ("engine.micro_batch_size=512", "data.global_batch_size=4096")
     found = estimate("mae_vith14", *words, gpus=8, device="v100")
     first, *_ = advise(found)
-    assert first.startswith("DOES NOT FIT")
+    assert first.startswith("Does not fit")
     assert f"engine.micro_batch_size={found.largest_micro_batch}" in first
     assert {row[-1] for row in memory_rows(found)} == {"no"}
     assert 0 < found.largest_micro_batch < 512
@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_said_with_what_helps():
         device="v100",
     )
     assert smaller.memory[1].total <= smaller.usable_bytes
-    assert not advise(smaller)[0].startswith("DOES NOT FIT")
+    assert not advise(smaller)[0].startswith("Does not fit")
 
 
 def test_every_remedy_that_is_named_fits():
@@ -72,7 +72,7 @@ def test_every_remedy_that_is_named_fits():
     assert len(found.remedies) > 1
     for remedy in found.remedies:
         cured = estimate("mae_vith14", *words, *remedy.split(), gpus=8, device="v100")
-        assert not advise(cured)[0].startswith("DOES NOT FIT"), remedy
+        assert not advise(cured)[0].startswith("Does not fit"), remedy
 
 
 def test_where_nothing_fits_no_remedy_is_made_up():
@@ -112,7 +112,7 @@ def test_shards_give_their_own_numbers(tmp_path: Path):
     found = estimate("mae_small_data", f"data.shards={shards}", "data.lanes=8", gpus=2)
     assert found.plan.num_samples == 32  # two classes
     lines = "\n".join(describe(found))
-    assert f"{found.num_shards}: {found.num_shards / 2:.1f} for each GPU" in lines
+    assert f"{found.num_shards}: {found.num_shards / 2:.1f} per GPU" in lines
     assert "ImageNet" not in lines
     assert estimate("mae_small_data", images=5000, gpus=2).plan.num_samples == 5000
 
@@ -123,8 +123,8 @@ def test_shards_give_their_own_numbers(tmp_path: Path):
         (("--device", "tpu"), "no device named 'tpu'", "devices: t4, v100"),
         (("--gpus", "7"), "7 processes do not divide data.lanes=64", "1, 2, 4, 8"),
         (("--images", "5", "data.shards=/nowhere"), "both data.shards and --images", "--images"),
-        (("--device", "v100", "engine.precision=bfloat16"), "does not compute", "auto"),
-        (("--mfu", "40"), "--mfu 40 is no share of the peak", "0.4"),
+        (("--device", "v100", "engine.precision=bfloat16"), "does not support bfloat16", "auto"),
+        (("--mfu", "40"), "--mfu 40 is not a fraction of the peak", "0.4"),
         (("engine.compile=true", "engine.zero_stage=3"), "engine.compile=true", "zero_stage=2"),
         (("engine.offload_optimizer=true", "engine.zero_stage=0"), "engine.zero_stage=1", ""),
     ],

@@ -225,7 +225,7 @@ def test_a_run_keeps_the_range_and_exports_it(shards: Path, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert read_export_info(tmp_path / "next").values == values
-    assert "has another value range, 0 … 65,535; that of resume_from is used" in done.stderr
+    assert "has another value range, 0 … 65,535; the one from resume_from is used" in done.stderr
 
 
 def test_two_sets_of_different_ranges_need_one_to_be_said(shards: Path, tmp_path: Path):

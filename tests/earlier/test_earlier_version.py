@@ -44,7 +44,7 @@ def test_a_run_is_continued_from_its_checkpoint_with_the_same_losses(run: Path) 
     assert len(expected) == 20
     done = command("pretrain", run / "config.yaml", "--run", run)
     assert done.returncode == 0, done.stderr
-    assert "resuming at update 10" in done.stderr
+    assert "resuming at step 10" in done.stderr
     found = losses(run)
     assert [(step, digest) for step, _, digest in found] == [(s, d) for s, _, d in expected]
     assert [loss for _, loss, _ in found] == pytest.approx([x for _, x, _ in expected], rel=1e-4)

@@ -114,7 +114,7 @@ def test_a_description_of_a_network_that_the_file_cannot_be_of_allocates_nothing
     info = json.loads((tmp_path / "backbone.json").read_text())
     info["backbone"] |= {"width": 49152, "depth": 1000, "heads": 768}
     (tmp_path / "backbone.json").write_text(json.dumps(info))
-    with pytest.raises(UserError, match=r"values, and backbone\.json describes .* parameters"):
+    with pytest.raises(UserError, match=r"values, but backbone\.json describes .* parameters"):
         ssl_vit.load_backbone(tmp_path)
 
 
@@ -122,5 +122,5 @@ def test_weights_that_are_whole_numbers_are_refused(tmp_path: Path):
     export(tmp_path, SMALL)
     weights = tmp_path / "backbone.safetensors"
     weights.write_bytes(weights.read_bytes().replace(b'"F32"', b'"I32"', 1))
-    with pytest.raises(UserError, match="is of type int32"):
+    with pytest.raises(UserError, match="has type int32"):
         ssl_vit.load_backbone(tmp_path)

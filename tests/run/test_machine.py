@@ -144,5 +144,5 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ssl_vit.run.machine, "_GPU_NODES", ())
-    with pytest.raises(UserError, match="torch sees no GPU"):
+    with pytest.raises(UserError, match="torch finds no GPU"):
         find_machine("cuda", Processes())

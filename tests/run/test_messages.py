@@ -1,4 +1,4 @@
-"""What a run says of itself when it goes on in other groups of images than before."""
+"""What a run prints when it continues with groups of images of another size than before."""
 
 import pytest
 

@@ -54,13 +54,13 @@ def test_so_does_a_file_and_repeating_its_own_words_changes_nothing(tmp_path: Pa
 @pytest.mark.parametrize(
     ("minutes", "words", "problem"),
     [
-        (0.0, (), "--minutes 0 is not a length of time"),
-        (-3.0, (), "--minutes -3 is not a length of time"),
-        (float("nan"), (), "--minutes nan is not a length of time"),
-        (float("inf"), (), "--minutes inf is not a length of time"),
-        (40.0, ("schedule.length=9",), "--minutes 40 and schedule.length=9 both say"),
-        (40.0, ("seed=1", "schedule.unit=steps"), "--minutes 40 and schedule.unit=steps both say"),
-        (40.0, ("schedule={length: 3}",), "both say"),
+        (0.0, (), "--minutes 0 is not a valid length"),
+        (-3.0, (), "--minutes -3 is not a valid length"),
+        (float("nan"), (), "--minutes nan is not a valid length"),
+        (float("inf"), (), "--minutes inf is not a valid length"),
+        (40.0, ("schedule.length=9",), "--minutes 40 and schedule.length=9 both set"),
+        (40.0, ("seed=1", "schedule.unit=steps"), "--minutes 40 and schedule.unit=steps both set"),
+        (40.0, ("schedule={length: 3}",), "both set"),
     ],
 )
 def test_what_is_not_a_length_is_refused(minutes: float, words: tuple[str, ...], problem: str):
@@ -127,8 +127,8 @@ def test_the_forecast_says_that_steps_follow_from_the_rate():
     text = "\n".join(describe(estimate))
     about = round(2_400 * estimate.images_per_second / 4096)
     assert (
-        f"40 minutes; the updates follow from the rate measured at the start, at the one below "
-        f"about {about:,} updates" in text
+        f"40 minutes; the number of steps follows from the rate measured at the start, at the rate "
+        f"below about {about:,} steps" in text
     )
     assert estimate.hours == pytest.approx(40 / 60, rel=0.01)
 
@@ -179,7 +179,7 @@ def test_a_begun_run_without_its_plan_is_refused(tmp_path: Path, text: str | Non
     with pytest.raises(UserError) as refused:
         prepare("mae_vits16", run, words, is_smoke=True)
     assert refused.value.problem.startswith(f"{run} has checkpoints, but {run / 'plan.json'}")
-    assert refused.value.remedy.startswith("put plan.json back")
+    assert refused.value.remedy.startswith("restore plan.json")
 
 
 def test_a_mistake_on_the_command_line_is_two_lines(tmp_path: Path):

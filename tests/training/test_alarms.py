@@ -27,7 +27,7 @@ def test_alarms_of_updates_that_are_made_again_are_cut_off(tmp_path: Path):
 
 def test_an_alarm_in_words_has_symptom_figures_and_cure():
     assert in_words(ALARM) == (
-        "ALARM at update 12: one direction: all alike\n      what usually cures it: a setting"
+        "ALARM at step 12: one direction: all alike\n      usual remedies: a setting"
     )
 
 

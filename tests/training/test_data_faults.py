@@ -153,7 +153,7 @@ def test_resuming_on_other_data_is_refused_and_says_what_differs(
     wrong, _ = done.stderr.strip().splitlines()
     assert "48 images" in wrong
     assert "50 images" in wrong
-    assert "shard number 0: shard-000000.tar has other content" in wrong
+    assert "shard number 0: shard-000000.tar has different content" in wrong
     # Fewer shards of the same set.
     some = f"{shards}/shard-{{000000..000001}}.tar"
     done = ssl_vit(*SMOKE, unbroken, f"data.shards={some}")
@@ -168,8 +168,8 @@ def test_a_mixture_is_said_in_the_plan_and_resumes(shards: Path, tmp_path: Path)
     done = ssl_vit(*SMOKE, run, *words)
     assert done.returncode == 0, done.stderr
     # 160 samples: 120 of the 48 images of the first, 40 of the 200 of the second.
-    assert f"{shards}: 48 images, 75.0% of every update, repeated: each is seen 2.5" in done.stderr
-    assert f"{other}: 200 images, 25.0% of every update, truncated: 20.00% of" in done.stderr
+    assert f"{shards}: 48 images, 75.0% of every batch, repeated: each is seen 2.5" in done.stderr
+    assert f"{other}: 200 images, 25.0% of every batch, truncated: 20.00% of" in done.stderr
     plan = json.loads((run / "plan.json").read_text())
     assert [(s["num_samples"], s["times_seen"]) for s in plan["sets"]] == [(48, 2.5), (200, 0.2)]
     changed = ssl_vit(*SMOKE, run, words[0], "data.weights=[1,1]")

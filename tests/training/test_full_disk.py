@@ -28,9 +28,9 @@ def test_a_run_lives_without_what_it_can_do_without(shards: Path, tmp_path: Path
     done = ssl_vit(*SMOKE, blocked, *words)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    for what in ("an export into", "pictures into", "TensorBoard's files in"):
+    for what in ("an export to", "panels in", "TensorBoard's files in"):
         assert done.stderr.count(f"cannot write {what}") == 1, done.stderr
-    assert "the export of update" in done.stderr.splitlines()[-2]
+    assert "the export of step" in done.stderr.splitlines()[-2]
     assert complete_checkpoints(blocked / "checkpoints")
     assert losses(blocked) == losses(tmp_path / "unbroken")
     for name in ("exports", "panels", "tensorboard"):

@@ -1,4 +1,4 @@
-"""Updates that came to nothing, ranks that stand still, ranks that were started differently.
+"""Steps that were skipped, ranks that hang, ranks that were started differently.
 
 This file is also the program that a test starts: `python -m tests.training.test_guards UPDATES …`
 is `ssl-vit …` whose pixels are NaN in those updates, "3,7" for instance.
@@ -18,7 +18,7 @@ from ssl_vit.data.sources import open_shards
 from tests.command_line import PATIENCE, SMOKE, losses, python, run_ranks, ssl_vit
 
 ROOT = Path(__file__).parents[2]
-WHOLE = "engine.micro_batch_size=8"  # one forward pass an update
+WHOLE = "engine.micro_batch_size=8"  # one forward pass per step
 
 
 def poisoned(updates: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,7 @@ def test_a_poisoned_update_is_skipped_counted_and_its_samples_are_named(
     run, words = tmp_path / "run", (f"data.shards={shards}", f"engine.zero_stage={stage}")
     done = poisoned("5,9", *SMOKE, run, *words)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("was not applied: the loss was not finite") == 2
+    assert done.stderr.count("was skipped: the loss was not finite") == 2
     lines = [json.loads(line) for line in (run / "nonfinite.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 9]
     opened = open_shards(shards)
@@ -53,7 +53,7 @@ def test_a_poisoned_loss_is_not_taken_for_a_loss_scale_that_is_too_high(
     run, words = tmp_path / "run", (f"data.shards={shards}", "engine.precision=float16")
     done = poisoned("5", *SMOKE, run, *words)
     assert done.returncode == 0, done.stderr
-    assert "was not applied: the loss was not finite" in done.stderr
+    assert "was skipped: the loss was not finite" in done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {line["loss_scale"] for line in lines} == {2.0**16}
 
@@ -63,7 +63,8 @@ def test_three_in_a_row_end_the_run_with_a_diagnosis(shards: Path, tmp_path: Pat
     done = poisoned("4,5,6", *SMOKE, run, f"data.shards={shards}")
     assert done.returncode == 2
     wrong, fix = done.stderr.strip().splitlines()[-2:]
-    assert wrong.startswith("error: 3 updates in a row came to nothing, up to update 6")
+    said = "error: 3 consecutive steps had a non-finite loss or gradient, up to step 6"
+    assert wrong.startswith(said)
     assert "nonfinite.jsonl" in wrong
     assert "optimizer.base_learning_rate" in fix
     assert not list((run / "checkpoints").glob("step_*"))
@@ -75,7 +76,7 @@ def test_a_run_that_stands_still_says_where(shards: Path, tmp_path: Path):
     run = tmp_path / "run"
     done = poisoned("hang", *SMOKE, run, f"data.shards={shards}", "guard.hang_minutes=0.05")
     assert done.returncode == 0, done.stderr
-    assert "no update for 0.05 minutes" in done.stderr
+    assert "no step for 0.05 minutes" in done.stderr
     stacks = (run / "hangs" / "rank_00000.txt").read_text()
     assert "in stand_still" in stacks
     assert "in train_step" in stacks
@@ -92,7 +93,7 @@ def test_ranks_that_were_started_differently_refuse(shards: Path, tmp_path: Path
     first, second = run_ranks([[*words], [*words, "objective.mask_ratio=0.6"]])
     for rank in (first, second):
         assert rank.returncode == 2
-    assert "rank 1 was started with another config than rank 0" in first.stderr
+    assert "rank 1 was started with a different config than rank 0" in first.stderr
     assert "mask_ratio: 0.6, not mask_ratio: 0.75" in first.stderr
     assert losses(tmp_path / "run") == []
 
@@ -109,7 +110,7 @@ def main(updates: str, words: list[str]) -> None:
     def stand_still() -> None:
         stacks = Path(words[words.index("--run") + 1]) / "hangs" / "rank_00000.txt"
         deadline = time.monotonic() + PATIENCE
-        while "stand_still" not in stacks.read_text() or "no update for" not in said.getvalue():
+        while "stand_still" not in stacks.read_text() or "no step for" not in said.getvalue():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 

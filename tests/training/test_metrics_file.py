@@ -47,10 +47,10 @@ def test_lines_wait_where_the_disk_is_full(tmp_path: Path, capsys: pytest.Captur
     lines.write([{"step": 2}])
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
-    assert f"cannot write {file}: No space left on device (make room" in said[0]
+    assert f"cannot write {file}: No space left on device (free some space" in said[0]
     waiting = lines._waiting
     lines.close()
-    assert f"2 lines of {file} are lost" in capsys.readouterr().err
+    assert f"2 lines of {file} were lost" in capsys.readouterr().err
     # There is room again.
     file.unlink()
     again = AppendedLines(file, 0)

@@ -23,7 +23,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path):
         (run / newest / "step_00000004").rename(tmp_path / newest)
     again = ssl_vit(*SMOKE, run, *words)
     assert again.returncode == 0, again.stderr
-    assert "resuming at update 2" in again.stderr
+    assert "resuming at step 2" in again.stderr
     assert losses(run) == whole
     other = ssl_vit(*SMOKE, tmp_path / "other", *words, f"resume_from={run}")
     assert other.returncode == 0, other.stderr

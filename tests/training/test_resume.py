@@ -36,7 +36,7 @@ def test_a_killed_run_resumes_with_other_workers_as_if_nothing_had_been(
     assert (run / "checkpoints" / "step_00000010").is_dir()
     done = ssl_vit(*SMOKE, run, *words, "engine.workers=0")
     assert done.returncode == 0, done.stderr
-    assert "resuming at update 10" in done.stderr
+    assert "resuming at step 10" in done.stderr
     assert [step for step, _, _ in losses(run)] == list(range(1, 21))
     if stage == 1:
         assert losses(run) == losses(unbroken)
@@ -67,7 +67,7 @@ def test_elastic_a_run_goes_on_with_other_processes_stage_and_micro_batch(
     assert interrupt(run, signal.SIGKILL, *words, "engine.zero_stage=1") == -signal.SIGKILL
     done = torchrun(2, *SMOKE, run, *words, "engine.zero_stage=3", "engine.micro_batch_size=2")
     assert done.returncode == 0, done.stderr
-    assert "resuming at update 10" in done.stderr
+    assert "resuming at step 10" in done.stderr
     for ours, theirs in zip(losses(run), losses(unbroken), strict=True):
         assert (ours[0], ours[2]) == (theirs[0], theirs[2])
         assert ours[1] == pytest.approx(theirs[1], abs=1e-5)
@@ -130,8 +130,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     done = ssl_vit(*SMOKE, run, f"data.shards={shards}")
     assert done.returncode == 0, done.stderr
     assert str(newest) in done.stderr
-    assert "the checkpoint before it is used" in done.stderr
-    assert "resuming at update 15" in done.stderr
+    assert "using the previous checkpoint" in done.stderr
+    assert "resuming at step 15" in done.stderr
     assert losses(run) == losses(unbroken)
     assert (run / "checkpoints" / "damaged_step_00000020").is_dir()
 
@@ -175,14 +175,14 @@ def test_a_full_disk_costs_that_checkpoint_and_not_the_run(shards: Path, tmp_pat
         done = ssl_vit(*SMOKE, run, *words)
         assert "could not be written" in done.stderr
         assert "Training continues" in done.stderr
-        assert done.returncode == 2  # the last update could not be saved either
-        assert "update 20 could not be saved" in done.stderr
+        assert done.returncode == 2  # the last step could not be saved either
+        assert "step 20 could not be saved" in done.stderr
         assert [path.name for path in disk.glob("step_*")] == ["step_00000004"]
         assert not list(disk.glob(".partial_*"))
         (disk / "something else").unlink()
         done = ssl_vit(*SMOKE, run, *words)
         assert done.returncode == 0, done.stderr
-        assert "resuming at update 4" in done.stderr
+        assert "resuming at step 4" in done.stderr
     finally:
         subprocess.run(["umount", disk], check=True)
 
