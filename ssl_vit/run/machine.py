@@ -25,11 +25,11 @@ def plain_machine(processes: Processes) -> Machine:
     return Machine(processes.world_size, cores, "cpu")
 
 
-def find_machine(asked: Literal["auto", "cpu", "cuda"], processes: Processes) -> Machine:
+def find_machine(requested: Literal["auto", "cpu", "cuda"], processes: Processes) -> Machine:
     """This machine, for a run that is about to start.
 
     Args:
-        asked: As in ``EngineConfig.device``.
+        requested: As in ``EngineConfig.device``.
         processes: The processes that share it, one per GPU.
 
     Raises:
@@ -37,7 +37,7 @@ def find_machine(asked: Literal["auto", "cpu", "cuda"], processes: Processes) ->
     """
     plain = plain_machine(processes)
     # Importing torch takes seconds, and is not needed if there is no device file of a GPU.
-    if asked != "cpu" and any(Path(node).exists() for node in _GPU_NODES):
+    if requested != "cpu" and any(Path(node).exists() for node in _GPU_NODES):
         import torch
 
         if torch.cuda.is_available():
@@ -55,7 +55,7 @@ def find_machine(asked: Literal["auto", "cpu", "cuda"], processes: Processes) ->
                 mine.total_memory,
                 "bfloat16" if torch.version.hip or mine.major >= 8 else "float16",
             )
-    if asked == "cuda":
+    if requested == "cuda":
         raise UserError(
             f"engine.device=cuda, but torch finds no GPU on {os.uname().nodename}",
             "set engine.device=cpu; on a cluster, request GPUs, or exclude that node",

@@ -17,7 +17,7 @@ SMALL_DATA = "mae_small_data"
 """The recipe for small folders."""
 
 
-def announce(prepared: "Prepared", start_step: int) -> None:
+def print_start(prepared: "Prepared", start_step: int) -> None:
     """Print what will be trained and how; called before this start's plan replaces the last one."""
     from ssl_vit.cost.counting import backbone_parameters
 
@@ -41,7 +41,7 @@ def announce(prepared: "Prepared", start_step: int) -> None:
     if start_step:
         lines.append(f"resuming at step {start_step:,} from {prepared.folder.checkpoints}")
         before = prepared.folder.grouping()
-        lines += regrouped(config, before, (plan.micro_batch_size, plan.world_size))
+        lines += grouping_notes(config, before, (plan.micro_batch_size, plan.world_size))
     if len(plan.sets) > 1:
         lines += [describe_set(each) for each in plan.sets]
     if config.data.global_batch_size > plan.samples_per_epoch:
@@ -63,7 +63,7 @@ def announce(prepared: "Prepared", start_step: int) -> None:
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
-def regrouped(config: RunConfig, before: tuple[int, int], now: tuple[int, int]) -> list[str]:
+def grouping_notes(config: RunConfig, before: tuple[int, int], now: tuple[int, int]) -> list[str]:
     """A note if a run continues with groups of images of another size, which affects its result.
 
     Args:
@@ -98,7 +98,7 @@ def describe_measured(minutes: float, elapsed: float, timed: Timed, costs: Costs
     return lines
 
 
-def say_end(folder: RunFolder, complete: bool) -> None:
+def print_end(folder: RunFolder, complete: bool) -> None:
     """Print where the result is, or how to continue."""
     if complete:
         print(f"done: {find_export(folder.root)}")

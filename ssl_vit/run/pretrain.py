@@ -29,9 +29,9 @@ from ssl_vit.run.data import data_facts, machine_lanes, open_data, open_labeled,
 from ssl_vit.run.environment import check_same_data, describe_data, record_start
 from ssl_vit.run.folder import RunFolder
 from ssl_vit.run.machine import find_machine, plain_machine, require_compiler
-from ssl_vit.run.messages import announce, describe_measured, say_end
+from ssl_vit.run.messages import describe_measured, print_end, print_start
 from ssl_vit.run.parts import open_log, open_trainer
-from ssl_vit.run.start import check_beginning, has_begun, initial_objective
+from ssl_vit.run.start import check_resume_from, has_checkpoints, initial_objective
 from ssl_vit.run.value_range import settle_values
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.length import NOT_TIMED, Costs, Timed, slowest, steps_within
@@ -107,8 +107,8 @@ def prepare(
     check_same_data(folder.environment, describe_data(shards))
     order = build_order(sizes_of(shards), config.data, config.seed)
     everyone = processes or read_processes()
-    if config.resume_from and not has_begun(folder):
-        check_beginning(config)
+    if config.resume_from and not has_checkpoints(folder):
+        check_resume_from(config)
     facts, timed = data_facts(shards), _timed_before(config, folder)
     machine = plain_machine(everyone)
     plan = make_plan(config, machine, facts, timed=timed)
@@ -141,7 +141,7 @@ def _timed_before(config: RunConfig, folder: RunFolder) -> Timed:
     if config.schedule.unit != "minutes":
         return NOT_TIMED
     timed = Timed(*folder.derived_length())
-    if not timed.total_steps and has_begun(folder):
+    if not timed.total_steps and has_checkpoints(folder):
         raise UserError(
             f"{folder.root} has checkpoints, but {folder.plan} is missing or damaged, so the "
             f"number of steps derived from {config.schedule.length:g} minutes is lost",
@@ -162,7 +162,7 @@ def start(prepared: Prepared, profile: bool = False) -> int:
     processes, folder = prepared.processes, prepared.folder
     if is_complete(folder, prepared.plan.total_steps):
         if processes.is_first:
-            say_end(folder, complete=True)
+            print_end(folder, complete=True)
             if profile:
                 print("no profile: the run is already complete", file=sys.stderr)
         return 0
@@ -172,7 +172,7 @@ def start(prepared: Prepared, profile: bool = False) -> int:
     with Preemption(processes.is_first) as preemption:  # from here on no signal is lost
         complete = _train(prepared, preemption, profile)
         if processes.is_first:
-            say_end(folder, complete)
+            print_end(folder, complete)
         if not complete:
             # Last, after every rank has left the process group: from here on the scheduler may
             # requeue the job and end this process.
@@ -195,7 +195,7 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     if not prepared.plan.trained_parameters:
         prepared = replace(prepared, plan=counted(prepared.plan, config, prepared.machine))
     start_process_group(prepared.plan.device, processes)
-    prepared = _agreed(prepared)
+    prepared = _with_consensus(prepared)
     if not prepared.plan.total_steps:
         costs = _rehearse(prepared, preemption)
         if costs is None:
@@ -209,7 +209,7 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     start_step = checkpoints.restore()
     log = None
     if processes.is_first:
-        announce(prepared, start_step)
+        print_start(prepared, start_step)
         _write_run_folder(prepared, start_step)
         log = open_log(prepared, start_step, engine.device)
     profiler = None
@@ -274,7 +274,7 @@ def _with_length(prepared: Prepared, costs: Costs) -> Prepared:
     return replace(prepared, plan=with_length(prepared.plan, config, timed))
 
 
-def _agreed(prepared: Prepared) -> Prepared:
+def _with_consensus(prepared: Prepared) -> Prepared:
     """The run that all ranks agree on.
 
     Raises:

@@ -43,7 +43,7 @@ def find_checkpoint(path: Path | str) -> Path | None:
     return newest_checkpoint(RunFolder(path).checkpoints)
 
 
-def check_beginning(config: RunConfig) -> None:
+def check_resume_from(config: RunConfig) -> None:
     """Check that this run can start from `resume_from`; needs no torch.
 
     Raises:
@@ -92,7 +92,7 @@ def initial_objective(
 
     torch.manual_seed(config.seed)
     model = build_backbone(config.backbone)
-    given = "" if has_begun(folder) else config.resume_from
+    given = "" if has_checkpoints(folder) else config.resume_from
     checkpoint = find_checkpoint(given) if given else None
     if given and checkpoint is None:
         load_exported(model, given)
@@ -102,7 +102,7 @@ def initial_objective(
     return objective
 
 
-def has_begun(folder: RunFolder) -> bool:
+def has_checkpoints(folder: RunFolder) -> bool:
     """Whether the run has checkpoints of its own to resume from."""
     return bool(complete_checkpoints(folder.checkpoints))
 
@@ -111,7 +111,7 @@ def load_exported(model: "Backbone", path: str) -> None:
     """Load an export into a new backbone, its positions resized to the new grid.
 
     Raises:
-        UserError: It does not fit in a way that :func:`check_beginning` could not detect.
+        UserError: It does not fit in a way that :func:`check_resume_from` could not detect.
     """
     from ssl_vit.exports.loading import load_backbone
     from ssl_vit.models.vit import VisionTransformer, load_timm_weights

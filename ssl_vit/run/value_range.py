@@ -30,21 +30,21 @@ def settle_values(
     if folder and folder.config.is_file():
         # Whatever it started with, including no range at all; other runs may be gone by now.
         found, origin = folder.read_config().data.values, "this run's config"
-    elif (found := _of_beginning(config)) is not None:
+    elif (found := _of_resume_from(config)) is not None:
         origin = "resume_from"
     else:
         found, origin = _of_index(config, shards), "the index"
     data = config.data
-    if (said := data.values) is None and found is None:
+    if (configured := data.values) is None and found is None:
         ignored = "note: data.no_data has no effect: no range of values is known"
         return config, ((ignored,) if data.no_data != "auto" else ())
-    values = said or found
+    values = configured or found
     assert values is not None
     changes: dict[str, object] = {"value_range": (values.low, values.high)}
     if data.no_data == "auto" and found is not None and found.no_data is not None:
         changes["no_data"] = found.no_data
     settled = config.model_copy(update={"data": data.model_copy(update=changes)})
-    return settled, tuple(_notes(settled, shards, "data.value_range" if said else origin))
+    return settled, tuple(_notes(settled, shards, "data.value_range" if configured else origin))
 
 
 def _of_index(config: RunConfig, shards: ShardSet | None) -> ValueRange | None:
@@ -56,7 +56,7 @@ def _of_index(config: RunConfig, shards: ShardSet | None) -> ValueRange | None:
     return next((part.values for part in shards.parts if part.values), None)
 
 
-def _of_beginning(config: RunConfig) -> ValueRange | None:
+def _of_resume_from(config: RunConfig) -> ValueRange | None:
     """The range of the network that a run starts from."""
     if not config.resume_from:
         return None

@@ -67,7 +67,7 @@ class Checkpoints:
     def __init__(self, folder: Path, engine: "Engine", config: CheckpointConfig) -> None:
         self.folder, self.engine, self.config = folder, engine, config
         self._blocked_seconds = 0.0
-        self._writing: _Writing | None = None
+        self._writing: _WriterThread | None = None
         self._step = 0
 
     def due(self, step: int) -> bool:
@@ -89,11 +89,11 @@ class Checkpoints:
             try:
                 partial.mkdir(parents=True)
             except OSError as error:
-                _say(f"cannot create {partial}: {error.strerror}")  # and writing will fail
+                _print(f"cannot create {partial}: {error.strerror}")  # and writing will fail
         tensors, num_applied = self.engine.copy_state()
         self.engine.barrier()  # the folder exists now
         self._step = step
-        self._writing = _Writing(partial, self.engine.processes.rank, tensors, num_applied)
+        self._writing = _WriterThread(partial, self.engine.processes.rank, tensors, num_applied)
         self._blocked_seconds += time.perf_counter() - began
 
     def take_blocked_seconds(self) -> float:
@@ -131,7 +131,7 @@ class Checkpoints:
             if any_failed:
                 shutil.rmtree(self._partial(self._step), ignore_errors=True)
         if problem is not None:
-            _say(
+            _print(
                 f"checkpoint step_{self._step:08d} could not be written to {self.folder}: "
                 f"{problem}. Training continues and older checkpoints are kept; free disk space"
             )
@@ -164,7 +164,7 @@ class Checkpoints:
         for checkpoint in reversed(complete_checkpoints(self.folder)):
             problem = damage(checkpoint, self.engine.processes)
             if problem is not None:
-                _say(problem)
+                _print(problem)
             if self.engine.any_rank(problem is not None)[0]:
                 damaged.append(checkpoint)
                 continue
@@ -184,7 +184,7 @@ class Checkpoints:
             aside = self.folder / f"damaged_{checkpoint.name}"
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
-            _say(f"moved it to {aside}; using the previous checkpoint")
+            _print(f"moved it to {aside}; using the previous checkpoint")
 
     def _partial(self, step: int) -> Path:
         return self.folder / f".partial_{step:08d}"
@@ -220,7 +220,7 @@ class Checkpoints:
             try:
                 shutil.rmtree(path)
             except OSError as error:
-                _say(f"cannot delete {path}: {first_line(error)}; training continues")
+                _print(f"cannot delete {path}: {first_line(error)}; training continues")
 
     def _load(self, checkpoint: Path) -> int:
         manifest = read_manifest(checkpoint)
@@ -237,7 +237,7 @@ class Checkpoints:
         return manifest.step
 
 
-class _Writing(threading.Thread):
+class _WriterThread(threading.Thread):
     """Writes one rank's file, and next to it its size and sha256."""
 
     def __init__(self, folder: Path, rank: int, tensors: dict[str, Any], num_applied: int) -> None:
@@ -322,5 +322,5 @@ def _wrong_size(checkpoint: Path, name: str, facts: FileFacts) -> str | None:
     return f"checkpoint file {file} is damaged: expected {size:,} bytes, found {found}"
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

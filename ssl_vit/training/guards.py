@@ -158,7 +158,7 @@ class HangDetector:
         if self._stacks is not None:
             self.beat()
             if rank == 0:
-                threading.Thread(target=self._tell, name="hang detector", daemon=True).start()
+                threading.Thread(target=self._report, name="hang detector", daemon=True).start()
 
     def beat(self) -> None:
         """A step has ended, or something else that may take long begins."""
@@ -178,11 +178,11 @@ class HangDetector:
                 self.file.unlink()
                 self.file.parent.rmdir()  # succeeds on the last rank, if no stacks are in it
 
-    def _tell(self) -> None:
-        told = 0.0
+    def _report(self) -> None:
+        reported = 0.0
         while not self._over.wait(_LOOK_SECONDS):
-            if self._beat != told and time.monotonic() - self._beat > self.seconds:
-                told = self._beat
+            if self._beat != reported and time.monotonic() - self._beat > self.seconds:
+                reported = self._beat
                 print(
                     f"no step for {self.seconds / 60:g} minutes; stack traces of every rank are in "
                     f"{self.file.parent}",

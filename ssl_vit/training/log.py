@@ -50,7 +50,7 @@ class Log:
             self.progress.probed = summary(probed)
         self.progress.show(step, result, num_bad, self.monitor.watch.active)
         for alarm in alarms:
-            self.progress.say(in_words(alarm))
+            self.progress.say(describe_alarm(alarm))
 
     def begin(self, probed: Mapping[str, float]) -> None:
         """Record probes before the first step."""
@@ -74,7 +74,7 @@ class Log:
         self.alarms.close()
 
 
-def in_words(alarm: Alarm) -> str:
+def describe_alarm(alarm: Alarm) -> str:
     """Two lines for a person: the symptom with its evidence, and the usual remedy."""
     return (
         f"ALARM at step {alarm.step:,}: {alarm.symptom}: {alarm.evidence}\n"

@@ -88,7 +88,7 @@ class MetricsLog:
         self._since.append(result)
         if made % self.every_steps:
             return
-        scalars = {**_learning(self._since), **self._speed(self._since)}
+        scalars = {**_learning_scalars(self._since), **self._speed(self._since)}
         self._since = []
         scalars |= self._measures
         self._measures = {}
@@ -221,7 +221,7 @@ def _quiet_writers() -> None:
     threading.excepthook = hook
 
 
-def _learning(results: Sequence[StepResult]) -> dict[str, float]:
+def _learning_scalars(results: Sequence[StepResult]) -> dict[str, float]:
     """Metrics of the last step, with the norms that were measured last."""
     result = results[-1]
     measured = next((each.norms for each in reversed(results) if each.norms), {})

@@ -225,13 +225,13 @@ def choose_arithmetic(engine: EngineConfig, machine: Machine) -> Arithmetic:
     Raises:
         UserError: The config requests bfloat16, which the GPU does not support.
     """
-    said = engine.precision
-    if said == "bfloat16" and machine.fast_precision == "float16":
+    precision = engine.precision
+    if precision == "bfloat16" and machine.fast_precision == "float16":
         raise UserError(
             "engine.precision=bfloat16, but this GPU does not support bfloat16",
             "set engine.precision=auto, which selects float16 with loss scaling here",
         )
-    return Arithmetic(machine.fast_precision if said == "auto" else said, machine.device)
+    return Arithmetic(machine.fast_precision if precision == "auto" else precision, machine.device)
 
 
 def with_micro_batch(plan: RunPlan, micro_batch_size: int, config: "RunConfig") -> RunPlan:
@@ -278,9 +278,9 @@ def plan_sets(data: DataFacts, weights: Sequence[float], num_seen: int) -> tuple
     )
 
 
-def choose_workers(said: int | Literal["auto"], cores: int) -> int:
+def choose_workers(configured: int | Literal["auto"], cores: int) -> int:
     """Data workers of a process with ``cores`` cores: one core is left for the model."""
-    return min(max(cores - 1, 1), 16) if said == "auto" else said
+    return min(max(cores - 1, 1), 16) if configured == "auto" else configured
 
 
 def _prefetch(config: "RunConfig", micro: int, accumulation: int, workers: int) -> int:

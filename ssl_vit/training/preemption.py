@@ -44,7 +44,7 @@ class Preemption:
             signal.signal(number, handler)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether this rank received a signal to stop; the ranks have to agree on stopping."""
         return self.received is not None
 

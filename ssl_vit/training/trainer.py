@@ -115,7 +115,7 @@ class Trainer:
             # One vote on everything; after a restart, a rank's count of bad samples may differ.
             too_bad = self.bad_samples.are_too_many(step + 1)
             stop, too_bad, *written = self.engine.any_rank(
-                self.preemption.asked, too_bad, *self.checkpoints.state
+                self.preemption.requested, too_bad, *self.checkpoints.state
             )
             stop = stop or too_bad
             self.checkpoints.settle(*written)
@@ -166,10 +166,10 @@ class Trainer:
         while not enough:
             seconds.append(_seconds_of(lambda: self._train_step(len(seconds))))
             self.hangs.beat()
-            asked, enough = self.engine.any_rank(
-                self.preemption.asked, is_measured(seconds, minutes)
+            stop, enough = self.engine.any_rank(
+                self.preemption.requested, is_measured(seconds, minutes)
             )
-            if asked:
+            if stop:
                 return None
         update = fmean(warmed_up(seconds))
         took = [(event, _seconds_of(partial(event.run, 1))) for event in self.events]

@@ -15,13 +15,13 @@ from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import ExportInfo, write_export
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit_data_prep.pack import pack_images
 from ssl_vit_data_prep.shard_writer import PackOptions
 from ssl_vit_eval.features import BackboneEncoder, extract
 
-SMALL = BackboneConfig(width=32, depth=1, heads=2, patch_size=8, image_size=32, position="sincos")
+SMALL = VitConfig(width=32, depth=1, heads=2, patch_size=8, image_size=32, position="sincos")
 
 
 def load(folder: Path, value_range: tuple[float, float] | None = None) -> Any:
@@ -35,7 +35,7 @@ def load(folder: Path, value_range: tuple[float, float] | None = None) -> Any:
         data_fingerprint="0" * 16,
         ssl_vit_version=ssl_vit.__version__,
     )
-    write_export(folder, VisionTransformer(SMALL).state_dict(), info)
+    write_export(folder, {"backbone": VisionTransformer(SMALL).state_dict()}, info)
     return ssl_vit.load_backbone(folder)
 
 
@@ -44,7 +44,7 @@ def fed_by_evaluation(model: Any, shards: Path, value_range: Any = None) -> torc
     seen: list[torch.Tensor] = []
     encoder = BackboneEncoder(model, IMAGENET_MEAN, IMAGENET_STD)
     encoder.backbone.register_forward_pre_hook(lambda _, images: seen.append(images[0].clone()))
-    crop = CenterCrop(SMALL.image_size)
+    crop = CenterCrop(SMALL.height_width)
     opened = open_shards(shards)
     extract({"it": encoder}, opened, crop, 2, 0, torch.device("cpu"), value_range=value_range)
     order = sorted(range(sum(map(len, seen))), key=opened.key)  # packing shuffles

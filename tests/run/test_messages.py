@@ -3,7 +3,7 @@
 import pytest
 
 from ssl_vit.recipes import read_config
-from ssl_vit.run.messages import regrouped
+from ssl_vit.run.messages import grouping_notes
 
 OLD = (64, 1)
 
@@ -23,12 +23,12 @@ def test_what_compares_images_is_named_where_its_groups_change(
     words: tuple[str, ...], now: tuple[int, int], named: list[str]
 ):
     config = read_config("dinov2_small_data", words, is_smoke=False)
-    lines = regrouped(config, OLD, now)
+    lines = grouping_notes(config, OLD, now)
     assert len(lines) == bool(named)
     for name in ("KoLeo", "Sinkhorn-Knopp", "drop path"):
         assert (name in "".join(lines)) == (name in named), lines
-    assert regrouped(config, (0, 0), now) == []  # before the first start
+    assert grouping_notes(config, (0, 0), now) == []  # before the first start
 
 
 def test_of_mae_nothing_is_said():
-    assert regrouped(read_config("mae_small_data", (), is_smoke=False), OLD, (16, 4)) == []
+    assert grouping_notes(read_config("mae_small_data", (), is_smoke=False), OLD, (16, 4)) == []

@@ -16,7 +16,7 @@ from ssl_vit.objectives.objective import Objective
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import read_config
 from ssl_vit.run.config import RunConfig
-from ssl_vit.run.start import check_beginning, find_checkpoint, load_network
+from ssl_vit.run.start import check_resume_from, find_checkpoint, load_network
 from ssl_vit.training.state_shards import StateReader
 from tests.command_line import losses, ssl_vit, torchrun
 from tests.synthetic import write_shards
@@ -113,20 +113,20 @@ def test_another_objective_is_refused_and_its_export_is_not(trained: Path):
     same = [f"backbone.layer_scale={config_of().backbone.layer_scale}"]
     mae = apply_overrides(mae, [*same, "backbone.position=learned", f"resume_from={trained}"])
     with pytest.raises(UserError, match=r"objective\.name=dino, but this run has mae"):
-        check_beginning(mae)
-    check_beginning(
+        check_resume_from(mae)
+    check_resume_from(
         mae.model_copy(update={"resume_from": str(trained / "exports" / "step_00000003")})
     )
 
 
 def test_another_backbone_is_refused(trained: Path):
     with pytest.raises(UserError, match=r"backbone\.depth=2, but this run has 3"):
-        check_beginning(config_of("backbone.depth=3", f"resume_from={trained}"))
+        check_resume_from(config_of("backbone.depth=3", f"resume_from={trained}"))
 
 
 def test_nothing_there_is_said(tmp_path: Path):
     with pytest.raises(UserError, match="neither a checkpoint nor an export"):
-        check_beginning(config_of(f"resume_from={tmp_path}"))
+        check_resume_from(config_of(f"resume_from={tmp_path}"))
 
 
 def copied(trained: Path, to: Path) -> Path:

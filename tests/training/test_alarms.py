@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ssl_vit.monitors.collapse import Alarm
-from ssl_vit.training.log import in_words
+from ssl_vit.training.log import describe_alarm
 from ssl_vit.training.metrics_file import AppendedLines, read_alarms
 from tests.command_line import ssl_vit
 from tests.synthetic import write_shards
@@ -26,7 +26,7 @@ def test_alarms_of_updates_that_are_made_again_are_cut_off(tmp_path: Path):
 
 
 def test_an_alarm_in_words_has_symptom_figures_and_cure():
-    assert in_words(ALARM) == (
+    assert describe_alarm(ALARM) == (
         "ALARM at step 12: one direction: all alike\n      usual remedies: a setting"
     )
 
@@ -43,7 +43,7 @@ def test_without_centering_a_run_collapses_and_says_so_within_200_updates(tmp_pa
     (alarm, *_) = read_alarms(run / "alarms.jsonl")
     assert alarm.symptom == "one answer"
     assert "objective.centering=sinkhorn" in alarm.remedy
-    assert in_words(alarm) in done.stderr
+    assert describe_alarm(alarm) in done.stderr
     assert "ALARM: one answer" in done.stderr  # the progress line
     status = ssl_vit("launch", "status", run)
     assert f"the last at step {read_alarms(run / 'alarms.jsonl')[-1].step}" in status.stdout

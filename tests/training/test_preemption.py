@@ -11,9 +11,9 @@ def test_a_signal_is_remembered_and_handed_back_to_the_handler_before():
     before = signal.signal(signal.SIGUSR2, lambda number, frame: calls.append(number))
     try:
         with Preemption(is_first=True) as preemption:
-            assert not preemption.asked
+            assert not preemption.requested
             os.kill(os.getpid(), signal.SIGUSR2)
-            assert preemption.asked
+            assert preemption.requested
             assert calls == []
             preemption.hand_back()
         assert calls == [signal.SIGUSR2]

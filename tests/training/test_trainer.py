@@ -27,7 +27,7 @@ def stand_ins() -> Any:
     parts = MagicMock()
     parts.engine.processes = Processes()
     parts.engine.any_rank.side_effect = lambda *flags: flags
-    parts.preemption.asked = False
+    parts.preemption.requested = False
     parts.bad_samples.are_too_many.return_value = False
     parts.checkpoints.state = (False, False)
     parts.checkpoints.due.side_effect = lambda step: step % 2 == 0
