@@ -48,7 +48,7 @@ def build_objective(
 
 
 def build_views(config: ObjectiveConfig, backbone: BackboneConfig) -> Views:
-    """The views of an image that the objective trains on, for the data workers."""
+    """What the objective sees of an image, for the data workers."""
     match config:
         case MaeConfig():
             return RandomPatchViews(config, backbone)

@@ -40,7 +40,7 @@ class ParameterGroup:
     """Parameters that share their learning rate and weight decay schedules."""
 
     name: str
-    """Name in logs and checkpoints."""
+    """Name in the optimizer and in logs."""
     parameters: tuple[nn.Parameter, ...]
     """The parameters themselves."""
     learning_rate_scale: float = 1.0

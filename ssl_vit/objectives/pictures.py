@@ -72,7 +72,8 @@ def feature_panels(
     if looks is not None:
         # Each head relative to its own maximum: a few patches get most of the attention.
         looks = looks / looks.amax(dim=2, keepdim=True).clamp(min=torch.finfo(looks.dtype).tiny)
-        heads = [_picture(_gray(head), grid) for head in looks.unbind(1)]
+        gray = looks.unsqueeze(-1).expand(-1, -1, -1, 3)
+        heads = [_picture(head, grid) for head in gray.unbind(1)]
         panels["attention"] = rows_of([pixels, *heads])
     return panels
 
@@ -109,10 +110,6 @@ def rows_of(columns: Sequence[Tensor]) -> Tensor:
             column = F.interpolate(column.float(), size=largest, mode="nearest").to(torch.uint8)
         framed.append(F.pad(column, (FRAME,) * 4, value=255))
     return torch.cat(list(torch.cat(framed, dim=-1)), dim=-2)
-
-
-def _gray(values: Tensor) -> Tensor:
-    return values.unsqueeze(-1).expand(-1, -1, 3)
 
 
 def _picture(colors: Tensor, grid: tuple[int, int]) -> Tensor:

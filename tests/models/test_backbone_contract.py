@@ -1,4 +1,4 @@
-"""Any network can be a backbone: two convolutions train with DINO, and MAE says what it needs."""
+"""Any network can be a backbone: two convolutions train with DINO, and MAE rejects them."""
 
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ DINO = DinoConfig(
     local_crops=2,
     local_size=16,
     koleo_weight=0.0,
-    # A teacher far from its student, so that the loss has something to fall to.
+    # A teacher far enough from its student for the loss to decrease.
     momentum=0.99,
 )
 
@@ -90,7 +90,8 @@ def test_two_convolutions_train_with_dino() -> None:
     assert not any(torch.equal(was, now) for was, now in zip(before, parameters, strict=True))
     exported = objective.exported()["backbone"]
     assert isinstance(exported, TwoConvolutions)
-    assert set(objective.panels(batch)) == {"views", "patch_features"}  # no class token: no looks
+    # No attention, because there is no class token.
+    assert set(objective.panels(batch)) == {"views", "patch_features"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Stochastic depth against a loop over samples, and what it must not touch."""
+"""Stochastic depth against a loop over samples, and what it must not affect."""
 
 from typing import Any
 
@@ -24,21 +24,21 @@ def make_block(**options: Any) -> Block:
 
 
 class Recorded(nn.Module):
-    """A branch that remembers what it was given."""
+    """A branch that records its input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(WIDTH, WIDTH)
-        self.seen = torch.empty(0)
+        self.inputs = torch.empty(0)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        self.seen = tokens.detach()
+        self.inputs = tokens.detach()
         return self.layer(tokens).tanh()
 
 
-def kept_of(seen: Tensor, tokens: Tensor) -> list[int]:
-    """Which samples a branch was given, in its order."""
-    places = [(tokens == sample).flatten(1).all(dim=1).nonzero().flatten() for sample in seen]
+def kept_of(inputs: Tensor, tokens: Tensor) -> list[int]:
+    """Indices of the samples in a branch's input, in its order."""
+    places = [(tokens == sample).flatten(1).all(dim=1).nonzero().flatten() for sample in inputs]
     assert all(len(place) == 1 for place in places)
     return [int(place) for place in places]
 
@@ -69,7 +69,7 @@ def test_both_branches_are_computed_for_exactly_so_many_samples(batch: int, rate
 def test_it_is_a_loop_over_the_samples_that_are_kept():
     branch, tokens = Recorded(), tokens_of(BATCH)
     result = add_branch(tokens, branch, RATE)
-    kept = kept_of(branch.seen, tokens)
+    kept = kept_of(branch.inputs, tokens)
     assert len(set(kept)) == KEPT
     for sample in range(BATCH):
         alone = tokens[sample]
@@ -83,7 +83,7 @@ def test_it_is_a_loop_over_the_samples_that_are_kept():
 def test_every_sample_is_kept_as_often_and_the_mean_is_the_whole_branch():
     draws = 4000
     torch.manual_seed(0)
-    # A branch of ones: what is added to a sample is then how often it was kept, scaled.
+    # A branch of ones: the sum added to a sample counts how often it was kept, times the scale.
     added = torch.stack(
         [add_branch(torch.zeros(BATCH, 1, 1), torch.ones_like, RATE) for _ in range(draws)]
     ).view(draws, BATCH)
@@ -97,7 +97,7 @@ def test_the_two_branches_of_a_block_draw_samples_of_their_own():
     block, tokens, drawn = make_block(drop_path=0.5), tokens_of(40), []
     with torch.no_grad():
         for parameter in block.attn.parameters():
-            parameter.zero_()  # so that the second branch is given what the first was
+            parameter.zero_()  # so that both branches have the same input
     for norm in (block.norm1, block.norm2):
         norm.register_forward_pre_hook(lambda _, inputs: drawn.append(kept_of(inputs[0], tokens)))
     for _ in range(3):
@@ -128,7 +128,7 @@ def test_gradients_are_those_of_finite_differences():
 def test_samples_that_are_left_out_teach_the_branch_nothing():
     branch, tokens = Recorded(), tokens_of(BATCH).requires_grad_()
     add_branch(tokens, branch, RATE).sum().backward()
-    kept = kept_of(branch.seen, tokens.detach())
+    kept = kept_of(branch.inputs, tokens.detach())
     left_out = sorted(set(range(BATCH)) - set(kept))
     assert tokens.grad is not None
     assert torch.equal(tokens.grad[left_out], torch.ones(BATCH - KEPT, 3, WIDTH))

@@ -1,4 +1,4 @@
-"""The sine table against a loop over Vaswani's formula, and properties of resizing."""
+"""The sine-cosine table against a loop over Vaswani et al.'s formula; properties of resizing."""
 
 import math
 

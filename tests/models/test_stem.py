@@ -1,4 +1,4 @@
-"""Stems: the grids they make, and that neither samples nor hidden pixels leak through them."""
+"""Stems: their grids, and that neither other samples nor hidden pixels leak through them."""
 
 from typing import Literal
 
@@ -38,7 +38,7 @@ def test_tokens_come_row_by_row(kind: StemKind) -> None:
     stem = build_stem(VitConfig(width=48, heads=3, patch_size=8, stem=kind)).eval()
     blank = torch.zeros(1, 3, 40, 56)
     dotted = blank.clone()
-    # A patch's first pixel is the one that even an overlapping stem gives to that patch alone.
+    # A patch's first pixel affects no other patch, even with an overlapping stem.
     dotted[:, :, 2 * 8, 5 * 8] = 9.0  # row 2, column 5 of a 5 × 7 grid
     moved = (stem(dotted) - stem(blank)).norm(dim=-1)[0]
     assert moved.nonzero().tolist() == [[2 * 7 + 5]]
@@ -53,9 +53,9 @@ def test_a_conv_stem_refuses_what_halving_cannot_make_and_lists_what_it_can(
 
 
 def test_the_config_refuses_it_too_before_any_torch() -> None:
-    said = ["backbone.stem=conv", "backbone.patch_size=14"]
+    overrides = ["backbone.stem=conv", "backbone.patch_size=14"]
     with pytest.raises(UserError) as caught:
-        apply_overrides(RunConfig(recipe="test"), said)
+        apply_overrides(RunConfig(recipe="test"), overrides)
     assert "backbone.patch_size=14" in caught.value.problem
     assert "2, 4, 8, 16, 32" in caught.value.remedy
 
@@ -97,7 +97,7 @@ def hidden() -> Tensor:
 
 
 def paint(images: Tensor, hidden: Tensor, paint: Tensor) -> Tensor:
-    """Hidden patches replaced by those of ``paint``, patch by patch."""
+    """Replace hidden patches by those of ``paint``, patch by patch."""
     painted = images.clone()
     for image, patch in hidden.nonzero().tolist():
         row, column = divmod(patch, 4)

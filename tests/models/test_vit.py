@@ -18,7 +18,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn  # noqa: E402
 
 
 class Twin(NamedTuple):
-    """One architecture in timm's words and in ours, both shrunk in the same way."""
+    """One architecture in timm's settings and in ours, both shrunk in the same way."""
 
     timm_name: str
     timm_options: dict[str, Any]
@@ -80,7 +80,7 @@ def make_timm(twin: Twin, **options: Any) -> Any:
 
 
 def scramble(model: nn.Module) -> None:
-    """Weights far from their initial values: zero biases and 1e-5 scales would hide mistakes."""
+    """Change all weights a lot: zero biases and scales of 1e-5 would hide mistakes."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -181,7 +181,7 @@ def test_encoding_some_tokens_ignores_the_others() -> None:
     few = model.encode(tokens[:, [3, 7, 1]])
     assert few.patches.shape == (2, 3, 32)
     reordered = model.encode(tokens[:, [1, 3, 7]])
-    # A transformer does not care for the order of its tokens.
+    # A transformer is equivariant to the order of its tokens.
     torch.testing.assert_close(few.patches[:, [2, 0, 1]], reordered.patches, atol=1e-5, rtol=0)
     torch.testing.assert_close(few.cls, reordered.cls, atol=1e-5, rtol=0)
 
@@ -258,7 +258,7 @@ def test_norms_start_as_identity_and_tokens_small() -> None:
 
 
 def spread_over_copies(model: VisionTransformer) -> float:
-    """How much 32 copies of one image differ in their features."""
+    """The largest standard deviation of a feature over 32 copies of one image."""
     batch = images(SMALL, (4, 4))[:1].expand(32, -1, -1, -1)
     with torch.no_grad():
         return model(batch).patches.std(dim=0).max().item()

@@ -1,6 +1,6 @@
-"""One rank of a Sinkhorn over several: `python -m tests.objectives.sinkhorn_worker IN OUT`.
+"""One rank of a distributed Sinkhorn-Knopp: `python -m tests.objectives.sinkhorn_worker IN OUT`.
 
-IN holds logits, which rows count, and each rank's share of the rows; OUT gets this rank's targets.
+IN has the logits, which rows count, and the number of rows per rank; OUT gets this rank's targets.
 """
 
 import os

@@ -1,8 +1,7 @@
 """Our losses and targets against lightly's, on the same random tensors in float32.
 
-Its definitions are Caron et al.'s and Oquab et al.'s code with the distribution taken out. No scale
-differs: where a comment says nothing, the numbers are compared as they are, and so are the
-gradients.
+lightly's definitions follow the code of Caron et al. and Oquab et al., without distribution. Unless
+a comment states otherwise, values and gradients are compared without any scaling.
 """
 
 import numpy as np
@@ -23,7 +22,7 @@ from lightly.loss.swav_loss import sinkhorn as swav_sinkhorn  # noqa: E402
 from lightly.models.modules import DINOProjectionHead  # noqa: E402
 
 TEMPERATURE = 0.1  # the student's
-TEACHER_TEMPERATURES = (0.04, 0.055, 0.07)  # of three updates
+TEACHER_TEMPERATURES = (0.04, 0.055, 0.07)  # of three steps
 PATCH, SIDE = 16, 14
 
 
@@ -32,12 +31,12 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 def twice(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Two leaves of the same values."""
+    """Two leaf tensors with the same values."""
     return tensor.clone().requires_grad_(), tensor.clone().requires_grad_()
 
 
 def assert_same(ours: Tensor, theirs: Tensor, leaves: tuple[Tensor, Tensor]) -> None:
-    """Values, and gradients at the leaves."""
+    """Compare values, and gradients at the leaves."""
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     ours.backward()
     theirs.backward()
@@ -50,24 +49,26 @@ def test_view_loss_and_its_center_are_those_of_dino_loss(shape: tuple[int, int, 
     oracle = DINOLoss(prototypes, student_temp=TEMPERATURE, center_momentum=0.8)
     center = Center(prototypes, momentum=0.8)
     for step, temperature in enumerate(TEACHER_TEMPERATURES):
-        # The center is worth something from the second update on: these logits have a mean.
-        told = random(num_targets, images, prototypes, seed=step) + 2
+        # From the second step on the center matters, because these logits have a nonzero mean.
+        logits = random(num_targets, images, prototypes, seed=step) + 2
         leaves = twice(random(num_views, images, prototypes, seed=10 + step))
-        targets = center(told.flatten(0, 1), temperature, step).unflatten(0, (num_targets, images))
+        targets = center(logits.flatten(0, 1), temperature, step).unflatten(
+            0, (num_targets, images)
+        )
         ours = view_loss(targets, leaves[0], TEMPERATURE)
-        theirs = oracle(list(told), list(leaves[1]), teacher_temp=temperature)
+        theirs = oracle(list(logits), list(leaves[1]), teacher_temp=temperature)
         assert_same(ours, theirs, leaves)
-        # Theirs has moved by now; ours does after the update.
+        # Theirs has been updated by now; ours is updated after the step.
         center.follow()
         torch.testing.assert_close(center.center, oracle.center.flatten(), rtol=1e-5, atol=1e-6)
 
 
 def test_micro_batches_move_our_center_as_one_batch_moves_theirs():
-    # Theirs would move at every micro-batch, and the second be centered by the first.
-    told = random(2, 6, 24, seed=0) + 2
+    # Theirs would be updated at every micro-batch, and the second be centered by the first.
+    logits = random(2, 6, 24, seed=0) + 2
     oracle, center = DINOLoss(24), Center(24)
-    oracle.update_center(told)
-    for part in told.flatten(0, 1).split([5, 7]):
+    oracle.update_center(logits)
+    for part in logits.flatten(0, 1).split([5, 7]):
         center(part, 0.07, step=0)
     center.follow()
     torch.testing.assert_close(center.center, oracle.center.flatten(), rtol=1e-5, atol=1e-6)
@@ -81,16 +82,16 @@ def test_patch_loss_and_its_center_are_those_of_ibot_patch_loss(images: int, pro
     center = Center(prototypes)
     for step, temperature in enumerate(TEACHER_TEMPERATURES):
         hidden = np.stack([views._draw_hidden(rng) for _ in range(2 * images)])
-        hidden[0, 0] = True  # somewhere at least
+        hidden[0, 0] = True  # at least one patch
         masked, weights = map(torch.from_numpy, views._pad(hidden))
         mask = torch.from_numpy(hidden).unflatten(1, (SIDE, SIDE))
-        told = random(2 * images * SIDE * SIDE, prototypes, seed=step) + 2
+        logits = random(2 * images * SIDE * SIDE, prototypes, seed=step) + 2
         leaves = twice(random(2 * images * SIDE * SIDE, prototypes, seed=10 + step))
-        # Ours also has rows of padding, of weight 0. Both divide by all views, masked or not.
-        targets = center(told[masked], temperature, step, weights > 0)
+        # Ours also has padding rows of weight 0. Both divide by all views, masked or not.
+        targets = center(logits[masked], temperature, step, weights > 0)
         ours = patch_loss(targets, leaves[0][masked], weights, TEMPERATURE)
-        seen = mask.flatten()
-        theirs = oracle(told[seen], leaves[1][seen], mask, teacher_temp=temperature)
+        selected = mask.flatten()
+        theirs = oracle(logits[selected], leaves[1][selected], mask, teacher_temp=temperature)
         assert_same(ours, theirs, leaves)
         center.follow()
         value = oracle.center.value.flatten()
@@ -99,8 +100,8 @@ def test_patch_loss_and_its_center_are_those_of_ibot_patch_loss(images: int, pro
 
 @pytest.mark.parametrize("shape", [(2, 3), (7, 16), (32, 384)])
 def test_koleo_is_koleo_loss(shape: tuple[int, int]):
-    # Theirs adds 1e-8 to every coordinate's difference as well as to the distance, which only twins
-    # would tell: at a distance of 0 it says −log(1e-8 (1 + √D)) where ours says −log(1e-8).
+    # Theirs adds 1e-8 to every coordinate's difference as well as to the distance. This matters
+    # only for duplicates: at a distance of 0 it gives −log(1e-8 (1 + √D)), ours −log(1e-8).
     leaves = twice(random(*shape, seed=0))
     assert_same(koleo(leaves[0]), KoLeoLoss()(leaves[1]), leaves)
 
@@ -108,8 +109,8 @@ def test_koleo_is_koleo_loss(shape: tuple[int, int]):
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 @pytest.mark.parametrize("shape", [(5, 5), (24, 64), (100, 333)])
 def test_sinkhorn_is_that_of_swav(shape: tuple[int, int], iterations: int):
-    # DINOLoss has a moving average only; this is the function of their SwAVLoss. It takes the
-    # exponentials as they are, so the logits have to be small: cosines over the temperature.
+    # DINOLoss has a moving average only; this is the function of their SwAVLoss. It does not
+    # rescale the exponentials, so the logits have to be small, like cosines over the temperature.
     logits = random(*shape, seed=0).clamp(-3, 3) / 3
     theirs = swav_sinkhorn(logits, iterations, epsilon=0.05)
     torch.testing.assert_close(
@@ -122,7 +123,7 @@ def test_our_head_is_their_head():
     ours = ProjectionHead(width=12, hidden=32, layers=3, bottleneck=8, prototypes=40)
     theirs = DINOProjectionHead(12, 32, 8, 40)
     state = ours.state_dict()
-    # Theirs keeps the prototypes' lengths (1, and fixed) apart from their directions.
+    # Theirs stores the prototypes' lengths (fixed at 1) separately from their directions.
     state["last_layer.weight_g"] = torch.ones(40, 1)
     state["last_layer.weight_v"] = state.pop("prototypes.weight")
     theirs.load_state_dict(state)

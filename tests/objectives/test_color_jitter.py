@@ -1,4 +1,4 @@
-"""Colors and blur against torchvision's functions, and what is drawn against what was asked."""
+"""Color jitter and blur against torchvision's functions, and drawn parameters against settings."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_autocast_rounds_no_colors():
     torch.testing.assert_close(made, apply_color_jitter(images(), each), rtol=0, atol=0)
 
 
-def test_what_is_drawn_has_the_probabilities_and_ranges_that_were_asked():
+def test_drawn_parameters_have_the_configured_probabilities_and_ranges():
     rng = np.random.Generator(np.random.Philox(3))
     drawn = np.stack([draw_color_jitter(ALL, rng) for _ in range(4000)])
     assert drawn.shape == (4000, NUM_COLUMNS)
@@ -86,7 +86,7 @@ def test_what_is_drawn_has_the_probabilities_and_ranges_that_were_asked():
     assert drawn[:, 6].mean() == pytest.approx(0.2, abs=0.03)
 
 
-def test_a_draw_takes_as_much_randomness_whatever_is_asked():
+def test_a_draw_takes_the_same_randomness_with_any_settings():
     nothing = ColorJitter(*[0.0] * 8)
     first, second = (np.random.Generator(np.random.Philox(1)) for _ in range(2))
     assert draw_color_jitter(nothing, first).tolist() == [1, 1, 1, 0, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""DINO, iBOT and DINOv2 as one objective: against its parts put together by hand."""
+"""DINO, iBOT and DINOv2 as one objective, against its parts combined by hand."""
 
 import math
 from typing import Any
@@ -45,7 +45,7 @@ def make(config: DinoConfig, backbone: VitConfig | None = None) -> Dino:
     torch.manual_seed(0)
     model = VisionTransformer(backbone or backbone_config())
     objective = Dino(config, model, PixelScale((0.5,) * 3, (0.25,) * 3), total_steps=100)
-    with torch.no_grad():  # a teacher that is no longer its student
+    with torch.no_grad():  # a teacher that differs from its student
         for parameter in objective.teacher.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape))
     return objective
@@ -75,13 +75,13 @@ def test_the_loss_is_its_parts_put_together(prototypes: int):
     student, teacher = objective.student, objective.teacher.module
     globals_ = normalized(objective, batch.images, batch.color_jitter[: 2 * IMAGES])
     local = normalized(objective, batch.local, batch.color_jitter[2 * IMAGES :])
-    temperature = 0.04 + (0.07 - 0.04) * 15 / 30  # half of the warm-up of 30 updates
+    temperature = 0.04 + (0.07 - 0.04) * 15 / 30  # half of the warm-up of 30 steps
     with torch.no_grad():
         features = teacher.backbone(globals_)
         targets = sinkhorn(teacher.head(features.cls), temperature)
         rows = features.patches.reshape(-1, 32)[batch.masked]
         patch_head = teacher.patch_head if prototypes else teacher.head
-        told = sinkhorn(patch_head(rows), temperature, batch.weights > 0)
+        patch_targets = sinkhorn(patch_head(rows), temperature, batch.weights > 0)
     features = student.backbone.encode(
         student.backbone.embed(globals_, batch.hidden, objective.mask_token)
     )
@@ -92,7 +92,7 @@ def test_the_loss_is_its_parts_put_together(prototypes: int):
         "dino_loss": view_loss(
             targets.view(2, IMAGES, -1), torch.cat(logits).view(4, IMAGES, -1), 0.1
         ),
-        "ibot_loss": patch_loss(told, patches, batch.weights, 0.1),
+        "ibot_loss": patch_loss(patch_targets, patches, batch.weights, 0.1),
         "koleo_loss": koleo(features.cls[:IMAGES]) + koleo(features.cls[IMAGES:]),
     }
     output = objective(batch, step=15)
@@ -195,14 +195,14 @@ def test_views_are_collated_view_by_view_and_masks_weigh_each_view_alike():
     counted = batch.weights > 0
     flat = batch.hidden.flatten()
     assert batch.masked[counted].tolist() == flat.nonzero().flatten().tolist()
-    assert len(batch.masked) % 6 == 0  # an eighth of the most there can be, 2 × 3 × 16 / 2
+    assert len(batch.masked) % 6 == 0  # an eighth of the maximum, 2 × 3 × 16 / 2
     views = batch.masked[counted] // (SIDE * SIDE)
     for view in range(2 * IMAGES):
         weight = batch.weights[counted][views == view].sum().item()
         assert weight == pytest.approx(1 / (2 * IMAGES) if batch.hidden[view].any() else 0.0)
 
 
-def test_masks_have_the_probability_and_the_counts_that_were_asked():
+def test_masks_have_the_configured_probability_and_counts():
     backbone = backbone_config(image_size=64)  # 8 × 8 patches
     views = DinoViews(dino_config(mask_probability=0.5), backbone)
     rng = np.random.Generator(np.random.Philox(2))
@@ -229,19 +229,19 @@ def test_without_local_views_there_are_the_two_global_ones():
     assert math.isfinite(make(config)(batch, step=0).loss.item())
 
 
-def test_collapses_are_told_apart_by_entropy_and_divergence():
+def test_entropy_and_divergence_distinguish_the_kinds_of_collapse():
     def of(targets: Tensor) -> tuple[float, float]:
         found = _describe(targets)
         return found["teacher_entropy"].item(), found["kl_to_uniform"].item()
 
     most = math.log(8)
-    assert of(torch.eye(8)) == pytest.approx((0, 0), abs=1e-6)  # sure, and of another each time
-    assert of(torch.eye(8)[[3] * 8]) == pytest.approx((0, most))  # sure of the same
-    assert of(torch.full((8, 8), 1 / 8)) == pytest.approx((most, 0), abs=1e-6)  # sure of none
+    assert of(torch.eye(8)) == pytest.approx((0, 0), abs=1e-6)  # certain, all different
+    assert of(torch.eye(8)[[3] * 8]) == pytest.approx((0, most))  # certain, all the same
+    assert of(torch.full((8, 8), 1 / 8)) == pytest.approx((most, 0), abs=1e-6)  # uniform
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("backbone.patch_size=14", "set objective.local_size=84 or 98"),
         ("objective.local_size=5", "set objective.local_size=16"),
@@ -249,8 +249,8 @@ def test_collapses_are_told_apart_by_entropy_and_divergence():
         ("objective.max_mask_ratio=0.001", "objective.ibot_weight=0"),
     ],
 )
-def test_views_and_masks_that_cannot_be_are_refused_before_anything_begins(word: str, said: str):
+def test_impossible_views_and_masks_are_refused_before_the_start(word: str, message: str):
     more = ["objective.min_mask_ratio=0"] if "max_mask" in word else []
     with pytest.raises(UserError) as refused:
         read_config("dinov2_vitl16", [word, *more], is_smoke=False)
-    assert said in f"{refused.value.problem} {refused.value.remedy}"
+    assert message in f"{refused.value.problem} {refused.value.remedy}"

@@ -86,13 +86,13 @@ def test_sinkhorn_and_center_over_ranks_equal_those_of_one(tmp_path: Path, share
         np.testing.assert_allclose(each["center"], expected, atol=1e-6)
 
 
-def test_a_center_is_subtracted_and_follows_once_an_update():
+def test_a_center_is_subtracted_and_updated_once_per_step():
     first, second = random(3, 5), random(5, 5, seed=1)
     center = Center(5, momentum=0.8)
     targets = center(first, TEMPERATURE, step=0)
     expected = np.stack([loop_softmax(row, TEMPERATURE) for row in first.double().numpy()])
     np.testing.assert_allclose(targets.numpy(), expected, atol=1e-6)
-    center(second, TEMPERATURE, step=0)  # a second micro-batch: nothing has moved yet
+    center(second, TEMPERATURE, step=0)  # a second micro-batch: the center is unchanged so far
     assert (center.center == 0).all()
     center.follow()
     mean = torch.cat([first, second]).double().mean(dim=0)
@@ -103,9 +103,9 @@ def test_a_center_is_subtracted_and_follows_once_an_update():
     np.testing.assert_allclose(moved.numpy(), expected, atol=1e-5)
 
 
-def test_an_update_that_was_not_applied_leaves_nothing_in_the_center():
+def test_a_step_that_was_not_applied_leaves_nothing_in_the_center():
     center = Center(5)
-    center(random(3, 5) + 100, TEMPERATURE, step=0)  # then the gradient was not finite
+    center(random(3, 5) + 100, TEMPERATURE, step=0)  # a step with a non-finite gradient
     center(random(3, 5), TEMPERATURE, step=1)
     center.follow()
     torch.testing.assert_close(center.center, 0.1 * random(3, 5).mean(dim=0))
@@ -125,33 +125,33 @@ def test_the_view_loss_is_dinos_over_all_pairs_but_a_view_with_itself():
                 continue
             for image in range(3):
                 share = loop_softmax(logits[student, image].double().numpy(), 0.1)
-                told = targets[teacher, image].double().numpy()
-                pairs.append(-sum(p * math.log(q) for p, q in zip(told, share, strict=True)))
+                target = targets[teacher, image].double().numpy()
+                pairs.append(-sum(p * math.log(q) for p, q in zip(target, share, strict=True)))
     assert view_loss(targets, logits, 0.1).item() == pytest.approx(np.mean(pairs), rel=1e-5)
 
 
-def test_the_patch_loss_is_ibots_with_each_image_counting_alike():
-    # Two images: one with three masked patches, one with one; and a row of padding.
+def test_the_patch_loss_is_ibots_with_equal_weight_per_image():
+    # Two images: one with three masked patches, one with one; and a padding row.
     targets, logits = random(5, 4).softmax(dim=-1), random(5, 4, seed=1)
     weights = torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0, 0.0]) / 2
     each = []
-    for told, said in zip(targets.double().numpy(), logits.double().numpy(), strict=True):
-        share = loop_softmax(said, 0.1)
-        each.append(-sum(p * math.log(q) for p, q in zip(told, share, strict=True)))
+    for target, row in zip(targets.double().numpy(), logits.double().numpy(), strict=True):
+        share = loop_softmax(row, 0.1)
+        each.append(-sum(p * math.log(q) for p, q in zip(target, share, strict=True)))
     np.testing.assert_allclose(cross_entropy(targets, logits, 0.1).numpy(), each, rtol=1e-5)
     expected = (np.mean(each[:3]) + each[3]) / 2
     assert patch_loss(targets, logits, weights, 0.1).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_autocast_rounds_neither_the_losses_nor_the_center():
-    # Logits that bfloat16 holds exactly: what differs then was rounded after them.
+    # Logits that bfloat16 represents exactly, so that any difference comes from later rounding.
     logits = random(4, 3, 64, seed=1).bfloat16()
-    told = random(6, 64).bfloat16()
+    teacher_logits = random(6, 64).bfloat16()
     expected, center = [], Center(64)
     for enabled in (False, True):
         leaf = logits.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            targets = center(told, TEMPERATURE, step=0)
+            targets = center(teacher_logits, TEMPERATURE, step=0)
             loss = view_loss(targets.unflatten(0, (2, 3)), leaf, 0.1)
             loss = loss + patch_loss(targets, leaf.flatten(0, 1)[:6], torch.ones(6) / 6, 0.1)
         assert loss.dtype == torch.float32
@@ -172,11 +172,11 @@ def loop_koleo(features: np.ndarray) -> tuple[float, np.ndarray]:
         others = [j for j in range(len(points)) if j != i]
         distance, j = min((np.linalg.norm(point - points[j]), j) for j in others)
         value -= math.log(distance) / len(points)
-        # The gradient of a logarithm of a distance: along the line between the two, over it.
+        # The gradient of the logarithm of a distance: the difference over the squared distance.
         push = -(point - points[j]) / distance**2 / len(points)
         slopes[i] += push
         slopes[j] -= push
-    # Only the part across a row turns it; its length does not count.
+    # Only the component orthogonal to a row counts, because rows are normalized.
     across = [
         (slope - point * (point @ slope)) / length
         for point, slope, length in zip(points, slopes, lengths, strict=True)
@@ -228,5 +228,5 @@ def test_a_heads_logits_are_cosines_with_its_prototypes():
     )
     torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
     with torch.no_grad():
-        head.prototypes.weight *= 7  # a length says nothing
+        head.prototypes.weight *= 7  # the length has no effect
     torch.testing.assert_close(head(features), logits, atol=1e-6, rtol=1e-5)

@@ -1,5 +1,5 @@
 """DINOv2 under DeepSpeed against a loop of fifteen lines: every ZeRO stage, two processes, and
-several micro-batches an update, teacher included.
+several micro-batches per step, including the teacher.
 """
 
 import math
@@ -25,15 +25,15 @@ RECIPE, STEPS = "dinov2_vitl14_in22k", 5
 
 
 class Learned(NamedTuple):
-    """What a run came to."""
+    """Result of a run."""
 
     losses: list[float]
     teacher: dict[str, Tensor]
-    """The exported backbone."""
+    """Weights of the exported backbone."""
 
 
 def plain_loop(words: tuple[str, ...]) -> Learned:
-    """The run with torch's AdamW and nothing else of ours but the objective and its batches."""
+    """The run with torch's AdamW; only the objective and its batches are ours."""
     config = read_config(RECIPE, words, is_smoke=True)
     shards = open_shards(config.data.sources)
     order = build_order(sizes_of(shards), config.data, config.seed)
@@ -41,17 +41,19 @@ def plain_loop(words: tuple[str, ...]) -> Learned:
     torch.manual_seed(config.seed)
     model = VisionTransformer(config.backbone)
     objective = build_objective(config.objective, model, config.data, STEPS)
-    groups, asked = objective.parameter_groups(), config.optimizer
+    groups, settings = objective.parameter_groups(), config.optimizer
     optimizer = torch.optim.AdamW(
-        [{"params": group.parameters} for group in groups], betas=asked.betas, eps=1e-8
+        [{"params": group.parameters} for group in groups], betas=settings.betas, eps=1e-8
     )
     found = []
     for step in range(STEPS):
-        # One update of warm-up, then half a cosine.
+        # One step of warm-up, then half a cosine.
         rate = (1 + math.cos(math.pi * (step - 1) / (STEPS - 1))) / 2 if step else 1.0
-        peak, last = asked.base_learning_rate, asked.final_learning_rate
+        peak, last = settings.base_learning_rate, settings.final_learning_rate
         decay = (1 - math.cos(math.pi * step / STEPS)) / 2
-        decay = asked.weight_decay + (asked.final_weight_decay - asked.weight_decay) * decay
+        decay = (
+            settings.weight_decay + (settings.final_weight_decay - settings.weight_decay) * decay
+        )
         for target, group in zip(optimizer.param_groups, groups, strict=True):
             is_frozen = step < group.frozen_steps
             target["lr"] = (
@@ -63,7 +65,7 @@ def plain_loop(words: tuple[str, ...]) -> Learned:
         loss = objective(maker.make(refs, memory).batch, step).loss
         loss.backward()
         trained = [parameter for group in groups for parameter in group.parameters]
-        torch.nn.utils.clip_grad_norm_(trained, asked.clip_norm)
+        torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         objective.after_step(step)
@@ -84,14 +86,14 @@ def test_dinov2_equals_the_plain_loop_at_every_stage_and_number_of_processes(
     tmp_path: Path, centering: str
 ):
     shards = write_shards(tmp_path / "data", per_class=12)
-    # KoLeo looks at one process's images, and dropped paths follow the rank.
+    # KoLeo compares the images of one process, and stochastic depth depends on the rank.
     words = (f"data.shards={shards}", "objective.koleo_weight=0", "backbone.drop_path=0")
     words += (f"schedule.length={STEPS}", "schedule.warmup=1", f"objective.centering={centering}")
-    # Two updates with the prototypes frozen, and a teacher that moves far enough to be compared.
+    # Two steps with frozen prototypes, and a teacher that changes enough to be compared.
     words += ("objective.freeze_prototypes=0.4", "objective.momentum=0.9")
     expected = plain_loop(words)
     begin = ("pretrain", RECIPE, "--smoke", "--run")
-    # A moving average is over whole updates; Sinkhorn-Knopp sees a micro-batch of all ranks.
+    # A moving average is over whole steps; Sinkhorn-Knopp over one micro-batch of all ranks.
     micro_batch = 2 if centering == "average" else 8
     for stage in (0, 3):
         run = tmp_path / f"one{stage}"

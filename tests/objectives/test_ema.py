@@ -1,4 +1,4 @@
-"""The EMA teacher alone; training/test_engine.py has it at every ZeRO stage."""
+"""The EMA teacher alone; training/test_engine.py tests it at every ZeRO stage."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Views are handed the label of each image, and self-supervised objectives do not look at it."""
+"""Views receive the label of each image, and self-supervised objectives ignore it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ class Labels(NamedTuple):
 
 
 class LabelViews:
-    """Collates the samples themselves."""
+    """Views that collate the samples themselves."""
 
     crop_sizes = ((1, (8, 8)),)
 

@@ -1,4 +1,4 @@
-"""MAE against a float64 loop, and against what its pictures must show."""
+"""MAE against a float64 loop, and its pictures against what they must show."""
 
 import pickle
 from typing import Any, Literal, NamedTuple
@@ -111,7 +111,7 @@ def test_the_loss_is_float32_under_autocast() -> None:
 
 
 def repaint(batch: MaskedBatch, where: Tensor) -> MaskedBatch:
-    """Other noise in the patches where (B, N) is true."""
+    """Replace the patches where (B, N) ``where`` is true with other noise."""
     pixels = where.view(-1, 1, SIDE, SIDE).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
     images = torch.where(pixels, make_batch(seed=9).images, batch.images)
     return batch._replace(images=images)
@@ -238,7 +238,7 @@ def test_a_crop_of_the_whole_area_at_its_own_size_is_the_image() -> None:
     views = RandomPatchViews(whole, backbone_config())
     samples = [sample(views, image, rng(seed)).image for seed in range(40)]
     pixels = torch.from_numpy(image).permute(2, 0, 1)
-    # Of this area only the square fits, and the draw of the aspect rarely hits it; the fallback is
+    # At this area only the square fits, and a random aspect ratio rarely hits it; the fallback is
     # the largest fitting rectangle, which is the whole image.
     assert all(torch.equal(made, pixels) for made in samples)
 

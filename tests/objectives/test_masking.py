@@ -1,4 +1,4 @@
-"""Masks: exact counts, no favorites; and moving patches about without losing one."""
+"""Masks: exact counts and uniform probability; and selecting patches without losing any."""
 
 from decimal import Decimal
 from itertools import combinations
@@ -18,8 +18,8 @@ RATIOS = ["0.1", "0.25", "0.4", "0.5", "0.6", "0.7", "0.75", "0.8", "0.9", "0.95
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("num_patches", [16, 49, 100, 144, 196, 256, 400])
 def test_the_seen_share_is_rounded_down_in_exact_arithmetic(num_patches: int, ratio: str) -> None:
-    seen = max(1, floor(num_patches * (1 - Decimal(ratio))))
-    assert num_hidden_patches(num_patches, float(ratio)) == num_patches - seen
+    visible = max(1, floor(num_patches * (1 - Decimal(ratio))))
+    assert num_hidden_patches(num_patches, float(ratio)) == num_patches - visible
 
 
 @pytest.mark.parametrize(("ratio", "hidden"), [(0.001, 1), (0.999, 3)])
@@ -27,7 +27,7 @@ def test_one_patch_is_always_hidden_and_one_seen(ratio: float, hidden: int) -> N
     assert num_hidden_patches(4, ratio) == hidden
 
 
-def test_every_mask_hides_exactly_as_many_as_asked() -> None:
+def test_every_mask_hides_exactly_the_requested_number() -> None:
     for seed in range(200):
         rng = np.random.default_rng(seed)
         for num_hidden in (0, 1, 12, 15, 16):
@@ -96,7 +96,7 @@ def test_unpatchify_undoes_patchify(grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("num_hidden", [0, 1, 3, 20, 63, 64])
-def test_block_masks_have_exactly_the_count_that_was_asked(num_hidden: int):
+def test_block_masks_have_exactly_the_requested_count(num_hidden: int):
     rng = np.random.Generator(np.random.Philox(1))
     for _ in range(200):
         assert block_hidden((8, 8), num_hidden, rng).sum() == num_hidden
@@ -112,5 +112,5 @@ def test_block_masks_are_rectangles_for_the_most_part():
     blocks = np.mean([neighbors(block_hidden((14, 14), 60, rng)) for _ in range(200)])
     singles = np.mean([neighbors(random_hidden(196, 60, rng)) for _ in range(200)])
     assert blocks > 2 * singles
-    # Every patch is hidden now and then.
+    # Every patch is hidden sometimes.
     assert np.sum([block_hidden((14, 14), 60, rng) for _ in range(400)], axis=0).min() > 5

@@ -1,4 +1,4 @@
-"""Pictures of features: what is alike has one color, and attention is that of the last block."""
+"""Pictures of features: similar patches have similar colors; attention is from the last block."""
 
 import numpy as np
 import pytest

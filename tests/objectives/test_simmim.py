@@ -1,4 +1,4 @@
-"""SimMIM's loss against a loop over pixels, its masks, and what it needs of a backbone."""
+"""SimMIM's loss against a loop over pixels, its masks, and its requirements on a backbone."""
 
 import math
 from typing import Any
