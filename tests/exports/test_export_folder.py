@@ -84,7 +84,7 @@ def test_a_run_may_start_from_an_export_of_another_resolution(tmp_path: Path):
 def test_an_export_of_another_architecture_is_refused(tmp_path: Path):
     export(tmp_path, SMALL)
     deeper = VisionTransformer(SMALL.model_copy(update={"depth": 3}))
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="do not fit the model"):
         load_exported(deeper, str(tmp_path))
 
 
