@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from ssl_vit.data.index_file import Index, describe_shard, read_index, write_index
-from ssl_vit.data.labels import check_probed
+from ssl_vit.data.labels import check_probed, choose_images
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.monitors.labeled_images import read_labeled_images
-from ssl_vit.monitors.probes import Probe, Probed, choose_images, linear_accuracy
+from ssl_vit.monitors.probes import Probe, Probed, linear_accuracy
 from tests.command_line import losses, ssl_vit, torchrun
 from tests.synthetic import write_shards
 
