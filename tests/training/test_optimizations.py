@@ -102,7 +102,7 @@ def test_channels_last_reaches_the_convolutions_and_changes_nothing(stem: str):
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(other.backbone(images).cls, plain.backbone(images).cls)
     assert layouts == [True]
-    assert isinstance(other.stems()[0], ConvStem) == (stem == "conv")
+    assert isinstance(other.backbone.patch_embed, ConvStem) == (stem == "conv")
 
 
 def test_tf32_is_what_was_said_on_a_gpu_and_left_alone_elsewhere(
