@@ -10,6 +10,7 @@ import.
 
 import gc
 import logging
+import sys
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -56,6 +57,8 @@ def free_memory(device: Literal["cpu", "cuda"]) -> None:
     for found in gc.get_objects():  # no isinstance: some are proxies of deleted objects
         if type(found) is _lru_cache_wrapper and "deepspeed.runtime" in str(found.__module__):
             found.cache_clear()
+    if "torch._dynamo" in sys.modules:  # compiled code keeps the modules that it is of
+        torch._dynamo.reset()
     gc.collect()  # modules and their hooks refer to each other
     if device == "cuda":
         torch.cuda.empty_cache()
