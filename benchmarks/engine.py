@@ -18,8 +18,8 @@ from typing import Any
 
 from timing import describe_machine, positive, with_defaults
 
+from ssl_vit.cost.network import FLOAT32
 from ssl_vit.distributed import local_group
-from ssl_vit.models.cost import FLOAT32
 
 RANK = Path(__file__).parent / "engine_rank.py"
 

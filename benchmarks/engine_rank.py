@@ -92,7 +92,7 @@ def memory(processes: Processes, stage: str, width: str, depth: str) -> dict[str
 
     from ssl_vit.cost.counting import count_cost
     from ssl_vit.cost.memory import memory_of
-    from ssl_vit.models.cost import Arithmetic
+    from ssl_vit.cost.network import Arithmetic
     from ssl_vit.training.config import EngineConfig
     from ssl_vit.training.measures import peak_memory
 

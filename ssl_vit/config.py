@@ -184,7 +184,7 @@ def _config_of(field: FieldInfo, values: Any = None, current: Any = None) -> typ
 
     Args:
         values: Its new value; in a union, a `name` in it selects the member.
-        current: Its present value; selects the member if there is no such `name`.
+        current: Its present value; selects the member if ``values`` has no `name`.
     """
     candidates = (field.annotation, *get_args(field.annotation))
     found = [each for each in candidates if isinstance(each, type) and issubclass(each, Config)]

@@ -83,12 +83,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.objectives.*",
     },
     # Of what a network costs, a run knows the sum.
-    "ssl_vit.cost.*": {"ssl_vit.models.cost", "ssl_vit.training.config"},
+    "ssl_vit.cost.*": {"ssl_vit.cost.network", "ssl_vit.training.config"},
     "ssl_vit.cost.devices": set(),
     "ssl_vit.cost.tracing": set(),
-    "ssl_vit.cost.disk": {"ssl_vit.cost.counting", "ssl_vit.models.cost", "ssl_vit.run.config"},
+    "ssl_vit.cost.disk": {"ssl_vit.cost.counting", "ssl_vit.cost.network", "ssl_vit.run.config"},
     # It builds what is trained and feeds it as training does.
     "ssl_vit.cost.counting": {
+        "ssl_vit.cost.network",
         "ssl_vit.cost.tracing",
         "ssl_vit.data.config",
         "ssl_vit.data.order",
@@ -113,7 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.data.batches",
         "ssl_vit.data.order",
         "ssl_vit.exports.folder",
-        "ssl_vit.models.cost",
+        "ssl_vit.cost.network",
         "ssl_vit.monitors.*",
         "ssl_vit.objectives.objective",
         "ssl_vit.objectives.ema",  # which the engine tells how parameters are sharded
@@ -127,7 +128,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.schedules",
         "ssl_vit.data.config",
         "ssl_vit.data.order",
-        "ssl_vit.models.cost",
+        "ssl_vit.cost.network",
         "ssl_vit.run.config",
         "ssl_vit.training.config",
         "ssl_vit.training.length",

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from ssl_vit.cost.network import Cost
 from ssl_vit.errors import UserError
-from ssl_vit.models.cost import Cost
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import find_recipe
 from ssl_vit.training.config import OptimizerConfig

@@ -115,7 +115,7 @@ def folder_of(urls: Sequence[str]) -> Path:
     """The local folder of all shards.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: The folder does not exist.
     """
     folders = {local_path(url).parent.resolve() if is_local(url) else None for url in urls}
     folder = folders.pop()

@@ -64,7 +64,7 @@ def check_evaluation(text: str, run: Path) -> None:
     """Check an evaluation now, rather than when the run has ended.
 
     Raises:
-        UserError: There is no such evaluation, option or shard set; names it.
+        UserError: The evaluation, an option or a shard set does not exist; names it.
     """
     words = words_of(text, run)
     check_words(words)

@@ -82,7 +82,7 @@ def print_table(folder: Path) -> None:
     """Print the table of a folder.
 
     Raises:
-        UserError: There is no run in it.
+        UserError: It contains no run.
     """
     from rich.box import SIMPLE
     from rich.console import Console

@@ -161,7 +161,7 @@ def find_partitions(names: str) -> list[Partition]:
         names: As for sbatch, separated by commas.
 
     Raises:
-        UserError: There is no such partition (lists those there are), or SLURM is not responding.
+        UserError: The partition does not exist (lists those that do), or SLURM does not respond.
     """
     text = ask("scontrol", "show", "partition", "--oneliner")
     if text is None:

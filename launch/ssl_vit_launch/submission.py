@@ -135,7 +135,7 @@ def find_runs(folder: Path) -> list[Path]:
     runs = sorted(_below(folder))
     if not runs:
         raise UserError(
-            f"there is no run in {folder}", "give the folder that contains your --run folders"
+            f"{folder} contains no run", "give the folder that contains your --run folders"
         )
     return runs
 

@@ -79,7 +79,7 @@ def show_log(run: Path, rank: int, follow: bool) -> None:
     """Print the log of a process; with ``follow``, until the job is over.
 
     Raises:
-        UserError: As :func:`find_log`; or there is no log yet, and it is not followed.
+        UserError: As in :func:`find_log`, or no log exists yet and it is not followed.
     """
     submission, log = find_log(run, rank)
     if not log.is_file() and not follow:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from ssl_vit.cost.network import Arithmetic, Cost, Parameters
 from ssl_vit.cost.tracing import Origin, Trace
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.order import SampleRandomness, SampleRef
 from ssl_vit.data.views import Sample
 from ssl_vit.models.build import build_backbone
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.cost import Arithmetic, Cost, Parameters
 from ssl_vit.objectives.build import build_objective, build_views
 from ssl_vit.objectives.config import ObjectiveConfig
 from ssl_vit.objectives.objective import Objective

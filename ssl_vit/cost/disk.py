@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from ssl_vit.models.cost import FLOAT32, Parameters
+from ssl_vit.cost.network import FLOAT32, Parameters
 from ssl_vit.run.config import RunConfig
 
 

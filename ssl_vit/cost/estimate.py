@@ -9,8 +9,8 @@ from typing import Literal, get_args
 from ssl_vit.cost.devices import DEVICES, GIB, Device
 from ssl_vit.cost.disk import disk_of
 from ssl_vit.cost.memory import USABLE, Memory, largest_micro_batch, memory_of
+from ssl_vit.cost.network import FLOAT32, Arithmetic, Cost
 from ssl_vit.errors import UserError
-from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import data_facts, open_data
 from ssl_vit.training.config import EngineConfig

@@ -6,7 +6,7 @@ tests/cost/test_memory.py compares them with real training processes.
 
 from dataclasses import dataclass
 
-from ssl_vit.models.cost import FLOAT32, Arithmetic, Cost
+from ssl_vit.cost.network import FLOAT32, Arithmetic, Cost
 from ssl_vit.training.config import EngineConfig
 
 # Elements that ZeRO communicates at once. DeepSpeed's default of 500 million would be a second copy

@@ -22,7 +22,7 @@ def find_recipe(name: str) -> RunConfig:
     """The recipe of that name.
 
     Raises:
-        UserError: There is no such recipe; lists the recipes.
+        UserError: The recipe does not exist; lists those that do.
     """
     if name not in RECIPES:
         raise UserError(f"no recipe named '{name}'", f"recipes: {', '.join(RECIPES)}")

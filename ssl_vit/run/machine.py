@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from ssl_vit.cost.network import Precision
 from ssl_vit.distributed import Processes, cores_here
 from ssl_vit.errors import UserError
-from ssl_vit.models.cost import Precision
 from ssl_vit.training.plan import Machine
 
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssl_vit.cost.devices import recognize
-from ssl_vit.models.cost import Precision
+from ssl_vit.cost.network import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,

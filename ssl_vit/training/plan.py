@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from ssl_vit.config import Config
 from ssl_vit.cost.memory import USABLE, largest_micro_batch, memory_of
+from ssl_vit.cost.network import Arithmetic, Cost, Precision
 from ssl_vit.data.config import BUFFERS_IN_USE
 from ssl_vit.data.order import lanes_of_rank, too_few_samples_error
 from ssl_vit.errors import UserError
-from ssl_vit.models.cost import Arithmetic, Cost, Precision
 from ssl_vit.schedules import cosine, warmup_cosine
 from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.length import NOT_TIMED, Timed, steps_of

@@ -57,7 +57,7 @@ def free_memory(device: Literal["cpu", "cuda"]) -> None:
     for found in gc.get_objects():  # no isinstance: some are proxies of deleted objects
         if type(found) is _lru_cache_wrapper and "deepspeed.runtime" in str(found.__module__):
             found.cache_clear()
-    if "torch._dynamo" in sys.modules:  # compiled code keeps the modules that it is of
+    if "torch._dynamo" in sys.modules:  # compiled code refers to the modules
         torch._dynamo.reset()
     gc.collect()  # modules and their hooks refer to each other
     if device == "cuda":

@@ -16,11 +16,11 @@ import torch
 
 from ssl_vit.cost.counting import count_cost
 from ssl_vit.cost.memory import memory_of
+from ssl_vit.cost.network import Arithmetic
 from ssl_vit.data.batches import Loaded
 from ssl_vit.data.config import DataConfig
 from ssl_vit.distributed import Processes, leave, read_processes
 from ssl_vit.models.config import VitConfig
-from ssl_vit.models.cost import Arithmetic
 from ssl_vit.objectives.config import MaeConfig
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.run.config import RunConfig

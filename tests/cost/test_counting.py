@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_vit.cost.counting import backbone_parameters, count_cost, count_parameters
+from ssl_vit.cost.network import Arithmetic, Precision
 from ssl_vit.data.config import DataConfig
 from ssl_vit.models.config import VIT_SIZES, VitConfig
-from ssl_vit.models.cost import Arithmetic, Precision
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.config import DinoConfig, MaeConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.cost.memory import largest_micro_batch, memory_of
-from ssl_vit.models.cost import Arithmetic, Cost
+from ssl_vit.cost.network import Arithmetic, Cost
 from ssl_vit.training.config import EngineConfig
 from tests.command_line import python
 
