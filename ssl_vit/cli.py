@@ -6,6 +6,7 @@ moment.
 
 import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -40,10 +41,8 @@ class EntryPointGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
-            try:
-                sys.stdout.flush()
-            except BrokenPipeError:
-                sys.exit(_flush(0))
+            if _no_one_reads():
+                sys.exit(_flush(0) or _BROKEN_PIPE)
             raise RuntimeError("a process that this one communicates with has ended") from error
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -133,6 +132,13 @@ def main() -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         leave(code)
     sys.exit(code)
+
+
+def _no_one_reads() -> bool:
+    """Whether standard output is a pipe whose reader has ended."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 def _flush(code: int) -> int:

@@ -32,6 +32,22 @@ def test_standard_output_on_a_full_disk():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words", [["plan", "--help"], ["recipes", "mae_vits16"]])
+def test_a_reader_that_has_enough(words: list[str]):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "ssl_vit", *words],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode in (1, 141)  # rich says 1
+    assert not done.stderr
+
+
 def test_a_terminal_without_utf8():
     done = subprocess.run(
         [sys.executable, "-m", "ssl_vit", "plan", "mae_vits16"],

@@ -49,7 +49,7 @@ def test_steps_are_taken_as_said() -> None:
     assert made.total_epochs == pytest.approx(1000 / 312.78125, abs=1e-3)
 
 
-def test_even_the_shortest_run_makes_an_update() -> None:
+def test_even_the_shortest_run_makes_a_step() -> None:
     made = plan("schedule.length=0.001", "schedule.warmup=0")
     assert (made.total_steps, made.warmup_steps) == (1, 0)
 
@@ -147,7 +147,7 @@ def test_the_peak_learning_rate_follows_the_rule(
     assert peak_learning_rate(optimizer, batch) == pytest.approx(peak, rel=1e-4)
 
 
-def test_learning_rate_and_decay_of_an_update() -> None:
+def test_learning_rate_and_decay_of_a_step() -> None:
     words = ["schedule.unit=steps", "schedule.length=20", "schedule.warmup=4"]
     made = plan(*words)
     optimizer = OptimizerConfig(final_learning_rate=4e-4, weight_decay=0.04, final_weight_decay=0.4)
@@ -181,7 +181,7 @@ def test_workers_prefetch_and_pinning_follow_from_the_machine() -> None:
         (64, 4, 0, 8),  # loading in the process itself, which prefetches nothing
     ],
 )
-def test_prefetch_is_two_updates_in_bounded_memory(
+def test_prefetch_is_two_steps_in_bounded_memory(
     micro: int, accumulation: int, workers: int, prefetch: int
 ) -> None:
     assert choose_prefetch(micro, accumulation, workers, pixels=224**2) == prefetch

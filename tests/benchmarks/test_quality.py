@@ -77,18 +77,18 @@ def test_a_folder_without_the_four_files_is_refused(tmp_path: Path):
     ("rate", "minutes", "updates"),
     [(2.5, 40, 6000), (1.0, 1.5, 90), (0.999, 1.0, 50), (0.01, 1, 10)],
 )
-def test_updates_fill_the_minutes_in_ten_equal_parts(rate: float, minutes: float, updates: int):
+def test_steps_fill_the_minutes_in_ten_equal_parts(rate: float, minutes: float, updates: int):
     assert count_updates(rate, minutes) == updates
 
 
-def test_the_first_updates_do_not_count_for_the_rate():
+def test_the_first_steps_do_not_count_for_the_rate():
     quick = [0.0, 0.1, 0.2, 0.3, 0.4]
     assert without_warmup([*quick, 5.5, 6.5, 7.5]) == [5.5, 6.5, 7.5]
     assert without_warmup([0.0, 10.0, 20.0, 30.0, 40.0]) == [30.0, 40.0]
 
 
 def test_minutes_leave_out_the_pause_between_two_starts():
-    stamps = [100.0, 160.0, 9000.0, 9060.0]  # stopped after the second update
+    stamps = [100.0, 160.0, 9000.0, 9060.0]  # stopped after the second step
     lines = [
         {"step": step, "time": stamp, "images_per_second": 2.0}
         for step, stamp in enumerate(stamps, start=1)

@@ -3,7 +3,7 @@
 python -m tests.cost.memory_worker SIZE [path=value …]    (RANK, … from the environment)
 
 prints {"measured": BYTES, "expected": BYTES}: the growth of the process from just before the model
-is built to the most in three updates, and the plan's figure.
+is built to the most in three steps, and the plan's figure.
 """
 
 import ctypes
@@ -98,7 +98,7 @@ def main(size: str, overrides: list[str]) -> dict[str, float]:
 
 
 def train(config: RunConfig, processes: Processes) -> None:
-    """A few updates."""
+    """A few steps."""
     from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.objectives.build import build_objective
     from ssl_vit.objectives.mae.objective import MaskedBatch

@@ -70,7 +70,7 @@ def test_the_largest_micro_batch_divides_the_share_and_fits() -> None:
 
     always = 4000 + 12000 + 2000
     assert largest(1e9) == 96
-    # At 48 two micro-batches make an update, so gradients are held while the second is computed.
+    # At 48 two micro-batches make a step, so gradients are held while the second is computed.
     assert largest(always + 8000) == 96
     assert largest(always + 4000 + 40 * 48 + 4000) == 96
     big = Cost(trained=1000, frozen=500, kept_bytes=400.0)

@@ -1,4 +1,4 @@
-"""Exact: what update t is made of follows from (seed, t) and the data, and from nothing else.
+"""Exact: what step t is made of follows from (seed, t) and the data, and from nothing else.
 
 Property tests over numbers of processes, workers, micro-batches, lanes, shards and kill points;
 `pytest -k exact` runs them all.
@@ -60,7 +60,7 @@ def orders(draw: st.DrawFn) -> tuple[Order, int, list[int]]:
 
 @given(drawn=orders(), world_size=world_sizes, steps=st.lists(st.integers(0, 10**6), max_size=5))
 @QUICK
-def test_exact_updates_are_the_same_for_every_number_of_processes(
+def test_exact_steps_are_the_same_for_every_number_of_processes(
     drawn: tuple[Order, int, list[int]], world_size: int, steps: list[int]
 ):
     order, lanes, _ = drawn
@@ -78,13 +78,13 @@ def test_exact_updates_are_the_same_for_every_number_of_processes(
 
 @given(drawn=orders(), micro=st.integers(1, 7), kills=st.lists(st.integers(0, 30), max_size=4))
 @QUICK
-def test_exact_updates_are_the_same_however_often_the_run_was_killed_and_however_it_is_cut(
+def test_exact_steps_are_the_same_however_often_the_run_was_killed_and_however_it_is_cut(
     drawn: tuple[Order, int, list[int]], micro: int, kills: list[int]
 ):
     order, lanes, _ = drawn
     whole = [order.update(step, range(lanes)) for step in range(30)]
     seen: list[list[SampleRef]] = []
-    # A run is killed at each of these updates, and goes on from one that it had made.
+    # A run is killed at each of these steps, and goes on from one that it had made.
     for stop in [*sorted(kills), 30]:
         start = len(seen)
         sampler = UpdateSampler(order, range(lanes), micro, start, max(stop, start))
@@ -187,7 +187,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(
     folder: Path, lanes: int, layout: tuple[int, int, int], steps: range, seed: int = 5
 ) -> list[list[tuple[str, bytes, bytes]]]:
-    """(key, pixels, mask) of every sample of every update, sorted within it.
+    """(key, pixels, mask) of every sample of every step, sorted within it.
 
     Args:
         layout: Processes, data workers of each, images of a micro-batch.

@@ -64,7 +64,7 @@ def test_ranks_together_take_the_same_samples_whatever_their_number():
         assert len(updates[0]) == 24
 
 
-def test_an_update_reached_at_once_is_the_one_reached_step_by_step():
+def test_a_step_reached_at_once_is_the_one_reached_step_by_step():
     def order() -> SampleOrder:
         return SampleOrder([40, 3, 25], 4, 12, shuffle_block=5, seed=1)
 
@@ -74,7 +74,7 @@ def test_an_update_reached_at_once_is_the_one_reached_step_by_step():
     assert walked.update(3, range(4)) == updates[3]  # and going back changes nothing
 
 
-def test_update_ten_billion_is_as_near_as_the_first():
+def test_step_ten_billion_is_as_near_as_the_first():
     order = SampleOrder([10_000] * 50, 64, 256, shuffle_block=1024, seed=0)
     refs = order.update(10**10, range(64))
     assert {ref.epoch for ref in refs} == {10**10 * 4 // (500_000 // 64)}

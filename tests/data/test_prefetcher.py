@@ -286,7 +286,7 @@ def test_a_fast_rank_waits_at_the_end_for_all_that_it_has_read(
         patch.setattr("ssl_vit.data.prefetcher._SMALL_SET", small)
         walk = _Walk(job)
     assert bool(walk._all_local) == bool(small)
-    walk.position = walk.goal = 10  # all updates were made before it looked for the first time
+    walk.position = walk.goal = 10  # all steps were made before it looked for the first time
     read = {n for step in range(10) for n in job.access_plan.shards_at(step)}
     assert 6 in read
     with pytest.raises(UserError, match=f"shard .*{shards.shards[6].name} is damaged"):

@@ -2,7 +2,7 @@
 
 `v0_1_0/` was written by version 0.1.0 (before `backbone.name`, and with the earlier names of four
 settings): a smoke run of MAE and one of DINOv2 on synthetic images, with the checkpoint after 10 of
-20 updates, the metrics of all 20, the last export, and the class tokens that it gave for fixed
+20 steps, the metrics of all 20, the last export, and the class tokens that it gave for fixed
 images.
 """
 

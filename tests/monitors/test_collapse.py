@@ -27,7 +27,7 @@ def watch(objective: Any = None, warmup_steps: int = 100) -> CollapseWatch:
 
 
 def symptoms(watching: CollapseWatch, *looks: dict[str, float], first: int = 10) -> list[str]:
-    """What is raised in looks ten updates apart."""
+    """What is raised in looks ten steps apart."""
     return [
         alarm.symptom
         for place, look in enumerate(looks)
@@ -123,7 +123,7 @@ def test_a_ring_holds_the_newest():
     assert sorted(ring.rows.flatten().tolist()) == [115, 116, 117, 118, 119]
 
 
-def test_a_monitor_looks_every_few_updates_at_features_of_many():
+def test_a_monitor_looks_every_few_steps_at_features_of_many():
     monitor = Monitor(MonitorConfig(every_steps=3, buffer=32), watch())
     generator = torch.Generator().manual_seed(0)
     found = []

@@ -54,7 +54,7 @@ def test_no_gradient_reaches_it():
     assert not teacher(torch.ones(1, 3, requires_grad=True)).requires_grad
 
 
-def test_what_would_lose_updates_or_leave_the_range_is_refused():
+def test_what_would_lose_steps_or_leave_the_range_is_refused():
     with pytest.raises(ValueError, match=r"not torch\.float32"):
         EmaTeacher(Student().bfloat16())
     teacher = EmaTeacher(Student())

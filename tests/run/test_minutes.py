@@ -100,7 +100,7 @@ def test_the_slowest_process_counts():
         ([10.0, 10.0, 5.0, 5.0], 10, True, 1),
     ],
 )
-def test_a_few_updates_are_timed_in_a_small_part_of_the_run(
+def test_a_few_steps_are_timed_in_a_small_part_of_the_run(
     seconds: list[float], minutes: float, enough: bool, counted: int
 ):
     assert is_measured(seconds, minutes) is enough

@@ -13,7 +13,7 @@ from tests.synthetic import write_shards
 ALARM = Alarm(12, "one direction", "all alike", "a setting")
 
 
-def test_alarms_of_updates_that_are_made_again_are_cut_off(tmp_path: Path):
+def test_alarms_of_steps_that_are_made_again_are_cut_off(tmp_path: Path):
     file = tmp_path / "alarms.jsonl"
     later = Alarm(30, "few dimensions", "fewer", "another")
     AppendedLines(file, 0).write(asdict(alarm) for alarm in (ALARM, later))
@@ -31,7 +31,7 @@ def test_an_alarm_in_words_has_symptom_figures_and_cure():
     )
 
 
-def test_without_centering_a_run_collapses_and_says_so_within_200_updates(tmp_path: Path):
+def test_without_centering_a_run_collapses_and_says_so_within_200_steps(tmp_path: Path):
     shards = write_shards(tmp_path, per_class=16)
     run = tmp_path / "run"
     done = ssl_vit(

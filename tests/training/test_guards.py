@@ -26,7 +26,7 @@ def poisoned(updates: str, *words: str | Path) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_poisoned_update_is_skipped_counted_and_its_samples_are_named(
+def test_a_poisoned_step_is_skipped_counted_and_its_samples_are_named(
     stage: int, shards: Path, tmp_path: Path
 ):
     run, words = tmp_path / "run", (f"data.shards={shards}", f"engine.zero_stage={stage}")

@@ -17,7 +17,7 @@ def test_it_is_halved_where_a_gradient_is_not_finite_and_never_below_one():
     assert scale.factor == 1
 
 
-def test_it_doubles_after_two_thousand_finite_updates_in_a_row():
+def test_it_doubles_after_two_thousand_finite_steps_in_a_row():
     scale = LossScale(enabled=True)
     for _ in range(1999):
         assert not scale.update(finite=True)

@@ -13,7 +13,7 @@ from ssl_vit.training.metrics_file import (
 )
 
 
-def test_lines_of_updates_that_will_be_made_again_and_half_lines_are_cut(tmp_path: Path):
+def test_lines_of_steps_that_will_be_made_again_and_half_lines_are_cut(tmp_path: Path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     cut_after(file, 2)

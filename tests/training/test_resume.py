@@ -151,7 +151,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun_anew_unasked(
     assert losses(run) == losses(unbroken)
 
 
-def test_old_checkpoints_of_every_so_many_updates_are_kept(shards: Path, tmp_path: Path):
+def test_old_checkpoints_of_every_so_many_steps_are_kept(shards: Path, tmp_path: Path):
     run = tmp_path / "run"
     words = ("checkpoint.every_steps=2", "checkpoint.keep_last=1", "checkpoint.keep_every_steps=6")
     done = ssl_vit(*SMOKE, run, f"data.shards={shards}", *words)
@@ -188,7 +188,7 @@ def test_a_full_disk_costs_that_checkpoint_and_not_the_run(shards: Path, tmp_pat
 
 
 @pytest.mark.parametrize("seconds", [0.8, 1.6])
-def test_a_signal_before_the_first_update_is_not_lost(
+def test_a_signal_before_the_first_step_is_not_lost(
     seconds: float, shards: Path, unbroken: Path, tmp_path: Path
 ):
     run, words = tmp_path / "run", f"data.shards={shards}"

@@ -77,7 +77,7 @@ def test_probes_log_and_panels_come_before_the_vote_and_the_export_before_the_ch
     assert [call.args[0] for call in parts.log.show.call_args_list] == [4]
 
 
-def test_a_resumed_run_does_not_probe_before_its_first_update():
+def test_a_resumed_run_does_not_probe_before_its_first_step():
     parts = stand_ins()
     assert trainer_of(parts).run(2, 3)
     parts.log.begin.assert_not_called()
@@ -85,7 +85,7 @@ def test_a_resumed_run_does_not_probe_before_its_first_update():
     assert line.startswith("train, probe, log, panels")
 
 
-def test_a_rehearsal_does_each_event_once_and_gives_every_update_its_share():
+def test_a_rehearsal_does_each_event_once_and_gives_every_step_its_share():
     parts = stand_ins()
     parts.checkpoints.config.every_steps = 10
     costs = trainer_of(parts).rehearse(minutes=1e-6, began=0.0)
