@@ -57,8 +57,12 @@ def count_cost(config: ObjectiveConfig, backbone: BackboneConfig, arithmetic: Ar
     objective, mode, trace = _build(config, backbone), FakeTensorMode(), Trace()
     parameters = _parameters_of(objective)
     _pretend(objective, mode)
+    given = [frozen.modules for frozen in objective.frozen()]
+    for network in given:
+        _pretend(network, mode)
     batch = _draw_batch(config, backbone, mode)
-    trace.give([*objective.parameters(), *objective.buffers()], Origin.WEIGHTS)
+    for network in (objective, *given):
+        trace.give([*network.parameters(), *network.buffers()], Origin.WEIGHTS)
     trace.give(batch, Origin.DATA)
     for block in objective.units():
         trace.watch(block)
@@ -76,8 +80,12 @@ def count_cost(config: ObjectiveConfig, backbone: BackboneConfig, arithmetic: Ar
         held_bytes=trace.held_bytes / _IMAGES,
         # The backward pass of the widest operation: a gradient and the one it is computed from.
         working_bytes=2 * trace.widest_bytes / _IMAGES,
-        fixed_bytes=trace.fixed_bytes,
+        fixed_bytes=trace.fixed_bytes + sum(map(_num_bytes, given)),
     )
+
+
+def _num_bytes(network: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
 
 
 def _parameters_of(objective: Objective) -> Parameters:

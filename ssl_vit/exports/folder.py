@@ -16,6 +16,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder
 from ssl_vit.foreign import first_line, read_json
 from ssl_vit.models.config import VitConfig
+from ssl_vit.objectives.given import Codes
 from ssl_vit.run.config import CONFIG_FILE, RunConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 FORMAT = "ssl-vit-backbone-1"
 WEIGHTS_FILE = "backbone.safetensors"
 INFO_FILE = "backbone.json"
+TOKENIZER_FORMAT = "ssl-vit-tokenizer-1"
+TOKENIZER_WEIGHTS, TOKENIZER_INFO = "tokenizer.safetensors", "tokenizer.json"
 
 
 class ExportInfo(Config):
@@ -73,6 +76,15 @@ class ExportInfo(Config):
         )
 
 
+class TokenizerInfo(ExportInfo):
+    """The content of `tokenizer.json`: the tokenizer's encoder, like a backbone, and its codes."""
+
+    format: str = TOKENIZER_FORMAT
+    """Version of this file's layout."""
+    codes: Codes
+    """Sizes of the codebook."""
+
+
 class RunExports:
     """The `exports/` of one run folder.
 
@@ -103,17 +115,20 @@ class RunExports:
         state = {name: module.state_dict() for name, module in self.objective.exported().items()}
         info = self.info.model_copy(update={"step": step})
         with self._effort.attempt():
-            write_export(self.folder / f"step_{step:08d}", state, info)
+            write_export(self.folder / f"step_{step:08d}", state, info, self.objective.codes)
         return not self._effort.failed
 
 
-def write_export(folder: Path, state: dict[str, dict[str, Any]], info: ExportInfo) -> None:
+def write_export(
+    folder: Path, state: dict[str, dict[str, Any]], info: ExportInfo, codes: Codes | None = None
+) -> None:
     """Write one export; `backbone.json` is written last and marks it as complete.
 
     Args:
         folder: Created if missing.
         state: State dicts by the name of their file, `backbone` among them, on any device.
         info: Its description.
+        codes: Sizes of the codebook of `tokenizer`, if that is one of them.
 
     Raises:
         OSError: It cannot be written.
@@ -130,6 +145,10 @@ def write_export(folder: Path, state: dict[str, dict[str, Any]], info: ExportInf
             except SafetensorError as error:  # which wraps those of the file system
                 raise OSError(first_line(error)) from error
             share_like_folder(partial)
+    if codes is not None:
+        described = TokenizerInfo(**{**dict(info), "format": TOKENIZER_FORMAT}, codes=codes)
+        with replacing(folder / TOKENIZER_INFO) as partial:
+            partial.write_text(json.dumps(to_plain(described), indent=1) + "\n")
     with replacing(folder / INFO_FILE) as partial:
         partial.write_text(json.dumps(to_plain(info), indent=1) + "\n")
 
@@ -142,7 +161,7 @@ def find_export(path: Path | str) -> Path:
         UserError: There is no export.
     """
     path = path_of(str(path))
-    if path.name in (WEIGHTS_FILE, INFO_FILE):
+    if path.name in (WEIGHTS_FILE, INFO_FILE, TOKENIZER_WEIGHTS, TOKENIZER_INFO):
         path = path.parent
     if (path / INFO_FILE).is_file():
         return path
@@ -171,3 +190,24 @@ def read_export_info(path: Path | str) -> ExportInfo:
     if values.get("format") != FORMAT:
         raise UserError(f"{file} is not in the format {FORMAT}", "export again with this version")
     return validate(ExportInfo, values, str(file))
+
+
+def read_tokenizer_info(path: Path | str) -> TokenizerInfo:
+    """The description of an exported tokenizer; arguments as of :func:`find_export`.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    folder = find_export(path)
+    if not (folder / TOKENIZER_INFO).is_file():
+        raise UserError(
+            f"{folder} has no tokenizer (no {TOKENIZER_INFO})",
+            "give the folder of a run of a tokenizer recipe, such as tokenizer_pixels_small_data",
+        )
+    file = folder / TOKENIZER_INFO
+    values = read_json(file, "export again")
+    if values.get("format") != TOKENIZER_FORMAT:
+        raise UserError(
+            f"{file} is not in the format {TOKENIZER_FORMAT}", "export again with this version"
+        )
+    return validate(TokenizerInfo, values, str(file))

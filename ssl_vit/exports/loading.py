@@ -7,12 +7,20 @@ from safetensors.torch import load_file
 
 from ssl_vit.cost.counting import backbone_parameters
 from ssl_vit.errors import UserError
-from ssl_vit.exports.folder import INFO_FILE, WEIGHTS_FILE, find_export, read_export_info
+from ssl_vit.exports.folder import (
+    INFO_FILE,
+    TOKENIZER_WEIGHTS,
+    WEIGHTS_FILE,
+    find_export,
+    read_export_info,
+    read_tokenizer_info,
+)
 from ssl_vit.exports.preprocess import Preprocess
 from ssl_vit.files import spelled_in_utf8
 from ssl_vit.foreign import first_line
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.build import build_backbone
+from ssl_vit.objectives.tokenizer.network import TokenizerNetwork
 
 
 def load_backbone(path: Path | str) -> Backbone:
@@ -48,4 +56,33 @@ def load_backbone(path: Path | str) -> Backbone:
     size = info.backbone.height_width
     preprocess = Preprocess(size, info.pixel_mean, info.pixel_std, info.values)
     setattr(model, "preprocess", preprocess)  # noqa: B010 - torch's stubs allow tensors and modules
+    return model.eval()
+
+
+def load_tokenizer(path: Path | str) -> TokenizerNetwork:
+    """The exported tokenizer, in evaluation mode on the CPU: normalized images (B, 3, H, W) to
+    codes (B, N).
+    to codes (B, N).
+
+    Args:
+        path: A run folder (its newest export), an export folder, or a file in one.
+
+    Raises:
+        UserError: There is none, or its files do not match.
+    """
+    folder = find_export(path)
+    info, file = read_tokenizer_info(folder), folder / TOKENIZER_WEIGHTS
+    try:
+        with spelled_in_utf8(file) as place:
+            state = load_file(place)
+        # Before memory is allocated for a network that does not match the file.
+        found = state["codebook.vectors"].shape
+        if (wanted := (info.codes.num, info.codes.dim)) != tuple(found):
+            raise RuntimeError(f"a codebook of {tuple(found)}, but {wanted} are described")
+        model = TokenizerNetwork(build_backbone(info.backbone), info.codes)
+        # Written as float32 like all tensors, this flag among them.
+        state["codebook.started"] = state["codebook.started"].long()
+        model.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
     return model.eval()

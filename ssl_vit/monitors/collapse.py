@@ -20,6 +20,8 @@ _GRACE_STEPS = 200
 # Number of different prototypes as a share of the images; entropy of a target as a share of log C.
 _SAME_CODES, _SHARP = 0.05, 0.5
 _UNIFORM = 0.98
+# Share of a codebook that a step uses.
+_FEW_CODES = 0.1
 # Spread in itself, and as a share of the run's largest.
 _ONE_DIRECTION, _FALLEN = 0.02, 0.1
 _RANK_FALLEN, _LEAST_PEAK_RANK = 0.25, 8.0
@@ -90,6 +92,12 @@ class CollapseWatch:
         is_late = step > self.grace_steps
         if self.objective.num_codes and "teacher_entropy" in measures:
             self._look_at_answers(is_late, measures, found)
+        if is_late and measures.get("codes_used", 1.0) < _FEW_CODES:
+            found["few codes"] = (
+                f"only {measures['codes_used']:.1%} of the codes were used in a step, with a "
+                f"perplexity of {measures.get('perplexity', 0.0):.1f} of "
+                f"{self.objective.num_codes}"
+            )
         if "monitor/spread" in measures:
             now, peak = self._with_peak("monitor/spread", measures)
             if (is_late and now < _ONE_DIRECTION) or now < _FALLEN * peak - _ONE_DIRECTION:

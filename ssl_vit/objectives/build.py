@@ -8,14 +8,25 @@ from ssl_vit.data.config import DataConfig
 from ssl_vit.data.views import Views
 from ssl_vit.models.backbone import Backbone, SparseBackbone, TokenBackbone
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.objectives.config import DinoConfig, MaeConfig, ObjectiveConfig, SimMimConfig
+from ssl_vit.objectives.beit.objective import Beit
+from ssl_vit.objectives.beit.views import BeitViews
+from ssl_vit.objectives.config import (
+    BeitConfig,
+    DinoConfig,
+    MaeConfig,
+    ObjectiveConfig,
+    SimMimConfig,
+    TokenizerConfig,
+)
 from ssl_vit.objectives.dino.objective import Dino
 from ssl_vit.objectives.dino.views import DinoViews
 from ssl_vit.objectives.mae.objective import Mae
 from ssl_vit.objectives.objective import Objective
+from ssl_vit.objectives.one_crop.pairs import PairedViews
 from ssl_vit.objectives.one_crop.views import RandomPatchViews
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.objectives.simmim.objective import SimMim, SimMimViews
+from ssl_vit.objectives.tokenizer.objective import Tokenizer
 
 
 def build_objective(
@@ -42,6 +53,11 @@ def build_objective(
         case SimMimConfig():
             assert isinstance(backbone, TokenBackbone)
             return SimMim(config, backbone, pixel_scale)
+        case BeitConfig():
+            assert isinstance(backbone, TokenBackbone)
+            return Beit(config, backbone, pixel_scale)
+        case TokenizerConfig():
+            return Tokenizer(config, backbone, pixel_scale)
         case DinoConfig():
             return Dino(config, backbone, pixel_scale, total_steps)
     assert_never(config)
@@ -54,6 +70,10 @@ def build_views(config: ObjectiveConfig, backbone: BackboneConfig) -> Views:
             return RandomPatchViews(config, backbone)
         case SimMimConfig():
             return SimMimViews(config, backbone)
+        case BeitConfig():
+            return BeitViews(config, backbone)
+        case TokenizerConfig():
+            return PairedViews(config, backbone)
         case DinoConfig():
             return DinoViews(config, backbone)
     assert_never(config)

@@ -85,16 +85,37 @@ def apply_color_jitter(images: Tensor, rows: Tensor) -> Tensor:
     brightness, contrast, saturation, hue, gray, blur, solarize = (
         column.view(-1, 1, 1, 1) for column in rows.unbind(dim=1)
     )
-    x.mul_(brightness).clamp_(0, 1)
-    mean = _gray(x).mean(dim=(1, 2, 3), keepdim=True)
-    x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
-    flat = _gray(x)
-    x.sub_(flat).mul_(saturation).add_(flat).clamp_(0, 1)
+    _jitter(x, brightness, contrast, saturation)
     x = _turn_hue(x, hue)
     x = torch.where(gray > 0, _gray(x), x)
     x = _blur(x, blur.view(-1))
     # The threshold 2 is never reached.
     return torch.where(x >= torch.where(solarize > 0, _SOLARIZE_FROM, 2.0), 1 - x, x)
+
+
+@torch.no_grad()
+def apply_jitter(images: Tensor, rows: Tensor) -> Tensor:
+    """Change brightness, contrast and saturation of each image by its row of factors.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        rows: (B, 3) float32; the first columns of :func:`draw_color_jitter`.
+
+    Returns:
+        (B, 3, H, W) float32 in [0, 255].
+    """
+    x = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    _jitter(x, *(column.view(-1, 1, 1, 1) for column in rows.unbind(dim=1)))
+    return x.mul_(255)
+
+
+def _jitter(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> None:
+    """In place; (B, 3, H, W) in [0, 1], and (B, 1, 1, 1) factors."""
+    x.mul_(brightness).clamp_(0, 1)
+    mean = _gray(x).mean(dim=(1, 2, 3), keepdim=True)
+    x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 1)
+    flat = _gray(x)
+    x.sub_(flat).mul_(saturation).add_(flat).clamp_(0, 1)
 
 
 def _gray(x: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ssl_vit.objectives.beit.config import BeitConfig
 from ssl_vit.objectives.dino.config import DinoConfig
 from ssl_vit.objectives.mae.config import MaeConfig
 from ssl_vit.objectives.simmim.config import SimMimConfig
+from ssl_vit.objectives.tokenizer.config import TokenizerConfig
 
 ObjectiveConfig = Annotated[
-    MaeConfig | SimMimConfig | DinoConfig,
+    MaeConfig | SimMimConfig | BeitConfig | TokenizerConfig | DinoConfig,
     Field(discriminator="name"),
 ]

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from ssl_vit.config import Config
 from ssl_vit.models.config import HIDES, BackboneConfig, Hides, backbones_that_hide
+from ssl_vit.objectives.given import Given
 
-Symptom = Literal["one answer", "no answer", "one direction", "few dimensions"]
+Symptom = Literal["one answer", "no answer", "one direction", "few dimensions", "few codes"]
 """The kinds of collapse; see `monitors/collapse.py`."""
 
 
@@ -69,6 +70,26 @@ class MethodConfig(Config):
     def num_codes(self) -> int:
         """Number of prototypes or codebook entries that images are assigned to; 0: none."""
         return 0
+
+    @property
+    def given(self) -> Given | None:
+        """The file with a network that this objective reads, such as a teacher; None: none."""
+        return None
+
+    @property
+    def trains_given(self) -> bool:
+        """Whether the run's backbone is the given network, and stays as it is."""
+        return False
+
+    def fitted(
+        self, backbone: BackboneConfig, num_images: int, images_per_step: int
+    ) -> "MethodConfig":
+        """This config with what it leaves to the data filled in.
+
+        Raises:
+            ValueError: It does not fit the data; "what is wrong; what to do".
+        """
+        return self
 
     def cures(self, symptom: Symptom) -> str:
         """The two or three settings that usually cure a collapse."""

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.block import Block
+from ssl_vit.objectives.frozen import Frozen
+from ssl_vit.objectives.given import Codes
 from ssl_vit.objectives.pixels import PixelScale
 
 
@@ -95,6 +97,18 @@ class Objective(nn.Module, ABC):
         one.
         """
         return {"backbone": self.backbone}
+
+    @property
+    def codes(self) -> Codes | None:
+        """Sizes of the codebook, if this objective exports a `tokenizer`."""
+        return None
+
+    def frozen(self) -> list[Frozen]:
+        """Networks that are used but neither trained nor saved."""
+        return []
+
+    def load_given(self, network: nn.Module) -> None:
+        """Take over the weights of the network that the config's `given` names, on the CPU."""
 
     @property
     def exported_backbone(self) -> Backbone:

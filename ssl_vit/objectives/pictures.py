@@ -66,14 +66,14 @@ def feature_panels(
     features = backbone.forward(images)
     grid = features.grid
     panels = {
-        "patch_features": rows_of([pixels, _picture(principal_colors(features.patches), grid)])
+        "patch_features": rows_of([pixels, picture_of(principal_colors(features.patches), grid)])
     }
     looks = backbone.class_attention(images)
     if looks is not None:
         # Each head relative to its own maximum: a few patches get most of the attention.
         looks = looks / looks.amax(dim=2, keepdim=True).clamp(min=torch.finfo(looks.dtype).tiny)
         gray = looks.unsqueeze(-1).expand(-1, -1, -1, 3)
-        heads = [_picture(head, grid) for head in gray.unbind(1)]
+        heads = [picture_of(head, grid) for head in gray.unbind(1)]
         panels["attention"] = rows_of([pixels, *heads])
     return panels
 
@@ -112,7 +112,14 @@ def rows_of(columns: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(torch.cat(framed, dim=-1)), dim=-2)
 
 
-def _picture(colors: Tensor, grid: tuple[int, int]) -> Tensor:
+def code_colors(vectors: Tensor) -> Tensor:
+    """A color for each code of a codebook, similar ones for similar codes: (K, C) → (K, 3) in
+    [0, 1].
+    """
+    return principal_colors(vectors.unsqueeze(0)).squeeze(0)
+
+
+def picture_of(colors: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, N, 3) in [0, 1] → (B, 3, down, across) uint8, one pixel per patch."""
     picture = colors.unflatten(1, grid).permute(0, 3, 1, 2)
     return (picture * 255).round().to(torch.uint8)

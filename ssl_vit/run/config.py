@@ -64,8 +64,11 @@ FREE_ON_RESUME = ("engine", "guard", "checkpoint", "export", "log", "monitor")
 # Data settings that may change too: the location of the shards, because their content is compared
 # by fingerprint; the others decide whether a run continues, not on what.
 FREE_OF_DATA = ("data.shards", "data.max_bad_fraction", "data.allow_shell_urls")
+# Where the network that an objective reads lies: its content is compared by checksum.
+FREE_PATHS = ("objective.teacher", "objective.tokenizer")
 
 
 def may_change_on_resume(path: str) -> bool:
     """Whether a run folder may continue with another value at this config path."""
-    return path.partition(".")[0] in FREE_ON_RESUME or path in FREE_OF_DATA
+    free = (*FREE_OF_DATA, *FREE_PATHS)
+    return path.partition(".")[0] in FREE_ON_RESUME or path in free

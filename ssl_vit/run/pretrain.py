@@ -28,6 +28,7 @@ from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import data_facts, machine_lanes, open_data, open_labeled, sizes_of
 from ssl_vit.run.environment import check_same_data, describe_data, record_start
 from ssl_vit.run.folder import RunFolder
+from ssl_vit.run.given import settle_objective
 from ssl_vit.run.machine import find_machine, plain_machine, require_compiler
 from ssl_vit.run.messages import describe_measured, print_end, print_start
 from ssl_vit.run.parts import open_log, open_trainer
@@ -102,11 +103,12 @@ def prepare(
     folder.check_ours()
     cache, shards = open_data(config)
     config, notes = settle_values(config, shards, folder)
+    config, more_notes = settle_objective(config, data_facts(shards).num_samples)
     changed = folder.check(config)
     labeled = open_labeled(config, cache)
     check_same_data(folder.environment, describe_data(shards))
     order = build_order(sizes_of(shards), config.data, config.seed)
-    everyone = processes or read_processes()
+    everyone, notes = processes or read_processes(), (*notes, *more_notes)
     if config.resume_from and not has_checkpoints(folder):
         check_resume_from(config)
     facts, timed = data_facts(shards), _timed_before(config, folder)

@@ -16,6 +16,7 @@ from ssl_vit.exports.folder import find_export, read_export_info
 from ssl_vit.files import path_of
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.folder import RunFolder
+from ssl_vit.run.given import load_given
 from ssl_vit.training.checkpoint import (
     MANIFEST,
     complete_checkpoints,
@@ -97,6 +98,7 @@ def initial_objective(
     if given and checkpoint is None:
         load_exported(model, given)
     objective = build_objective(config.objective, model, config.data, total_steps)
+    load_given(objective, config)
     if checkpoint is not None:
         load_network(objective, checkpoint, processes)
     return objective

@@ -9,21 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.objectives.autocast import without_autocast
+from ssl_vit.objectives.ranks import largest_over_ranks, sum_over_ranks
 
 # R rows (images or patches), C prototypes, D width, B images, V views.
-
-
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Sum a tensor over the default process group, in place; unchanged if there is no group."""
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
-    return tensor
-
-
-def _largest_over_ranks(tensor: Tensor) -> Tensor:
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
-    return tensor
 
 
 @torch.no_grad()
@@ -49,7 +37,7 @@ def sinkhorn(
         scores = scores.masked_fill(~counted.unsqueeze(1), -torch.inf)
     # A common factor cancels out; the largest exponential becomes 1. -1e30: no rank has any rows.
     largest = scores.amax() if scores.numel() else scores.new_tensor(-torch.inf)
-    shares = (scores - _largest_over_ranks(largest.clamp(min=-1e30))).exp()
+    shares = (scores - largest_over_ranks(largest.clamp(min=-1e30))).exp()
     for _ in range(iterations):
         shares = _divide(shares, sum_over_ranks(shares.sum(dim=0, keepdim=True)))
         shares = _divide(shares, shares.sum(dim=1, keepdim=True))

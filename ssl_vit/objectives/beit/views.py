@@ -1,0 +1,76 @@
+"""What BEiT sees of an image: a crop, the same crop for the tokenizer, and hidden blocks."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_vit.data.crops import Crop
+from ssl_vit.data.views import Sample
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.patches import blank_patches
+from ssl_vit.objectives.beit.config import BeitConfig
+from ssl_vit.objectives.color_jitter import apply_jitter
+from ssl_vit.objectives.masking import block_hidden
+from ssl_vit.objectives.one_crop.pairs import PairedViews
+
+
+class BeitCrop(NamedTuple):
+    """Everything that is random in one sample."""
+
+    crops: tuple[Crop, ...]
+    """The same box once, or twice for two sizes."""
+    hidden: np.ndarray
+    """(N,) bool, true where hidden."""
+    jitter: np.ndarray
+    """(3,) float32 factors of brightness, contrast and saturation."""
+
+
+class BeitBatch(NamedTuple):
+    """One micro-batch."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8."""
+    other: Tensor
+    """(B, 3, h, w) uint8, the same crops for the tokenizer; empty if they are ``images``."""
+    hidden: Tensor
+    """(B, N) bool, true where hidden; the same number in every row."""
+    jitter: Tensor
+    """(B, 3) float32 factors of brightness, contrast and saturation."""
+    numbers: Tensor
+    """(B,) int64 sample numbers."""
+
+
+class BeitViews(PairedViews):
+    """A crop, flips, jittered colors, and blocks of hidden patches."""
+
+    def __init__(self, config: BeitConfig, backbone: BackboneConfig) -> None:
+        super().__init__(config, backbone)
+        self.min_block, self.strength = config.min_block, config.color_jitter
+
+    def draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
+        """See :class:`OneCropViews`."""
+        return block_hidden(self.grid, self.num_hidden, rng, self.min_block)
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> BeitCrop:  # type: ignore[override]
+        """See :class:`OneCropViews`."""
+        crops, hidden = super().draw(height, width, rng)
+        jitter = 1 + self.strength * (2 * rng.random(3) - 1)
+        return BeitCrop(crops, hidden, jitter.astype(np.float32))
+
+    def collate(  # type: ignore[override] - another batch
+        self, crops: Sequence[Tensor], draws: Sequence[BeitCrop], samples: Sequence[Sample]
+    ) -> BeitBatch:
+        """Both sizes of the crop of each image, with its mask and colors."""
+        images, other, hidden, numbers = super().collate(crops, draws, samples)
+        jitter = torch.from_numpy(np.stack([draw.jitter for draw in draws]))
+        return BeitBatch(images, other, hidden, jitter, numbers)
+
+    def show(self, crops: Sequence[Tensor], draw: BeitCrop) -> list[Tensor]:  # type: ignore[override]
+        """The crop in its colors, and with hidden patches black."""
+        jitter = torch.from_numpy(draw.jitter).unsqueeze(0)
+        image = apply_jitter(crops[0][:1], jitter).round().to(torch.uint8)
+        hidden = torch.from_numpy(draw.hidden).unsqueeze(0)
+        return [image[0], blank_patches(image, hidden, self.stride)[0]]

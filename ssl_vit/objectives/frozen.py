@@ -1,0 +1,35 @@
+"""A network that an objective uses but neither trains nor saves."""
+
+import torch
+from torch import Tensor, nn
+
+from ssl_vit.objectives.pixels import PixelScale
+
+
+class Frozen:
+    """Keeps a network out of its owner's modules, so that no optimizer, ZeRO stage or checkpoint
+    sees it; every rank has the whole network.
+
+    Args:
+        network: Built identically on every rank; put into evaluation mode.
+        pixel_scale: The network's own normalization of pixels.
+    """
+
+    def __init__(self, network: nn.Module, pixel_scale: PixelScale) -> None:
+        self.modules = nn.ModuleList([network.requires_grad_(requires_grad=False), pixel_scale])
+        self.modules.eval()
+        self._device: torch.device | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, where it was last used."""
+        return self.modules[0]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> object:
+        """The network's output for (B, 3, H, W) uint8 images, on their device."""
+        if self._device != images.device:
+            self._device = images.device
+            self.modules.to(images.device)
+        network, pixel_scale = self.modules
+        return network(pixel_scale(images))
