@@ -14,6 +14,7 @@ from ssl_vit.objectives.config import (
     BeitConfig,
     DinoConfig,
     MaeConfig,
+    MaskFeatConfig,
     ObjectiveConfig,
     SimMimConfig,
     TokenizerConfig,
@@ -21,6 +22,7 @@ from ssl_vit.objectives.config import (
 from ssl_vit.objectives.dino.objective import Dino
 from ssl_vit.objectives.dino.views import DinoViews
 from ssl_vit.objectives.mae.objective import Mae
+from ssl_vit.objectives.maskfeat.objective import MaskFeat, MaskFeatViews
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.one_crop.pairs import PairedViews
 from ssl_vit.objectives.one_crop.views import RandomPatchViews
@@ -53,6 +55,9 @@ def build_objective(
         case SimMimConfig():
             assert isinstance(backbone, TokenBackbone)
             return SimMim(config, backbone, pixel_scale)
+        case MaskFeatConfig():
+            assert isinstance(backbone, TokenBackbone)
+            return MaskFeat(config, backbone, pixel_scale)
         case BeitConfig():
             assert isinstance(backbone, TokenBackbone)
             return Beit(config, backbone, pixel_scale)
@@ -70,6 +75,8 @@ def build_views(config: ObjectiveConfig, backbone: BackboneConfig) -> Views:
             return RandomPatchViews(config, backbone)
         case SimMimConfig():
             return SimMimViews(config, backbone)
+        case MaskFeatConfig():
+            return MaskFeatViews(config, backbone)
         case BeitConfig():
             return BeitViews(config, backbone)
         case TokenizerConfig():

@@ -7,10 +7,11 @@ from pydantic import Field
 from ssl_vit.objectives.beit.config import BeitConfig
 from ssl_vit.objectives.dino.config import DinoConfig
 from ssl_vit.objectives.mae.config import MaeConfig
+from ssl_vit.objectives.maskfeat.config import MaskFeatConfig
 from ssl_vit.objectives.simmim.config import SimMimConfig
 from ssl_vit.objectives.tokenizer.config import TokenizerConfig
 
 ObjectiveConfig = Annotated[
-    MaeConfig | SimMimConfig | BeitConfig | TokenizerConfig | DinoConfig,
+    MaeConfig | SimMimConfig | MaskFeatConfig | BeitConfig | TokenizerConfig | DinoConfig,
     Field(discriminator="name"),
 ]
