@@ -103,7 +103,8 @@ def hog_glyphs(features: Tensor, patch_size: int) -> Tensor:
     """
     cells = features.float().unflatten(2, (CELLS, CELLS, -1, ORIENTATIONS)).mean(dim=4)
     # What all orientations share says nothing about direction and would draw a star.
-    cells = (cells - cells.amin(dim=-1, keepdim=True)).clamp(0, 1)
+    # The root lifts predictions, which are the fainter the less certain.
+    cells = (cells - cells.amin(dim=-1, keepdim=True)).clamp(0, 1).sqrt()
     lines = _lines(patch_size).to(cells.device)
     pictures = torch.einsum("bnrco,oyx->bnrycx", cells, lines)
     return pictures.clamp(0, 1).flatten(2)
