@@ -9,6 +9,7 @@ import pytest
 
 from ssl_vit.config import differences, leaves, read_yaml, to_plain, to_yaml, validate
 from ssl_vit.errors import UserError
+from ssl_vit.objectives.config import MaskFeatConfig
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import RECIPES, find_recipe, read_config
 from ssl_vit.run.config import RunConfig
@@ -61,6 +62,32 @@ SIZES = {
 }
 
 
+# mmpretrain, configs/maskfeat/maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k.py.
+MASKFEAT = {
+    "data.global_batch_size": 2048,
+    "optimizer.betas": (0.9, 0.999),
+    "optimizer.weight_decay": 0.05,
+    "optimizer.final_weight_decay": 0.05,
+    "optimizer.final_learning_rate": 0.0,
+    "optimizer.clip_norm": 0.02,
+    "schedule.unit": "epochs",
+    "schedule.length": 300.0,
+    "schedule.warmup": 30.0,
+    "objective.name": "maskfeat",
+    "objective.min_block_patches": 15,
+    "objective.min_crop_area": 0.5,
+    "objective.max_crop_area": 1.0,
+    "objective.horizontal_flip": 0.5,
+    "backbone.image_size": 224,
+    "backbone.position": "learned",
+    "backbone.layer_scale": 0.0,
+    "backbone.drop_path": 0.0,
+    "backbone.initialization": "truncated_normal",
+    "data.pixel_mean": (0.485, 0.456, 0.406),
+    "data.pixel_std": (0.229, 0.224, 0.225),
+}
+
+
 def value_at(config: RunConfig, path: str) -> Any:
     section, name = path.split(".")
     return getattr(getattr(config, section), name)
@@ -81,6 +108,22 @@ def test_mae_recipes_reach_the_published_learning_rate(name: str) -> None:
     plan = make_plan(find_recipe(name), Machine(64, 8, "cuda"), DataFacts(1_281_167, "imagenet"))
     assert plan.peak_learning_rate == pytest.approx(2.4e-3)
     assert plan.accumulation == 1  # 64 images on each of 64 GPUs, as PRETRAIN.md runs it
+
+
+def test_maskfeats_recipe_has_the_published_values() -> None:
+    config = find_recipe("maskfeat_vitb16")
+    assert {path: value_at(config, path) for path in MASKFEAT} == MASKFEAT
+    objective, backbone = config.objective, config.backbone
+    assert isinstance(objective, MaskFeatConfig)
+    assert objective.num_hidden(backbone) == 78
+    assert (backbone.width, backbone.depth, backbone.heads, backbone.patch_size) == (
+        768,
+        12,
+        12,
+        16,
+    )
+    plan = make_plan(config, Machine(8, 8, "cuda"), DataFacts(1_281_167, "imagenet"))
+    assert plan.peak_learning_rate == pytest.approx(1.6e-3)
 
 
 def test_the_recipe_for_small_data_differs_in_size_and_length_only() -> None:

@@ -13,7 +13,7 @@ from ssl_vit.models.backbone import Backbone, Features
 from ssl_vit.models.build import build_backbone
 from ssl_vit.models.config import BackboneConfig, Hides, VitConfig
 from ssl_vit.objectives.build import build_objective, build_views
-from ssl_vit.objectives.config import DinoConfig, MaeConfig, SimMimConfig
+from ssl_vit.objectives.config import DinoConfig, MaeConfig, MaskFeatConfig, SimMimConfig
 
 
 class TwoConvolutionsConfig(BackboneConfig):
@@ -99,9 +99,10 @@ def test_two_convolutions_train_with_dino() -> None:
     [
         (MaeConfig(), "leave out hidden patches"),
         (SimMimConfig(), "put a token in place of hidden patches"),
+        (MaskFeatConfig(), "put a token in place of hidden patches"),
         (DinoConfig(local_size=16), "put a token in place of hidden patches"),
     ],
-    ids=["mae", "simmim", "ibot"],
+    ids=["mae", "simmim", "maskfeat", "ibot"],
 )
 def test_an_objective_that_hides_patches_names_the_backbones_that_can(objective: Any, verb: str):
     with pytest.raises(ValueError, match=verb) as caught:

@@ -18,7 +18,7 @@ from ssl_vit.data.views import Sample
 from ssl_vit.models.build import build_backbone
 from ssl_vit.models.config import VitConfig
 from ssl_vit.objectives.build import build_objective, build_views
-from ssl_vit.objectives.config import DinoConfig, MaeConfig, SimMimConfig
+from ssl_vit.objectives.config import DinoConfig, MaeConfig, MaskFeatConfig, SimMimConfig
 from tests.synthetic import write_shards
 
 BACKBONE = VitConfig(width=16, depth=1, heads=2, patch_size=8, image_size=32)
@@ -30,9 +30,10 @@ DINO = DinoConfig(prototypes=16, bottleneck=8, head_hidden=16, local_crops=2, lo
     [
         MaeConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
         SimMimConfig(mask_unit=16),
+        MaskFeatConfig(min_block_patches=2),
         DINO,
     ],
-    ids=["mae", "simmim", "dino"],
+    ids=["mae", "simmim", "maskfeat", "dino"],
 )
 def test_permuted_labels_change_no_loss(config: Any) -> None:
     views, rng = build_views(config, BACKBONE), np.random.default_rng(0)
