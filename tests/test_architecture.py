@@ -267,8 +267,9 @@ QUICK = (
 )
 
 LARGEST_FILE = 350
-# Files and lines that one training step loads: what a newcomer reads to follow it.
-STEP, STEP_FILES, STEP_LINES = ("ssl_vit.training.trainer", "ssl_vit.objectives.build"), 90, 11_000
+# Files and lines that one training step loads: what a newcomer reads to follow it. All methods are
+# counted, of which one is read; each is two or three files.
+STEP, STEP_FILES, STEP_LINES = ("ssl_vit.training.trainer", "ssl_vit.objectives.build"), 95, 11_000
 LARGEST_FUNCTION = 60
 LARGEST_WIRING_FUNCTION = 80
 WIRING = ("ssl_vit.run.pretrain", "*.commands")

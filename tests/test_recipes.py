@@ -219,7 +219,7 @@ def test_a_smoke_twin_keeps_every_switch(name: str) -> None:
     assert not set(switches) & set(changed)
     sizes = re.compile(
         r"objective\.(\w+_(width|depth|heads|hidden)|(ibot_)?(prototypes|bottleneck)|head_hidden"
-        r"|local_(crops|size))"
+        r"|local_(crops|size)|min_block_patches)"
     )
     assert all(sizes.fullmatch(path) for path in changed if path.startswith("objective."))
 
