@@ -62,7 +62,7 @@ def build_objective(
             assert isinstance(backbone, TokenBackbone)
             return Beit(config, backbone, pixel_scale)
         case TokenizerConfig():
-            return Tokenizer(config, backbone, pixel_scale)
+            return Tokenizer(config, backbone, pixel_scale, total_steps)
         case DinoConfig():
             return Dino(config, backbone, pixel_scale, total_steps)
     assert_never(config)

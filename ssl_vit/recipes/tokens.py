@@ -64,7 +64,9 @@ def tokenizer_pixels_small_data() -> RunConfig:
         "backbone": whole.backbone.model_copy(
             update={"depth": 4, "position": "learned", "initialization": "truncated_normal"}
         ),
-        "objective": TokenizerConfig(target="pixels", min_crop_area=0.2),
+        "objective": TokenizerConfig(
+            target="pixels", codebook_start=0.2, codebook_momentum=0.95, min_crop_area=0.2
+        ),
         "data": data,
         "schedule": ScheduleConfig(length=60.0, warmup=5.0),
         "optimizer": OptimizerConfig(

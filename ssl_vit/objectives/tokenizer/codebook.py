@@ -23,7 +23,6 @@ from ssl_vit.objectives.tokenizer.row_sample import RowSample, row_keys
 _ROWS_AT_ONCE = 16_384
 _KMEANS_ITERATIONS = 10  # as in the authors' code
 _KMEANS_ROWS_PER_CODE = 32
-_HITS_MOMENTUM = 0.99
 
 
 class Quantized(NamedTuple):
@@ -41,9 +40,10 @@ class Codebook(nn.Module):
     Args:
         num_codes: K.
         dim: C.
-        momentum: Share of a code that one step keeps.
+        momentum: Share of a code, and of the moving average of its hits, that one step keeps.
         dead_below: A code is replaced when the moving average of its hits falls below this share of
             the average code's; 0: never.
+        start_step: Step after which k-means places the codes.
     """
 
     vectors: Tensor
@@ -52,10 +52,15 @@ class Codebook(nn.Module):
     started: Tensor
 
     def __init__(
-        self, num_codes: int, dim: int, momentum: float = 0.99, dead_below: float = 0.0
+        self,
+        num_codes: int,
+        dim: int,
+        momentum: float = 0.99,
+        dead_below: float = 0.0,
+        start_step: int = 0,
     ) -> None:
         super().__init__()
-        self.momentum, self.dead_below = momentum, dead_below
+        self.momentum, self.dead_below, self.start_step = momentum, dead_below, start_step
         self.register_buffer("vectors", F.normalize(torch.randn(num_codes, dim), dim=1))
         self.register_buffer("moving_hits", torch.zeros(num_codes))
         self.register_buffer("last_hits", torch.zeros(num_codes))
@@ -85,8 +90,8 @@ class Codebook(nn.Module):
         Args:
             latents: (B, N, C) float32 unit vectors.
             numbers: (B,) int64 sample numbers.
-            step: Optimizer step. In the first one there are no codes yet: it returns the latents
-                themselves.
+            step: Optimizer step. Up to ``start_step`` there are no codes yet: it returns the
+                latents themselves.
         """
         rows = latents.flatten(0, 1)
         is_started = self.is_started
@@ -99,7 +104,7 @@ class Codebook(nn.Module):
     @property
     def is_started(self) -> bool:
         """Whether there are codes."""
-        if not self._known_started:  # on a GPU this waits for it, but in the first step only
+        if not self._known_started:  # on a GPU this waits for it, but in the first steps only
             self._known_started = bool(self.started)
         return self._known_started
 
@@ -130,9 +135,9 @@ class Codebook(nn.Module):
             moved = F.normalize(torch.lerp(means, self.vectors, self.momentum), dim=1)
             self.vectors.copy_(torch.where(hits[:, None] > 0, moved, self.vectors))
             self.last_hits.copy_(hits)
-            self.moving_hits.lerp_(self.last_hits, 1 - _HITS_MOMENTUM)
+            self.moving_hits.lerp_(self.last_hits, 1 - self.momentum)
             self._replace_dead(mean_hits)
-        else:
+        elif self._step >= self.start_step:
             rows = self._sample.over_ranks(_KMEANS_ROWS_PER_CODE * self.num_codes)
             self.vectors.copy_(from_first_rank(spherical_kmeans(rows, self.num_codes)))
             self.moving_hits.fill_(mean_hits)

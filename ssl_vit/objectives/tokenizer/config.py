@@ -43,7 +43,13 @@ class TokenizerConfig(OneCropConfig):
     """Dimension of a code (table 5 there); more leaves codes unused. `kmeans`: the teacher's."""
 
     codebook_momentum: float = Field(default=0.99, ge=0, lt=1)
-    """Share of a code that one optimizer step keeps."""
+    """Share of a code, and of the count of its hits, that one optimizer step keeps."""
+
+    codebook_start: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps before k-means places the codes; until then the decoder sees the encoder's
+    output itself. 0: after the first step, as in the authors' code. Later suits short runs, whose
+    encoder moves away from its codes at first.
+    """
 
     dead_below: float = Field(default=0.1, ge=0, le=1)
     """A code is replaced by a random patch of the step when the moving average of its hits falls

@@ -79,12 +79,19 @@ class Tokenizer(Objective):
     """Encoder, codebook and decoder, and a frozen teacher if the target is one's features."""
 
     def __init__(
-        self, config: TokenizerConfig, backbone: Backbone, pixel_scale: PixelScale
+        self,
+        config: TokenizerConfig,
+        backbone: Backbone,
+        pixel_scale: PixelScale,
+        total_steps: int,
     ) -> None:
         super().__init__()
         self.config, self.pixel_scale = config, pixel_scale
         sizes, codes = backbone.config, config.codes(backbone.config)
-        codebook = Codebook(codes.num, codes.dim, config.codebook_momentum, config.dead_below)
+        start_step = int(config.codebook_start * total_steps)
+        codebook = Codebook(
+            codes.num, codes.dim, config.codebook_momentum, config.dead_below, start_step
+        )
         self.network = TokenizerNetwork(backbone, codes, codebook)
         if config.trains_given:
             backbone.requires_grad_(requires_grad=False)
