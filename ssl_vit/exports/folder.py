@@ -1,4 +1,4 @@
-"""Portable exports: `backbone.safetensors` (timm's parameter names) and `backbone.json` (how to
+"""Portable exports: `backbone.safetensors` (timm's names) and `backbone.json` (how to
 build and feed it).
 
 Evaluations read nothing else. torch is imported inside the functions that need it, so that a wrong
@@ -136,7 +136,10 @@ def write_export(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from ssl_vit.models.timm_weights import to_timm
+
     folder.mkdir(parents=True, exist_ok=True)
+    state = state | {"backbone": to_timm(state["backbone"], info.backbone)}
     for name, values in state.items():
         tensors = {key: value.detach().float().cpu().contiguous() for key, value in values.items()}
         with replacing(folder / f"{name}.safetensors") as partial:

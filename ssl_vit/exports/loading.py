@@ -20,6 +20,7 @@ from ssl_vit.files import spelled_in_utf8
 from ssl_vit.foreign import first_line
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.build import build_backbone
+from ssl_vit.models.timm_weights import from_timm
 from ssl_vit.objectives.tokenizer.network import TokenizerNetwork
 
 
@@ -50,7 +51,7 @@ def load_backbone(path: Path | str) -> Backbone:
         if odd:
             raise RuntimeError(f"{odd[0]} has type {str(state[odd[0]].dtype)[6:]}")
         model = build_backbone(info.backbone)
-        model.load_state_dict(state)
+        model.load_state_dict(from_timm(state, info.backbone))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
     size = info.backbone.height_width

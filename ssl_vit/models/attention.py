@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_vit.models.config import attends_plainly
 from ssl_vit.models.torchvision_ops import define_missing_ops
@@ -17,28 +17,66 @@ class Attention(TimmAttention):
     Uses torch's fused kernel, except in bfloat16 on a CPU: there, two plain matrix products train
     about three times faster (docs/benchmarks.md, "Attention on a CPU") as long as the scores,
     quadratic in the number of tokens, stay small.
+
+    Args:
+        width: D.
+        heads: Number of attention heads.
+        key_bias: Whether keys have a bias, as in ViT. Without, queries and values have one each,
+            with the names of timm's Beit: ``q_bias`` and ``v_bias`` (Bao et al. 2021).
     """
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, num_heads=heads, qkv_bias=True)
+    def __init__(self, width: int, heads: int, key_bias: bool = True) -> None:
+        super().__init__(width, num_heads=heads, qkv_bias=key_bias)
+        self.key_bias = key_bias
+        if not key_bias:
+            self.qkv = _LinearWithGivenBias(width, 3 * width, bias=False)
+            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.v_bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override] - no attention mask
-        """(B, K, D) → (B, K, D)."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:  # type: ignore[override] - no attention mask
+        """(B, K, D) → (B, K, D).
+
+        Args:
+            x: Tokens.
+            bias: (heads, K, K), [query, key]: added to the scores before the softmax.
+        """
         queries, keys, values = self._project(x)
+        if bias is not None:
+            bias = bias.to(queries.dtype).unsqueeze(0)
         if attends_plainly(queries.device.type, queries.dtype == torch.bfloat16, x.shape[1]):
             scores = (queries * self.scale) @ keys.transpose(-2, -1)
+            if bias is not None:
+                scores = scores + bias
             mixed = scores.softmax(dim=-1).to(values.dtype) @ values
         else:
-            mixed = F.scaled_dot_product_attention(queries, keys, values)
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
         return self.proj(mixed.transpose(1, 2).reshape(x.shape))
 
-    def of_first(self, x: Tensor) -> Tensor:
-        """(B, K, D) → (B, heads, K): attention weights of the first token."""
+    def of_first(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, K, D) → (B, heads, K): attention weights of the first token; arguments as in
+        :meth:`forward`.
+        """
         queries, keys, _ = self._project(x)
         scores = (queries[:, :, :1].float() * self.scale) @ keys.float().transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias[:, :1].float()
         return scores.softmax(dim=-1).squeeze(2)
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, K, D) → queries, keys and values, (B, heads, K, D / heads) each."""
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
+        if self.key_bias:
+            projected = self.qkv(x)
+        else:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            projected = self.qkv(x, bias)
+        qkv = projected.unflatten(2, (3, self.num_heads, -1))
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class _LinearWithGivenBias(nn.Linear):
+    """A linear layer that is called with its bias. A module, because ZeRO gathers the weight of a
+    module that is called.
+    """
+
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(input, self.weight, bias)

@@ -52,7 +52,7 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def units(self) -> list[nn.Module]:
         """Modules for activation checkpointing and compilation, such as transformer blocks; each
-        maps one tensor to one tensor.
+        maps one tensor, and perhaps a bias of attention, to one tensor.
         """
 
     def use_channels_last(self, channels_last: bool) -> None:
@@ -104,8 +104,31 @@ class TokenBackbone(Backbone):
 
         Args:
             tokens: (B, N, D) from :meth:`embed`.
-            grid: Patches (down, across) of the tokens; not needed by a :class:`SparseBackbone`.
+            grid: Patches (down, across) of the tokens; needed unless the config's ``hides`` is
+                "drop".
         """
+
+    @abstractmethod
+    def encode_with_inner(
+        self, tokens: Tensor, block: int, grid: tuple[int, int] | None = None
+    ) -> tuple[Features, Tensor]:
+        """As :meth:`encode`, and the token sequence inside the network, in one pass.
+
+        Args:
+            tokens: (B, N, D) from :meth:`embed`.
+            block: The number of blocks before that point, from 0 to all.
+            grid: As in :meth:`encode`.
+
+        Returns:
+            The features, and (B, 1 + R + N, D) after the first ``block`` blocks, without the final
+            norm: the class token, registers, patches.
+        """
+
+    def attention_bias(self, grid: tuple[int, int]) -> Tensor | None:
+        """The bias that a ``Block`` after the backbone's needs for tokens of a grid: (heads, 1 + N,
+        1 + N), gradients reach the backbone's table; None without relative positions.
+        """
+        return None
 
     def forward(
         self, images: Tensor, hidden: Tensor | None = None, filler: Tensor | None = None
@@ -115,6 +138,6 @@ class TokenBackbone(Backbone):
 
 
 class SparseBackbone(TokenBackbone):
-    """A backbone whose ``encode`` takes any K of the N tokens without a grid; requires global
-    attention.
+    """A backbone whose ``encode`` takes any K of the N tokens without a grid, if its config's
+    ``hides`` is "drop"; requires global attention.
     """

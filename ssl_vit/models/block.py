@@ -27,6 +27,7 @@ class Block(nn.Module):
         layer_scale: Initial value of LayerScale, 0 for none.
         drop_path: Rate of stochastic depth in [0, 1), in training only; the two branches draw
             their samples independently.
+        key_bias: See :class:`Attention`.
 
     Source: Dosovitskiy et al. 2020, arXiv 2010.11929, equations 2 and 3; Shazeer 2020, arXiv
         2002.05202 (SwiGLU).
@@ -40,24 +41,31 @@ class Block(nn.Module):
         feed_forward: Literal["mlp", "swiglu"] = "mlp",
         layer_scale: float = 0.0,
         drop_path: float = 0.0,
+        key_bias: bool = True,
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
         self.norm1 = layer_norm(width)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, key_bias)
         self.ls1 = LayerScale(width, init_values=layer_scale) if layer_scale else nn.Identity()
         self.norm2 = layer_norm(width)
         self.mlp = _feed_forward(width, mlp_ratio, feed_forward)
         self.ls2 = LayerScale(width, init_values=layer_scale) if layer_scale else nn.Identity()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, K, D) → (B, K, D)."""
+    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, K, D) → (B, K, D).
+
+        Args:
+            tokens: All tokens of a sample.
+            bias: (heads, K, K) added to the attention scores, from
+                :meth:`TokenBackbone.attention_bias`.
+        """
         rate = self.drop_path if self.training else 0.0
-        tokens = add_branch(tokens, self._attend, rate)
+        tokens = add_branch(tokens, lambda kept: self._attend(kept, bias), rate)
         return add_branch(tokens, self._feed_forward, rate)
 
-    def _attend(self, tokens: Tensor) -> Tensor:
-        return self.ls1(self.attn(self.norm1(tokens)))
+    def _attend(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        return self.ls1(self.attn(self.norm1(tokens), bias))
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
         return self.ls2(self.mlp(self.norm2(tokens)))

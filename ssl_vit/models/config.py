@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, assert_never
 
 from pydantic import Field, model_validator
 
@@ -78,9 +78,10 @@ class BackboneConfig(Config):
     embedding, which is interpolated for other sizes.
     """
 
-    initialization: Literal["xavier_uniform", "truncated_normal"] = "xavier_uniform"
-    """Initialization of linear layers: Xavier uniform (He et al. 2021, A.1), or a truncated normal
-    with standard deviation 0.02 (ViT, BEiT, DINOv2).
+    initialization: Literal["xavier_uniform", "truncated_normal", "depth_scaled"] = "xavier_uniform"
+    """Initialization of linear layers. `xavier_uniform`: He et al. 2021, A.1. `truncated_normal`:
+    with standard deviation 0.02 (ViT, DINOv2). `depth_scaled`: the same, and the last weights of
+    each branch of layer l, from 1, divided by √(2 l) (BEiT).
     """
 
     @property
@@ -92,6 +93,13 @@ class BackboneConfig(Config):
     @abstractmethod
     def hides(self) -> Hides:
         """What this backbone can do with hidden patches."""
+
+    def cannot_hide(self, least: Hides) -> str:
+        """Which setting keeps this backbone from doing ``least`` with hidden patches, and what to
+        choose instead: "… cannot; choose …".
+        """
+        able = ", ".join(f"backbone.name={name}" for name in backbones_that_hide(least))
+        return f"backbone.name={self.name} cannot; choose {able}"
 
     @property
     def mixes_samples(self) -> bool:
@@ -156,9 +164,16 @@ class VitConfig(BackboneConfig):
     3×3 convolutions (Xiao et al. 2021).
     """
 
-    position: Literal["sincos", "learned"] = "learned"
+    position: Literal["sincos", "learned", "relative"] = "learned"
     """Position embedding. `sincos`: fixed 2-D sine-cosine (He et al. 2021). `learned`: trained
-    (Dosovitskiy et al. 2020).
+    (Dosovitskiy et al. 2020). `relative`: none, but a trained bias on attention scores for every
+    offset between two patches, and keys without a bias (BEiT).
+    """
+
+    relative_tables: Literal["shared", "per_block"] = "shared"
+    """Where `position=relative` keeps its biases: one table for all blocks (pre-training), or one
+    in each block (fine-tuning), which starts as a copy of the shared one if weights with that are
+    loaded.
     """
 
     registers: int = Field(default=0, ge=0, le=1_024)
@@ -174,9 +189,14 @@ class VitConfig(BackboneConfig):
     """Initial value of LayerScale (Touvron et al. 2021); 0 leaves it out."""
 
     drop_path: float = Field(default=0.0, ge=0, lt=1)
-    """Stochastic depth: share of samples that skip a branch in training, the same in every block.
-    Skipped samples are not computed, and their number in a batch is exact (rounded, never all;
-    Oquab et al. 2023, section 5).
+    """Stochastic depth: share of samples that skip a branch in training. Skipped samples are not
+    computed, and their number in a batch is exact (rounded, never all; Oquab et al. 2023, section
+    5).
+    """
+
+    drop_path_rule: Literal["constant", "linear"] = "constant"
+    """Stochastic depth by block. `constant`: `drop_path` in every block (DINOv2). `linear`: from 0
+    in the first block to `drop_path` in the last (Huang et al. 2016; DeiT, BEiT).
     """
 
     @model_validator(mode="after")
@@ -208,6 +228,22 @@ class VitConfig(BackboneConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _relative_positions_fit(self) -> "VitConfig":
+        if self.position == "relative" and self.registers:
+            raise ValueError(
+                f"backbone.registers={self.registers} have no place in the table of "
+                "backbone.position=relative; set backbone.registers=0, or choose "
+                "backbone.position=learned"
+            )
+        if self.position != "relative" and self.relative_tables != "shared":
+            raise ValueError(
+                f"backbone.relative_tables={self.relative_tables} has no effect with "
+                f"backbone.position={self.position}; leave it out, or choose "
+                "backbone.position=relative"
+            )
+        return self
+
     @property
     def stride(self) -> int:
         """See :class:`BackboneConfig`; patches do not overlap, even with an overlapping stem."""
@@ -215,8 +251,25 @@ class VitConfig(BackboneConfig):
 
     @property
     def hides(self) -> Hides:
-        """Attention is global, so any patch can be left out."""
-        return "drop"
+        """Attention is global, so any patch can be left out, unless the bias of relative positions
+        is that of a whole grid.
+        """
+        return "fill" if self.position == "relative" else "drop"
+
+    def cannot_hide(self, least: Hides) -> str:
+        """See :class:`BackboneConfig`."""
+        return "backbone.position=relative cannot; choose backbone.position=learned or sincos"
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """The rate of stochastic depth of each block."""
+        match self.drop_path_rule:
+            case "constant":
+                return (self.drop_path,) * self.depth
+            case "linear":
+                steps = max(1, self.depth - 1)
+                return tuple(self.drop_path * block / steps for block in range(self.depth))
+        assert_never(self.drop_path_rule)
 
     def grouped(self, micro_batch_size: int, world_size: int) -> dict[str, object]:
         """Stochastic depth skips a whole number of images per micro-batch, drawn per rank."""

@@ -1,10 +1,11 @@
 """The Vision Transformer.
 
-Parameter names are timm's: an export loads into `timm.create_model` without changes, and timm's
-weights load here. Parameters of objectives live elsewhere.
+Parameter names are those of timm's ViT: an export loads into `timm.create_model` without changes,
+and timm's weights load here. With relative positions timm's network is `Beit`, some of whose names
+differ; `models/timm_weights.py` translates. Parameters of objectives live elsewhere.
 """
 
-from collections.abc import Mapping
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from ssl_vit.models.backbone import Features, SparseBackbone
 from ssl_vit.models.block import Block, layer_norm
 from ssl_vit.models.config import VitConfig
-from ssl_vit.models.initialization import initialize, initialize_token
+from ssl_vit.models.initialization import initialize, initialize_token, scale_by_depth
 from ssl_vit.models.patches import blank_patches
 from ssl_vit.models.position import resize_positions, sincos_table
+from ssl_vit.models.relative_position import RelativePositionBias
 from ssl_vit.models.stem import build_stem
 
 # B images, N patches, K encoded patches, R registers, D width.
@@ -26,11 +28,15 @@ class VisionTransformer(SparseBackbone):
 
     ``pos_embed`` follows timm's two layouts: (1, 1 + N, D), class token included, without
     registers; (1, N, D), patches only, with registers. The 2-D sine-cosine table is a buffer, so no
-    parameter is frozen.
+    parameter is frozen. With relative positions (Bao et al. 2021, arXiv 2106.08254) there is none,
+    but ``rel_pos_bias``: one table, or a list of one for each block. The tables of all blocks are
+    kept here, outside of the blocks, so that a block is the same function for everyone who has a
+    bias.
     """
 
     config: VitConfig  # type: ignore[assignment] - narrower than the contract's
     pos_embed: Tensor
+    rel_pos_bias: RelativePositionBias | nn.ModuleList
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__(config)
@@ -38,13 +44,7 @@ class VisionTransformer(SparseBackbone):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         if config.registers:
             self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width))
-        rows = config.num_patches + (0 if config.registers else 1)
-        if config.position == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, rows, config.width))
-        else:
-            table = sincos_table(config.grid, config.width)
-            class_row = table.new_zeros(1, rows - config.num_patches, config.width)
-            self.register_buffer("pos_embed", torch.cat([class_row, table], dim=1))
+        self._make_positions(config)
         self.blocks = nn.ModuleList(
             Block(
                 config.width,
@@ -52,19 +52,42 @@ class VisionTransformer(SparseBackbone):
                 config.mlp_ratio,
                 config.feed_forward,
                 config.layer_scale,
-                config.drop_path,
+                drop_path,
+                key_bias=config.position != "relative",
             )
-            for _ in range(config.depth)
+            for drop_path in config.drop_path_rates
         )
         self.norm = layer_norm(config.width)
         self._initialize()
 
+    def _make_positions(self, config: VitConfig) -> None:
+        rows = config.num_patches + (0 if config.registers else 1)
+        num_tables = {"shared": 1, "per_block": config.depth}[config.relative_tables]
+        match config.position:
+            case "learned":
+                self.pos_embed = nn.Parameter(torch.zeros(1, rows, config.width))
+            case "sincos":
+                table = sincos_table(config.grid, config.width)
+                class_row = table.new_zeros(1, rows - config.num_patches, config.width)
+                self.register_buffer("pos_embed", torch.cat([class_row, table], dim=1))
+            case "relative":
+                tables = [
+                    RelativePositionBias(config.grid, config.heads) for _ in range(num_tables)
+                ]
+                is_shared = config.relative_tables == "shared"
+                self.rel_pos_bias = tables[0] if is_shared else nn.ModuleList(tables)
+            case _:
+                assert_never(config.position)
+
     def _initialize(self) -> None:
         initialize(self, self.config.initialization)
+        if self.config.initialization == "depth_scaled":
+            scale_by_depth(self.blocks)
         initialize_token(self.cls_token)
         if self.config.registers:
             initialize_token(self.reg_token)
-        if isinstance(self.pos_embed, nn.Parameter):
+        if self.config.position == "learned":
+            assert isinstance(self.pos_embed, nn.Parameter)
             initialize_token(self.pos_embed)
 
     def embed(
@@ -79,22 +102,56 @@ class VisionTransformer(SparseBackbone):
         tokens = self.patch_embed(images)
         if hidden is not None and filler is not None:
             tokens = torch.where(hidden.unsqueeze(-1), filler.to(tokens.dtype), tokens)
+        if self.config.position == "relative":
+            return tokens
         return tokens + self._patch_positions(grid)
 
     def encode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Features:
         """Run the transformer over the class token, the registers and these patch tokens.
 
         Args:
-            tokens: (B, K, D) from :meth:`embed`, all N or any K of them.
+            tokens: (B, K, D) from :meth:`embed`, all N or, without relative positions, any K of
+                them.
             grid: Patches (down, across), if these are all N tokens.
+
+        Raises:
+            ValueError: Relative positions, and the tokens are not those of a grid.
         """
+        return self.encode_with_inner(tokens, self.config.depth, grid)[0]
+
+    def encode_with_inner(
+        self, tokens: Tensor, block: int, grid: tuple[int, int] | None = None
+    ) -> tuple[Features, Tensor]:
+        """See :class:`TokenBackbone`; the inner tokens are (B, 1 + R + K, D)."""
+        biases = self._biases(grid, tokens.shape[1])
         grid = grid or (1, tokens.shape[1])
-        tokens = self._with_prefix(tokens)
-        for block in self.blocks:
-            tokens = block(tokens)
+        inner = tokens = self._with_prefix(tokens)
+        for number, (each, bias) in enumerate(zip(self.blocks, biases, strict=True), 1):
+            tokens = each(tokens, bias)
+            inner = tokens if number == block else inner
         tokens = self.norm(tokens)
         first_patch = 1 + self.config.registers
-        return Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:], grid)
+        features = Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:], grid)
+        return features, inner
+
+    def attention_bias(self, grid: tuple[int, int]) -> Tensor | None:
+        """See :class:`TokenBackbone`; if every block has a table, that of the last."""
+        return self._biases(grid, grid[0] * grid[1])[-1]
+
+    def _biases(self, grid: tuple[int, int] | None, num_tokens: int) -> list[Tensor | None]:
+        """(heads, 1 + N, 1 + N) for each block; a shared one is computed once."""
+        depth = self.config.depth
+        if self.config.position != "relative":
+            return [None] * depth
+        if grid is None or grid[0] * grid[1] != num_tokens:
+            place = f"a grid of {grid[0]}×{grid[1]} patches" if grid else "an unknown grid"
+            raise ValueError(
+                f"relative positions are those of all patches of a grid, not of {num_tokens} "
+                f"tokens on {place}; encode every patch, and give its grid"
+            )
+        if isinstance(self.rel_pos_bias, RelativePositionBias):
+            return [self.rel_pos_bias(grid)] * depth
+        return [table(grid) for table in self.rel_pos_bias]
 
     def class_attention(self, images: Tensor) -> Tensor:
         """Attention of the class token in the last block (Caron et al. 2021, figure 1).
@@ -106,11 +163,14 @@ class VisionTransformer(SparseBackbone):
             (B, heads, N) over patches; with class token and registers it would sum to 1.
         """
         tokens = self._with_prefix(self.embed(images))
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
+        grid = self.grid_of(images)
+        *biases, last_bias = self._biases(grid, grid[0] * grid[1])
+        for block, bias in zip(self.blocks[:-1], biases, strict=True):
+            tokens = block(tokens, bias)
         last = self.blocks[-1]
         assert isinstance(last, Block)
-        return last.attn.of_first(last.norm1(tokens))[..., 1 + self.config.registers :]
+        attention = last.attn.of_first(last.norm1(tokens), last_bias)
+        return attention[..., 1 + self.config.registers :]
 
     def _with_prefix(self, tokens: Tensor) -> Tensor:
         """Prepend class token and registers to (B, K, D) patch tokens."""
@@ -129,12 +189,13 @@ class VisionTransformer(SparseBackbone):
         self.patch_embed.channels_last = channels_last
 
     def layer_of(self, parameter_name: str) -> int:
-        """Depth of a parameter for layer-wise decay: 0 is the stem, ``depth + 1`` the final
-        norm.
+        """Depth of a parameter for layer-wise decay: 0 is the stem, positions and a table shared by
+        all blocks, ``depth + 1`` the final norm.
         """
         head, _, rest = parameter_name.partition(".")
-        if head == "blocks":
-            return int(rest.partition(".")[0]) + 1
+        number = rest.partition(".")[0]
+        if head in ("blocks", "rel_pos_bias") and number.isdecimal():
+            return int(number) + 1
         return self.config.depth + 1 if head == "norm" else 0
 
     def _patch_positions(self, grid: tuple[int, int]) -> Tensor:
@@ -143,58 +204,6 @@ class VisionTransformer(SparseBackbone):
 
     def _class_position(self) -> Tensor:
         """(1, 1, D) position of the class token; zeros if the table has patches only."""
-        if self.config.registers:
+        if self.config.registers or self.config.position == "relative":
             return torch.zeros_like(self.cls_token)
         return self.pos_embed[:, :1]
-
-
-def load_timm_weights(
-    model: VisionTransformer, state: Mapping[str, Tensor], grid: tuple[int, int] | None = None
-) -> None:
-    """Load a state dict of timm's ViT, without its classifier, and resize positions to our grid.
-
-    Args:
-        model: A model of the same width, depth, stem and registers.
-        state: A ``timm.create_model(...).state_dict()``.
-        grid: Grid of its positions (down, across); None: square.
-
-    Raises:
-        ValueError: Tensors are missing, left over or of a different shape; lists the first few.
-    """
-    weights = {
-        name: value
-        for name, value in state.items()
-        if not name.startswith(("head.", "fc_norm.", "attn_pool."))
-    }
-    if "pos_embed" in weights:
-        weights["pos_embed"] = fit_positions(model, weights["pos_embed"], grid)
-    own = model.state_dict()
-    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
-    left_over = [name for name in weights if name not in own]
-    if wrong or left_over:
-        raise ValueError(
-            f"these weights do not fit the model: {len(wrong)} tensors missing or of another shape "
-            f"({', '.join(wrong[:3])}), {len(left_over)} left over ({', '.join(left_over[:3])})"
-        )
-    model.load_state_dict(weights)
-
-
-def fit_positions(
-    model: VisionTransformer, positions: Tensor, grid: tuple[int, int] | None = None
-) -> Tensor:
-    """(1, rows, D) position embeddings, resized to the model's grid; returned unchanged if they do
-    not have the given grid or the model's width.
-
-    Args:
-        model: Determines grid, width and whether the class token has a position.
-        positions: The class token's row first, if the model has one.
-        grid: Grid of the positions (down, across); None: square.
-    """
-    prefix = 0 if model.config.registers else 1
-    patches = positions[:, prefix:]
-    side = round(patches.shape[1] ** 0.5)
-    grid = grid or (side, side)
-    if grid[0] * grid[1] != patches.shape[1] or patches.shape[-1] != model.config.width:
-        return positions
-    resized = resize_positions(patches, grid, model.config.grid)
-    return torch.cat([positions[:, :prefix], resized], dim=1)

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from typing import Any, Literal
 
 from ssl_vit.config import Config
-from ssl_vit.models.config import HIDES, BackboneConfig, Hides, backbones_that_hide
+from ssl_vit.models.config import HIDES, BackboneConfig, Hides
 from ssl_vit.objectives.given import Given
 
 Symptom = Literal["one answer", "no answer", "one direction", "few dimensions", "few codes"]
@@ -43,11 +43,10 @@ class MethodConfig(Config):
             ValueError: The message is "what is wrong; what to do".
         """
         if HIDES.index(backbone.hides) < HIDES.index(self.needs):
-            able = ", ".join(f"backbone.name={name}" for name in backbones_that_hide(self.needs))
             verb = {"fill": "put a token in place of", "drop": "leave out"}[self.needs]
             raise ValueError(
                 f"objective.name={self.name} needs a backbone that can {verb} hidden patches, and "
-                f"backbone.name={backbone.name} cannot; choose {able}"
+                f"{backbone.cannot_hide(self.needs)}"
             )
 
     def check_micro_batch(self, num_images: int) -> None:

@@ -123,6 +123,9 @@ class Objective(nn.Module, ABC):
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, except tokens and position embeddings."""
+    """Whether weight decay applies: to matrices, except tokens, position embeddings and tables of
+    relative positions (as in timm; BEiT's own code decays mask token and tables).
+    """
     leaf = name.rpartition(".")[2]
-    return parameter.ndim > 1 and not leaf.endswith("_token") and leaf != "pos_embed"
+    is_position = leaf in ("pos_embed", "relative_position_bias_table")
+    return parameter.ndim > 1 and not leaf.endswith("_token") and not is_position

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ssl_vit.objectives.objective import Objective
 
 # Backbone settings that do not affect the shapes of its weights, except of positions, which are
-# resized.
-_FREE = ("image_size", "drop_path", "initialization")
+# resized. A shared table of relative positions may be copied into every block.
+_FREE = ("image_size", "drop_path", "drop_path_rule", "initialization")
 
 
 def find_checkpoint(path: Path | str) -> Path | None:
@@ -65,7 +65,8 @@ def check_resume_from(config: RunConfig) -> None:
                 "use one of its exports/step_… folders, to start from its backbone only",
             )
     ours = config.backbone
-    theirs = theirs.model_copy(update={name: getattr(ours, name) for name in _FREE})
+    free = (*_FREE, "relative_tables") if theirs.relative_tables == "shared" else _FREE
+    theirs = theirs.model_copy(update={name: getattr(ours, name) for name in free})
     if changed := differences(ours, theirs):
         field, (mine, other) = next(iter(changed.items()))
         raise UserError(
@@ -116,7 +117,8 @@ def load_exported(model: "Backbone", path: str) -> None:
         UserError: It does not fit in a way that :func:`check_resume_from` could not detect.
     """
     from ssl_vit.exports.loading import load_backbone
-    from ssl_vit.models.vit import VisionTransformer, load_timm_weights
+    from ssl_vit.models.timm_weights import load_timm_weights
+    from ssl_vit.models.vit import VisionTransformer
 
     assert isinstance(model, VisionTransformer)
     theirs = load_backbone(path)
@@ -142,7 +144,8 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
     """
     import torch
 
-    from ssl_vit.models.vit import VisionTransformer, fit_positions
+    from ssl_vit.models.timm_weights import POSITIONS, fit_positions, source_of
+    from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.training.consensus import gather
     from ssl_vit.training.state_shards import BUFFER, WEIGHT, StateReader
 
@@ -152,19 +155,20 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
     manifest = read_manifest(checkpoint)
     assert not isinstance(manifest, str)
     state = objective.state_dict(keep_vars=True)
-    grid = RunFolder(checkpoint.parent.parent).read_config().backbone.grid
+    theirs = RunFolder(checkpoint.parent.parent).read_config().backbone
     try:
         reader = StateReader([checkpoint / name for name in manifest.files])
         for name, tensor in state.items():
             is_weight = isinstance(tensor, torch.nn.Parameter)
-            is_position = name.endswith("pos_embed")
+            is_position = name.endswith(POSITIONS)
             if is_position and not is_weight:
                 continue  # a table that follows from the grid
-            stored = reader.read(f"{WEIGHT if is_weight else BUFFER}/{name}")
+            source = source_of(name, theirs)
+            stored = reader.read(f"{WEIGHT if is_weight else BUFFER}/{source}")
             if is_position:
-                rows = stored.view(1, -1, tensor.shape[-1])
+                rows = stored.view(*tensor.shape[:-2], -1, tensor.shape[-1])
                 assert isinstance(objective.backbone, VisionTransformer)
-                stored = fit_positions(objective.backbone, rows, grid)
+                stored = fit_positions(objective.backbone, name, rows, theirs.grid)
             if stored.numel() != tensor.numel():
                 raise UserError(
                     f"resume_from: {name} has {stored.numel():,} elements in {checkpoint}, but "

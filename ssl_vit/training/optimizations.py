@@ -45,19 +45,19 @@ def _separate_compiled_code() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / kind)
 
 
-def _compiled_in_training(block: nn.Module) -> Callable[[Tensor], Tensor]:
+def _compiled_in_training(block: nn.Module) -> Callable[..., Tensor]:
     """The block's forward pass, compiled for training only: panels have other batch sizes, and each
     would be compiled again.
     """
     plain = block.forward
     compiled: Any = torch.compile(plain, dynamic=False)
-    return lambda tokens: (compiled if block.training else plain)(tokens)
+    return lambda *tensors: (compiled if block.training else plain)(*tensors)
 
 
-def _checkpointed(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def run(tokens: Tensor) -> Tensor:
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*tensors: Tensor | None) -> Tensor:
         # The re-entrant variant would lose ZeRO's hooks on parameters.
-        result: Any = checkpoint(forward, tokens, use_reentrant=False)
+        result: Any = checkpoint(forward, *tensors, use_reentrant=False)
         return result
 
     return run

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ssl_vit.models.backbone import Features
 from ssl_vit.models.config import VitConfig
+from ssl_vit.models.timm_weights import load_timm_weights
 from ssl_vit.models.torchvision_ops import define_missing_ops
-from ssl_vit.models.vit import VisionTransformer, load_timm_weights
+from ssl_vit.models.vit import VisionTransformer
 
 define_missing_ops()
 import timm  # noqa: E402 - only importable after the line above
