@@ -151,4 +151,11 @@ class _AsOnGpu(TorchFunctionMode):
     ) -> Any:
         if func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
             args = (args[0].float(), *args[1:])
-        return func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is not None:
+            # A CPU has no fused kernel with a gradient for the bias; a GPU has one, which makes
+            # that gradient for every image.
+            mask, (queries, keys) = kwargs["attn_mask"], args[:2]
+            kwargs["attn_mask"] = mask.detach()
+            queries.new_empty(*queries.shape[:3], keys.shape[2])
+        return func(*args, **kwargs)

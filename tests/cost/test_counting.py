@@ -14,7 +14,7 @@ from ssl_vit.data.config import DataConfig
 from ssl_vit.models.config import VIT_SIZES, VitConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
-from ssl_vit.objectives.config import DinoConfig, MaeConfig
+from ssl_vit.objectives.config import DinoConfig, MaeConfig, SimMimConfig
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.one_crop.config import num_hidden_patches
 from ssl_vit.objectives.one_crop.views import MaskedBatch
@@ -213,3 +213,90 @@ def test_normalized_prototypes_do_not_grow_with_images():
     backbone = VitConfig(**PLAIN)
     found = count_cost(config, backbone, Arithmetic("float32", "cpu"))
     assert found.fixed_bytes == pytest.approx(4096 * 64 * 4, rel=0.1)
+
+
+SIMMIM = SimMimConfig(mask_unit=8)
+RELATIVES: dict[str, dict[str, Any]] = {
+    "shared": {},
+    "per_block": {"relative_tables": "per_block"},
+    "linear": {"drop_path": 0.6, "drop_path_rule": "linear", "layer_scale": 0.1},
+}
+
+
+@pytest.mark.parametrize("variant", RELATIVES)
+def test_relative_positions_have_as_many_parameters_as_the_network_itself(variant: str):
+    backbone = VitConfig(**PLAIN | {"position": "relative"} | RELATIVES[variant])
+    # By hand: as without, but for 3 × 4 × 96 biases of keys, and a table of 15 × 15 + 3 offsets.
+    width, depth, heads = 96, 4, 4
+    block = 12 * width**2 + 12 * width + (2 * width if backbone.layer_scale else 0)
+    tables = (depth if variant == "per_block" else 1) * (15 * 15 + 3) * heads
+    expected = 192 * width + width + width + depth * block + 2 * width + tables
+    built = sum(p.numel() for p in VisionTransformer(backbone).parameters())
+    assert backbone_parameters(backbone) == built == expected
+    found = count_parameters(SIMMIM, backbone)
+    assert (found.backbone, found.frozen) == (expected, 0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", RELATIVES)
+def test_relative_positions_keep_what_autograd_keeps_and_cost_what_torch_counts(
+    variant: str, precision: Precision
+):
+    backbone = VitConfig(**PLAIN | {"position": "relative"} | RELATIVES[variant])
+    torch.manual_seed(0)
+    objective = build_objective(SIMMIM, VisionTransformer(backbone), DataConfig(), 1)
+    # As many as are needed for a whole number of kept samples in each block: 1, .8, .6 and .4.
+    count = 5
+    hidden = torch.rand(count, 64).argsort(dim=1) < SIMMIM.num_hidden(backbone)
+    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
+    batch = MaskedBatch(images, hidden, torch.arange(count))
+    cost = count_cost(SIMMIM, backbone, Arithmetic(precision, "cpu"))
+    found = kept_by(objective, batch, precision)
+    assert count * cost.kept_bytes + cost.fixed_bytes == pytest.approx(found, rel=0.01)
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autocast("cpu", torch.bfloat16),
+        torch.no_grad(),
+    ):
+        objective(batch, 0)
+    assert count * cost.step_flops == pytest.approx(3 * counter.get_total_flops(), rel=1e-6)
+
+
+def test_a_bias_on_a_gpu_is_kept_once_for_all_images_and_its_gradient_is_not():
+    def cost(depth: int, **settings: Any) -> Any:
+        backbone = VitConfig(**PLAIN | {"depth": depth} | settings)
+        return count_cost(SIMMIM, backbone, Arithmetic("bfloat16", "cuda"))
+
+    plain = [cost(depth) for depth in (2, 3)]
+    relative = [cost(depth, position="relative") for depth in (2, 3)]
+    for found, without in zip(relative, plain, strict=True):
+        assert found.kept_bytes == pytest.approx(without.kept_bytes, rel=0.001)
+    # The fused kernel keeps the bias in half precision, and no scores; autocast keeps its copy of
+    # the biases of queries, keys and values if they are one parameter.
+    bias, joined = 4 * 65 * 65 * 2, 3 * 96 * 2
+    added = [two.fixed_bytes - one.fixed_bytes for one, two in (plain, relative)]
+    assert added[1] == added[0] + bias - joined
+    # Its gradient is that of every image before it is summed: (heads, 65, 65).
+    assert relative[0].working_bytes == 2 * max(4 * 65 * 65 * 2, 65 * 4 * 96 * 2)
+    assert plain[0].working_bytes == 2 * 65 * 4 * 96 * 2
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_dinos_cost_with_biases_that_are_resized_to_local_views(precision: Precision):
+    backbone = VitConfig(**PLAIN | {"position": "relative", "layer_scale": 0.1})
+    config = DinoConfig(
+        prototypes=512,
+        bottleneck=64,
+        head_hidden=128,
+        local_crops=3,
+        local_size=32,
+        mask_probability=1.0,
+        min_mask_ratio=0.5,
+    )
+    torch.manual_seed(0)
+    objective = build_objective(config, VisionTransformer(backbone), DataConfig(), total_steps=9)
+    batch = dino_batch(config, backbone)
+    images = len(batch.numbers)
+    cost = count_cost(config, backbone, Arithmetic(precision, "cpu"))
+    found = kept_by(objective, batch, precision)
+    assert images * cost.kept_bytes + cost.fixed_bytes == pytest.approx(found, rel=0.02)

@@ -219,9 +219,10 @@ def test_checkpointing_and_compilation_keep_the_gradients_of_tables(tables: str,
         EngineConfig(),
         EngineConfig(activation_checkpointing=True, compile=compile),
     ):
-        settings = {**RELATIVE, "relative_tables": tables, "drop_path": 0.5, "depth": 2}
+        # Blocks are compiled one by one, which takes long.
+        settings = {**RELATIVE, "relative_tables": tables, "depth": 1 if compile else 2}
         torch.manual_seed(0)
-        model = VisionTransformer(VitConfig(**settings, drop_path_rule="linear"))
+        model = VisionTransformer(VitConfig(**settings, drop_path=0.5))
         objective = build_objective(SimMimConfig(mask_unit=4), model, DataConfig(), 1)
         apply_optimizations(objective, engine, "cpu")
         torch.manual_seed(1)
@@ -233,7 +234,7 @@ def test_checkpointing_and_compilation_keep_the_gradients_of_tables(tables: str,
         assert len(of_tables) == (1 if tables == "shared" else 2)
         assert all(g is not None and g.any() for g in of_tables)
     for plain, light in zip(*found, strict=True):
-        torch.testing.assert_close(light, plain, atol=1e-5 if compile else 0, rtol=1e-4)
+        torch.testing.assert_close(light, plain, atol=1e-4 if compile else 0, rtol=1e-4)
 
 
 def test_tables_do_not_decay_and_shared_ones_are_the_first_layer():
