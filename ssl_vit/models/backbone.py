@@ -6,6 +6,7 @@ hidden patches with a token; one that can leave them out. An objective declares 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -110,18 +111,18 @@ class TokenBackbone(Backbone):
 
     @abstractmethod
     def encode_with_inner(
-        self, tokens: Tensor, block: int, grid: tuple[int, int] | None = None
-    ) -> tuple[Features, Tensor]:
-        """As :meth:`encode`, and the token sequence inside the network, in one pass.
+        self, tokens: Tensor, after: Collection[int], grid: tuple[int, int] | None = None
+    ) -> tuple[Features, list[Tensor]]:
+        """As :meth:`encode`, and the tokens at places inside the network, in one pass.
 
         Args:
             tokens: (B, N, D) from :meth:`embed`.
-            block: The number of blocks before that point, from 0 to all.
+            after: For each place the number of blocks before it, from 0 to all; increasing.
             grid: As in :meth:`encode`.
 
         Returns:
-            The features, and (B, 1 + R + N, D) after the first ``block`` blocks, without the final
-            norm: the class token, registers, patches.
+            The features, and for each place (B, 1 + R + N, D) without the final norm: the class
+            token, registers, patches.
         """
 
     def attention_bias(self, grid: tuple[int, int]) -> Tensor | None:

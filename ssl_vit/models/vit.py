@@ -5,6 +5,7 @@ and timm's weights load here. With relative positions timm's network is `Beit`, 
 differ; `models/timm_weights.py` translates. Parameters of objectives live elsewhere.
 """
 
+from collections.abc import Collection
 from typing import assert_never
 
 import torch
@@ -117,18 +118,20 @@ class VisionTransformer(SparseBackbone):
         Raises:
             ValueError: Relative positions, and the tokens are not those of a grid.
         """
-        return self.encode_with_inner(tokens, self.config.depth, grid)[0]
+        return self.encode_with_inner(tokens, (), grid)[0]
 
     def encode_with_inner(
-        self, tokens: Tensor, block: int, grid: tuple[int, int] | None = None
-    ) -> tuple[Features, Tensor]:
+        self, tokens: Tensor, after: Collection[int], grid: tuple[int, int] | None = None
+    ) -> tuple[Features, list[Tensor]]:
         """See :class:`TokenBackbone`; the inner tokens are (B, 1 + R + K, D)."""
         biases = self._biases(grid, tokens.shape[1])
         grid = grid or (1, tokens.shape[1])
-        inner = tokens = self._with_prefix(tokens)
-        for number, (each, bias) in enumerate(zip(self.blocks, biases, strict=True), 1):
-            tokens = each(tokens, bias)
-            inner = tokens if number == block else inner
+        tokens = self._with_prefix(tokens)
+        inner = [tokens] if 0 in after else []
+        for number, (block, bias) in enumerate(zip(self.blocks, biases, strict=True), 1):
+            tokens = block(tokens, bias)
+            if number in after:
+                inner.append(tokens)
         tokens = self.norm(tokens)
         first_patch = 1 + self.config.registers
         features = Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:], grid)

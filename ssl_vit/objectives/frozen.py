@@ -18,7 +18,6 @@ class Frozen:
     def __init__(self, network: nn.Module, pixel_scale: PixelScale) -> None:
         self.modules = nn.ModuleList([network.requires_grad_(requires_grad=False), pixel_scale])
         self.modules.eval()
-        self._device: torch.device | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -28,8 +27,7 @@ class Frozen:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> object:
         """The network's output for (B, 3, H, W) uint8 images, on their device."""
-        if self._device != images.device:
-            self._device = images.device
-            self.modules.to(images.device)
         network, pixel_scale = self.modules
+        if next(pixel_scale.buffers()).device != images.device:
+            self.modules.to(images.device)
         return network(pixel_scale(images))

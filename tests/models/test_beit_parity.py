@@ -154,7 +154,7 @@ def test_timms_beit_with_a_classifier_loads_with_the_norm_after_its_mean_and_ind
     batch = images(config, (4, 4))
     with torch.no_grad():
         # They normalize nothing before the mean.
-        _, inner = ours.encode_with_inner(ours.embed(batch), 2, (4, 4))
+        _, (inner,) = ours.encode_with_inner(ours.embed(batch), (2,), (4, 4))
         torch.testing.assert_close(inner, theirs.forward_features(batch), atol=1e-4, rtol=1e-5)
         pooled = theirs.forward_head(theirs.forward_features(batch), pre_logits=True)
         torch.testing.assert_close(ours.norm(inner[:, 1:].mean(dim=1)), pooled)

@@ -171,7 +171,7 @@ def test_some_of_the_patches_are_refused(grid: tuple[int, int] | None):
 def test_inner_tokens_are_those_of_a_network_that_ends_there(settings: dict[str, Any], block: int):
     model = backbone(**settings).eval()
     tokens = model.embed(images((3, 5)))
-    features, inner = model.encode_with_inner(tokens, block, (3, 5))
+    features, (inner,) = model.encode_with_inner(tokens, (block,), (3, 5))
     torch.testing.assert_close(features, model.encode(tokens, (3, 5)), atol=0, rtol=0)
     seen: list[Tensor] = []
     blocks = list(model.blocks)
@@ -186,7 +186,7 @@ def test_inner_tokens_are_those_of_a_network_that_ends_there(settings: dict[str,
 
 def test_a_block_behind_the_backbone_runs_with_its_bias_and_trains_its_table():
     model = backbone(layer_scale=0.1)
-    features, inner = model.encode_with_inner(model.embed(images((3, 5))), 2, (3, 5))
+    features, (inner,) = model.encode_with_inner(model.embed(images((3, 5))), (2,), (3, 5))
     # As BEiT v2's head: the last class token and the patches of an inner block.
     tokens = torch.cat([features.cls.unsqueeze(1), inner[:, 1:]], dim=1)
     late = Block(32, heads=2, key_bias=False)

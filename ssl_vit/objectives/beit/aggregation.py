@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ssl_vit.models.backbone import Features, TokenBackbone
 from ssl_vit.models.block import Block
 from ssl_vit.models.config import VitConfig
-from ssl_vit.models.initialization import initialize
+from ssl_vit.models.initialization import initialize, scale_by_depth
 from ssl_vit.objectives.beit.config import BeitConfig
 
 # B images, N patches, D width.
@@ -29,7 +29,7 @@ class PatchAggregation(nn.Module):
         super().__init__()
         sizes = backbone.config
         assert isinstance(sizes, VitConfig)
-        self.after = config.aggregate_after
+        self.after, self.depth = config.aggregate_after, sizes.depth
         self.blocks = nn.ModuleList(
             Block(
                 sizes.width,
@@ -43,7 +43,9 @@ class PatchAggregation(nn.Module):
             for _ in range(config.aggregate_depth)
         )
         # As if they followed the block that the patches are taken from.
-        initialize(self, sizes.initialization, first_layer=self.after + 1)
+        initialize(self, sizes.initialization)
+        if sizes.initialization == "depth_scaled":
+            scale_by_depth(self.blocks, first_layer=self.after + 1)
 
     def forward(
         self, backbone: TokenBackbone, images: Tensor, hidden: Tensor, filler: Tensor
@@ -58,9 +60,10 @@ class PatchAggregation(nn.Module):
         """
         grid = backbone.grid_of(images)
         tokens = backbone.embed(images, hidden, filler)
-        features, last, inner = backbone.encode_with_inner(tokens, self.after, grid)
+        features, (inner, last) = backbone.encode_with_inner(tokens, (self.after, self.depth), grid)
         both = torch.cat([last[:, :1], inner[:, -tokens.shape[1] :]], dim=1)
         bias = backbone.attention_bias(grid)
         for block in self.blocks:
             both = block(both, bias)
-        return features, backbone.norm(both)[:, 1:]
+        norm: nn.Module = backbone.get_submodule("norm")
+        return features, norm(both)[:, 1:]

@@ -62,8 +62,9 @@ class BeitConfig(OneCropConfig):
             "tokenizer",
             "tokenizer",
             self.tokenizer,
-            "train one:  ssl-vit pretrain tokenizer_pixels_small_data --run TOKENIZER "
-            "data.shards=SHARDS  and add  objective.tokenizer=TOKENIZER",
+            "train one on your images:  ssl-vit pretrain tokenizer_pixels_small_data --run "
+            "TOKENIZER data.shards=SHARDS  then repeat this command with  "
+            "objective.tokenizer=TOKENIZER",
         )
 
     @property

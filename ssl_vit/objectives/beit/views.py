@@ -14,7 +14,7 @@ from ssl_vit.models.patches import blank_patches
 from ssl_vit.objectives.beit.config import BeitConfig
 from ssl_vit.objectives.color_jitter import apply_jitter
 from ssl_vit.objectives.masking import block_hidden
-from ssl_vit.objectives.one_crop.pairs import PairedViews
+from ssl_vit.objectives.one_crop.pairs import PairedCrop, PairedViews
 
 
 class BeitCrop(NamedTuple):
@@ -64,7 +64,8 @@ class BeitViews(PairedViews):
         self, crops: Sequence[Tensor], draws: Sequence[BeitCrop], samples: Sequence[Sample]
     ) -> BeitBatch:
         """Both sizes of the crop of each image, with its mask and colors."""
-        images, other, hidden, numbers = super().collate(crops, draws, samples)
+        pairs = [PairedCrop(draw.crops, draw.hidden) for draw in draws]
+        images, other, hidden, numbers = super().collate(crops, pairs, samples)
         jitter = torch.from_numpy(np.stack([draw.jitter for draw in draws]))
         return BeitBatch(images, other, hidden, jitter, numbers)
 
