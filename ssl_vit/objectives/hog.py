@@ -92,7 +92,8 @@ def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def hog_glyphs(features: Tensor, patch_size: int) -> Tensor:
     """Histograms as pictures: in each cell a line for each orientation, along the edge (at right
-    angles to the gradient), as bright as its number, averaged over the channels.
+    angles to the gradient), as bright as its number, averaged over the channels. Predictions are the fainter, the less
+    certain.
 
     Args:
         features: (B, N, 2 × 2 × C × 9) from :func:`hog`, or a prediction of them.
@@ -103,8 +104,7 @@ def hog_glyphs(features: Tensor, patch_size: int) -> Tensor:
     """
     cells = features.float().unflatten(2, (CELLS, CELLS, -1, ORIENTATIONS)).mean(dim=4)
     # What all orientations share says nothing about direction and would draw a star.
-    # The root lifts predictions, which are the fainter the less certain.
-    cells = (cells - cells.amin(dim=-1, keepdim=True)).clamp(0, 1).sqrt()
+    cells = (cells - cells.amin(dim=-1, keepdim=True)).clamp(0, 1)
     lines = _lines(patch_size).to(cells.device)
     pictures = torch.einsum("bnrco,oyx->bnrycx", cells, lines)
     return pictures.clamp(0, 1).flatten(2)
