@@ -3,9 +3,9 @@
 Dalal & Triggs 2005, "Histograms of Oriented Gradients for Human Detection", CVPR, with the
 choices of MaskFeat (Wei et al. 2021, arXiv 2112.09133): every color channel has its own
 histograms, a pixel votes for one orientation only, and each histogram is normalized by itself
-rather than in overlapping blocks. Unlike in MaskFeat's code, gradients are plain differences (not
-smoothed by a Sobel filter) and all pixels of a cell count alike (no Gaussian window), which is how
-scikit-image defines HOG.
+rather than in overlapping blocks. Unlike in MaskFeat's code, as mmpretrain carries it, gradients
+are plain differences (not smoothed by a Sobel filter) and all pixels of a cell count alike (no
+Gaussian window), which is how scikit-image defines HOG.
 """
 
 import math
@@ -44,7 +44,7 @@ def hog(images: Tensor, patch_size: int) -> Tensor:
         row-major over its cells. The 9 numbers of a cell and channel have norm 1, or are all 0
         where the channel is constant.
 
-    Source: Dalal & Triggs 2005, sections 6.1 to 6.4; Wei et al. 2021, section 3.2.
+    Source: Dalal & Triggs 2005; Wei et al. 2021, arXiv 2112.09133.
     """
     histograms = cell_histograms(images, patch_size // CELLS)
     return patchify(F.normalize(histograms, dim=2).flatten(1, 2), CELLS)
@@ -77,7 +77,7 @@ def cell_histograms(images: Tensor, cell_size: int) -> Tensor:
 
 def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
     """Differences of the two neighbors, left to right and top to bottom; 0 at the image's border,
-    where one is missing. (Dalal & Triggs 2005, section 6.2: no other filter is better.)
+    where one is missing. (Dalal & Triggs 2005 found no filter that is better.)
 
     Args:
         images: (B, C, H, W), at least 2 × 2 pixels.
@@ -92,8 +92,8 @@ def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def hog_glyphs(features: Tensor, patch_size: int) -> Tensor:
     """Histograms as pictures: in each cell a line for each orientation, along the edge (at right
-    angles to the gradient), as bright as its number, averaged over the channels. Predictions are the fainter, the less
-    certain.
+    angles to the gradient), as bright as its number, averaged over the channels.
+    Predictions are the fainter, the less certain.
 
     Args:
         features: (B, N, 2 × 2 × C × 9) from :func:`hog`, or a prediction of them.

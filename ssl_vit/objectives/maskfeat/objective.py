@@ -29,7 +29,7 @@ _OF_VISIBLE = (0.75, 0.75, 0.75)
 
 
 class MaskFeatViews(OneCropViews):
-    """One crop; patches are hidden in blocks (section 4.1)."""
+    """One crop; patches are hidden in blocks."""
 
     def __init__(self, config: MaskFeatConfig, backbone: BackboneConfig) -> None:
         super().__init__(config, backbone)
@@ -58,7 +58,7 @@ class MaskFeat(Objective):
         initialize(self.predict, "truncated_normal")
 
     def forward(self, batch: MaskedBatch, step: int) -> StepOutput:
-        """Mean squared error of the hidden patches' HOG, in float32 (section 3.1)."""
+        """Mean squared error of the hidden patches' HOG, in float32."""
         images = self.pixel_scale(batch.images)
         features, hidden = self._encode(images, batch.hidden)
         # Of normalized images, which are there: HOG has no scale, so it is that of the pixels.
