@@ -147,7 +147,7 @@ def beit_small_data() -> RunConfig:
         "backbone": whole.backbone.model_copy(
             update={"position": "relative", "initialization": "depth_scaled", "layer_scale": 0.1}
         ),
-        "objective": BeitConfig(min_block=4, min_crop_area=0.2, color_jitter=0.0),
+        "objective": BeitConfig(min_block_patches=4, min_crop_area=0.2, color_jitter=0.0),
     }
     return whole.model_copy(update=changes)
 

@@ -33,7 +33,7 @@ class BeitConfig(OneCropConfig):
     the released configuration; section 2.3).
     """
 
-    min_block: int = Field(default=16, ge=1, le=16_384)
+    min_block_patches: int = Field(default=16, ge=1, le=16_384)
     """Number of patches in the smallest block (algorithm 1)."""
 
     min_crop_area: float = Field(default=0.08, gt=0, le=1)
@@ -86,6 +86,12 @@ class BeitConfig(OneCropConfig):
     def check(self, backbone: BackboneConfig) -> None:
         """See :class:`MethodConfig`; patches are aggregated after one of the blocks."""
         super().check(backbone)
+        if self.min_block_patches > (count := self.num_hidden(backbone)):
+            raise ValueError(
+                f"objective.min_block_patches={self.min_block_patches} is more than the {count} of "
+                f"{backbone.num_patches} patches that objective.mask_ratio={self.mask_ratio:.4g} "
+                "hides; lower the one or raise the other"
+            )
         depth = getattr(backbone, "depth", 0)
         if self.aggregate_after >= max(depth, 1):
             raise ValueError(
@@ -96,4 +102,8 @@ class BeitConfig(OneCropConfig):
     def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:
         """See :class:`MethodConfig`; the smoke twin has two blocks and 16 patches."""
         aggregated = {"aggregate_after": 1} if self.aggregate_after else {}
-        return {"min_block": min(self.min_block, 2), "aggregate_depth": 1, **aggregated}
+        return {
+            "min_block_patches": min(self.min_block_patches, 2),
+            "aggregate_depth": 1,
+            **aggregated,
+        }

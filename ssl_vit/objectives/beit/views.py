@@ -48,11 +48,11 @@ class BeitViews(PairedViews):
 
     def __init__(self, config: BeitConfig, backbone: BackboneConfig) -> None:
         super().__init__(config, backbone)
-        self.min_block, self.strength = config.min_block, config.color_jitter
+        self.min_block_patches, self.strength = config.min_block_patches, config.color_jitter
 
     def draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
         """See :class:`OneCropViews`."""
-        return block_hidden(self.grid, self.num_hidden, rng, self.min_block)
+        return block_hidden(self.grid, self.num_hidden, rng, self.min_block_patches)
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> BeitCrop:  # type: ignore[override]
         """See :class:`OneCropViews`."""
