@@ -11,6 +11,7 @@ from pathlib import Path
 from ssl_vit.objectives.config import DinoConfig
 from ssl_vit.recipes import RECIPES, find_recipe
 from tests.command_line import losses, ssl_vit
+from tests.given import given_words
 from tests.launch import test_batch
 from tests.synthetic import write_shards
 from tests.training import test_zero_config
@@ -44,7 +45,10 @@ def smoke_losses(recipe: str, folder: Path) -> list[float]:
     if not shards.exists():
         write_shards(folder)
     run = folder / recipe
-    words = (f"data.shards={shards}", *conditioned(recipe))
+    words = (
+        *(f"data.shards={shards}", *conditioned(recipe)),
+        *given_words(recipe, shards, folder),
+    )
     done = ssl_vit("pretrain", recipe, "--smoke", "--run", run, *words)
     assert done.returncode == 0, done.stderr
     return [loss for _, loss, _ in losses(run)]

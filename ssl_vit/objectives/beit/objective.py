@@ -131,8 +131,10 @@ class Beit(Objective):
     @torch.no_grad()
     def _images_and_tokens(self, batch: BeitBatch) -> tuple[Tensor, Tensor]:
         """The normalized crops, and (B, N) int64 tokens of the same crops in the same colors."""
-        images = apply_jitter(batch.images, batch.jitter)
-        given = apply_jitter(batch.other, batch.jitter) if batch.other.numel() else images
+        images, given = batch.images, batch.other
+        if self.config.color_jitter:
+            images, given = (apply_jitter(each, batch.jitter) for each in (images, given))
+        given = given if given.numel() else images
         tokens = self._tokenizer(given)
         assert isinstance(tokens, Tensor)
         return self.pixel_scale(images), tokens
