@@ -15,9 +15,11 @@ from ssl_vit.run.folder import RunFolder
 from tests.command_line import PATIENCE, SMOKE, begin_ssl_vit, losses, ssl_vit, torchrun
 
 
-def interrupt(run: Path, number: signal.Signals, *words: str) -> int:
+def interrupt(
+    run: Path, number: signal.Signals, *words: str, command: tuple[str, ...] = SMOKE
+) -> int:
     """Begin a run, send a signal after 12 of its 20 updates; returns its exit code."""
-    process = begin_ssl_vit(*SMOKE, run, *words)
+    process = begin_ssl_vit(*command, run, *words)
     metrics = run / "metrics.jsonl"
     while not metrics.is_file() or metrics.read_bytes().count(b"\n") < 12:
         assert process.poll() is None, process.communicate()[0]

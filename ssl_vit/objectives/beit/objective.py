@@ -131,13 +131,14 @@ class Beit(Objective):
     @torch.no_grad()
     def _images_and_tokens(self, batch: BeitBatch) -> tuple[Tensor, Tensor]:
         """The normalized crops, and (B, N) int64 tokens of the same crops in the same colors."""
-        images, given = batch.images, batch.other
-        if self.config.color_jitter:
-            images, given = (apply_jitter(each, batch.jitter) for each in (images, given))
-        given = given if given.numel() else images
+        images = self._colored(batch.images, batch.jitter)
+        given = self._colored(batch.other, batch.jitter) if batch.other.numel() else images
         tokens = self._tokenizer(given)
         assert isinstance(tokens, Tensor)
         return self.pixel_scale(images), tokens
+
+    def _colored(self, images: Tensor, jitter: Tensor) -> Tensor:
+        return apply_jitter(images, jitter) if self.config.color_jitter else images
 
     def after_step(self, step: int) -> None:
         """Count the step's tokens."""
