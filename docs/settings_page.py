@@ -51,7 +51,7 @@ DINOV2 = (
     ("student.arch", "`backbone.width`, `backbone.depth` and `backbone.heads`"),
     ("student.patch_size", "`backbone.patch_size`"),
     ("student.drop_path_rate", "`backbone.drop_path`"),
-    ("student.drop_path_uniform", "always: `backbone.drop_path` is the same in every block"),
+    ("student.drop_path_uniform", "`backbone.drop_path_rule`: true → constant, false → linear"),
     ("student.layerscale", "`backbone.layer_scale`"),
     ("student.ffn_layer", "`backbone.feed_forward`: swiglufused → swiglu"),
     ("student.num_register_tokens", "`backbone.registers`"),

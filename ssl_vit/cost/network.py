@@ -50,5 +50,6 @@ class Cost(Parameters):
     """Peak of temporary memory on top of the above."""
     fixed_bytes: float = 0.0
     """Bytes that do not depend on the number of images: autocast's lower-precision copies of
-    weights, and frozen networks that are not saved (a tokenizer, a given teacher).
+    weights, biases of attention, and frozen networks that are not saved (a tokenizer, a given
+    teacher).
     """

@@ -21,17 +21,13 @@ class Attention(TimmAttention):
     Args:
         width: D.
         heads: Number of attention heads.
-        key_bias: Whether keys have a bias, as in ViT. Without, queries and values have one each,
-            with the names of timm's Beit: ``q_bias`` and ``v_bias`` (Bao et al. 2021).
+        key_bias: Whether keys have a bias, as in ViT; queries and values always do.
     """
 
     def __init__(self, width: int, heads: int, key_bias: bool = True) -> None:
         super().__init__(width, num_heads=heads, qkv_bias=key_bias)
-        self.key_bias = key_bias
         if not key_bias:
-            self.qkv = _LinearWithGivenBias(width, 3 * width, bias=False)
-            self.q_bias = nn.Parameter(torch.zeros(width))
-            self.v_bias = nn.Parameter(torch.zeros(width))
+            self.qkv = _LinearWithoutKeyBias(width)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:  # type: ignore[override] - no attention mask
         """(B, K, D) → (B, K, D).
@@ -64,19 +60,22 @@ class Attention(TimmAttention):
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, K, D) → queries, keys and values, (B, heads, K, D / heads) each."""
-        if self.key_bias:
-            projected = self.qkv(x)
-        else:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-            projected = self.qkv(x, bias)
-        qkv = projected.unflatten(2, (3, self.num_heads, -1))
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
 
-class _LinearWithGivenBias(nn.Linear):
-    """A linear layer that is called with its bias. A module, because ZeRO gathers the weight of a
-    module that is called.
+class _LinearWithoutKeyBias(nn.Linear):
+    """(…, D) → (…, 3 D): queries, keys and values, of which keys have no bias (Bao et al. 2021).
+
+    The biases belong to this layer, not to the attention as in timm: at ZeRO-3 only a layer that is
+    called has its parameters, and `of_first` calls no more than this one.
     """
 
-    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         return F.linear(input, self.weight, bias)

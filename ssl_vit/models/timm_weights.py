@@ -1,8 +1,8 @@
 """Weights of timm's ViT and Beit, in both directions, and positions of another grid.
 
 Our names are those of timm's ViT. timm's Beit, the network with relative positions, has other names
-for LayerScale, the gate of SwiGLU and the tables of blocks; only with relative positions is
-anything renamed.
+for LayerScale, SwiGLU's gate, the biases of queries and values and the tables of blocks; only with
+relative positions is anything renamed.
 """
 
 import re
@@ -26,10 +26,12 @@ POSITIONS = ("pos_embed", _TABLE)
 _TO_BEIT = (
     (r"^rel_pos_bias\.(\d+)\.", r"blocks.\1.attn."),
     (r"^(blocks\.\d+)\.ls([12])\.gamma$", r"\1.gamma_\2"),
+    (r"^(blocks\.\d+\.attn)\.qkv\.([qv]_bias)$", r"\1.\2"),
 )
 _FROM_BEIT = (
     (rf"^blocks\.(\d+)\.attn\.({_TABLE})$", r"rel_pos_bias.\1.\2"),
     (r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),
+    (r"^(blocks\.\d+\.attn)\.([qv]_bias)$", r"\1.qkv.\2"),
 )
 # Not part of a backbone: classifiers, and what older versions of timm kept of the grid.
 _LEFT_OUT = re.compile(r"^(head|fc_norm|attn_pool)\.|(^|\.)relative_position_index$")

@@ -254,8 +254,8 @@ NAMES = (
     (r"blocks\.(\d+)\.mlp\.(.*)", r"beit.layers.\1.mlp.\2"),
     (r"blocks\.(\d+)\.ls([12])\.gamma", r"beit.layers.\1.lambda_\2"),
     (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"beit.layers.\1.attention.o_proj.\2"),
-    (r"blocks\.(\d+)\.attn\.q_bias", r"beit.layers.\1.attention.q_proj.bias"),
-    (r"blocks\.(\d+)\.attn\.v_bias", r"beit.layers.\1.attention.v_proj.bias"),
+    (r"blocks\.(\d+)\.attn\.qkv\.q_bias", r"beit.layers.\1.attention.q_proj.bias"),
+    (r"blocks\.(\d+)\.attn\.qkv\.v_bias", r"beit.layers.\1.attention.v_proj.bias"),
     (r"norm\.(.*)", r"layernorm.\1"),
 )
 

@@ -99,8 +99,8 @@ def attention_by_hand(block: Block, x: Tensor, bias: Tensor) -> tuple[Tensor, Te
     attention = block.attn
     heads, width = attention.num_heads, x.shape[-1] // attention.num_heads
     to_queries, to_keys, to_values = attention.qkv.weight.double().chunk(3)
-    queries = x.double() @ to_queries.T + attention.q_bias.double()
-    keys, values = x.double() @ to_keys.T, x.double() @ to_values.T + attention.v_bias.double()
+    queries = x.double() @ to_queries.T + attention.qkv.q_bias.double()
+    keys, values = x.double() @ to_keys.T, x.double() @ to_values.T + attention.qkv.v_bias.double()
     weights, mixed = [], []
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
@@ -249,7 +249,7 @@ def test_tables_do_not_decay_and_shared_ones_are_the_first_layer():
         2,
         3,
     ]
-    assert shared.layer_of("blocks.2.attn.q_bias") == 3
+    assert shared.layer_of("blocks.2.attn.qkv.q_bias") == 3
 
 
 def test_linear_drop_path_grows_from_zero_to_its_last_block():

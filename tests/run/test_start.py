@@ -10,6 +10,7 @@ import torch
 from ssl_vit.distributed import read_processes
 from ssl_vit.errors import UserError
 from ssl_vit.models.position import resize_positions
+from ssl_vit.models.relative_position import resize_table
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objectives.build import build_objective
 from ssl_vit.objectives.objective import Objective
@@ -158,3 +159,43 @@ def test_once_begun_a_run_needs_the_other_no_more(trained: Path, shards: Path, t
     shutil.rmtree(tmp_path / "run" / "exports")  # so that there is something to do again
     again = ssl_vit(*words)
     assert again.returncode == 0, again.stderr
+
+
+RELATIVE = ("backbone.position=relative", "engine.zero_stage=3", "engine.zero3_whole_below=100")
+
+
+@pytest.fixture(scope="module")
+def relative(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """A run with relative positions on two processes, each of which has half of the table."""
+    run = tmp_path_factory.mktemp("runs") / "relative"
+    words = (*SHORT, *RELATIVE, f"data.shards={shards}")
+    done = torchrun(2, "pretrain", RECIPE, "--smoke", "--run", run, *words)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.mark.parametrize("tables", ["shared", "per_block"])
+def test_relative_positions_are_resized_and_copied_into_every_block(relative: Path, tables: str):
+    words = (*RELATIVE, "backbone.image_size=[64,96]", f"backbone.relative_tables={tables}")
+    words += (f"resume_from={relative}", "backbone.drop_path_rule=linear")
+    config = read_config(RECIPE, words, is_smoke=True)
+    check_resume_from(config)
+    objective: Any = loaded(relative, *words)
+    name = "student.backbone.rel_pos_bias.relative_position_bias_table"
+    table = stored(relative).read(f"weight/{name}").view(-1, config.backbone.heads)
+    assert table.any()  # it was trained: it starts at zero
+    expected = resize_table(table, (4, 4), (4, 6))
+    found = [p for n, p in objective.backbone.named_parameters() if "rel_pos_bias" in n]
+    assert len(found) == (1 if tables == "shared" else config.backbone.depth)
+    assert all(torch.equal(each, expected) for each in found)
+
+
+def test_tables_of_blocks_do_not_become_a_shared_one(relative: Path, tmp_path: Path):
+    source = copied(relative, tmp_path / "source")
+    text = (source / "config.yaml").read_text()
+    assert "relative_tables: shared" in text
+    text = text.replace("relative_tables: shared", "relative_tables: per_block")
+    (source / "config.yaml").write_text(text)
+    config = read_config(RECIPE, [*RELATIVE, f"resume_from={source}"], is_smoke=True)
+    with pytest.raises(UserError, match=r"relative_tables=per_block, but this run has shared"):
+        check_resume_from(config)
