@@ -184,7 +184,7 @@ def test_a_printed_recipe_explains_every_setting() -> None:
         "  # Allowed: 0 < mask_ratio < 1\n"
         "  mask_ratio: 0.75\n"
     ) in text
-    assert "  # Allowed: sincos, learned\n  position: sincos\n" in text
+    assert "  # Allowed: sincos, learned, relative\n  position: sincos\n" in text
     assert "  # Allowed: a whole number from 0 to 1024, auto\n  workers: auto\n" in text
     assert all(len(line) <= 100 for line in text.splitlines())
     # Every value has a comment right above it (list items and the sections' own names too).

@@ -136,7 +136,7 @@ def write_export(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from ssl_vit.models.timm_weights import to_timm
+    from ssl_vit.models.timm_names import to_timm
 
     folder.mkdir(parents=True, exist_ok=True)
     state = state | {"backbone": to_timm(state["backbone"], info.backbone)}

@@ -20,7 +20,7 @@ from ssl_vit.files import spelled_in_utf8
 from ssl_vit.foreign import first_line
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.build import build_backbone
-from ssl_vit.models.timm_weights import from_timm
+from ssl_vit.models.timm_names import from_timm
 from ssl_vit.objectives.tokenizer.network import TokenizerNetwork
 
 

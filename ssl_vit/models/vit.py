@@ -2,7 +2,7 @@
 
 Parameter names are those of timm's ViT: an export loads into `timm.create_model` without changes,
 and timm's weights load here. With relative positions timm's network is `Beit`, some of whose names
-differ; `models/timm_weights.py` translates. Parameters of objectives live elsewhere.
+differ; `models/timm_names.py` translates. Parameters of objectives live elsewhere.
 """
 
 from collections.abc import Collection

@@ -144,7 +144,8 @@ def load_network(objective: "Objective", checkpoint: Path, processes: Processes)
     """
     import torch
 
-    from ssl_vit.models.timm_weights import POSITIONS, fit_positions, source_of
+    from ssl_vit.models.timm_names import source_of
+    from ssl_vit.models.timm_weights import POSITIONS, fit_positions
     from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.training.consensus import gather
     from ssl_vit.training.state_shards import BUFFER, WEIGHT, StateReader

@@ -16,7 +16,8 @@ from ssl_vit.data.config import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.exports.folder import ExportInfo, write_export
 from ssl_vit.models.config import VitConfig
 from ssl_vit.models.relative_position import resize_table
-from ssl_vit.models.timm_weights import load_timm_weights, to_timm
+from ssl_vit.models.timm_names import to_timm
+from ssl_vit.models.timm_weights import load_timm_weights
 from ssl_vit.models.torchvision_ops import define_missing_ops
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.start import load_exported
