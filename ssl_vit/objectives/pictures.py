@@ -27,7 +27,7 @@ def reconstruction_panels(
     hidden: Tensor,
     predicted: Tensor,
 ) -> dict[str, Tensor]:
-    """`reconstruction`: original | visible patches | reconstruction; and :func:`feature_panels`.
+    """`reconstruction`: original | visible patches | reconstruction.
 
     Args:
         backbone: The backbone, in evaluation mode.
@@ -42,8 +42,7 @@ def reconstruction_panels(
     rebuilt = unpatchify(filled, size, backbone.grid_of(images))
     seen = blank_patches(images, hidden, size)
     columns = [pixel_scale.back(x) for x in (images, seen, rebuilt)]
-    features = feature_panels(backbone, pixel_scale, images)
-    return {"reconstruction": rows_of(columns), **features}
+    return {"reconstruction": rows_of(columns)}
 
 
 def feature_panels(
@@ -62,7 +61,8 @@ def feature_panels(
         Name → (3, height, width) uint8.
     """
     pixels = pixel_scale.back(images)
-    # Not `backbone(images)`: at ZeRO-3 that would release parameters that are needed below.
+    # Not `backbone(images)`: at ZeRO-3 that would release parameters that are needed below. So would
+    # another forward pass before: this panel comes first.
     features = backbone.forward(images)
     grid = features.grid
     panels = {

@@ -159,6 +159,7 @@ class Beit(Objective):
         """
         shown = BeitBatch(*(tensor[:_SHOWN] for tensor in batch))
         images, tokens = self._images_and_tokens(shown)
+        panels = feature_panels(self.backbone, self.pixel_scale, images)
         _, places = visible_and_hidden(shown.hidden, self.num_hidden)
         logits, features, _ = self._predict(images, shown.hidden, places)
         tokenizer = self._tokenizer.network
@@ -170,10 +171,7 @@ class Beit(Objective):
             *(self.pixel_scale.back(each) for each in (images, seen)),
             *(picture_of(each, features.grid) for each in (colors[tokens], predicted)),
         ]
-        return {
-            "tokens": rows_of(columns),
-            **feature_panels(self.backbone, self.pixel_scale, images),
-        }
+        return {"tokens": rows_of(columns), **panels}
 
 
 def _usual_tokenizer(config: BeitConfig, backbone: TokenBackbone) -> GivenNetwork:

@@ -73,6 +73,7 @@ class MaskFeat(Objective):
         """
         images, hidden = self.pixel_scale(batch.images[:_SHOWN]), batch.hidden[:_SHOWN]
         size, grid = self.backbone.config.stride, self.backbone.grid_of(images)
+        panels = feature_panels(self.backbone, self.pixel_scale, images)
         features, indices = self._encode(images, hidden)
         truth = hog(images, size)
         predicted = put(self.predict(take(features.patches, indices)).float(), indices, truth)
@@ -86,7 +87,7 @@ class MaskFeat(Objective):
             glyphs = hog_glyphs(each, size).unsqueeze(-1) * colors
             pictures = unpatchify(glyphs.flatten(2), 2 * size, grid)
             columns.append((pictures * 255).round().to(torch.uint8))
-        return {"hog": rows_of(columns), **feature_panels(self.backbone, self.pixel_scale, images)}
+        return {"hog": rows_of(columns), **panels}
 
     def _encode(self, images: Tensor, hidden: Tensor) -> tuple[Features, Tensor]:
         """Features of all patches, and the (B, M) indices of the hidden ones."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.objectives.one_crop.views import MaskedBatch
-from ssl_vit.objectives.pictures import reconstruction_panels
+from ssl_vit.objectives.pictures import feature_panels, reconstruction_panels
 
 _SHOWN = 8  # images in a panel
 
@@ -30,5 +30,7 @@ class PixelObjective(Objective):
         images.
         """
         images, hidden = self.pixel_scale(batch.images[:_SHOWN]), batch.hidden[:_SHOWN]
+        features = feature_panels(self.backbone, self.pixel_scale, images)
         predicted = self.hidden_pixels(images, hidden)
-        return reconstruction_panels(self.backbone, self.pixel_scale, images, hidden, predicted)
+        rebuilt = reconstruction_panels(self.backbone, self.pixel_scale, images, hidden, predicted)
+        return {**rebuilt, **features}

@@ -200,6 +200,7 @@ class Tokenizer(Objective):
         """
         shown = PairedBatch(*(tensor[:_SHOWN] for tensor in batch))
         images = self.pixel_scale(shown.images)
+        panels = feature_panels(self.backbone, self.pixel_scale, images)
         features = self.backbone.forward(images)
         targets = self._targets(images, features, shown)
         codebook, latents = self.network.codebook, self.network.latents(features)
@@ -213,7 +214,4 @@ class Tokenizer(Objective):
             both = [picture_of(part, features.grid) for part in colors.chunk(2)]
         tokens = picture_of(code_colors(codebook.vectors)[codes], features.grid)
         columns = [self.pixel_scale.back(images), *both, tokens]
-        return {
-            "tokens": rows_of(columns),
-            **feature_panels(self.backbone, self.pixel_scale, images),
-        }
+        return {"tokens": rows_of(columns), **panels}
