@@ -61,8 +61,8 @@ def feature_panels(
         Name → (3, height, width) uint8.
     """
     pixels = pixel_scale.back(images)
-    # Not `backbone(images)`: at ZeRO-3 that would release parameters that are needed below. So would
-    # another forward pass before: this panel comes first.
+    # Not `backbone(images)`: at ZeRO-3 that releases parameters that are needed below, as does any
+    # forward pass before this panel.
     features = backbone.forward(images)
     grid = features.grid
     panels = {

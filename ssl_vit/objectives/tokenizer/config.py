@@ -17,7 +17,7 @@ _IMAGES_PER_CODE, _PATCHES_PER_CODE = 4, 16
 
 
 class TokenizerConfig(OneCropConfig):
-    """Visual tokenizer (VQ-KD, Peng et al. 2022): a codebook of patches, for BEiT to predict."""
+    """Tokenizer of patches (VQ-KD, Peng et al. 2022): a codebook of patches, for BEiT to predict."""
 
     name: Literal["tokenizer"] = "tokenizer"
     """Which objective this section configures."""
