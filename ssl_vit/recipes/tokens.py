@@ -24,7 +24,7 @@ _HALF = (0.5, 0.5, 0.5)
         "appendix and the released configuration (100 epochs, batch 512, AdamW 0.9/0.99, 5e-5, "
         "decay 1e-4, 8192 codes of 32); unlike there, unused codes are replaced"
     ),
-    expected="ImageNet-1k, a DINO teacher: all codes in use (the authors' release)",
+    expected="ImageNet-1k, a DINO teacher: 100 % of the codes are used (the authors' release)",
     notes="Needs a teacher: objective.teacher=RUN, of any objective.",
 )
 def tokenizer_vqkd_vitb16() -> RunConfig:

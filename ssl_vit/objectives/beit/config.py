@@ -8,8 +8,7 @@ from pydantic import Field
 
 from ssl_vit.models.config import BackboneConfig, Hides
 from ssl_vit.objectives.given import Given, GivenNetwork
-from ssl_vit.objectives.one_crop.config import OneCropConfig
-from ssl_vit.objectives.one_crop.sizes import paired_crops
+from ssl_vit.objectives.one_crop.config import OneCropConfig, paired_crops
 
 _USUAL_CODES = 8192
 

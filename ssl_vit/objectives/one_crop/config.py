@@ -50,3 +50,16 @@ def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:
     # 100 × (1 − 0.8) is 19.999…96 in binary: without the small push, 81 patches would be hidden.
     visible = int(num_patches * (1 - mask_ratio) + 1e-9)
     return min(max(num_patches - visible, 1), num_patches - 1)
+
+
+def paired_crops(
+    backbone: BackboneConfig, given: BackboneConfig | None
+) -> tuple[tuple[int, tuple[int, int]], ...]:
+    """(number of views, (height, width) in pixels): the backbone's crop, and that at which a given
+    network has the same grid, if it differs.
+    """
+    own = (1, backbone.height_width)
+    if given is None or given.stride == backbone.stride:
+        return (own,)
+    down, across = backbone.grid
+    return (own, (1, (down * given.stride, across * given.stride)))

@@ -7,8 +7,7 @@ from pydantic import Field
 from ssl_vit.models.config import BackboneConfig, Hides
 from ssl_vit.objectives.given import Codes, Given, GivenNetwork
 from ssl_vit.objectives.method import Symptom
-from ssl_vit.objectives.one_crop.config import OneCropConfig
-from ssl_vit.objectives.one_crop.sizes import paired_crops
+from ssl_vit.objectives.one_crop.config import OneCropConfig, paired_crops
 
 # Bounds of a codebook whose size follows from the data; 8,192 is the authors'.
 _FEWEST, _MOST = 64, 8192
@@ -17,7 +16,7 @@ _IMAGES_PER_CODE, _PATCHES_PER_CODE = 4, 16
 
 
 class TokenizerConfig(OneCropConfig):
-    """Tokenizer of patches (VQ-KD, Peng et al. 2022): a codebook of patches, for BEiT to predict."""
+    """Tokenizer (VQ-KD, Peng et al. 2022): a codebook of patches, for BEiT to predict."""
 
     name: Literal["tokenizer"] = "tokenizer"
     """Which objective this section configures."""
