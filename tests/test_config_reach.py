@@ -14,10 +14,12 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from ssl_vit.config import Config
-from ssl_vit.objectives.config import DinoConfig, MaeConfig
+from ssl_vit.objectives.config import BeitConfig, DinoConfig, MaeConfig
+from ssl_vit.objectives.given import GivenNetwork
 from ssl_vit.recipes import RECIPES, find_recipe
 from ssl_vit.run.config import RunConfig
 from tests.command_line import python
+from tests.given import given_words
 from tests.synthetic import write_shards
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +36,7 @@ OF_CONFIGS = ("/config.py", "/objectives/method.py")
 REPRESENTATIVES = {type(find_recipe(name).objective): name for name in reversed(RECIPES)}
 # Runs that together read every setting of an objective: words besides the recipe's own.
 VARIANTS: dict[type[Config], tuple[tuple[str, ...], ...]] = {
+    BeitConfig: (("objective.aggregate_after=1",),),
     MaeConfig: (("data.value_range=[0,4095]", "data.no_data=65535"),),
     DinoConfig: (
         ("objective.centering=average", "objective.ibot_weight=1", "objective.koleo_weight=0.1"),
@@ -50,6 +53,8 @@ def settings(kind: type[Config], prefix: str = "") -> Iterator[tuple[str, str, s
     for name, field in kind.model_fields.items():
         inner = field.annotation
         members = [each for each in get_args(inner) if _is_config(each)]
+        if GivenNetwork in members:
+            continue  # not set by anyone: filled in by the run
         if _is_config(inner):
             yield from settings(inner, f"{prefix}{name}.")
         elif members:  # a union: of each run, the one that it has
@@ -123,7 +128,8 @@ def test_every_setting_has_a_reader(recipe: str, tmp_path: Path) -> None:
     config = find_recipe(recipe)
     reads: set[tuple[str, str]] = set()
     for place, more in enumerate(VARIANTS.get(type(config.objective), ((),))):
-        words = (recipe, shards, tmp_path / f"run{place}", *more)
+        given = given_words(recipe, shards, tmp_path)
+        words = (recipe, shards, tmp_path / f"run{place}", *more, *given)
         done = python("-m", "tests.test_config_reach", *words, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         reads |= {(owner, name) for owner, name in json.loads(done.stdout.splitlines()[-1])}

@@ -52,7 +52,7 @@ def scale_by_depth(blocks: Iterable[nn.Module], first_layer: int = 1) -> None:
         blocks: Those of ``models/block.py``, in order.
         first_layer: Number of the first one, from 1 in a backbone.
 
-    Source: Bao et al. 2021 (BEiT), arXiv 2106.08254, section 2.5.
+    Source: Bao et al. 2021 (BEiT), arXiv 2106.08254.
     """
     for layer, block in enumerate(blocks, first_layer):
         for name in ("attn.proj.weight", "mlp.fc2.weight"):

@@ -21,7 +21,7 @@ _HALF = (0.5, 0.5, 0.5)
     network="ViT-B/16",
     source="Peng et al. 2022, arXiv 2208.06366",
     details=(
-        "appendix and the released configuration (100 epochs, batch 512, AdamW 0.9/0.99, 5e-5, "
+        "the released configuration (100 epochs, batch 512, AdamW 0.9/0.99, 5e-5, "
         "decay 1e-4, 8192 codes of 32); unlike there, unused codes are replaced"
     ),
     expected="ImageNet-1k, a DINO teacher: 100 % of the codes are used (the authors' release)",
@@ -81,7 +81,7 @@ def tokenizer_pixels_small_data() -> RunConfig:
     network="ViT-B/16",
     source="Bao et al. 2021, arXiv 2106.08254",
     details=(
-        "appendix H and the released configuration (800 epochs of ImageNet-1k, batch 2048, AdamW "
+        "the released configuration (800 epochs of ImageNet-1k, batch 2048, AdamW "
         "0.9/0.999, 1.5e-3, decay 0.05, clipping at 3); the tokenizer is your own instead of "
         "DALL-E's"
     ),

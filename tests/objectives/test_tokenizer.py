@@ -56,7 +56,7 @@ def latents_of(objective: Tokenizer, batch: PairedBatch) -> Tensor:
 
 
 def test_the_loss_is_one_minus_cosine_plus_commitment() -> None:
-    """In float64, patch by patch (equation 2 of BEiT v2, minimized)."""
+    """In float64, patch by patch."""
     objective = build(target="features", commitment=0.7)
     batch = batch_of(3, objective)
     codebook = objective.network.codebook.vectors.double()

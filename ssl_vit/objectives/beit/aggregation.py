@@ -22,7 +22,7 @@ class PatchAggregation(nn.Module):
         config: After which block the patches are taken, and the number of blocks here.
         backbone: The backbone whose tokens these are.
 
-    Source: Peng et al. 2022, arXiv 2208.06366, section 2.2, "Pretraining global representation".
+    Source: Peng et al. 2022, arXiv 2208.06366, "Pretraining global representation".
     """
 
     def __init__(self, config: BeitConfig, backbone: TokenBackbone) -> None:

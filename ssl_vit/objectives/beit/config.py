@@ -29,20 +29,21 @@ class BeitConfig(OneCropConfig):
 
     mask_ratio: float = Field(default=75 / 196, gt=0, lt=1)
     """Share of the patches that is hidden, in blocks; rounded, and the count is exact (75 of 196 in
-    the released configuration; section 2.3).
+    the released configuration).
     """
 
     min_block_patches: int = Field(default=16, ge=1, le=16_384)
-    """Number of patches in the smallest block (algorithm 1)."""
+    """Number of patches in the smallest block (16 in the released
+    configuration)."""
 
     min_crop_area: float = Field(default=0.08, gt=0, le=1)
-    """Smallest crop as a share of the image's area (appendix H; 0.2 in BEiT v2)."""
+    """Smallest crop as a share of the image's area (0.2 in BEiT v2)."""
 
     color_jitter: float = Field(default=0.4, ge=0, le=1)
     """Brightness, contrast and saturation of both networks' crop change by up to this share."""
 
     aggregate_after: int = Field(default=0, ge=0, le=1_000)
-    """Patch aggregation of BEiT v2 (section 2.2): the class token of the last block also predicts,
+    """Patch aggregation of BEiT v2: the class token of the last block also predicts,
     with the patches after this block. 0: none.
     """
 

@@ -1,7 +1,7 @@
 """BEiT: hide blocks of patches, predict which visual token a frozen tokenizer gives each of them.
 
 Bao et al. 2021, "BEiT: BERT Pre-Training of Image Transformers", arXiv 2106.08254; with
-``aggregate_after``, Peng et al. 2022 (BEiT v2), arXiv 2208.06366, section 2.2. Logits are computed
+``aggregate_after``, Peng et al. 2022 (BEiT v2), arXiv 2208.06366. Logits are computed
 for hidden patches only, the only ones in the loss.
 """
 
@@ -95,7 +95,7 @@ class Beit(Objective):
         self._tokenizer = Frozen(build_tokenizer(given), scale)
 
     def forward(self, batch: BeitBatch, step: int) -> StepOutput:
-        """Mean cross-entropy of the tokens of hidden patches, in float32 (equation 1); with
+        """Mean cross-entropy of the tokens of hidden patches, in float32; with
         aggregation the sum of both predictions'.
         """
         images, tokens = self._images_and_tokens(batch)

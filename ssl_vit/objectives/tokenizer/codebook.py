@@ -1,11 +1,11 @@
 """The codebook of a tokenizer: nearest neighbors by cosine, moved by averages instead of gradients.
 
-Peng et al. 2022 (BEiT v2), arXiv 2208.06366, section 2.1 and appendix; van den Oord et al. 2017
-(VQ-VAE), arXiv 1711.00937, appendix A.1 (the moving average). Three things are ours. The codebook
+Peng et al. 2022 (BEiT v2), arXiv 2208.06366; van den Oord et al. 2017 (VQ-VAE), arXiv
+1711.00937, appendix A.1 (the moving average). Three things are ours. The codebook
 moves once per optimizer step, by sums over all micro-batches and ranks, so that losses do not
 depend on the size of a micro-batch. It starts from k-means over a sample of all ranks. And codes
 that are no longer used are replaced (the authors replace none; after Zeghidour et al. 2021,
-SoundStream, arXiv 2107.03312, section III-C).
+SoundStream, arXiv 2107.03312).
 """
 
 from typing import NamedTuple

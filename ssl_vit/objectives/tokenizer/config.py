@@ -39,7 +39,7 @@ class TokenizerConfig(OneCropConfig):
     """
 
     code_dim: int = Field(default=32, ge=2, le=32)
-    """Dimension of a code (table 5 there); more leaves codes unused. `kmeans`: the teacher's."""
+    """Dimension of a code, 32 there; more leaves codes unused. `kmeans`: the teacher's."""
 
     codebook_momentum: float = Field(default=0.99, ge=0, lt=1)
     """Share of a code, and of the count of its hits, that one optimizer step keeps."""
@@ -56,7 +56,7 @@ class TokenizerConfig(OneCropConfig):
     """
 
     commitment: float = Field(default=1.0, ge=0, le=100)
-    """Weight of the squared distance between an encoded patch and its code (equation 2 there)."""
+    """Weight of the squared distance between an encoded patch and its code."""
 
     decoder_depth: int = Field(default=1, ge=0, le=100)
     """Number of transformer blocks in the decoder; 0: one linear layer."""

@@ -14,7 +14,7 @@ from ssl_vit.objectives.tokenizer.codebook import Codebook
 
 
 class TokenizerNetwork(nn.Module):
-    """Encoder, projection and codebook (Peng et al. 2022, section 2.1).
+    """Encoder, projection and codebook (Peng et al. 2022, arXiv 2208.06366).
 
     Args:
         encoder: A backbone.

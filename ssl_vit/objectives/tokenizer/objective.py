@@ -1,7 +1,7 @@
 """A visual tokenizer: encode patches, replace each by the nearest of K codes, decode a target.
 
 Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual Tokenizers", arXiv
-2208.06366, section 2.1 (VQ-KD). See `codebook.py` for what differs from there.
+2208.06366 (VQ-KD). See `codebook.py` for what differs from there.
 """
 
 import copy
@@ -130,7 +130,7 @@ class Tokenizer(Objective):
 
     def forward(self, batch: PairedBatch, step: int) -> StepOutput:
         """Mean of 1 − cosine, or of the squared error of pixels, over all patches; plus the
-        commitment (equation 2), in float32.
+        commitment, in float32.
         """
         images = self.pixel_scale(batch.images)
         features = self.backbone(images)
