@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from ssl_vit.exports.folder import find_export
+from ssl_vit.exports.folder import TOKENIZER_INFO, find_export
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import describe_set
 from ssl_vit.run.folder import RunFolder
@@ -101,7 +101,13 @@ def describe_measured(minutes: float, elapsed: float, timed: Timed, costs: Costs
 def print_end(folder: RunFolder, complete: bool) -> None:
     """Print where the result is, or how to continue."""
     if complete:
-        print(f"done: {find_export(folder.root)}")
+        export = find_export(folder.root)
+        print(f"done: {export}")
+        if (export / TOKENIZER_INFO).is_file():
+            print(
+                "next: ssl-vit pretrain beit_small_data --run BEIT data.shards=SHARDS "
+                f"objective.tokenizer={folder.root}"
+            )
         print(f"next: ssl-vit eval knn {folder.root} --train TRAIN_SHARDS --test TEST_SHARDS")
         print(f"      tensorboard --logdir {folder.tensorboard}")
     elif newest_checkpoint(folder.checkpoints) is None:

@@ -23,6 +23,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tokenizer"
     done = ssl_vit(*TOKENIZER, run, f"data.shards={shards}", *CODES)
     assert done.returncode == 0, done.stderr
+    assert f"objective.tokenizer={run}" in done.stdout  # what to do with it
     return run
 
 
