@@ -94,6 +94,11 @@ def _parameters_of(objective: Objective) -> Parameters:
         trained=sum(p.numel() for p in found if p.requires_grad),
         frozen=sum(p.numel() for p in found if not p.requires_grad),
         backbone=sum(p.numel() for p in objective.backbone.parameters()),
+        exported=sum(
+            tensor.numel()
+            for module in objective.exported().values()
+            for tensor in module.state_dict().values()
+        ),
     )
 
 

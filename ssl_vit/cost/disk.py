@@ -31,7 +31,7 @@ def disk_of(config: RunConfig, total_steps: int, parameters: Parameters) -> Disk
     return Disk(
         checkpoint=FLOAT32 * (3 * parameters.trained + parameters.frozen),
         num_checkpoints=kept,
-        export=FLOAT32 * parameters.backbone,
+        export=FLOAT32 * parameters.exported,
         # At least one, even if the number of steps follows from minutes and is not known yet.
         num_exports=max(1, -(-total_steps // config.export.every_steps)),
     )

@@ -28,6 +28,8 @@ class Parameters:
     """Parameters that are not trained: those of a teacher."""
     backbone: int = 0
     """Trained parameters of the backbone."""
+    exported: int = 0
+    """Numbers in the files of an export."""
 
 
 @dataclass(frozen=True)
