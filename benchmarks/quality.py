@@ -2,12 +2,15 @@
 
     python benchmarks/quality.py [--data elpv fashion-mnist] [--recipes NAME …] [--minutes 40]
         [--set RECIPE:path=value …] [--seeds 0 …] [--work quality] [--fashion FOLDER] [--smoke]
+    python benchmarks/quality.py --only beit [--rows ROW …] [--minutes 10] …
 
 For each data set (2,624 solar cells; 6,000 images of Fashion-MNIST and 1,000 test images) and each
 recipe: measure the rate, pre-train with `ssl-vit pretrain` for the given minutes, evaluate ten
 exports by the protocols of `ssl-vit eval`, and compare them with raw pixels, the untrained network
 and EfficientNet-Lite0's ImageNet features. Ends with a table per data set and the requirements that
 are met or not. If interrupted, run the same command again to resume.
+
+`--only beit` compares targets for masked patches instead, in equal CPU time; see `quality_beit.py`.
 
 Needs the extra `bench`: pip install -e ".[bench]".
 """
@@ -23,7 +26,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quality_runs import POINTS, Task, count_alarms, read_course, read_length, train
+from quality_beit import MINUTES as BEIT_MINUTES
+from quality_beit import measure as measure_beit
+from quality_runs import (
+    POINTS,
+    Task,
+    count_alarms,
+    read_course,
+    read_length,
+    train,
+    words_by_recipe,
+)
 from quality_sets import DataSet, find_sets
 from quality_table import Outcome, Point, Score, table, verdicts
 from timing import describe_machine
@@ -39,6 +52,7 @@ if TYPE_CHECKING:
     from quality_scores import Images, ScoreBook
 
 _SETS = ("elpv", "fashion-mnist")
+_MINUTES = 40.0
 _RECIPES = ("mae_small_data", "dinov2_small_data")
 _PIXELS, _RANDOM = "raw pixels", "random initialization"
 _IMAGENET = "EfficientNet-Lite0, ImageNet"
@@ -61,7 +75,11 @@ class Baselines:
 def main() -> int:
     """Run the benchmark; exit code 0 when done, 2 for a user's mistake, 130 when stopped."""
     try:
-        _measure(_read_arguments())
+        arguments = _read_arguments()
+        if arguments.only == "beit":
+            measure_beit(arguments)
+        else:
+            _measure(arguments)
     except UserError as error:
         print(f"error: {error.problem}\nfix:   {error.remedy}", file=sys.stderr)
         return 2
@@ -191,20 +209,12 @@ def _read_tasks(arguments: argparse.Namespace) -> list[Task]:
     Raises:
         UserError: A setting is for none of the given recipes, or does not validate.
     """
-    recipes = list(dict.fromkeys(arguments.recipes))
-    words: dict[str, list[str]] = {recipe: [] for recipe in recipes}
-    for setting in arguments.set:
-        recipe, colon, word = setting.partition(":")
-        if not colon or recipe not in words:
-            raise UserError(
-                f"--set {setting} is for none of the given recipes",
-                f"write RECIPE:path=value with RECIPE one of {', '.join(words)}",
-            )
-        words[recipe].append(word)
+    recipes = list(dict.fromkeys(arguments.recipes or _RECIPES))
+    words = words_by_recipe(arguments.set, recipes)
     tasks = [
         Task(recipe, tuple(words[recipe]), arguments.smoke, seed, arguments.minutes)
         for recipe in recipes
-        for seed in dict.fromkeys(arguments.seeds)
+        for seed in dict.fromkeys(arguments.seeds or [0])
     ]
     for task in tasks:
         task.read_config()
@@ -216,8 +226,17 @@ def _read_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", nargs="+", choices=_SETS, default=_SETS, help="data sets")
-    parser.add_argument("--recipes", nargs="+", default=_RECIPES, help="see `ssl-vit recipes`")
-    parser.add_argument("--minutes", type=_minutes, default=40.0, help="training minutes per run")
+    parser.add_argument("--only", choices=("beit",), help="compare targets for masked patches")
+    parser.add_argument("--rows", nargs="+", help="with --only: rows of the table; default: all")
+    parser.add_argument(
+        "--recipes", nargs="+", help=f"see `ssl-vit recipes`; default: {', '.join(_RECIPES)}"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=_minutes,
+        help=f"training minutes per run, default {_MINUTES:g}; with --only, CPU time of a row in\n"
+        f"minutes of two busy cores, default {BEIT_MINUTES:g}",
+    )
     parser.add_argument(
         "--set",
         metavar="RECIPE:path=value",
@@ -226,11 +245,23 @@ def _read_arguments() -> argparse.Namespace:
         help="setting of one recipe; may be repeated.\n"
         "schedule.warmup is scaled with the length of the run",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run per seed")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        help="one run per seed, default 0; with --only, 0 1 2 for some rows",
+    )
     parser.add_argument("--work", type=Path, default=Path("quality"), help="folder for all output")
     parser.add_argument("--fashion", type=Path, help="folder with Fashion-MNIST's four files")
     parser.add_argument("--smoke", action="store_true", help="shrink the recipes, for a trial")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.only is None and arguments.rows:
+        parser.error("--rows needs --only beit")
+    if arguments.only is not None and arguments.recipes:
+        parser.error("--only beit has recipes of its own: choose with --rows")
+    if arguments.minutes is None:
+        arguments.minutes = BEIT_MINUTES if arguments.only else _MINUTES
+    return arguments
 
 
 def _minutes(text: str) -> float:

@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
 
 from ssl_vit.errors import UserError
 from ssl_vit.files import replacing
@@ -91,6 +94,24 @@ class Task:
         ]
 
 
+def words_by_recipe(settings: Sequence[str], recipes: Sequence[str]) -> dict[str, list[str]]:
+    """The path=value words of each recipe, from settings written RECIPE:path=value.
+
+    Raises:
+        UserError: A setting is for none of the given recipes.
+    """
+    words: dict[str, list[str]] = {recipe: [] for recipe in recipes}
+    for setting in settings:
+        recipe, colon, word = setting.partition(":")
+        if not colon or recipe not in words:
+            raise UserError(
+                f"--set {setting} is for none of the given recipes",
+                f"write RECIPE:path=value with RECIPE one of {', '.join(words)}",
+            )
+        words[recipe].append(word)
+    return words
+
+
 @contextlib.contextmanager
 def started(words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run `ssl-vit …` in the background; if the block is left early, terminate it and wait."""
@@ -139,7 +160,7 @@ def train(task: Task, folder: Path, shards: Path, machine: str) -> RunFolder:
     """
     length, run = folder / "length.json", folder / "run"
     if not length.is_file():
-        rate = measure_rate(task, folder / "rate", shards)
+        rate = measure_rate(task, folder / "rate", shards).per_second
         updates = count_updates(rate, task.minutes)
         began = {"date": time.strftime("%Y-%m-%d"), "machine": machine}
         found = {"updates": updates, "updates_per_second": rate, **began}
@@ -157,8 +178,17 @@ def read_length(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "length.json").read_text())
 
 
-def measure_rate(task: Task, run: Path, shards: Path) -> float:
-    """Steps per second, measured in a throwaway run.
+class Rate(NamedTuple):
+    """How fast a run makes its steps."""
+
+    per_second: float
+    """Steps per second of elapsed time."""
+    per_cpu_second: float
+    """Steps per second of CPU time of all processes of the run."""
+
+
+def measure_rate(task: Task, run: Path, shards: Path) -> Rate:
+    """The rate of a throwaway run.
 
     Raises:
         UserError: The run failed, or is too slow to be measured.
@@ -171,10 +201,12 @@ def measure_rate(task: Task, run: Path, shards: Path) -> float:
     run.parent.mkdir(parents=True, exist_ok=True)
     metrics = RunFolder(run).metrics
     stamps: list[float] = []
+    clock: list[tuple[float, float]] = []
     began = time.monotonic()
     with started(words) as command:
         while command.poll() is None and time.monotonic() - began < _PATIENCE_SECONDS:
             time.sleep(0.5)
+            clock.append((time.time(), _cpu_seconds_of(command.pid)))
             stamps = without_warmup(_read_stamps(metrics))
             if len(stamps) > _RATE_UPDATES and stamps[-1] - stamps[0] > _RATE_SECONDS:
                 break
@@ -191,7 +223,21 @@ def measure_rate(task: Task, run: Path, shards: Path) -> float:
             "reduce the batch size, for example  "
             f"--set {task.recipe}:data.global_batch_size=64,  or choose a smaller recipe",
         )
-    return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+    times, cpu_seconds = np.array(clock).T
+    first, last = np.interp((stamps[0], stamps[-1]), times, cpu_seconds)
+    steps = len(stamps) - 1
+    return Rate(steps / (stamps[-1] - stamps[0]), steps / float(last - first))
+
+
+def _cpu_seconds_of(process: int) -> float:
+    """CPU seconds so far of a process and its descendants, also of those that have ended."""
+    seconds = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process)
+        for each in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                seconds += sum(each.cpu_times()[:4])  # its own, and of children it waited for
+    return seconds
 
 
 def without_warmup(stamps: Sequence[float]) -> list[float]:

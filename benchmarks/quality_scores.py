@@ -110,7 +110,27 @@ class Images:
         device = choose_device("auto")
         if isinstance(encoder, nn.Module):
             encoder.to(device)
-        crop = CenterCrop((image_size, image_size), _CROP_RATIO)
+        comparison = self.compare(encoder, (image_size, image_size), device, centered)
+        neighbors = knn.evaluate(comparison, device)
+        probe = linear.evaluate(comparison, device, linear.LinearSettings())
+        return Score(neighbors.rows[0].accuracy, probe.rows[0].accuracy)
+
+    def compare(
+        self,
+        encoder: Encoder,
+        size: tuple[int, int],
+        device: torch.device,
+        centered: bool = False,
+    ) -> Comparison:
+        """Features of all images, in a row without a name.
+
+        Args:
+            encoder: Computes the features; on the device.
+            size: Height and width of its input in pixels.
+            device: Where it computes.
+            centered: Whether to subtract the train mean, as `ssl-vit eval` does with raw pixels.
+        """
+        crop = CenterCrop(size, _CROP_RATIO)
         workers = max(1, min(8, cores_here() - 1))
         train, test = (
             extract({"": encoder}, shards, crop, BATCH_SIZES[device.type], workers, device)
@@ -122,11 +142,7 @@ class Images:
         }
         if centered:
             kinds = {kind: remove_mean(split) for kind, split in kinds.items()}
-        labels = (train.labels, test.labels, len(self.train.classes))
-        comparison = Comparison({"": kinds}, *labels)
-        neighbors = knn.evaluate(comparison, device)
-        probe = linear.evaluate(comparison, device, linear.LinearSettings())
-        return Score(neighbors.rows[0].accuracy, probe.rows[0].accuracy)
+        return Comparison({"": kinds}, train.labels, test.labels, len(self.train.classes))
 
 
 class EfficientNetEncoder(nn.Module):

@@ -102,30 +102,30 @@ def verdicts(
         last = outcome.points[-1].score
         lead = 100 * (last.knn - outcome.untrained.knn)
         linear = 100 * (last.linear - outcome.untrained.linear)
-        noise = 100 * _noise(last.knn, outcome.untrained.knn, num_test)
+        margin = 100 * noise(last.knn, outcome.untrained.knn, num_test)
         yield (
             f"{title}: {outcome.name} k-NN − random initialization = {lead:+.1f} points "
-            f"(required ≥ {requirement.lead:g}): {_met(lead >= requirement.lead)}. "
-            f"Linear {linear:+.1f}; with {num_test:,} test images, less than about {noise:.1f} may "
-            "be noise"
+            f"(required ≥ {requirement.lead:g}): {met(lead >= requirement.lead)}. "
+            f"Linear {linear:+.1f}; with {num_test:,} test images, less than about {margin:.1f} "
+            "may be noise"
         )
         if requirement.rises:
             first, end = thirds(100 * point.score.knn for point in outcome.points)
             yield (
                 f"{title}: {outcome.name} k-NN rises from {first:.1f} (mean of the first "
                 f"third of the exports) to {end:.1f} (last third; required: rises): "
-                f"{_met(end > first)}"
+                f"{met(end > first)}"
             )
         if outcome.widens:
             first, end = thirds(point.rankme or 0.0 for point in outcome.points)
             yield (
                 f"{title}: {outcome.name} RankMe rises from {first:.1f} to {end:.1f} (thirds "
-                f"again; required: rises): {_met(end > first)}"
+                f"again; required: rises): {met(end > first)}"
             )
         alarms = outcome.num_alarms or "none"
         yield (
             f"{title}: {outcome.name} alarms: {alarms} (required: none): "
-            f"{_met(not outcome.num_alarms)}"
+            f"{met(not outcome.num_alarms)}"
         )
 
 
@@ -136,10 +136,11 @@ def thirds(values: Iterable[float]) -> tuple[float, float]:
     return fmean(values[:count]), fmean(values[-count:])
 
 
-def _noise(first: float, second: float, num_test: int) -> float:
+def noise(first: float, second: float, num_test: int) -> float:
     """Two standard errors of the difference of independent accuracies, as in `ssl-vit eval`."""
     return 2 * ((first * (1 - first) + second * (1 - second)) / num_test) ** 0.5
 
 
-def _met(holds: bool) -> str:
+def met(holds: bool) -> str:
+    """Whether a requirement is met, in words."""
     return "met" if holds else "NOT MET"
