@@ -48,10 +48,10 @@ _LEGEND = (
     f"{100 * TOKENIZER_SHARE:.0f} % of a row's time) + of the network. The pre-training of a "
     "tokenizer's teacher (MAE or DINOv2: the row of that name and the same seed) does not count. "
     "Inner block: mean of the patches after two thirds of the blocks. Codes used and perplexity "
-    "are those of one step, means over the last tenth of the tokenizer's steps; of the placeholder, "
-    "which took none, means over the train images. Token accuracy: last tenth of BEiT's steps, "
-    "beside that of always guessing the commonest token. Whole images; k-NN with the best k on the "
-    "test images, in every row."
+    "are those of one step, means over the last tenth of the tokenizer's steps; of the "
+    "placeholder, which took none, means over the train images. Token accuracy: last tenth of "
+    "BEiT's steps, beside that of always guessing the commonest token. Whole images; k-NN "
+    "with the best k on the test images, in every row."
 )
 
 

@@ -33,8 +33,8 @@ class Codes(NamedTuple):
     used: float
     """Share of the codes that occur in a step, in [0, 1]."""
     perplexity: float
-    """Exponential of the entropy of their distribution in a step, from 1 to ``count``."""
-    count: int
+    """Exponential of the entropy of their distribution in a step, from 1 to ``num``."""
+    num: int
     """Size of the codebook."""
 
 
@@ -93,7 +93,7 @@ def _line(result: Result) -> str:
     steps = " + ".join(f"{each:,}" for each in result.steps)
     codes = result.codes
     tokens = (
-        f"{100 * codes.used:.0f} % of {codes.count} | {codes.perplexity:.1f}" if codes else "– | –"
+        f"{100 * codes.used:.0f} % of {codes.num} | {codes.perplexity:.1f}" if codes else "– | –"
     )
     accuracy = "–"
     if result.token_accuracy is not None and result.unigram_accuracy is not None:

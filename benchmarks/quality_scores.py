@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from quality_table import Score
@@ -75,7 +76,7 @@ class Images:
     test: ShardSet
 
     @classmethod
-    def open(cls, train: Path, test: Path) -> "Images":
+    def open(cls, train: Path, test: Path) -> Self:
         """Open the shards in two folders."""
         return cls(open_shards(str(train)), open_shards(str(test)))
 

@@ -163,6 +163,9 @@ def test_an_alarm_is_counted_and_not_met():
         ("--recipes", "mae_small_data", "--set", "dino_vits16:seed=1"),
         ("--recipes", "mae_small_data", "--set", "mae_small_data:seed=1"),
         ("--recipes", "mae_small_data", "--data", "fashion-mnist", "--fashion", "nowhere"),
+        ("--only", "beit", "--rows", "dalle"),
+        ("--only", "beit", "--set", "dino_vits16:seed=1"),
+        ("--only", "beit", "--set", "beit_small_data:seed=1"),
     ],
 )
 def test_a_mistake_is_two_lines_and_writes_nothing(words: tuple[str, ...], tmp_path: Path):
