@@ -2,7 +2,9 @@
 
 BEiT with tokens of pixels, of features of our own MAE and DINOv2, of k-means, of a random network
 and of an untrained tokenizer; HOG; and MAE itself. Every row has the same CPU time, that of its
-tokenizer's training included. If interrupted, run the same command again to resume.
+tokenizer's training included. If interrupted, run the same command again to resume. `--smoke`
+takes made-up images whatever `--data` says, 20 steps per run, and four rows unless `--rows` is
+given.
 """
 
 import argparse
@@ -141,7 +143,7 @@ def _measure_set(
     images = ReadoutImages.open(bench.shards, test)
     bench.folder.mkdir(parents=True, exist_ok=True)
     book = ScoreBook(bench.folder / "baselines.json")
-    size = configs[BEIT].backbone.image_size
+    size = configs[BEIT].backbone.height_width[0]
     pixels = book.of(f"raw pixels {size}", "raw pixels", partial(images.of_pixels, size))
     untrained: dict[str, dict[str, Score]] = {}
     sharers: dict[str, list[str]] = {}
