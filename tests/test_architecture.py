@@ -169,6 +169,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.models.*",
         "ssl_vit.objectives.tokenizer.network",
     },
+    "ssl_vit.exports.dalle": {
+        "ssl_vit.errors",
+        "ssl_vit.files",
+        "ssl_vit.foreign",
+        "ssl_vit.objectives.given",
+        "ssl_vit.objectives.tokenizer.dalle",
+    },
     # What a run is made of, and where it lives.
     "ssl_vit.run.*": {"ssl_vit.*"},
     "ssl_vit.run.config": {"ssl_vit.config", *(f"ssl_vit.{room}.config" for room in CONFIGS)},

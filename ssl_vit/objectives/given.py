@@ -4,10 +4,12 @@ What the objective needs to know of one (sizes, normalization, checksum) is fill
 config at its first start; the path is not needed to plan a run. No torch here.
 """
 
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from ssl_vit.config import Config
-from ssl_vit.models.config import VitConfig
+from ssl_vit.models.config import BackboneConfig, Hides, VitConfig
 
 
 class Codes(Config):
@@ -21,12 +23,41 @@ class Codes(Config):
     """Whether features are projected to C dimensions first; else they are compared as they are."""
 
 
+class DalleConfig(BackboneConfig):
+    """The convolutional encoder of DALL-E's discrete VAE (Ramesh et al. 2021, arXiv 2102.12092),
+    BEiT's first tokenizer. It is only ever given.
+    """
+
+    name: Literal["dalle"] = "dalle"
+    """Which network this is."""
+
+    width: int = Field(default=8192, ge=2, le=65_536)
+    """Number of codes, whose logits it computes."""
+
+    hidden: int = Field(default=256, ge=4, le=4_096)
+    """Channels after the first convolution; 2, 4 and 8 times as many later."""
+
+    @property
+    def stride(self) -> int:
+        """Three poolings by two."""
+        return 8
+
+    @property
+    def hides(self) -> Hides:
+        """Nothing is hidden from a tokenizer."""
+        return "no"
+
+    def shrunk(self) -> dict[str, Any]:
+        """See :class:`BackboneConfig`; a given network keeps its size."""
+        return {}
+
+
 class GivenNetwork(Config):
     """Description of a network that was read from a file."""
 
     sha256: str
     """Checksum of its weights."""
-    backbone: VitConfig
+    backbone: Annotated[VitConfig | DalleConfig, Field(discriminator="name")]
     """Configuration that builds its backbone."""
     pixel_mean: tuple[float, float, float]
     """Per-channel mean to subtract from pixels in [0, 1]."""

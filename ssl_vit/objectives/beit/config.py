@@ -20,8 +20,8 @@ class BeitConfig(OneCropConfig):
     """Which objective this section configures."""
 
     tokenizer: str = ""
-    """The tokenizer: the folder of a run that trained one, one of its exports, or a
-    `tokenizer.safetensors`.
+    """The tokenizer: the folder of a run that trained one, one of its exports, a
+    `tokenizer.safetensors`, or DALL-E's encoder as a safetensors file.
     """
 
     tokenizer_info: GivenNetwork | None = None

@@ -24,6 +24,7 @@ from ssl_vit.objectives.pictures import code_colors, feature_panels, picture_of,
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.objectives.ranks import sum_over_ranks
 from ssl_vit.objectives.tokenizer.codebook import hits_of
+from ssl_vit.objectives.tokenizer.dalle import DalleEncoder
 from ssl_vit.objectives.tokenizer.network import TokenizerNetwork, build_tokenizer
 
 # B images, N patches, M of them hidden, D width, K codes.
@@ -163,8 +164,8 @@ class Beit(Objective):
         _, places = visible_and_hidden(shown.hidden, self.num_hidden)
         logits, features, _ = self._predict(images, shown.hidden, places)
         tokenizer = self._tokenizer.network
-        assert isinstance(tokenizer, TokenizerNetwork)
-        colors = code_colors(tokenizer.codebook.vectors)
+        assert isinstance(tokenizer, TokenizerNetwork | DalleEncoder)
+        colors = code_colors(tokenizer.code_vectors())
         predicted = put(colors[logits.argmax(dim=2)], places, into=colors[tokens])
         seen = blank_patches(images, shown.hidden, self.backbone.config.stride)
         columns = [

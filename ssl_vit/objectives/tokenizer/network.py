@@ -7,8 +7,9 @@ from ssl_vit.models.backbone import Backbone, Features
 from ssl_vit.models.build import build_backbone
 from ssl_vit.models.initialization import initialize
 from ssl_vit.objectives.autocast import without_autocast
-from ssl_vit.objectives.given import Codes, GivenNetwork
+from ssl_vit.objectives.given import Codes, DalleConfig, GivenNetwork
 from ssl_vit.objectives.tokenizer.codebook import Codebook
+from ssl_vit.objectives.tokenizer.dalle import DalleEncoder
 
 # B images, N patches, D width, C dimensions of a code.
 
@@ -40,13 +41,19 @@ class TokenizerNetwork(nn.Module):
         with without_autocast(features.patches):
             return F.normalize(self.project(features.patches.float()), dim=-1)
 
+    def code_vectors(self) -> Tensor:
+        """(K, C), near to each other for codes of similar patches."""
+        return self.codebook.vectors
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalized → (B, N) int64 codes."""
         latents = self.latents(self.encoder(images))
         return self.codebook.nearest(latents.flatten(0, 1)).view(latents.shape[:2])
 
 
-def build_tokenizer(given: GivenNetwork) -> TokenizerNetwork:
+def build_tokenizer(given: GivenNetwork) -> TokenizerNetwork | DalleEncoder:
     """The network that a description describes, newly initialized."""
     assert given.codes is not None
+    if isinstance(given.backbone, DalleConfig):
+        return DalleEncoder(given.backbone)
     return TokenizerNetwork(build_backbone(given.backbone), given.codes)
