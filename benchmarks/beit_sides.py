@@ -34,7 +34,7 @@ _NAMES = {
     r"backbone\.blocks\.(\d+)\.mlp\.(.*)": r"beit.layers.\1.mlp.\2",
     r"backbone\.blocks\.(\d+)\.ls([12])\.gamma": r"beit.layers.\1.lambda_\2",
     r"backbone\.blocks\.(\d+)\.attn\.proj\.(.*)": r"beit.layers.\1.attention.o_proj.\2",
-    r"backbone\.blocks\.(\d+)\.attn\.([qv])_bias": r"beit.layers.\1.attention.\2_proj.bias",
+    r"backbone\.blocks\.(\d+)\.attn\.qkv\.([qv])_bias": r"beit.layers.\1.attention.\2_proj.bias",
     r"backbone\.norm\.(.*)": r"layernorm.\1",
 }
 

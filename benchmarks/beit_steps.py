@@ -195,7 +195,7 @@ def print_pieces(config: "RunConfig") -> None:
     def make(clock: Any) -> "TrainingStep":
         def watch(objective: "Beit", optimizer: Any) -> None:
             clock.watch(objective, "_tokenizer", "tokenizer")
-            clock.watch(module, "apply_jitter", "color jitter")
+            clock.watch(module, "apply_color_factors", "color jitter")
             clock.watch(objective.predict, "forward", "logits")
             clock.watch(optimizer, "step", "AdamW")
 

@@ -85,7 +85,8 @@ def count_cost(config: ObjectiveConfig, backbone: BackboneConfig, arithmetic: Ar
 
 
 def _num_bytes(network: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
+    tensors = (*network.parameters(), *network.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _parameters_of(objective: Objective) -> Parameters:

@@ -13,6 +13,7 @@ from ssl_vit.cost.network import FLOAT32, Arithmetic, Cost
 from ssl_vit.errors import UserError
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import data_facts, open_data
+from ssl_vit.run.given import settle_objective
 from ssl_vit.training.config import EngineConfig
 from ssl_vit.training.length import Timed
 from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan, with_cost, with_length
@@ -104,6 +105,8 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
     """
     known = _known_device(device, mfu)
     data, num_shards = _read_data(config, images)
+    if (given := config.objective.given) is not None and given.path:
+        config, _ = settle_objective(config, data.num_samples)
     fast: Literal["bfloat16", "float16"] = "bfloat16" if known.has_bfloat16 else "float16"
     machine = Machine(gpus, 1, "cuda", known.memory_bytes, fast)
     plan = make_plan(config, machine, data)

@@ -139,7 +139,8 @@ def write_export(
     from ssl_vit.models.timm_names import to_timm
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = state | {"backbone": to_timm(state["backbone"], info.backbone)}
+    if "backbone" in state:
+        state = state | {"backbone": to_timm(state["backbone"], info.backbone)}
     for name, values in state.items():
         tensors = {key: value.detach().float().cpu().contiguous() for key, value in values.items()}
         with replacing(folder / f"{name}.safetensors") as partial:

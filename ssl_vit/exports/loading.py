@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -9,8 +10,10 @@ from ssl_vit.cost.counting import backbone_parameters
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import (
     INFO_FILE,
+    TOKENIZER_INFO,
     TOKENIZER_WEIGHTS,
     WEIGHTS_FILE,
+    TokenizerInfo,
     find_export,
     read_export_info,
     read_tokenizer_info,
@@ -62,8 +65,7 @@ def load_backbone(path: Path | str) -> Backbone:
 
 def load_tokenizer(path: Path | str) -> TokenizerNetwork:
     """The exported tokenizer, in evaluation mode on the CPU: normalized images (B, 3, H, W) to
-    codes (B, N).
-    to codes (B, N).
+    (B, N) int64 codes.
 
     Args:
         path: A run folder (its newest export), an export folder, or a file in one.
@@ -80,6 +82,12 @@ def load_tokenizer(path: Path | str) -> TokenizerNetwork:
         found = state["codebook.vectors"].shape
         if (wanted := (info.codes.num, info.codes.dim)) != tuple(found):
             raise RuntimeError(f"a codebook of {tuple(found)}, but {wanted} are described")
+        if count_odd := sum(tensor.numel() for tensor in state.values()) - _tokenizer_size(info):
+            raise RuntimeError(
+                f"{count_odd:+,} values compared with what {TOKENIZER_INFO} describes"
+            )
+        if not state["codebook.started"]:
+            raise RuntimeError("it was exported before its codes were placed; use a later export")
         model = TokenizerNetwork(build_backbone(info.backbone), info.codes)
         # Written as float32 like all tensors, this flag among them.
         state["codebook.started"] = state["codebook.started"].long()
@@ -87,3 +95,10 @@ def load_tokenizer(path: Path | str) -> TokenizerNetwork:
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
     return model.eval()
+
+
+def _tokenizer_size(info: TokenizerInfo) -> int:
+    """Number of values in the file of a tokenizer."""
+    with torch.device("meta"):
+        model = TokenizerNetwork(build_backbone(info.backbone), info.codes)
+    return sum(tensor.numel() for tensor in model.state_dict().values())

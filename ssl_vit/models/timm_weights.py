@@ -69,6 +69,8 @@ def fit_positions(
 
 def _fit_embeddings(config: VitConfig, positions: Tensor, grid: tuple[int, int] | None) -> Tensor:
     prefix = 0 if config.registers else 1
+    if grid and positions.shape[1] == grid[0] * grid[1]:
+        prefix = 0  # of patches only, such as a tokenizer's decoder has
     patches = positions[:, prefix:]
     side = round(patches.shape[1] ** 0.5)
     grid = grid or (side, side)

@@ -94,7 +94,7 @@ def apply_color_jitter(images: Tensor, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def apply_jitter(images: Tensor, rows: Tensor) -> Tensor:
+def apply_color_factors(images: Tensor, rows: Tensor) -> Tensor:
     """Change brightness, contrast and saturation of each image by its row of factors.
 
     Args:

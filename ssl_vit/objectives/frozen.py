@@ -21,12 +21,14 @@ class Frozen:
 
     @property
     def network(self) -> nn.Module:
-        """The network, where it was last used."""
+        """The network, on the device where it was last used."""
         return self.modules[0]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> object:
-        """The network's output for (B, 3, H, W) uint8 images, on their device."""
+        """The network's output for (B, 3, H, W) images, uint8 or float32 in [0, 255], on the
+        device that they are on.
+        """
         network, pixel_scale = self.modules
         if next(pixel_scale.buffers()).device != images.device:
             self.modules.to(images.device)

@@ -15,9 +15,9 @@ from ssl_vit.models.config import BackboneConfig, Hides, VitConfig
 class Codes(Config):
     """A codebook that turns the features of a patch into one of its entries."""
 
-    num: int
+    num: int = Field(ge=2, le=65_536)
     """K, the number of codes."""
-    dim: int
+    dim: int = Field(ge=1, le=65_536)
     """C, the dimension of a code."""
     is_projected: bool
     """Whether features are projected to C dimensions first; else they are compared as they are."""
@@ -72,7 +72,7 @@ class Given(NamedTuple):
 
     setting: str
     """Name of the setting with the path; its description is in `SETTING_info`."""
-    kind: str
+    kind: Literal["backbone", "tokenizer"]
     """`backbone` (any export) or `tokenizer`."""
     path: str
     """A run folder, an export folder, or a file in one; empty if it is missing."""

@@ -76,11 +76,11 @@ class MethodConfig(Config):
         return None
 
     @property
-    def trains_given(self) -> bool:
+    def is_backbone_given(self) -> bool:
         """Whether the run's backbone is the given network, and stays as it is."""
         return False
 
-    def fitted(
+    def fit_to_data(
         self, backbone: BackboneConfig, num_images: int, images_per_step: int
     ) -> "MethodConfig":
         """This config with what it leaves to the data filled in.

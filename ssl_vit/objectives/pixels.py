@@ -20,7 +20,9 @@ class PixelScale(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 in any memory format → float32, channels first in memory."""
+        """(B, 3, H, W) uint8, or float32 in [0, 255], in any memory format → float32, channels
+        first in memory.
+        """
         # One pass converts the type and the loader's channels-last layout.
         planes = images.to(torch.float32, memory_format=torch.contiguous_format)
         return (planes - self.mean) / self.std

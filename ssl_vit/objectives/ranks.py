@@ -12,7 +12,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def largest_over_ranks(tensor: Tensor) -> Tensor:
-    """The elementwise maximum, in place."""
+    """The elementwise maximum over all ranks, in place; unchanged if there is no group."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return tensor
@@ -28,7 +28,7 @@ def rows_of_ranks(tensor: Tensor) -> Tensor:
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:
-    """The first rank's values, in place."""
+    """Overwrite a tensor with the first rank's, in place; unchanged if there is no group."""
     if torch.distributed.is_initialized():
         torch.distributed.broadcast(tensor, src=0)
     return tensor

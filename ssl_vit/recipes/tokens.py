@@ -12,8 +12,13 @@ from ssl_vit.recipes.recipe import Recipe, recipe
 from ssl_vit.run.config import RunConfig
 from ssl_vit.training.config import OptimizerConfig, ScheduleConfig
 
-# A tokenizer reads pixels in [−1, 1].
+# A tokenizer reads pixels in [−1, 1], as in the authors' code.
 _HALF = (0.5, 0.5, 0.5)
+_NEEDS = (
+    "Needs a tokenizer: objective.tokenizer=RUN, of a tokenizer recipe, or DALL-E's encoder. "
+    "Unlike in the authors' code, colors are jittered after the crop, and the mask token and the "
+    "bias tables do not decay."
+)
 
 
 @recipe(
@@ -21,8 +26,9 @@ _HALF = (0.5, 0.5, 0.5)
     network="ViT-B/16",
     source="Peng et al. 2022, arXiv 2208.06366",
     details=(
-        "the released configuration (100 epochs, batch 512, AdamW 0.9/0.99, 5e-5, "
-        "decay 1e-4, 8192 codes of 32); unlike there, unused codes are replaced"
+        "the released configuration (100 epochs, batch 512, AdamW 0.9/0.99, 5e-5 × batch/128, "
+        "decay 1e-4, 8192 codes of 32); unlike there, unused codes are replaced, and the encoder "
+        "is not scaled by depth"
     ),
     expected="ImageNet-1k, a DINO teacher: 100 % of the codes are used (the authors' release)",
     notes="Needs a teacher: objective.teacher=RUN, of any objective.",
@@ -35,8 +41,7 @@ def tokenizer_vqkd_vitb16() -> RunConfig:
         data=DataConfig(global_batch_size=512, pixel_mean=_HALF, pixel_std=_HALF),
         schedule=ScheduleConfig(length=100.0, warmup=10.0),
         optimizer=OptimizerConfig(
-            learning_rate_rule="absolute",
-            base_learning_rate=5e-5,
+            base_learning_rate=1e-4,  # × batch / 256
             final_learning_rate=1e-5,
             betas=(0.9, 0.99),
             weight_decay=1e-4,
@@ -52,8 +57,8 @@ def tokenizer_vqkd_vitb16() -> RunConfig:
     details="for the objective, with pixels as the target; the schedule is our own",
     expected="not measured yet",
     notes=(
-        "objective.target=features objective.teacher=RUN makes tokens of more meaning, of any run "
-        "that you have; objective.target=kmeans needs a few steps only."
+        "Tokens carry more meaning with objective.target=features objective.teacher=RUN (any "
+        "run); objective.target=kmeans needs only a few steps."
     ),
 )
 def tokenizer_pixels_small_data() -> RunConfig:
@@ -89,6 +94,7 @@ def tokenizer_pixels_small_data() -> RunConfig:
         "ImageNet-1k, DALL-E's tokens: fine-tuning 83.2 after 800 epochs (the paper), 83.1 after "
         "300 (mmpretrain's reproduction); a token accuracy of 5 % is normal"
     ),
+    notes=_NEEDS,
 )
 def beit_vitb16() -> RunConfig:
     return _beit("beit_vitb16", "base", layer_scale=0.1)
@@ -99,6 +105,7 @@ def beit_vitb16() -> RunConfig:
     network="ViT-L/16",
     source="Bao et al. 2021, arXiv 2106.08254",
     details="as beit_vitb16, with LayerScale from 1e-5",
+    notes=_NEEDS,
     expected="ImageNet-1k, DALL-E's tokens: fine-tuning 85.2 after 800 epochs (the paper)",
 )
 def beit_vitl16() -> RunConfig:
@@ -110,19 +117,21 @@ def beit_vitl16() -> RunConfig:
     network="ViT-B/16",
     source="Peng et al. 2022, arXiv 2208.06366",
     details=(
-        "the released configuration (300 epochs, batch 2048, AdamW 0.9/0.98, 1.5e-3, decay 0.05, "
-        "clipping at 3, patches aggregated after block 9)"
+        "the released configuration for 300 epochs (batch 2048, AdamW 0.9/0.98, 1.5e-3, decay "
+        "0.05, clipping at 3, no drop path, patches aggregated after block 9); for 1600 epochs: "
+        "optimizer.betas=[0.9,0.999] backbone.drop_path=0.1"
     ),
     expected=(
         "ImageNet-1k, tokens of a CLIP teacher: fine-tuning 85.0 after 300 epochs, 85.5 and linear "
         "80.1 after 1600 (the paper)"
     ),
+    notes=_NEEDS,
 )
 def beit2_vitb16() -> RunConfig:
-    config = _beit("beit2_vitb16", "base", layer_scale=1e-5)
+    config = _beit("beit2_vitb16", "base", layer_scale=0.1)
     changes = {
+        "backbone": config.backbone.model_copy(update={"drop_path": 0.0}),
         "objective": BeitConfig(aggregate_after=9, min_crop_area=0.2),
-        "data": DataConfig(global_batch_size=2048),
         "schedule": ScheduleConfig(length=300.0, warmup=10.0),
         "optimizer": config.optimizer.model_copy(update={"betas": (0.9, 0.98)}),
     }
@@ -133,7 +142,10 @@ def beit2_vitb16() -> RunConfig:
     method="BEiT",
     network="ViT of 6 × 192 for a few thousand images",
     source="Bao et al. 2021, arXiv 2106.08254",
-    details="for the objective; network, batch size and schedule are those of mae_small_data",
+    details=(
+        "for the objective; batch size and schedule are those of mae_small_data, and the network "
+        "too, with relative positions and LayerScale; no color jitter"
+    ),
     expected="not measured yet",
     notes=(
         "Needs a tokenizer: objective.tokenizer=RUN, of tokenizer_pixels_small_data. For images "
@@ -170,7 +182,7 @@ def _beit(recipe: str, size: str, layer_scale: float) -> RunConfig:
             initialization="depth_scaled",
         ),
         objective=BeitConfig(),
-        data=DataConfig(global_batch_size=2048, pixel_mean=_HALF, pixel_std=_HALF),
+        data=DataConfig(global_batch_size=2048),
         schedule=ScheduleConfig(length=800.0, warmup=10.0),
         optimizer=OptimizerConfig(
             learning_rate_rule="absolute",

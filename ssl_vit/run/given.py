@@ -2,7 +2,7 @@
 loaded when the objective is built.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
@@ -19,25 +19,30 @@ from ssl_vit.exports.folder import (
 from ssl_vit.files import hash_file, path_of
 from ssl_vit.objectives.given import DalleConfig, Given, GivenNetwork
 from ssl_vit.run.config import RunConfig
+from ssl_vit.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from ssl_vit.objectives.objective import Objective
 
 
-def settle_objective(config: RunConfig, num_images: int) -> tuple[RunConfig, tuple[str, ...]]:
+def settle_objective(
+    config: RunConfig, num_images: int, folder: RunFolder | None = None
+) -> tuple[RunConfig, tuple[str, ...]]:
     """The config with what its objective takes from files and from the data filled in, and messages
     about it. Needs no torch.
 
     Args:
         num_images: Number of images in the data.
+        folder: The run folder; None if there is none.
 
     Raises:
-        UserError: A network is not given, cannot be found, or does not fit.
+        UserError: A network is not given, cannot be found, is not the one the run was started with,
+            or does not fit.
     """
-    config, notes = _with_given(config)
+    config, notes = _with_given(config, folder)
     batch = config.data.global_batch_size
     try:
-        objective = config.objective.fitted(config.backbone, num_images, batch)
+        objective = config.objective.fit_to_data(config.backbone, num_images, batch)
         objective.check(config.backbone)
     except ValueError as error:
         problem, _, remedy = str(error).partition("; ")
@@ -45,43 +50,102 @@ def settle_objective(config: RunConfig, num_images: int) -> tuple[RunConfig, tup
     return config.model_copy(update={"objective": objective}), notes
 
 
-def _with_given(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
+def _with_given(config: RunConfig, folder: RunFolder | None) -> tuple[RunConfig, tuple[str, ...]]:
     given = config.objective.given
     if given is None:
         return config, ()
     if not given.path:
         raise UserError(f"objective.{given.setting} is not given", given.remedy)
-    network, origin, values = _describe(given)
-    changes = {f"{given.setting}_info": network}
+    before = _sha256_before(given, folder)
+    found = _describe(given) if before is None else _find(given, before)
+    if found is None:
+        raise UserError(
+            f"objective.{given.setting}={given.path} has another network than the one that "
+            f"{folder.root if folder else 'this run'} was started with",
+            "give the exports/step_… folder that it was started with, or choose another --run",
+        )
+    changes = {given.setting: found.path, f"{given.setting}_info": found.network}
     config = config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
-    notes = [f"{given.setting}: {origin} of {given.path}"]
-    if config.objective.trains_given and config.backbone != network.backbone:
-        config = config.model_copy(update={"backbone": network.backbone})
-        notes.append(f"backbone: that of the {given.setting}")
-    if values is not None and values != config.data.values:
+    notes = [f"{given.setting}: {found.origin} from {found.path}"]
+    if config.objective.is_backbone_given:
+        config, more = _with_its_backbone(config, found.network, given.setting)
+        notes += more
+    if (values := found.values) is not None and values != config.data.values:
         notes.append(
             f"warning: the {given.setting} was trained with values {values} as black and white, "
-            f"this run has {config.data.values or 'no range'}; data.value_range="
-            f"[{values.low:g},{values.high:g}] would be the same"
+            f"this run has {config.data.values or 'no range'}; set "
+            f"data.value_range=[{values.low:g},{values.high:g}] to match"
         )
     return config, tuple(notes)
 
 
-def _describe(given: Given) -> tuple[GivenNetwork, str, ValueRange | None]:
-    """The network, where it comes from for a person, and the value range of its training."""
+def _with_its_backbone(
+    config: RunConfig, network: GivenNetwork, setting: str
+) -> tuple[RunConfig, list[str]]:
+    """The run's backbone and its normalization of pixels are the given network's."""
+    pixels = {"pixel_mean": network.pixel_mean, "pixel_std": network.pixel_std}
+    changed = config.model_copy(
+        update={"backbone": network.backbone, "data": config.data.model_copy(update=pixels)}
+    )
+    if changed == config:
+        return config, []
+    note = f"backbone.*, data.pixel_mean and data.pixel_std are taken from objective.{setting}"
+    return changed, [note]
+
+
+class _Found(NamedTuple):
+    """A network that was found in a file."""
+
+    network: GivenNetwork
+    path: str
+    """The export folder or file that has it."""
+    origin: str
+    """For a person."""
+    values: ValueRange | None
+    """The value range of its training."""
+
+
+def _sha256_before(given: Given, folder: RunFolder | None) -> str | None:
+    """The checksum of the network that the run in this folder was started with."""
+    if folder is None or not folder.config.is_file():
+        return None
+    network = getattr(folder.read_config().objective, f"{given.setting}_info", None)
+    return network and network.sha256
+
+
+def _find(given: Given, sha256: str) -> _Found | None:
+    """The network with this checksum: the one at the path, or another export of the same run."""
+    newest = _describe(given)
+    if newest.network.sha256 == sha256:
+        return newest
+    for export in sorted(path_of(given.path).glob("exports/step_*"), reverse=True):
+        weights = export / _weights_file(given)
+        if weights.is_file() and hash_file(weights) == sha256:
+            return _describe(given._replace(path=str(export)))
+    return None
+
+
+def _weights_file(given: Given) -> str:
+    return TOKENIZER_WEIGHTS if given.kind == "tokenizer" else WEIGHTS_FILE
+
+
+def _describe(given: Given) -> _Found:
     place = path_of(given.path)
     is_tokenizer = given.kind == "tokenizer"
     if is_tokenizer and not (place.parent / TOKENIZER_INFO).is_file():
         dalle = describe_dalle(place)
         if dalle is not None:
-            return dalle, "DALL-E's encoder", None
+            return _Found(dalle, given.path, "DALL-E's encoder", None)
     try:
         info = (read_tokenizer_info if is_tokenizer else read_export_info)(given.path)
     except UserError as error:
         raise UserError(f"objective.{given.setting}: {error.problem}", error.remedy) from None
-    weights = find_export(given.path) / (TOKENIZER_WEIGHTS if is_tokenizer else WEIGHTS_FILE)
+    export = find_export(given.path)
+    weights = export / _weights_file(given)
     if not weights.is_file():
-        raise UserError(f"{weights} is missing", "export again, or give another")
+        raise UserError(
+            f"{weights} is missing", f"export again, or give another objective.{given.setting}"
+        )
     network = GivenNetwork(
         sha256=hash_file(weights),
         backbone=info.backbone,
@@ -89,7 +153,7 @@ def _describe(given: Given) -> tuple[GivenNetwork, str, ValueRange | None]:
         pixel_std=info.pixel_std,
         codes=info.codes if isinstance(info, TokenizerInfo) else None,
     )
-    return network, f"{info.recipe}, step {info.step:,},", info.values
+    return _Found(network, str(export), f"{info.recipe}, step {info.step:,},", info.values)
 
 
 def load_given(objective: "Objective", config: RunConfig) -> None:

@@ -103,7 +103,7 @@ def prepare(
     folder.check_ours()
     cache, shards = open_data(config)
     config, notes = settle_values(config, shards, folder)
-    config, more_notes = settle_objective(config, data_facts(shards).num_samples)
+    config, more_notes = settle_objective(config, data_facts(shards).num_samples, folder)
     changed = folder.check(config)
     labeled = open_labeled(config, cache)
     check_same_data(folder.environment, describe_data(shards))

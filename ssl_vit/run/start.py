@@ -64,6 +64,7 @@ def check_resume_from(config: RunConfig) -> None:
                 f"this run has {config.objective.name}",
                 "use one of its exports/step_… folders, to start from its backbone only",
             )
+        _check_same_given(config, run)
     ours = config.backbone
     free = (*_FREE, "relative_tables") if theirs.relative_tables == "shared" else _FREE
     theirs = theirs.model_copy(update={name: getattr(ours, name) for name in free})
@@ -72,6 +73,20 @@ def check_resume_from(config: RunConfig) -> None:
         raise UserError(
             f"resume_from={path} has backbone.{field}={other}, but this run has {mine}",
             f"set backbone.{field}={other}, or start from another run",
+        )
+
+
+def _check_same_given(config: RunConfig, other: RunConfig) -> None:
+    """Heads that predict the codes of one tokenizer are of no use for another's."""
+    given = config.objective.given
+    if given is None or given.kind != "tokenizer":
+        return
+    name = f"{given.setting}_info"
+    ours, theirs = getattr(config.objective, name), getattr(other.objective, name)
+    if ours and theirs and ours.sha256 != theirs.sha256:
+        raise UserError(
+            f"resume_from={config.resume_from} was trained with another objective.{given.setting}",
+            "use one of its exports/step_… folders, to start from its backbone only",
         )
 
 

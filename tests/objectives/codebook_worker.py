@@ -1,7 +1,7 @@
 """One rank of a codebook over several: `python -m tests.objectives.codebook_worker IN OUT`.
 
-IN has the latents and sample numbers of each step, and how many images a micro-batch has; each rank
-takes its part. OUT gets the codebook after the steps.
+IN has the latents and the images' keys of each step, and how many images a micro-batch has; each
+rank takes its part. OUT gets the codebook after the steps.
 """
 
 import os
@@ -14,18 +14,18 @@ from ssl_vit.objectives.tokenizer.codebook import Codebook
 
 
 def follow_steps(
-    latents: np.ndarray, numbers: np.ndarray, images: int, rank: int = 0, ranks: int = 1
+    latents: np.ndarray, keys: np.ndarray, images: int, rank: int = 0, ranks: int = 1
 ) -> Codebook:
-    """The codebook after steps over (S, B, N, C) latents of (S, B) samples, in micro-batches of
-    ``images`` images.
+    """The codebook after steps over (S, B, N, C) latents of images with (S, B) keys, in micro-batches
+    of ``images``.
     """
     book = Codebook(4, latents.shape[-1], momentum=0.9, dead_below=0.5)
-    for step, (rows, names) in enumerate(zip(latents, numbers, strict=True)):
+    for step, (rows, names) in enumerate(zip(latents, keys, strict=True)):
         share = len(rows) // ranks
         for first in range(rank * share, (rank + 1) * share, images):
             part = slice(first, first + images)
             book(torch.from_numpy(rows[part]), torch.from_numpy(names[part]), step)
-        book.follow()
+        book.move_codes()
     return book
 
 
@@ -34,7 +34,7 @@ def main(source: str, target: str) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.manual_seed(rank)  # whatever the ranks start from, they end with the same codes
     given = np.load(source)
-    book = follow_steps(given["latents"], given["numbers"], int(given["images"]), rank, ranks)
+    book = follow_steps(given["latents"], given["keys"], int(given["images"]), rank, ranks)
     state = {name: value.numpy() for name, value in book.state_dict().items()}
     np.savez(f"{target}.{rank}", **state)
     torch.distributed.destroy_process_group()

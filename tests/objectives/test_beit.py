@@ -15,7 +15,7 @@ from ssl_vit.models.config import VitConfig
 from ssl_vit.objectives.beit.objective import Beit, Unigram
 from ssl_vit.objectives.beit.views import BeitBatch
 from ssl_vit.objectives.build import build_objective, build_views
-from ssl_vit.objectives.color_jitter import apply_jitter
+from ssl_vit.objectives.color_jitter import apply_color_factors
 from ssl_vit.objectives.config import BeitConfig
 from ssl_vit.objectives.given import Codes, GivenNetwork
 from ssl_vit.objectives.masking import visible_and_hidden
@@ -56,7 +56,7 @@ def batch_of(count: int, objective: Beit) -> BeitBatch:
 def tokens_of(objective: Beit, batch: BeitBatch) -> Tensor:
     """The tokens, by the tokenizer alone."""
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (GIVEN.pixel_mean, GIVEN.pixel_std))
-    images = (apply_jitter(batch.other, batch.jitter) / 255 - mean) / std
+    images = (apply_color_factors(batch.given_images, batch.jitter) / 255 - mean) / std
     network = build_tokenizer(GIVEN).eval()
     network.load_state_dict(objective.frozen()[0].network.state_dict())
     return network(images)
@@ -68,7 +68,7 @@ def test_the_loss_is_the_cross_entropy_of_the_hidden_tokens(aggregate_after: int
     objective = build(aggregate_after=aggregate_after)
     batch = batch_of(3, objective)
     tokens = tokens_of(objective, batch)
-    images = objective.pixel_scale(apply_jitter(batch.images, batch.jitter))
+    images = objective.pixel_scale(apply_color_factors(batch.images, batch.jitter))
     backbone, filler = objective.backbone, objective.mask_token
     found = [backbone(images, batch.hidden, filler).patches]
     if objective.aggregation is not None:
@@ -118,7 +118,7 @@ def test_tokens_of_visible_patches_do_not_enter_the_loss() -> None:
     batch = batch_of(3, objective)
     before = objective(batch, 0).loss
     network = objective.frozen()[0].network
-    tokens = network(torch.zeros_like(batch.other, dtype=torch.float32))
+    tokens = network(torch.zeros_like(batch.given_images, dtype=torch.float32))
     network.forward = lambda _: torch.where(batch.hidden, tokens_of(objective, batch), tokens)
     assert torch.equal(objective(batch, 0).loss, before)
 
@@ -140,13 +140,13 @@ def test_unigram_baselines_are_those_of_earlier_steps() -> None:
     first, second = torch.tensor([[0, 1], [1, 1]]), torch.tensor([[1, 3], [1, 0]])
     start = unigram(first, 0)
     assert float(start["unigram_loss"]) == pytest.approx(math.log(4))
-    unigram.follow()
+    unigram.add_counts()
     found = unigram(second, 1)
     shares = {0: 2 / 8, 1: 4 / 8, 2: 1 / 8, 3: 1 / 8}  # counts 1, 3, 0, 0, and one each
     expected = -sum(math.log(shares[token]) for token in (1, 3, 1, 0)) / 4
     assert float(found["unigram_loss"]) == pytest.approx(expected)
     assert float(found["unigram_accuracy"]) == 0.5
-    unigram.follow()
+    unigram.add_counts()
     assert unigram.counts.tolist() == pytest.approx([0.99 + 1, 0.99 * 3 + 2, 0, 1])
 
 

@@ -50,7 +50,7 @@ def test_a_code_moves_towards_the_normalized_mean_of_its_latents() -> None:
     latents, vectors = unit_rows(4, 6, 5), unit_rows(9, 5, seed=1)
     book = started(vectors, momentum=0.7)
     codes = book(latents, torch.arange(4), step=3).codes.flatten().tolist()
-    book.follow()
+    book.move_codes()
     rows = latents.flatten(0, 1).double().numpy()
     for code in range(9):
         mine = [row for row, of in zip(rows, codes, strict=True) if of == code]
@@ -66,15 +66,16 @@ def test_a_code_moves_towards_the_normalized_mean_of_its_latents() -> None:
 @pytest.mark.parametrize("images", [1, 2, 4])
 def test_ranks_and_micro_batches_make_the_same_codebook(images: int, tmp_path: Path) -> None:
     """Through k-means, averages and replaced codes; the starting values of the ranks differ."""
-    latents, numbers = unit_rows(4, 8, 20, 6).numpy(), np.arange(32).reshape(4, 8) * 37
+    latents = unit_rows(4, 8, 20, 6).numpy()
+    keys = np.random.default_rng(0).integers(0, 2**53, (4, 8))
     latents[1:, :, :, 0] += 3  # away from what k-means saw, so that codes die
     latents /= np.linalg.norm(latents, axis=-1, keepdims=True)
     source, target = tmp_path / "given.npz", tmp_path / "found"
-    np.savez(source, latents=latents, numbers=numbers, images=images)
+    np.savez(source, latents=latents, keys=keys, images=images)
     words = ("-m", "tests.objectives.codebook_worker", source, target)
     for done in run_group([words] * 2):
         assert done.returncode == 0, done.stderr
-    alone = follow_steps(latents, numbers, images=8)
+    alone = follow_steps(latents, keys, images=8)
     for rank in range(2):
         found = np.load(f"{target}.{rank}.npz")
         for name, value in alone.state_dict().items():
@@ -92,12 +93,12 @@ def test_a_dead_code_is_replaced_and_hit_in_the_next_step() -> None:
     steps = 0
     while torch.equal(book.vectors[2], far):
         book(latents, torch.arange(4), step=steps)
-        book.follow()
+        book.move_codes()
         steps += 1
     assert 1 <= steps <= 3  # 0.5³ of the mean is below a fifth
     assert (latents == book.vectors[2]).all(dim=-1).any()  # one of the step's latents
     assert 2 in book(latents, torch.arange(4), step=steps).codes
-    book.follow()
+    book.move_codes()
     assert book.last_hits[2] > 0
 
 
@@ -106,7 +107,7 @@ def test_codes_are_never_replaced_at_zero() -> None:
     book = started(vectors, momentum=0.5)
     for step in range(20):
         book(vectors[:2].expand(4, 2, 3), torch.arange(4), step)
-        book.follow()
+        book.move_codes()
     assert torch.equal(book.vectors[2], vectors[2])
 
 
@@ -115,10 +116,10 @@ def test_a_step_that_is_not_applied_leaves_no_trace() -> None:
     kept = book.vectors.clone()
     book(unit_rows(2, 4, 5, seed=7), torch.arange(2), step=0)  # its gradients were not finite
     book(latents, torch.arange(2), step=1)
-    book.follow()
+    book.move_codes()
     alone = started(kept)
     alone(latents, torch.arange(2), step=1)
-    alone.follow()
+    alone.move_codes()
     assert torch.equal(book.vectors, alone.vectors)
 
 
@@ -126,8 +127,9 @@ def test_until_k_means_a_latent_is_its_own_code() -> None:
     latents, book = unit_rows(8, 16, 4), Codebook(4, 4, start_step=2)
     for step in range(3):
         assert torch.equal(book(latents, torch.arange(8), step).vectors, latents)
-        book.follow()
+        book.move_codes()
         assert book.is_started == (step == 2)
+        assert bool(book.usage()) == (step == 2)
     assert not torch.equal(book(latents, torch.arange(8), 3).vectors, latents)
 
 
@@ -142,15 +144,15 @@ def test_k_means_finds_separate_clusters() -> None:
 
 
 def test_a_sample_of_rows_depends_on_names_alone() -> None:
-    numbers, rows = torch.arange(40) * 101, unit_rows(40 * 9, 2)
-    keys = row_keys(numbers, 9, step=5)
+    images, rows = torch.arange(40) * 101, unit_rows(40 * 9, 2)
+    keys = row_keys(images, 9)
     whole, parts = RowSample(17), RowSample(17)
     whole.add(keys, rows)
     order = torch.randperm(360, generator=torch.Generator().manual_seed(0))
     for part in order.split(50):
         parts.add(keys[part], rows[part])
     assert torch.equal(whole.over_ranks(11), parts.over_ranks(11))
-    assert not torch.equal(keys, row_keys(numbers, 9, step=6))
+    assert not torch.equal(keys, row_keys(images + 1, 9))
     assert len(keys.unique()) == 360
     shares = torch.histc((keys >> 40).float(), bins=4)
     assert (shares - 90).abs().max() < 35  # four standard deviations of a uniform hash
@@ -160,7 +162,7 @@ def test_usage_is_that_of_the_latest_step() -> None:
     book = started(torch.eye(4))
     rows = torch.eye(4)[torch.tensor([[0, 0, 1, 1]])]
     book(rows, torch.arange(1), step=0)
-    book.follow()
+    book.move_codes()
     found = book.usage()
     assert float(found["codes_used"]) == 0.5
     assert float(found["perplexity"]) == pytest.approx(2.0)

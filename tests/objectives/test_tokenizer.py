@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.views import Sample
+from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import ExportInfo, write_export
 from ssl_vit.exports.loading import load_tokenizer
 from ssl_vit.models.build import build_backbone
@@ -61,9 +63,9 @@ def test_the_loss_is_one_minus_cosine_plus_commitment() -> None:
     batch = batch_of(3, objective)
     codebook = objective.network.codebook.vectors.double()
     teacher = objective.frozen()[0]
-    seen = (batch.other.double() / 255 - torch.tensor(GIVEN.pixel_mean).view(3, 1, 1).double()) / (
-        torch.tensor(GIVEN.pixel_std).view(3, 1, 1).double()
-    )
+    seen = (
+        batch.given_images.double() / 255 - torch.tensor(GIVEN.pixel_mean).view(3, 1, 1).double()
+    ) / (torch.tensor(GIVEN.pixel_std).view(3, 1, 1).double())
     targets = teacher.network(seen.float()).patches.double()
     latents = latents_of(objective, batch)
     codes = (latents.double() @ codebook.T).argmax(dim=2)
@@ -110,7 +112,7 @@ def test_the_teacher_sees_the_same_crop_at_its_own_size_and_in_its_own_normaliza
     assert own.box == given.box
     assert (own.across, own.down) == (given.across, given.down)
     batch = batch_of(2, objective)
-    spoiled = batch._replace(other=torch.zeros_like(batch.other))
+    spoiled = batch._replace(given_images=torch.zeros_like(batch.given_images))
     assert not torch.equal(objective(batch, 0).loss, objective(spoiled, 0).loss)
 
 
@@ -160,6 +162,7 @@ def test_before_k_means_the_decoder_sees_the_latents() -> None:
     output = objective(batch, 0)
     assert float(output.metrics["commitment"]) == 0
     assert output.observed.codes is None
+    assert "codes_used" not in output.metrics
     objective.after_step(0)
     assert objective(batch, 1).observed.codes is not None
 
@@ -173,13 +176,20 @@ def test_the_number_of_codes_follows_from_the_data(images: int, batch: int, expe
     backbone = VitConfig(patch_size=12, image_size=96, width=192, heads=3)
     if batch > 128:
         backbone = VitConfig()
-    assert config.fitted(backbone, images, batch).num_codes == expected
+    assert config.fit_to_data(backbone, images, batch).num_codes == expected
 
 
 def test_too_many_codes_for_a_step_are_refused() -> None:
     config = TokenizerConfig(target="pixels", codebook_size=512)
     with pytest.raises(ValueError, match="needs at least 1024 patches in a step"):
-        config.fitted(BACKBONE, 1_000, 8)
+        config.fit_to_data(BACKBONE, 1_000, 8)
+    with pytest.raises(ValueError, match="codebook_size=64 needs at least 128 patches"):
+        TokenizerConfig(target="pixels").fit_to_data(BACKBONE, 1_000, 4)
+
+
+def test_a_teacher_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(ValidationError, match="teacher has no effect"):
+        TokenizerConfig(target="pixels", teacher="RUN")
 
 
 def test_an_exported_tokenizer_gives_the_same_codes(tmp_path: Path) -> None:
@@ -188,6 +198,10 @@ def test_an_exported_tokenizer_gives_the_same_codes(tmp_path: Path) -> None:
     info = ExportInfo.of_run(find_recipe("tokenizer_pixels_small_data"), "0" * 16)
     info = info.model_copy(update={"backbone": BACKBONE})
     write_export(tmp_path / "export", state, info, objective.codes)
+    unplaced = state | {"tokenizer": build(started=False, target="pixels").network.state_dict()}
+    write_export(tmp_path / "early", unplaced, info, objective.codes)
+    with pytest.raises(UserError, match="before its codes were placed"):
+        load_tokenizer(tmp_path / "early")
     images = objective.pixel_scale(batch_of(3, objective).images)
     assert torch.equal(load_tokenizer(tmp_path / "export")(images), objective.network(images))
 

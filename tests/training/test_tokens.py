@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ssl_vit.exports.folder import find_export
+from ssl_vit.recipes import find_recipe
+from ssl_vit.run.folder import RunFolder
 from tests.command_line import losses, ssl_vit, torchrun
 from tests.training.test_resume import interrupt
 
@@ -108,7 +110,7 @@ def test_beit_goes_on_with_a_tokenizer_that_moved_and_with_no_other(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     done = ssl_vit(*BEIT, run, f"data.shards={shards}", f"objective.tokenizer={moved}")
     assert done.returncode == 2
-    assert "objective.tokenizer_info.sha256" in done.stderr
+    assert "has another network than the one" in done.stderr
 
 
 def test_no_checkpoint_and_no_export_holds_the_tokenizer(beit: Path) -> None:
@@ -118,6 +120,56 @@ def test_no_checkpoint_and_no_export_holds_the_tokenizer(beit: Path) -> None:
         "backbone.json",
         "backbone.safetensors",
     }
+
+
+def test_clusters_of_a_run_read_pixels_as_that_run_does(
+    shards: Path, beit: Path, tmp_path: Path
+) -> None:
+    """Backbone and normalization are the teacher's; killed, it goes on with the same codes."""
+    words = (
+        *(f"data.shards={shards}", "objective.target=kmeans", "objective.decoder_depth=0"),
+        f"objective.teacher={beit}",
+    )
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    done = ssl_vit(*TOKENIZER, whole, *words)
+    assert done.returncode == 0, done.stderr
+    assert "data.pixel_mean and data.pixel_std are taken from objective.teacher" in done.stderr
+    ours, theirs = RunFolder(whole).read_config(), RunFolder(beit).read_config()
+    assert ours.backbone == theirs.backbone
+    assert ours.data.pixel_mean == theirs.data.pixel_mean
+    assert ours.data.pixel_mean != find_recipe("tokenizer_pixels_small_data").data.pixel_mean
+    exported, given = (
+        load_file(find_export(each) / "backbone.safetensors") for each in (whole, beit)
+    )
+    assert all(torch.equal(exported[name], value) for name, value in given.items())
+    assert interrupt(run, signal.SIGKILL, *words, command=TOKENIZER) == -signal.SIGKILL
+    done = ssl_vit(*TOKENIZER, run, *words)
+    assert done.returncode == 0, done.stderr
+    assert losses(run) == losses(whole)
+    assert torch.equal(codebook(run), codebook(whole))
+
+
+def test_a_run_keeps_its_tokenizer_while_that_run_writes_newer_exports(
+    shards: Path, tokenizer: Path, beit: Path, tmp_path: Path
+) -> None:
+    run, newer = tmp_path / "run", tmp_path / "tokenizer"
+    shutil.copytree(beit, run)
+    shutil.copytree(tokenizer, newer)
+    shutil.rmtree(run / "exports")
+    shutil.rmtree(run / "checkpoints" / "step_00000020")
+    later = newer / "exports" / "step_00000040"
+    shutil.copytree(find_export(newer), later)
+    weights = load_file(later / "tokenizer.safetensors")
+    weights["codebook.vectors"] = -weights["codebook.vectors"]
+    save_file(weights, later / "tokenizer.safetensors")
+    words = (f"data.shards={shards}", f"objective.tokenizer={newer}")
+    done = ssl_vit(*BEIT, run, *words)
+    assert done.returncode == 0, done.stderr
+    assert losses(run) == losses(beit)
+    assert "step_00000020" in RunFolder(run).read_config().objective.tokenizer  # type: ignore[union-attr]
+    done = ssl_vit(*BEIT, tmp_path / "other", *words, f"resume_from={beit}")
+    assert done.returncode == 2
+    assert "was trained with another objective.tokenizer" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -37,15 +37,21 @@ class PatchAggregation(nn.Module):
                 sizes.mlp_ratio,
                 sizes.feed_forward,
                 sizes.layer_scale,
-                sizes.drop_path,
+                rate,
                 key_bias=sizes.position != "relative",
             )
-            for _ in range(config.aggregate_depth)
+            for rate in self._drop_path_rates(config, sizes)
         )
         # As if they followed the block that the patches are taken from.
         initialize(self, sizes.initialization)
         if sizes.initialization == "depth_scaled":
             scale_by_depth(self.blocks, first_layer=self.after + 1)
+
+    @staticmethod
+    def _drop_path_rates(config: BeitConfig, sizes: VitConfig) -> tuple[float, ...]:
+        """As if the blocks followed the one that the patches are taken from."""
+        after, end = config.aggregate_after, config.aggregate_after + config.aggregate_depth
+        return sizes.model_copy(update={"depth": max(sizes.depth, end)}).drop_path_rates[after:end]
 
     def forward(
         self, backbone: TokenBackbone, images: Tensor, hidden: Tensor, filler: Tensor

@@ -33,8 +33,9 @@ class BeitConfig(OneCropConfig):
     """
 
     min_block_patches: int = Field(default=16, ge=1, le=16_384)
-    """Number of patches in the smallest block (16 in the released
-    configuration)."""
+    """Patches in the smallest block (16 in the released configuration); where fewer are left,
+    single patches are hidden.
+    """
 
     min_crop_area: float = Field(default=0.08, gt=0, le=1)
     """Smallest crop as a share of the image's area (0.2 in BEiT v2)."""
@@ -90,13 +91,13 @@ class BeitConfig(OneCropConfig):
             raise ValueError(
                 f"objective.min_block_patches={self.min_block_patches} is more than the {count} of "
                 f"{backbone.num_patches} patches that objective.mask_ratio={self.mask_ratio:.4g} "
-                "hides; lower the one or raise the other"
+                "hides; lower objective.min_block_patches or raise objective.mask_ratio"
             )
         depth = getattr(backbone, "depth", 0)
         if self.aggregate_after >= max(depth, 1):
             raise ValueError(
                 f"objective.aggregate_after={self.aggregate_after} is not below backbone.depth="
-                f"{depth}; the paper's are 9 of 12 and 21 of 24, and 0 is none"
+                f"{depth}; choose a smaller one (9 of 12 and 21 of 24 in the paper), or 0 for none"
             )
 
     def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:

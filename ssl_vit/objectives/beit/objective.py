@@ -15,7 +15,7 @@ from ssl_vit.models.patches import blank_patches
 from ssl_vit.objectives.beit.aggregation import PatchAggregation
 from ssl_vit.objectives.beit.config import BeitConfig
 from ssl_vit.objectives.beit.views import BeitBatch
-from ssl_vit.objectives.color_jitter import apply_jitter
+from ssl_vit.objectives.color_jitter import apply_color_factors
 from ssl_vit.objectives.frozen import Frozen
 from ssl_vit.objectives.given import Codes, GivenNetwork
 from ssl_vit.objectives.masking import put, take, visible_and_hidden
@@ -67,7 +67,7 @@ class Unigram(nn.Module):
         }
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def add_counts(self) -> None:
         """Add the tokens of this step on all ranks to the moving counts."""
         self.counts.mul_(_COUNTS_MOMENTUM).add_(sum_over_ranks(self._new))
         self._step = -1
@@ -133,17 +133,19 @@ class Beit(Objective):
     def _images_and_tokens(self, batch: BeitBatch) -> tuple[Tensor, Tensor]:
         """The normalized crops, and (B, N) int64 tokens of the same crops in the same colors."""
         images = self._colored(batch.images, batch.jitter)
-        given = self._colored(batch.other, batch.jitter) if batch.other.numel() else images
+        given = images
+        if batch.given_images.numel():
+            given = self._colored(batch.given_images, batch.jitter)
         tokens = self._tokenizer(given)
         assert isinstance(tokens, Tensor)
         return self.pixel_scale(images), tokens
 
     def _colored(self, images: Tensor, jitter: Tensor) -> Tensor:
-        return apply_jitter(images, jitter) if self.config.color_jitter else images
+        return apply_color_factors(images, jitter) if self.config.color_jitter else images
 
     def after_step(self, step: int) -> None:
         """Count the step's tokens."""
-        self.unigram.follow()
+        self.unigram.add_counts()
 
     def frozen(self) -> list[Frozen]:
         """The tokenizer."""

@@ -12,7 +12,7 @@ from ssl_vit.data.views import Sample
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.patches import blank_patches
 from ssl_vit.objectives.beit.config import BeitConfig
-from ssl_vit.objectives.color_jitter import apply_jitter
+from ssl_vit.objectives.color_jitter import apply_color_factors
 from ssl_vit.objectives.masking import block_hidden
 from ssl_vit.objectives.one_crop.pairs import PairedCrop, PairedViews
 
@@ -33,7 +33,7 @@ class BeitBatch(NamedTuple):
 
     images: Tensor
     """(B, 3, H, W) uint8."""
-    other: Tensor
+    given_images: Tensor
     """(B, 3, h, w) uint8, the same crops for the tokenizer; empty if they are ``images``."""
     hidden: Tensor
     """(B, N) bool, true where hidden; the same number in every row."""
@@ -56,22 +56,22 @@ class BeitViews(PairedViews):
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> BeitCrop:  # type: ignore[override]
         """See :class:`OneCropViews`."""
-        crops, hidden = super().draw(height, width, rng)
+        pair = super().draw(height, width, rng)
         jitter = 1 + self.strength * (2 * rng.random(3) - 1)
-        return BeitCrop(crops, hidden, jitter.astype(np.float32))
+        return BeitCrop(pair.crops, pair.hidden, jitter.astype(np.float32))
 
     def collate(  # type: ignore[override] - another batch
         self, crops: Sequence[Tensor], draws: Sequence[BeitCrop], samples: Sequence[Sample]
     ) -> BeitBatch:
         """Both sizes of the crop of each image, with its mask and colors."""
-        pairs = [PairedCrop(draw.crops, draw.hidden) for draw in draws]
-        images, other, hidden, numbers = super().collate(crops, pairs, samples)
+        pairs = [PairedCrop(draw.crops, draw.hidden, 0) for draw in draws]
+        both = super().collate(crops, pairs, samples)
         jitter = torch.from_numpy(np.stack([draw.jitter for draw in draws]))
-        return BeitBatch(images, other, hidden, jitter, numbers)
+        return BeitBatch(both.images, both.given_images, both.hidden, jitter, both.numbers)
 
     def show(self, crops: Sequence[Tensor], draw: BeitCrop) -> list[Tensor]:  # type: ignore[override]
         """The crop in its colors, and with hidden patches black."""
         jitter = torch.from_numpy(draw.jitter).unsqueeze(0)
-        image = apply_jitter(crops[0][:1], jitter).round().to(torch.uint8)
+        image = apply_color_factors(crops[0][:1], jitter).round().to(torch.uint8)
         hidden = torch.from_numpy(draw.hidden).unsqueeze(0)
         return [image[0], blank_patches(image, hidden, self.stride)[0]]

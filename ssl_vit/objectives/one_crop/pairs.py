@@ -1,5 +1,5 @@
-"""One crop per image, made into pixels twice: for the trained network and for a frozen one that
-reads another size.
+"""One crop per image, rendered at two sizes: for the trained network and for a frozen one whose
+patches have another size.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,8 @@ class PairedCrop(NamedTuple):
     """The same box once, or twice for two sizes."""
     hidden: np.ndarray
     """(N,) bool, true where hidden."""
+    key: int
+    """Random, from 0 to 2⁵³."""
 
 
 class PairedBatch(NamedTuple):
@@ -30,17 +32,19 @@ class PairedBatch(NamedTuple):
 
     images: Tensor
     """(B, 3, H, W) uint8."""
-    other: Tensor
+    given_images: Tensor
     """(B, 3, h, w) uint8, the same crops for the frozen network; empty if they are ``images``."""
     hidden: Tensor
     """(B, N) bool, true where hidden; the same number in every row."""
+    keys: Tensor
+    """(B,) int64, random and different for every image of an epoch."""
     numbers: Tensor
     """(B,) int64 sample numbers."""
 
     @property
     def given(self) -> Tensor:
         """(B, 3, h, w) uint8, what the frozen network sees."""
-        return self.other if self.other.numel() else self.images
+        return self.given_images if self.given_images.numel() else self.images
 
 
 class PairedViews(OneCropViews):
@@ -56,7 +60,8 @@ class PairedViews(OneCropViews):
         """See :class:`OneCropViews`."""
         drawn: MaskedCrop = super().draw(height, width, rng)
         (crop,) = drawn.crops
-        return PairedCrop(tuple(crop._replace(size=size) for size in self.sizes), drawn.hidden)
+        crops = tuple(crop._replace(size=size) for size in self.sizes)
+        return PairedCrop(crops, drawn.hidden, int(rng.random() * 2**53))
 
     def draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
         """See :class:`OneCropViews`; nothing is hidden."""
@@ -68,7 +73,8 @@ class PairedViews(OneCropViews):
         """Both sizes of the crop of each image, with its mask."""
         return PairedBatch(
             images=crops[0][0],
-            other=crops[1][0] if len(self.sizes) > 1 else crops[0].new_empty(0),
+            given_images=crops[1][0] if len(self.sizes) > 1 else crops[0].new_empty(0),
             hidden=torch.from_numpy(np.stack([draw.hidden for draw in draws])),
+            keys=torch.tensor([draw.key for draw in draws], dtype=torch.int64),
             numbers=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
         )

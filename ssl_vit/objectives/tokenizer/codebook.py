@@ -20,7 +20,8 @@ from ssl_vit.objectives.tokenizer.row_sample import RowSample, row_keys
 
 # B images, N patches, R rows, K codes, C dimensions of a code.
 
-_ROWS_AT_ONCE = 16_384
+# Cosines at once, 512 MB of them.
+_MOST_COSINES = 2**27
 _KMEANS_ITERATIONS = 10  # as in the authors' code
 _KMEANS_ROWS_PER_CODE = 32
 
@@ -65,7 +66,7 @@ class Codebook(nn.Module):
         self.register_buffer("moving_hits", torch.zeros(num_codes))
         self.register_buffer("last_hits", torch.zeros(num_codes))
         self.register_buffer("started", torch.zeros((), dtype=torch.int64))
-        # A network without data is only counted: as in later steps.
+        # On the meta device the network is only counted, as in steps after k-means.
         self._known_started = self.vectors.is_meta
         self._step = -1
         self._sums = self._hits = self.vectors.new_zeros(0)
@@ -80,16 +81,15 @@ class Codebook(nn.Module):
     def nearest(self, latents: Tensor) -> Tensor:
         """(R, C) unit vectors → (R,) int64 codes with the largest cosine, in float32."""
         with without_autocast(latents):
-            parts = latents.float().split(_ROWS_AT_ONCE)
-            return torch.cat([(rows @ self.vectors.T).argmax(dim=1) for rows in parts])
+            return _nearest(latents.float(), self.vectors)
 
     @torch.no_grad()
-    def forward(self, latents: Tensor, numbers: Tensor, step: int) -> Quantized:
-        """Quantize a micro-batch; in training, also note it for :meth:`follow`.
+    def forward(self, latents: Tensor, keys: Tensor, step: int) -> Quantized:
+        """Quantize a micro-batch; in training, also collect it for :meth:`move_codes`.
 
         Args:
             latents: (B, N, C) float32 unit vectors.
-            numbers: (B,) int64 sample numbers.
+            keys: (B,) int64, random and different for every image of the step.
             step: Optimizer step. Up to ``start_step`` there are no codes yet: it returns the
                 latents themselves.
         """
@@ -97,32 +97,34 @@ class Codebook(nn.Module):
         is_started = self.is_started
         codes = self.nearest(rows) if is_started else torch.zeros_like(rows[:, 0]).long()
         if self.training:
-            self._note(rows, codes, row_keys(numbers, latents.shape[1], step), step)
+            self._collect(rows, codes, row_keys(keys, latents.shape[1]), step)
         vectors = self.vectors[codes] if is_started else rows
         return Quantized(codes.view(latents.shape[:2]), vectors.view_as(latents))
 
     @property
     def is_started(self) -> bool:
         """Whether there are codes."""
-        if not self._known_started:  # on a GPU this waits for it, but in the first steps only
+        if not self._known_started:  # on a GPU this waits for it, but only until k-means
             self._known_started = bool(self.started)
         return self._known_started
 
-    def _note(self, rows: Tensor, codes: Tensor, keys: Tensor, step: int) -> None:
-        if step != self._step:  # what an unapplied step noted is dropped
+    def _collect(self, rows: Tensor, codes: Tensor, keys: Tensor, step: int) -> None:
+        if step != self._step:  # what an unapplied step collected is dropped
             self._step = step
             # In float64, so that the sums do not depend on their order.
             self._sums = torch.zeros_like(self.vectors, dtype=torch.float64)
             self._hits = torch.zeros_like(self.moving_hits, dtype=torch.float64)
-            self._sample = RowSample(
-                self.num_codes * (1 if self.is_started else _KMEANS_ROWS_PER_CODE)
-            )
+            per_code = 1 if self.is_started else _KMEANS_ROWS_PER_CODE
+            self._sample = RowSample(per_code * self.num_codes)
+        if not self.is_started and step < self.start_step:
+            return
         self._sums.index_add_(0, codes, rows.double())
         self._hits += hits_of(codes, self.num_codes)
-        self._sample.add(keys, rows)
+        if not self.is_started or self.dead_below:
+            self._sample.add(keys, rows)
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def move_codes(self) -> None:
         """Move the codes once, after an applied step; every rank calls it.
 
         code ← normalize(momentum · code + (1 − momentum) · normalize(sum of its latents)); a code
@@ -140,6 +142,7 @@ class Codebook(nn.Module):
         elif self._step >= self.start_step:
             rows = self._sample.over_ranks(_KMEANS_ROWS_PER_CODE * self.num_codes)
             self.vectors.copy_(from_first_rank(spherical_kmeans(rows, self.num_codes)))
+            self.last_hits.copy_(hits_of(self.nearest(rows), self.num_codes))
             self.moving_hits.fill_(mean_hits)
             self.started.fill_(1)
         self._step = -1
@@ -149,7 +152,7 @@ class Codebook(nn.Module):
         dead = torch.nonzero(self.moving_hits < self.dead_below * mean_hits).flatten()
         if len(dead) == 0:
             return
-        rows = self._sample.over_ranks(len(dead))
+        rows = from_first_rank(self._sample.over_ranks(len(dead)))
         dead = dead[: len(rows)]
         self.vectors[dead] = rows
         # As often used as the average code, or it would be replaced again in the next step.
@@ -157,8 +160,10 @@ class Codebook(nn.Module):
 
     def usage(self) -> dict[str, Tensor]:
         """`codes_used`, the share of the codes that occurred in the latest step, and `perplexity`,
-        the exponential of their distribution's entropy, from 1 to K.
+        the exponential of their distribution's entropy, from 1 to K; nothing until there are codes.
         """
+        if not self.is_started:
+            return {}
         shares = self.last_hits / self.last_hits.sum().clamp(min=1)
         entropy = -torch.special.xlogy(shares, shares).sum()
         return {"codes_used": (self.last_hits > 0).float().mean(), "perplexity": entropy.exp()}
@@ -188,11 +193,16 @@ def spherical_kmeans(rows: Tensor, count: int) -> Tensor:
     with without_autocast(rows):
         centers = rows[:count].clone()
         for _ in range(_KMEANS_ITERATIONS):
-            nearest = torch.cat(
-                [(part @ centers.T).argmax(dim=1) for part in rows.split(_ROWS_AT_ONCE)]
-            )
+            nearest = _nearest(rows, centers)
             sums = torch.zeros_like(centers, dtype=torch.float64)
-            sums.index_add_(0, nearest, rows.double())
+            for codes, part in zip(nearest.split(2**16), rows.split(2**16), strict=True):
+                sums.index_add_(0, codes, part.double())
             hit = hits_of(nearest, count)[:, None] > 0
             centers = torch.where(hit, F.normalize(sums, dim=1).float(), centers)
     return centers
+
+
+def _nearest(rows: Tensor, vectors: Tensor) -> Tensor:
+    """(R, C) and (K, C) → (R,) int64."""
+    at_once = max(1, _MOST_COSINES // len(vectors))
+    return torch.cat([(part @ vectors.T).argmax(dim=1) for part in rows.split(at_once)])

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_vit.models.config import BackboneConfig, Hides
 from ssl_vit.objectives.given import Codes, Given, GivenNetwork
@@ -23,8 +23,8 @@ class TokenizerConfig(OneCropConfig):
 
     target: Literal["features", "pixels", "random", "kmeans"] = "features"
     """What the decoder predicts from the codes. `features`: a teacher's patch features (VQ-KD).
-    `pixels`. `random`: the features of an untrained backbone (after Liu et al. 2022, dBOT).
-    `kmeans`: the teacher is itself the encoder and stays as it is; only the codebook is trained.
+    `pixels`: normalized pixels. `random`: features of an untrained backbone (after Liu et al. 2022,
+    dBOT). `kmeans`: the teacher is the encoder and is not trained; only codebook and decoder are.
     """
 
     teacher: str = ""
@@ -39,14 +39,16 @@ class TokenizerConfig(OneCropConfig):
     """
 
     code_dim: int = Field(default=32, ge=2, le=32)
-    """Dimension of a code, 32 there; more leaves codes unused. `kmeans`: the teacher's."""
+    """Dimension of a code (32 in the release; larger ones leave codes unused). With `kmeans`, the
+    teacher's width.
+    """
 
     codebook_momentum: float = Field(default=0.99, ge=0, lt=1)
     """Share of a code, and of the count of its hits, that one optimizer step keeps."""
 
     codebook_start: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps before k-means places the codes; until then the decoder sees the encoder's
-    output itself. 0: after the first step, as in the authors' code. Later suits short runs, whose
+    output itself. 0: after the first step (the authors': before it). Later suits short runs, whose
     encoder moves away from its codes at first.
     """
 
@@ -63,6 +65,15 @@ class TokenizerConfig(OneCropConfig):
 
     min_crop_area: float = Field(default=0.08, gt=0, le=1)
     """Smallest crop as a share of the image's area."""
+
+    @model_validator(mode="after")
+    def _teacher_is_used(self) -> "TokenizerConfig":
+        if self.teacher and self.given is None:
+            raise ValueError(
+                f"objective.teacher has no effect with objective.target={self.target}; add "
+                "objective.target=features, or leave objective.teacher out"
+            )
+        return self
 
     @property
     def needs(self) -> Hides:
@@ -83,7 +94,7 @@ class TokenizerConfig(OneCropConfig):
         )
 
     @property
-    def trains_given(self) -> bool:
+    def is_backbone_given(self) -> bool:
         """See :class:`MethodConfig`."""
         return self.target == "kmeans"
 
@@ -107,7 +118,7 @@ class TokenizerConfig(OneCropConfig):
         given = self.teacher_info if self.target == "features" else None
         return paired_crops(backbone, given and given.backbone)
 
-    def fitted(
+    def fit_to_data(
         self, backbone: BackboneConfig, num_images: int, images_per_step: int
     ) -> "TokenizerConfig":
         """See :class:`MethodConfig`: the number of codes.
@@ -116,17 +127,17 @@ class TokenizerConfig(OneCropConfig):
             ValueError: A step has too few patches to begin with that many codes.
         """
         patches = images_per_step * backbone.num_patches
-        if self.codebook_size == "auto":
+        size = self.codebook_size
+        if size == "auto":
             most = min(num_images // _IMAGES_PER_CODE, patches // _PATCHES_PER_CODE, _MOST)
-            fitting = 1 << max(most, _FEWEST).bit_length() - 1
-            return self.model_copy(update={"codebook_size": fitting})
-        if patches < 2 * self.codebook_size:
+            size = 1 << max(most, _FEWEST).bit_length() - 1
+        if patches < 2 * size:
             raise ValueError(
-                f"objective.codebook_size={self.codebook_size} needs at least "
-                f"{2 * self.codebook_size} patches in a step, and data.global_batch_size="
-                f"{images_per_step} has {patches}; lower the one or raise the other"
+                f"objective.codebook_size={size} needs at least {2 * size} patches in a step, and "
+                f"data.global_batch_size={images_per_step} has {patches}; lower "
+                "objective.codebook_size or raise data.global_batch_size"
             )
-        return self
+        return self.model_copy(update={"codebook_size": size})
 
     def cures(self, symptom: Symptom) -> str:
         """See :class:`MethodConfig`."""

@@ -65,9 +65,9 @@ class TokenDecoder(nn.Module):
         if depth:
             initialize_token(self.pos_embed)
 
-    def forward(self, codes: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor) -> Tensor:
         """(B, N, C) → (B, N, T)."""
-        tokens = self.embed(codes)
+        tokens = self.embed(vectors)
         if self.blocks:
             tokens = tokens + self.pos_embed
         for block in self.blocks:
@@ -93,7 +93,7 @@ class Tokenizer(Objective):
             codes.num, codes.dim, config.codebook_momentum, config.dead_below, start_step
         )
         self.network = TokenizerNetwork(backbone, codes, codebook)
-        if config.trains_given:
+        if config.is_backbone_given:
             backbone.requires_grad_(requires_grad=False)
         self._teacher = self._build_teacher(backbone)
         target_dim = sizes.stride**2 * sizes.channels
@@ -124,7 +124,7 @@ class Tokenizer(Objective):
     def train(self, mode: bool = True) -> "Tokenizer":
         """As :meth:`torch.nn.Module.train`; a given encoder stays in evaluation mode."""
         super().train(mode)
-        if self.config.trains_given:
+        if self.config.is_backbone_given:
             self.backbone.eval()
         return self
 
@@ -136,7 +136,7 @@ class Tokenizer(Objective):
         features = self.backbone(images)
         targets = self._targets(images, features, batch)
         latents = self.network.latents(features)
-        quantized = self.network.codebook(latents.detach(), batch.numbers, step)
+        quantized = self.network.codebook(latents.detach(), batch.keys, step)
         predicted = self.decoder(latents + (quantized.vectors - latents).detach()).float()
         if self.config.target == "pixels":
             fidelity = F.mse_loss(predicted, targets)
@@ -173,7 +173,7 @@ class Tokenizer(Objective):
 
     def after_step(self, step: int) -> None:
         """Move the codebook."""
-        self.network.codebook.follow()
+        self.network.codebook.move_codes()
 
     def exported(self) -> dict[str, nn.Module]:
         """The encoder alone, and the whole tokenizer."""
@@ -196,7 +196,7 @@ class Tokenizer(Objective):
     @torch.no_grad()
     def panels(self, batch: PairedBatch) -> dict[str, Tensor]:
         """`tokens`: image | target | its reconstruction from codes | codes as colors, similar codes
-        in similar colors; and the features of the encoder.
+        in similar colors, once there are any; and the features of the encoder.
         """
         shown = PairedBatch(*(tensor[:_SHOWN] for tensor in batch))
         images = self.pixel_scale(shown.images)
@@ -205,13 +205,15 @@ class Tokenizer(Objective):
         targets = self._targets(images, features, shown)
         codebook, latents = self.network.codebook, self.network.latents(features)
         codes = codebook.nearest(latents.flatten(0, 1)).view(latents.shape[:2])
-        predicted = self.decoder(codebook.vectors[codes]).float()
+        decoded = codebook.vectors[codes] if codebook.is_started else latents
+        predicted = self.decoder(decoded).float()
         if self.config.target == "pixels":
             size = self.backbone.config.stride
             both = [self.pixel_scale.back(unpatchify(predicted, size, features.grid))]
         else:
             colors = principal_colors(F.normalize(torch.cat([targets, predicted]), dim=-1))
             both = [picture_of(part, features.grid) for part in colors.chunk(2)]
-        tokens = picture_of(code_colors(codebook.vectors)[codes], features.grid)
-        columns = [self.pixel_scale.back(images), *both, tokens]
+        columns = [self.pixel_scale.back(images), *both]
+        if codebook.is_started:
+            columns.append(picture_of(code_colors(codebook.vectors)[codes], features.grid))
         return {"tokens": rows_of(columns), **panels}

@@ -1,8 +1,8 @@
 """A random sample of the patches of a step that does not depend on how they are grouped.
 
-Every patch gets a pseudorandom key from its image's number, its place and the step; the sample is
-the rows with the smallest keys. So micro-batches and ranks can each keep their own smallest rows,
-and what they keep together is the same as if one process had seen all of them.
+Every patch gets a pseudorandom key from its image's key and its place; the sample is the rows with
+the smallest keys. So micro-batches and ranks can each keep their own smallest rows, and what they
+keep together is the same as if one process had seen all of them.
 """
 
 import torch
@@ -16,20 +16,18 @@ from ssl_vit.objectives.ranks import num_ranks, rows_of_ranks
 _GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
 
-def row_keys(numbers: Tensor, num_patches: int, step: int) -> Tensor:
+def row_keys(keys: Tensor, num_patches: int) -> Tensor:
     """Pseudorandom keys of all patches of a micro-batch.
 
     Args:
-        numbers: (B,) int64 sample numbers.
+        keys: (B,) int64, random and different for every image.
         num_patches: N.
-        step: Optimizer step.
 
     Returns:
         (B × N,) int64, uniform over all values.
     """
-    places = torch.arange(num_patches, device=numbers.device)
-    keys = _mixed(numbers + _mixed(torch.full_like(numbers, step)))
-    return _mixed(keys[:, None] + places).flatten()
+    places = torch.arange(num_patches, device=keys.device)
+    return _mixed(_mixed(keys)[:, None] + places).flatten()
 
 
 def _mixed(values: Tensor) -> Tensor:
@@ -74,7 +72,8 @@ class RowSample:
         """
         assert self._keys is not None
         assert self._rows is not None
-        # Keys are uniform, so no rank has more than twice its share of the smallest.
+        # Keys are uniform, so practically no rank has more than twice its share of the smallest; 64
+        # more cover small counts.
         share = count if num_ranks() == 1 else 2 * count // num_ranks() + 64
         keys, kept = self._keys.topk(min(share, len(self._keys)), largest=False)
         keys, rows = rows_of_ranks(keys), rows_of_ranks(self._rows[kept])
