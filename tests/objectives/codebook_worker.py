@@ -16,8 +16,8 @@ from ssl_vit.objectives.tokenizer.codebook import Codebook
 def follow_steps(
     latents: np.ndarray, keys: np.ndarray, images: int, rank: int = 0, ranks: int = 1
 ) -> Codebook:
-    """The codebook after steps over (S, B, N, C) latents of images with (S, B) keys, in micro-batches
-    of ``images``.
+    """The codebook after steps over (S, B, N, C) latents of images with (S, B) keys, in micro-
+    batches of ``images``.
     """
     book = Codebook(4, latents.shape[-1], momentum=0.9, dead_below=0.5)
     for step, (rows, names) in enumerate(zip(latents, keys, strict=True)):
