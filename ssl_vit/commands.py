@@ -87,9 +87,10 @@ def recipes(
         config = find_recipe(name)
         typer.echo(commented_yaml(config, RECIPES[name].description()), nl=False)
         return
+    width = 2 + max(map(len, RECIPES))
     for recipe in RECIPES.values():
-        typer.echo(f"{recipe.name:21}{recipe.title}; {recipe.source}")
-        typer.echo(f"{'':21}expected: {recipe.expected}")
+        typer.echo(f"{recipe.name:{width}}{recipe.title}; {recipe.source}")
+        typer.echo(f"{'':{width}}expected: {recipe.expected}")
     typer.echo("\nOne as YAML, with every setting explained:  ssl-vit recipes NAME")
 
 

@@ -171,6 +171,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "ssl_vit.exports.dalle": {
         "ssl_vit.errors",
+        "ssl_vit.exports.loading",
         "ssl_vit.files",
         "ssl_vit.foreign",
         "ssl_vit.objectives.given",

@@ -94,7 +94,7 @@ def _parameters_of(objective: Objective) -> Parameters:
     return Parameters(
         trained=sum(p.numel() for p in found if p.requires_grad),
         frozen=sum(p.numel() for p in found if not p.requires_grad),
-        backbone=sum(p.numel() for p in objective.backbone.parameters()),
+        backbone=sum(p.numel() for p in objective.backbone.parameters() if p.requires_grad),
         exported=sum(
             tensor.numel()
             for module in objective.exported().values()

@@ -105,15 +105,13 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
     """
     known = _known_device(device, mfu)
     data, num_shards = _read_data(config, images)
-    if (given := config.objective.given) is not None and given.path:
-        config, _ = settle_objective(config, data.num_samples)
     fast: Literal["bfloat16", "float16"] = "bfloat16" if known.has_bfloat16 else "float16"
     machine = Machine(gpus, 1, "cuda", known.memory_bytes, fast)
     plan = make_plan(config, machine, data)
 
     from ssl_vit.cost.counting import count_cost
 
-    arithmetic = Arithmetic(plan.precision, "cuda")
+    config, arithmetic = _with_given(config, data), Arithmetic(plan.precision, "cuda")
     cost = count_cost(config.objective, config.backbone, arithmetic)
     plan = with_cost(plan, config, machine, cost)
     engine, batches = config.engine, (plan.micro_batch_size, plan.accumulation)
@@ -150,6 +148,14 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
         remedies=tuple(remedies),
     )
     return _with_estimated_steps(made) if config.schedule.unit == "minutes" else made
+
+
+def _with_given(config: RunConfig, data: DataFacts) -> RunConfig:
+    """The config with the network that its objective reads, if one is named."""
+    given = config.objective.given
+    if given is None or not given.path:
+        return config
+    return settle_objective(config, data.num_samples)[0]
 
 
 def _known_device(name: str, mfu: float) -> Device:
@@ -208,6 +214,11 @@ def describe(estimate: Estimate) -> list[str]:
         "other bottleneck",
         "disk": _describe_disk(estimate),
     }
+    if (given := config.objective.given) is not None and not given.path:
+        rows[given.setting] = (
+            f"none given: assumed to be as large as the backbone; for yours, set objective."
+            f"{given.setting}=RUN"
+        )
     shards, assumed = estimate.num_shards, ""
     if not shards:
         shards = -(-plan.num_samples * _IMAGE_BYTES // _SHARD_BYTES)

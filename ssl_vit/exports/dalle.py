@@ -63,20 +63,18 @@ def load_dalle(path: Path, config: DalleConfig) -> "DalleEncoder":
     """
     from safetensors.torch import load_file
 
+    from ssl_vit.exports.loading import check_state
     from ssl_vit.objectives.tokenizer.dalle import DalleEncoder
 
     model = DalleEncoder(config)
     with spelled_in_utf8(path) as place:
         state = {_renamed(name): value.float() for name, value in load_file(place).items()}
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    odd = [name for name in shapes | state if name not in shapes or name not in state]
-    odd += [name for name in shapes if name in state and state[name].shape != shapes[name]]
-    if odd:
+    try:
+        check_state(state, {name: tensor.shape for name, tensor in model.state_dict().items()})
+    except RuntimeError as error:
         raise UserError(
-            f"{path} is not the encoder of DALL-E: {len(odd)} tensors are missing, left over or of "
-            f"another shape ({', '.join(odd[:3])})",
-            "convert it again",
-        )
+            f"{path} is not the encoder of DALL-E: {first_line(error)}", "convert it again"
+        ) from None
     model.load_state_dict(state)
     return model.eval()
 

@@ -16,7 +16,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.files import OptionalWrites, path_of, replacing, share_like_folder
 from ssl_vit.foreign import first_line, read_json
 from ssl_vit.models.config import VitConfig
-from ssl_vit.objectives.given import Codes
+from ssl_vit.objectives.given import Codes, Positive
 from ssl_vit.run.config import CONFIG_FILE, RunConfig
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ExportInfo(Config):
     """Configuration that builds the network."""
     pixel_mean: tuple[float, float, float]
     """Per-channel mean to subtract from pixels in [0, 1]."""
-    pixel_std: tuple[float, float, float]
+    pixel_std: tuple[Positive, Positive, Positive]
     """Per-channel standard deviation to divide by."""
     value_range: tuple[float, float] | None = None
     """Stored values shown as black and white in images of more than 8 bits; None: no such images.
@@ -206,7 +206,8 @@ def read_tokenizer_info(path: Path | str) -> TokenizerInfo:
     if not (folder / TOKENIZER_INFO).is_file():
         raise UserError(
             f"{folder} has no tokenizer (no {TOKENIZER_INFO})",
-            "give the folder of a run of a tokenizer recipe, such as tokenizer_pixels_small_data",
+            "give the folder of a run of a tokenizer recipe, such as tokenizer_pixels_small_data, "
+            "or one of its exports/step_… folders",
         )
     file = folder / TOKENIZER_INFO
     values = read_json(file, "export again")

@@ -10,7 +10,6 @@ from ssl_vit.cost.counting import backbone_parameters
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import (
     INFO_FILE,
-    TOKENIZER_INFO,
     TOKENIZER_WEIGHTS,
     WEIGHTS_FILE,
     TokenizerInfo,
@@ -79,13 +78,7 @@ def load_tokenizer(path: Path | str) -> TokenizerNetwork:
         with spelled_in_utf8(file) as place:
             state = load_file(place)
         # Before memory is allocated for a network that does not match the file.
-        found = state["codebook.vectors"].shape
-        if (wanted := (info.codes.num, info.codes.dim)) != tuple(found):
-            raise RuntimeError(f"a codebook of {tuple(found)}, but {wanted} are described")
-        if count_odd := sum(tensor.numel() for tensor in state.values()) - _tokenizer_size(info):
-            raise RuntimeError(
-                f"{count_odd:+,} values compared with what {TOKENIZER_INFO} describes"
-            )
+        check_state(state, _tokenizer_shapes(info))
         if not state["codebook.started"]:
             raise RuntimeError("it was exported before its codes were placed; use a later export")
         model = TokenizerNetwork(build_backbone(info.backbone), info.codes)
@@ -93,12 +86,35 @@ def load_tokenizer(path: Path | str) -> TokenizerNetwork:
         state["codebook.started"] = state["codebook.started"].long()
         model.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
+        raise UserError(
+            f"cannot load {file}: {first_line(error)}",
+            "give another export of the run that trained it",
+        ) from None
     return model.eval()
 
 
-def _tokenizer_size(info: TokenizerInfo) -> int:
-    """Number of values in the file of a tokenizer."""
+def _tokenizer_shapes(info: TokenizerInfo) -> dict[str, torch.Size]:
+    """The tensors that the file of a tokenizer has."""
     with torch.device("meta"):
         model = TokenizerNetwork(build_backbone(info.backbone), info.codes)
-    return sum(tensor.numel() for tensor in model.state_dict().values())
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def check_state(state: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
+    """Compare tensors from a file with those of the network that is described.
+
+    Raises:
+        RuntimeError: Tensors are missing, left over, of another shape or type, or not finite;
+            names the first few.
+    """
+    odd = [name for name in shapes | state if name not in shapes or name not in state]
+    odd += [name for name in shapes if name in state and state[name].shape != shapes[name]]
+    if odd:
+        raise RuntimeError(
+            f"{len(odd)} tensors are missing, left over or of another shape ({', '.join(odd[:3])})"
+        )
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise RuntimeError(f"{name} has type {str(tensor.dtype)[6:]}")
+        if not torch.isfinite(tensor).all():
+            raise RuntimeError(f"{name} has values that are not finite")

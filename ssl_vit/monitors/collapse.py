@@ -22,6 +22,8 @@ _SAME_CODES, _SHARP = 0.05, 0.5
 _UNIFORM = 0.98
 # Share of a codebook that a step uses.
 _FEW_CODES = 0.1
+# Share of the patches with the commonest token.
+_ONE_TOKEN = 0.98
 # Spread in itself, and as a share of the run's largest.
 _ONE_DIRECTION, _FALLEN = 0.02, 0.1
 _RANK_FALLEN, _LEAST_PEAK_RANK = 0.25, 8.0
@@ -98,6 +100,11 @@ class CollapseWatch:
                 f"only {measures['codes_used']:.1%} of the codes were used in a step, with a "
                 f"perplexity of {measures.get('perplexity', 0.0):.1f} of "
                 f"{self.objective.num_codes}"
+            )
+        if is_late and measures.get("unigram_accuracy", 0.0) > _ONE_TOKEN:
+            found["few codes"] = (
+                f"nearly all patches have the same token: {measures['unigram_accuracy']:.1%} of "
+                "them the commonest one"
             )
         if "monitor/spread" in measures:
             now, peak = self._with_peak("monitor/spread", measures)

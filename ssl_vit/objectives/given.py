@@ -11,6 +11,8 @@ from pydantic import Field
 from ssl_vit.config import Config
 from ssl_vit.models.config import BackboneConfig, Hides, VitConfig
 
+Positive = Annotated[float, Field(gt=0)]
+
 
 class Codes(Config):
     """A codebook that turns the features of a patch into one of its entries."""
@@ -61,7 +63,7 @@ class GivenNetwork(Config):
     """Configuration that builds its backbone."""
     pixel_mean: tuple[float, float, float]
     """Per-channel mean to subtract from pixels in [0, 1]."""
-    pixel_std: tuple[float, float, float]
+    pixel_std: tuple[Positive, Positive, Positive]
     """Per-channel standard deviation to divide by."""
     codes: Codes | None = None
     """Its codebook, if it is a tokenizer."""

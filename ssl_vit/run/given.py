@@ -2,7 +2,10 @@
 loaded when the objective is built.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
@@ -16,7 +19,8 @@ from ssl_vit.exports.folder import (
     read_export_info,
     read_tokenizer_info,
 )
-from ssl_vit.files import hash_file, path_of
+from ssl_vit.files import hash_file, path_of, spelled_in_utf8
+from ssl_vit.foreign import first_line
 from ssl_vit.objectives.given import DalleConfig, Given, GivenNetwork
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.folder import RunFolder
@@ -56,6 +60,16 @@ def _with_given(config: RunConfig, folder: RunFolder | None) -> tuple[RunConfig,
         return config, ()
     if not given.path:
         raise UserError(f"objective.{given.setting} is not given", given.remedy)
+    if "://" in given.path:
+        raise UserError(
+            f"objective.{given.setting}={given.path} is a URL", "download it, and give the folder"
+        )
+    if config.objective.is_backbone_given and config.resume_from:
+        raise UserError(
+            f"resume_from has no effect with objective.target=kmeans, whose encoder is objective."
+            f"{given.setting}",
+            "leave one of the two out",
+        )
     before = _sha256_before(given, folder)
     found = _describe(given) if before is None else _find(given, before)
     if found is None:
@@ -70,11 +84,17 @@ def _with_given(config: RunConfig, folder: RunFolder | None) -> tuple[RunConfig,
     if config.objective.is_backbone_given:
         config, more = _with_its_backbone(config, found.network, given.setting)
         notes += more
-    if (values := found.values) is not None and values != config.data.values:
+    theirs, ours = found.values, config.data.values
+    if theirs and ours and theirs != ours:
         notes.append(
-            f"warning: the {given.setting} was trained with values {values} as black and white, "
-            f"this run has {config.data.values or 'no range'}; set "
-            f"data.value_range=[{values.low:g},{values.high:g}] to match"
+            f"warning: the {given.setting} was trained with values {theirs} as black and white, "
+            f"this run has {ours}; set data.value_range=[{theirs.low:g},{theirs.high:g}] to match"
+        )
+    elif bool(theirs) != bool(ours) and config.data.source == "shards":
+        kinds = ("8 bits", "more than 8 bits")
+        notes.append(
+            f"warning: the {given.setting} was trained on images of {kinds[bool(theirs)]}, and "
+            f"this run has images of {kinds[bool(ours)]}"
         )
     return config, tuple(notes)
 
@@ -146,6 +166,8 @@ def _describe(given: Given) -> _Found:
         raise UserError(
             f"{weights} is missing", f"export again, or give another objective.{given.setting}"
         )
+    if isinstance(info, TokenizerInfo):
+        _check_shapes(weights, info)
     network = GivenNetwork(
         sha256=hash_file(weights),
         backbone=info.backbone,
@@ -154,6 +176,33 @@ def _describe(given: Given) -> _Found:
         codes=info.codes if isinstance(info, TokenizerInfo) else None,
     )
     return _Found(network, str(export), f"{info.recipe}, step {info.step:,},", info.values)
+
+
+def _check_shapes(weights: Path, info: TokenizerInfo) -> None:
+    """Compare the sizes in a tokenizer's file with its description, without torch.
+
+    Raises:
+        UserError: They differ, or the file cannot be read.
+    """
+    codes, width = info.codes, info.backbone.width
+    wanted = {
+        "codebook.vectors": [codes.num, codes.dim],
+        "encoder.cls_token": [1, 1, width],
+        **({"project.2.weight": [codes.dim, width]} if codes.is_projected else {}),
+    }
+    remedy = "give another export of the run that trained it"
+    if not codes.is_projected and codes.dim != width:
+        raise UserError(f"codes of {codes.dim} dimensions, but features of {width}", remedy)
+    try:
+        with spelled_in_utf8(weights) as place, safe_open(place, framework="numpy") as file:
+            names = set(file.keys())
+            found = {name: file.get_slice(name).get_shape() for name in wanted if name in names}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {weights}: {first_line(error)}", remedy) from None
+    for name, shape in wanted.items():
+        if found.get(name) != shape:
+            has = "lacks" if name not in found else f"has {tuple(found[name])} as"
+            raise UserError(f"{weights} {has} {name}, described as {tuple(shape)}", remedy)
 
 
 def load_given(objective: "Objective", config: RunConfig) -> None:

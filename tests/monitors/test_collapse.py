@@ -9,7 +9,7 @@ import torch
 from ssl_vit.monitors.collapse import CollapseWatch
 from ssl_vit.monitors.config import MonitorConfig
 from ssl_vit.monitors.monitor import Monitor, Ring
-from ssl_vit.objectives.config import DinoConfig, MaeConfig
+from ssl_vit.objectives.config import BeitConfig, DinoConfig, MaeConfig, TokenizerConfig
 from ssl_vit.objectives.objective import Observed
 
 PROTOTYPES = 1024
@@ -152,3 +152,27 @@ def test_few_rows_are_no_few_dimensions():
         assert measures["monitor/rankme"] < 40
         assert alarms == []
         assert monitor.watch.active == []
+
+
+def of_patches(**measures: float) -> dict[str, float]:
+    return {"monitor/spread": 0.9, "monitor/rankme": 40.0, **measures}
+
+
+def test_a_codebook_that_is_not_used_is_an_alarm_but_not_before_it_has_codes():
+    watching = watch(TokenizerConfig(target="pixels", codebook_size=256))
+    assert symptoms(watching, *[of_patches()] * 50) == []  # until k-means
+    used = of_patches(codes_used=0.9, perplexity=200.0)
+    assert symptoms(watching, *[used] * 5, first=510) == []
+    few = of_patches(codes_used=0.04, perplexity=3.0)
+    (_, _, (alarm,)) = [watching.judge(step, few) for step in (600, 610, 620)]
+    assert alarm.symptom == "few codes"
+    assert "4.0% of the codes" in alarm.evidence
+    assert "perplexity of 3.0 of 256" in alarm.evidence
+    assert "objective.codebook_size" in alarm.remedy
+
+
+def test_tokens_that_are_all_the_same_are_an_alarm():
+    watching = watch(BeitConfig())
+    assert symptoms(watching, *[of_patches(unigram_accuracy=0.6)] * 50) == []
+    same = of_patches(unigram_accuracy=0.999)
+    assert symptoms(watching, *[same] * 5, first=510) == ["few codes"]

@@ -1,14 +1,18 @@
 """Runs of tokenizers and of BEiT: killed, at every ZeRO stage, over processes and micro-batches."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import find_export
+from ssl_vit.exports.loading import load_tokenizer
 from ssl_vit.recipes import find_recipe
 from ssl_vit.run.folder import RunFolder
 from tests.command_line import losses, ssl_vit, torchrun
@@ -176,6 +180,7 @@ def test_a_run_keeps_its_tokenizer_while_that_run_writes_newer_exports(
     ("words", "problem", "remedy"),
     [
         ((), "objective.tokenizer is not given", "ssl-vit pretrain tokenizer_pixels_small_data"),
+        (("objective.tokenizer=s3://set/tok",), "is a URL", "download it"),
         (("objective.tokenizer=nowhere",), "no export at nowhere", "give a run folder"),
     ],
 )
@@ -188,6 +193,54 @@ def test_without_a_tokenizer_beit_says_how_to_make_one(
     assert problem in said[0]
     assert remedy in said[1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"codes": {"num": 0, "dim": 8, "is_projected": True}}, "codes.num"),
+        ({"codes": {"num": 99, "dim": 8, "is_projected": True}}, "described as (99, 8)"),
+        ({"codes": {"num": 16, "dim": 8, "is_projected": False}}, "codes of 8 dimensions"),
+        ({"pixel_std": [0.0, 0.0, 0.0]}, "pixel_std"),
+        ({"format": "other"}, "is not in the format"),
+    ],
+)
+def test_a_tokenizer_that_is_not_as_described_is_refused(
+    change: dict[str, Any], said: str, shards: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(find_export(tokenizer), given)
+    info = given / "tokenizer.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | change))
+    words = (f"data.shards={shards}", f"objective.tokenizer={given}")
+    done = ssl_vit(*BEIT, tmp_path / "run", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("encoder.norm.weight", float("nan"), "values that are not finite"),
+        ("encoder.norm.weight", None, "1 tensors are missing"),
+        ("codebook.started", 0.0, "before its codes were placed"),
+    ],
+)
+def test_weights_that_make_no_tokens_are_refused(
+    name: str, value: float | None, said: str, tokenizer: Path, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(find_export(tokenizer), given)
+    weights = load_file(given / "tokenizer.safetensors")
+    if value is None:
+        del weights[name]
+    else:
+        weights[name].fill_(value)
+    save_file(weights, given / "tokenizer.safetensors")
+    with pytest.raises(UserError, match=said):
+        load_tokenizer(given)
 
 
 def test_a_backbone_is_not_a_tokenizer(shards: Path, beit: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ssl_vit.models.config import BackboneConfig, Hides
 from ssl_vit.objectives.given import Given, GivenNetwork
+from ssl_vit.objectives.method import Symptom
 from ssl_vit.objectives.one_crop.config import OneCropConfig, paired_crops
 
 _USUAL_CODES = 8192
@@ -87,6 +88,11 @@ class BeitConfig(OneCropConfig):
     def check(self, backbone: BackboneConfig) -> None:
         """See :class:`MethodConfig`; patches are aggregated after one of the blocks."""
         super().check(backbone)
+        if backbone.num_patches < 2:
+            raise ValueError(
+                f"backbone.image_size={backbone.image_size} is one patch, of which nothing can be "
+                "hidden; raise backbone.image_size"
+            )
         if self.min_block_patches > (count := self.num_hidden(backbone)):
             raise ValueError(
                 f"objective.min_block_patches={self.min_block_patches} is more than the {count} of "
@@ -99,6 +105,12 @@ class BeitConfig(OneCropConfig):
                 f"objective.aggregate_after={self.aggregate_after} is not below backbone.depth="
                 f"{depth}; choose a smaller one (9 of 12 and 21 of 24 in the paper), or 0 for none"
             )
+
+    def cures(self, symptom: Symptom) -> str:
+        """See :class:`MethodConfig`."""
+        if symptom == "few codes":
+            return "another objective.tokenizer, trained longer or on objective.target=features"
+        return super().cures(symptom)
 
     def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:
         """See :class:`MethodConfig`; the smoke twin has two blocks and 16 patches."""
