@@ -175,9 +175,9 @@ def test_twenty_steps_learn_something():
         (
             {"min_block_patches": 79},
             {},
-            "is more than the 78 of 196 patches that objective.mask_ratio=0.4 hides.*; lower it",
+            "is more than the 78 of 196 patches that objective.mask_ratio=0.4 hides.*; lower",
         ),
-        ({}, {"image_size": 16}, "more than the 0 of 1 patches"),
+        ({}, {"image_size": 16}, "is one patch, of which nothing can be hidden"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -6,15 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ssl_vit.models.config import BackboneConfig, Hides
+from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.given import Given, GivenNetwork
 from ssl_vit.objectives.method import Symptom
-from ssl_vit.objectives.one_crop.config import OneCropConfig, paired_crops
+from ssl_vit.objectives.one_crop.config import BlockMaskConfig, paired_crops
 
 _USUAL_CODES = 8192
 
 
-class BeitConfig(OneCropConfig):
+class BeitConfig(BlockMaskConfig):
     """BEiT (Bao et al. 2021, arXiv 2106.08254): predict the visual tokens of hidden patches."""
 
     name: Literal["beit"] = "beit"
@@ -33,11 +33,6 @@ class BeitConfig(OneCropConfig):
     the released configuration).
     """
 
-    min_block_patches: int = Field(default=16, ge=1, le=16_384)
-    """Patches in the smallest block (16 in the released configuration); where fewer are left,
-    single patches are hidden.
-    """
-
     min_crop_area: float = Field(default=0.08, gt=0, le=1)
     """Smallest crop as a share of the image's area (0.2 in BEiT v2)."""
 
@@ -51,11 +46,6 @@ class BeitConfig(OneCropConfig):
 
     aggregate_depth: int = Field(default=2, ge=1, le=100)
     """Number of transformer blocks of the patch aggregation."""
-
-    @property
-    def needs(self) -> Hides:
-        """A mask token replaces hidden patches."""
-        return "fill"
 
     @property
     def given(self) -> Given:
@@ -88,17 +78,6 @@ class BeitConfig(OneCropConfig):
     def check(self, backbone: BackboneConfig) -> None:
         """See :class:`MethodConfig`; patches are aggregated after one of the blocks."""
         super().check(backbone)
-        if backbone.num_patches < 2:
-            raise ValueError(
-                f"backbone.image_size={backbone.image_size} is one patch, of which nothing can be "
-                "hidden; raise backbone.image_size"
-            )
-        if self.min_block_patches > (count := self.num_hidden(backbone)):
-            raise ValueError(
-                f"objective.min_block_patches={self.min_block_patches} is more than the {count} of "
-                f"{backbone.num_patches} patches that objective.mask_ratio={self.mask_ratio:.4g} "
-                "hides; lower objective.min_block_patches or raise objective.mask_ratio"
-            )
         depth = getattr(backbone, "depth", 0)
         if self.aggregate_after >= max(depth, 1):
             raise ValueError(

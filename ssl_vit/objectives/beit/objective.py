@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.models.backbone import Features, TokenBackbone
-from ssl_vit.models.initialization import initialize, initialize_token
 from ssl_vit.models.patches import blank_patches
 from ssl_vit.objectives.beit.aggregation import PatchAggregation
 from ssl_vit.objectives.beit.config import BeitConfig
@@ -19,7 +18,8 @@ from ssl_vit.objectives.color_jitter import apply_color_factors
 from ssl_vit.objectives.frozen import Frozen
 from ssl_vit.objectives.given import Codes, GivenNetwork
 from ssl_vit.objectives.masking import put, take, visible_and_hidden
-from ssl_vit.objectives.objective import Objective, Observed, StepOutput
+from ssl_vit.objectives.objective import Observed, StepOutput
+from ssl_vit.objectives.one_crop.filled import FilledObjective
 from ssl_vit.objectives.pictures import code_colors, feature_panels, picture_of, rows_of
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit.objectives.ranks import sum_over_ranks
@@ -73,24 +73,16 @@ class Unigram(nn.Module):
         self._step = -1
 
 
-class Beit(Objective):
+class Beit(FilledObjective):
     """Backbone, mask token, a linear layer, and the frozen tokenizer."""
-
-    backbone: TokenBackbone
 
     def __init__(
         self, config: BeitConfig, backbone: TokenBackbone, pixel_scale: PixelScale
     ) -> None:
-        super().__init__()
-        self.config, self.backbone, self.pixel_scale = config, backbone, pixel_scale
-        sizes = backbone.config
-        self.num_hidden = config.num_hidden(sizes)
-        self.mask_token = nn.Parameter(torch.zeros(sizes.width))
-        self.predict = nn.Linear(sizes.width, config.num_codes)
+        super().__init__(config, backbone, pixel_scale, config.num_codes)
+        self.config = config
         self.aggregation = PatchAggregation(config, backbone) if config.aggregate_after else None
         self.unigram = Unigram(config.num_codes)
-        initialize_token(self.mask_token)
-        initialize(self.predict, "truncated_normal")
         given = config.tokenizer_info or _usual_tokenizer(config, backbone)
         scale = PixelScale(given.pixel_mean, given.pixel_std)
         self._tokenizer = Frozen(build_tokenizer(given), scale)

@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ssl_vit.models.config import BackboneConfig, Hides
-from ssl_vit.objectives.one_crop.config import OneCropConfig
+from ssl_vit.models.config import BackboneConfig
+from ssl_vit.objectives.one_crop.config import BlockMaskConfig
 
 
-class MaskFeatConfig(OneCropConfig):
+class MaskFeatConfig(BlockMaskConfig):
     """MaskFeat (Wei et al. 2021, arXiv 2112.09133): hide blocks of patches, predict their HOG."""
 
     name: Literal["maskfeat"] = "maskfeat"
@@ -17,33 +17,19 @@ class MaskFeatConfig(OneCropConfig):
     mask_ratio: float = Field(default=0.4, gt=0, lt=1)
     """Share of the patches that is hidden, rounded down; the count is exact (78 of 196)."""
 
-    min_block_patches: int = Field(default=15, ge=1, le=2**24)
-    """Number of patches in the smallest rectangle that is hidden as a whole. Where fewer are left
-    to hide, single patches are hidden.
-    """
+    min_block_patches: int = Field(default=15, ge=1, le=16_384)
+    """Patches in the smallest block; where fewer are left, single patches are hidden."""
 
     min_crop_area: float = Field(default=0.5, gt=0, le=1)
     """Smallest crop as a share of the image's area."""
 
-    @property
-    def needs(self) -> Hides:
-        """A mask token replaces hidden patches."""
-        return "fill"
-
     def check(self, backbone: BackboneConfig) -> None:
-        """See :class:`MethodConfig`; a patch is two cells wide, and a block must fit."""
+        """See :class:`MethodConfig`; a patch is two cells wide."""
         super().check(backbone)
         if backbone.stride % 2:
             raise ValueError(
                 f"backbone.patch_size={backbone.stride} is odd, and objective.name={self.name} "
                 "describes a patch by cells of half its side; choose an even one"
-            )
-        count = self.num_hidden(backbone)
-        if self.min_block_patches > count:
-            raise ValueError(
-                f"objective.min_block_patches={self.min_block_patches} is more than the {count} of "
-                f"{backbone.num_patches} patches that objective.mask_ratio={self.mask_ratio:g} "
-                "hides, so that no block can be hidden; lower it or hide more"
             )
 
     def num_hidden(self, backbone: BackboneConfig) -> int:

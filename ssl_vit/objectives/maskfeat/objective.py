@@ -7,16 +7,16 @@ Wei et al. 2021, "Masked Feature Prediction for Self-Supervised Visual Pre-Train
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_vit.models.backbone import Features, TokenBackbone
+from ssl_vit.models.backbone import TokenBackbone
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.initialization import initialize, initialize_token
 from ssl_vit.models.patches import blank_patches, unpatchify
 from ssl_vit.objectives.hog import hog, hog_glyphs, hog_size
 from ssl_vit.objectives.maskfeat.config import MaskFeatConfig
-from ssl_vit.objectives.masking import block_hidden, put, take, visible_and_hidden
-from ssl_vit.objectives.objective import Objective, Observed, StepOutput
+from ssl_vit.objectives.masking import block_hidden, put, take
+from ssl_vit.objectives.objective import Observed, StepOutput
+from ssl_vit.objectives.one_crop.filled import FilledObjective
 from ssl_vit.objectives.one_crop.views import MaskedBatch, OneCropViews
 from ssl_vit.objectives.pictures import feature_panels, rows_of
 from ssl_vit.objectives.pixels import PixelScale
@@ -33,34 +33,26 @@ class MaskFeatViews(OneCropViews):
 
     def __init__(self, config: MaskFeatConfig, backbone: BackboneConfig) -> None:
         super().__init__(config, backbone)
-        self.least = config.min_block_patches
+        self.min_block_patches = config.min_block_patches
 
     def draw_hidden(self, rng: np.random.Generator) -> np.ndarray:
         """See :class:`OneCropViews`."""
-        return block_hidden(self.grid, self.num_hidden, rng, self.least)
+        return block_hidden(self.grid, self.num_hidden, rng, self.min_block_patches)
 
 
-class MaskFeat(Objective):
+class MaskFeat(FilledObjective):
     """Backbone, mask token and a linear layer."""
-
-    backbone: TokenBackbone
 
     def __init__(
         self, config: MaskFeatConfig, backbone: TokenBackbone, pixel_scale: PixelScale
     ) -> None:
-        super().__init__()
-        self.config, self.backbone, self.pixel_scale = config, backbone, pixel_scale
-        sizes = backbone.config
-        self.num_hidden = config.num_hidden(sizes)
-        self.mask_token = nn.Parameter(torch.zeros(sizes.width))
-        self.predict = nn.Linear(sizes.width, hog_size(sizes.channels))
-        initialize_token(self.mask_token)
-        initialize(self.predict, "truncated_normal")
+        super().__init__(config, backbone, pixel_scale, hog_size(backbone.config.channels))
+        self.config = config
 
     def forward(self, batch: MaskedBatch, step: int) -> StepOutput:
         """Mean squared error of the hidden patches' HOG, in float32."""
         images = self.pixel_scale(batch.images)
-        features, hidden = self._encode(images, batch.hidden)
+        features, hidden = self.encode(images, batch.hidden)
         # Of normalized images, which are there: HOG has no scale, so it is that of the pixels.
         targets = take(hog(images, self.backbone.config.stride), hidden)
         loss = F.mse_loss(self.predict(take(features.patches, hidden)).float(), targets)
@@ -74,7 +66,7 @@ class MaskFeat(Objective):
         images, hidden = self.pixel_scale(batch.images[:_SHOWN]), batch.hidden[:_SHOWN]
         size, grid = self.backbone.config.stride, self.backbone.grid_of(images)
         panels = feature_panels(self.backbone, self.pixel_scale, images)
-        features, indices = self._encode(images, hidden)
+        features, indices = self.encode(images, hidden)
         truth = hog(images, size)
         predicted = put(self.predict(take(features.patches, indices)).float(), indices, truth)
         colors = torch.where(
@@ -88,8 +80,3 @@ class MaskFeat(Objective):
             pictures = unpatchify(glyphs.flatten(2), 2 * size, grid)
             columns.append((pictures * 255).round().to(torch.uint8))
         return {"hog": rows_of(columns), **panels}
-
-    def _encode(self, images: Tensor, hidden: Tensor) -> tuple[Features, Tensor]:
-        """Features of all patches, and the (B, M) indices of the hidden ones."""
-        _, indices = visible_and_hidden(hidden, self.num_hidden)
-        return self.backbone(images, hidden, self.mask_token), indices

@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 from pydantic import Field, model_validator
 
-from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.config import BackboneConfig, Hides
 from ssl_vit.objectives.method import MethodConfig
 
 
@@ -41,6 +41,38 @@ class OneCropConfig(MethodConfig):
     def crops(self, backbone: BackboneConfig) -> tuple[tuple[int, tuple[int, int]], ...]:
         """One view of the size of the backbone's training crop."""
         return ((1, backbone.height_width),)
+
+
+class BlockMaskConfig(OneCropConfig):
+    """A mask of rectangles of patches (Bao et al. 2021, arXiv 2106.08254)."""
+
+    mask_ratio: float = Field(default=0.4, gt=0, lt=1)
+    """Share of the patches that is hidden; the count is exact."""
+
+    min_block_patches: int = Field(default=16, ge=1, le=16_384)
+    """Patches in the smallest block (16 in BEiT's released configuration); where fewer are left,
+    single patches are hidden.
+    """
+
+    @property
+    def needs(self) -> Hides:
+        """A mask token replaces hidden patches."""
+        return "fill"
+
+    def check(self, backbone: BackboneConfig) -> None:
+        """See :class:`MethodConfig`; a block must fit into what is hidden."""
+        super().check(backbone)
+        if backbone.num_patches < 2:
+            raise ValueError(
+                f"backbone.image_size={backbone.image_size} is one patch, of which nothing can be "
+                "hidden; raise backbone.image_size"
+            )
+        if self.min_block_patches > (count := self.num_hidden(backbone)):
+            raise ValueError(
+                f"objective.min_block_patches={self.min_block_patches} is more than the {count} of "
+                f"{backbone.num_patches} patches that objective.mask_ratio={self.mask_ratio:.4g} "
+                "hides; lower objective.min_block_patches or raise objective.mask_ratio"
+            )
 
 
 def num_hidden_patches(num_patches: int, mask_ratio: float) -> int:

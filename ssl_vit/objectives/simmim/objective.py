@@ -5,16 +5,15 @@ in the paper's code, the ViT has absolute positions instead of relative ones.
 """
 
 import numpy as np
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_vit.models.backbone import Features, TokenBackbone
+from ssl_vit.models.backbone import TokenBackbone
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.initialization import initialize, initialize_token
 from ssl_vit.models.patches import patchify
-from ssl_vit.objectives.masking import random_hidden, take, visible_and_hidden
+from ssl_vit.objectives.masking import random_hidden, take
 from ssl_vit.objectives.objective import Observed, StepOutput
+from ssl_vit.objectives.one_crop.filled import FilledObjective
 from ssl_vit.objectives.one_crop.objective import PixelObjective
 from ssl_vit.objectives.one_crop.views import MaskedBatch, OneCropViews
 from ssl_vit.objectives.pixels import PixelScale
@@ -35,37 +34,25 @@ class SimMimViews(OneCropViews):
         return units.repeat(side, axis=0).repeat(side, axis=1).reshape(-1)
 
 
-class SimMim(PixelObjective):
+class SimMim(FilledObjective, PixelObjective):
     """Backbone, mask token and a linear layer."""
-
-    backbone: TokenBackbone
 
     def __init__(
         self, config: SimMimConfig, backbone: TokenBackbone, pixel_scale: PixelScale
     ) -> None:
-        super().__init__()
-        self.config, self.backbone, self.pixel_scale = config, backbone, pixel_scale
         sizes = backbone.config
-        self.num_hidden = config.num_hidden(sizes)
-        self.mask_token = nn.Parameter(torch.zeros(sizes.width))
-        self.predict = nn.Linear(sizes.width, sizes.stride**2 * sizes.channels)
-        initialize_token(self.mask_token)
-        initialize(self.predict, "truncated_normal")
+        super().__init__(config, backbone, pixel_scale, sizes.stride**2 * sizes.channels)
+        self.config = config
 
     def forward(self, batch: MaskedBatch, step: int) -> StepOutput:
         """Mean absolute error on hidden pixels, in float32 (section 3.4)."""
         images = self.pixel_scale(batch.images)
-        features, hidden = self._encode(images, batch.hidden)
+        features, hidden = self.encode(images, batch.hidden)
         targets = take(patchify(images, self.backbone.config.stride), hidden)
         loss = F.l1_loss(self.predict(take(features.patches, hidden)).float(), targets)
         return StepOutput(loss, {}, Observed(features.patches.detach().mean(dim=1)))
 
     def hidden_pixels(self, images: Tensor, hidden: Tensor) -> Tensor:
         """See :class:`PixelObjective`."""
-        features, indices = self._encode(images, hidden)
+        features, indices = self.encode(images, hidden)
         return self.predict(take(features.patches, indices)).float()
-
-    def _encode(self, images: Tensor, hidden: Tensor) -> tuple[Features, Tensor]:
-        """Features of all patches, and the (B, M) indices of the hidden ones."""
-        _, indices = visible_and_hidden(hidden, self.num_hidden)
-        return self.backbone(images, hidden, self.mask_token), indices
