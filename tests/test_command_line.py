@@ -1,11 +1,13 @@
 """What a newcomer types wrong: two lines, exit code 2, nothing written, nothing slow imported."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ssl_vit.recipes import RECIPES
 from tests.command_line import ENVIRONMENT, ssl_vit
 from tests.synthetic import write_shards
 
@@ -244,10 +246,12 @@ def test_pictures_that_cannot_be_made_are_said(shards: Path, tmp_path: Path) -> 
 def test_recipes_are_listed_with_method_paper_and_expected_result():
     done = ssl_vit("recipes")
     assert done.returncode == 0, done.stderr
-    assert (
-        "mae_vitl16           MAE, ViT-L/16; He et al. 2021, arXiv 2111.06377\n"
-        "                     expected: ImageNet-1k after 800 epochs: fine-tuning 85.4"
-    ) in done.stdout
+    listed = (
+        r"^mae_vitl16 {2,}MAE, ViT-L/16; He et al. 2021, arXiv 2111\.06377\n"
+        r" +expected: ImageNet-1k after 800 epochs: fine-tuning 85\.4"
+    )
+    assert re.search(listed, done.stdout, flags=re.MULTILINE)
+    assert all(re.search(rf"^{name} {{2,}}\S", done.stdout, re.MULTILINE) for name in RECIPES)
 
 
 def test_a_printed_recipe_is_a_config_file(tmp_path: Path):
