@@ -24,7 +24,7 @@ _NAMES = ((r"\.(group|path)\.", "."), (r"\.weight$", ".w"), (r"\.bias$", ".b"))
 
 
 def describe_dalle(path: Path) -> GivenNetwork | None:
-    """The description of an encoder; None if this is no file of one. Does not import torch.
+    """The description of an encoder; None if the file is something else. Does not import torch.
 
     Raises:
         UserError: It is a pickle.

@@ -94,7 +94,7 @@ class CollapseWatch:
         is_late = step > self.grace_steps
         if self.objective.num_codes and "teacher_entropy" in measures:
             self._look_at_answers(is_late, measures, found)
-        # There is no such measure before there are codes.
+        # Missing until the codebook has codes.
         if is_late and measures.get("codes_used", 1.0) < _FEW_CODES:
             found["few codes"] = (
                 f"only {measures['codes_used']:.1%} of the codes were used in a step, with a "

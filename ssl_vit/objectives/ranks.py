@@ -5,14 +5,14 @@ from torch import Tensor
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Sum a tensor over the default process group, in place; unchanged if there is no group."""
+    """Sum a tensor over the default process group, in place; unchanged without a process group."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(tensor)
     return tensor
 
 
 def largest_over_ranks(tensor: Tensor) -> Tensor:
-    """The elementwise maximum over all ranks, in place; unchanged if there is no group."""
+    """The elementwise maximum over all ranks, in place; unchanged without a process group."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return tensor
@@ -28,7 +28,7 @@ def rows_of_ranks(tensor: Tensor) -> Tensor:
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:
-    """Overwrite a tensor with the first rank's, in place; unchanged if there is no group."""
+    """Overwrite a tensor with the first rank's, in place; unchanged without a process group."""
     if torch.distributed.is_initialized():
         torch.distributed.broadcast(tensor, src=0)
     return tensor
