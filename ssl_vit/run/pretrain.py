@@ -103,15 +103,17 @@ def prepare(
     folder.check_ours()
     cache, shards = open_data(config)
     config, notes = settle_values(config, shards, folder)
-    config, more_notes = settle_objective(config, data_facts(shards).num_samples, folder)
+    facts = data_facts(shards)
+    config, more_notes = settle_objective(config, facts.num_samples, folder)
+    notes += more_notes
     changed = folder.check(config)
     labeled = open_labeled(config, cache)
     check_same_data(folder.environment, describe_data(shards))
     order = build_order(sizes_of(shards), config.data, config.seed)
-    everyone, notes = processes or read_processes(), (*notes, *more_notes)
+    everyone = processes or read_processes()
     if config.resume_from and not has_checkpoints(folder):
         check_resume_from(config)
-    facts, timed = data_facts(shards), _timed_before(config, folder)
+    timed = _timed_before(config, folder)
     machine = plain_machine(everyone)
     plan = make_plan(config, machine, facts, timed=timed)
     if processes is None:

@@ -1,8 +1,8 @@
 """BEiT: hide blocks of patches, predict which visual token a frozen tokenizer gives each of them.
 
 Bao et al. 2021, "BEiT: BERT Pre-Training of Image Transformers", arXiv 2106.08254; with
-``aggregate_after``, Peng et al. 2022 (BEiT v2), arXiv 2208.06366. Logits are computed
-for hidden patches only, the only ones in the loss.
+``aggregate_after``, Peng et al. 2022 (BEiT v2), arXiv 2208.06366. Logits are computed for hidden
+patches only, the only ones in the loss.
 """
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.models.backbone import Features, TokenBackbone
+from ssl_vit.models.config import VitConfig
 from ssl_vit.models.patches import blank_patches
 from ssl_vit.objectives.beit.aggregation import PatchAggregation
 from ssl_vit.objectives.beit.config import BeitConfig
@@ -171,8 +172,6 @@ class Beit(FilledObjective):
 
 def _usual_tokenizer(config: BeitConfig, backbone: TokenBackbone) -> GivenNetwork:
     """The tokenizer of a run that is only planned: as large as the backbone."""
-    from ssl_vit.models.config import VitConfig
-
     sizes = backbone.config
     assert isinstance(sizes, VitConfig)
     plain = {"stem": "patch", "position": "learned", "layer_scale": 0.0, "drop_path": 0.0}

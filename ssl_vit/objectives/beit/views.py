@@ -20,12 +20,20 @@ from ssl_vit.objectives.one_crop.pairs import PairedCrop, PairedViews
 class BeitCrop(NamedTuple):
     """Everything that is random in one sample."""
 
-    crops: tuple[Crop, ...]
-    """The same box once, or twice for two sizes."""
-    hidden: np.ndarray
-    """(N,) bool, true where hidden."""
+    pair: PairedCrop
+    """The crop and its mask."""
     jitter: np.ndarray
     """(3,) float32 factors of brightness, contrast and saturation."""
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """The same box once, or twice for two sizes."""
+        return self.pair.crops
+
+    @property
+    def hidden(self) -> np.ndarray:
+        """(N,) bool, true where hidden."""
+        return self.pair.hidden
 
 
 class BeitBatch(NamedTuple):
@@ -58,14 +66,13 @@ class BeitViews(PairedViews):
         """See :class:`OneCropViews`."""
         pair = super().draw(height, width, rng)
         jitter = 1 + self.strength * (2 * rng.random(3) - 1)
-        return BeitCrop(pair.crops, pair.hidden, jitter.astype(np.float32))
+        return BeitCrop(pair, jitter.astype(np.float32))
 
     def collate(  # type: ignore[override] - another batch
         self, crops: Sequence[Tensor], draws: Sequence[BeitCrop], samples: Sequence[Sample]
     ) -> BeitBatch:
         """Both sizes of the crop of each image, with its mask and colors."""
-        pairs = [PairedCrop(draw.crops, draw.hidden, 0) for draw in draws]
-        both = super().collate(crops, pairs, samples)
+        both = super().collate(crops, [draw.pair for draw in draws], samples)
         jitter = torch.from_numpy(np.stack([draw.jitter for draw in draws]))
         return BeitBatch(both.images, both.given_images, both.hidden, jitter, both.numbers)
 

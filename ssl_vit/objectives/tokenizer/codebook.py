@@ -1,9 +1,9 @@
 """The codebook of a tokenizer: nearest neighbors by cosine, moved by averages instead of gradients.
 
-Peng et al. 2022 (BEiT v2), arXiv 2208.06366; van den Oord et al. 2017 (VQ-VAE), arXiv
-1711.00937, appendix A.1 (the moving average). Three things are ours. The codebook
-moves once per optimizer step, by sums over all micro-batches and ranks, so that losses do not
-depend on the size of a micro-batch. It starts from k-means over a sample of all ranks. And codes
+Peng et al. 2022 (BEiT v2), arXiv 2208.06366; van den Oord et al. 2017 (VQ-VAE), arXiv 1711.00937,
+appendix A.1 (the moving average). Three things are ours. The codebook moves once per optimizer
+step, by sums over all micro-batches and ranks, so that losses do not depend on the size of a
+micro-batch. It starts from k-means over a sample of all ranks. And codes
 that are no longer used are replaced (the authors replace none; after Zeghidour et al. 2021,
 SoundStream, arXiv 2107.03312).
 """
@@ -97,7 +97,7 @@ class Codebook(nn.Module):
         is_started = self.is_started
         codes = self.nearest(rows) if is_started else torch.zeros_like(rows[:, 0]).long()
         if self.training:
-            self._collect(rows, codes, row_keys(keys, latents.shape[1]), step)
+            self._collect(rows, codes, keys, step)
         vectors = self.vectors[codes] if is_started else rows
         return Quantized(codes.view(latents.shape[:2]), vectors.view_as(latents))
 
@@ -109,6 +109,8 @@ class Codebook(nn.Module):
         return self._known_started
 
     def _collect(self, rows: Tensor, codes: Tensor, keys: Tensor, step: int) -> None:
+        if not self.is_started and step < self.start_step:
+            return
         if step != self._step:  # what an unapplied step collected is dropped
             self._step = step
             # In float64, so that the sums do not depend on their order.
@@ -116,12 +118,10 @@ class Codebook(nn.Module):
             self._hits = torch.zeros_like(self.moving_hits, dtype=torch.float64)
             per_code = 1 if self.is_started else _KMEANS_ROWS_PER_CODE
             self._sample = RowSample(per_code * self.num_codes)
-        if not self.is_started and step < self.start_step:
-            return
         self._sums.index_add_(0, codes, rows.double())
         self._hits += hits_of(codes, self.num_codes)
         if not self.is_started or self.dead_below:
-            self._sample.add(keys, rows)
+            self._sample.add(row_keys(keys, len(rows) // len(keys)), rows)
 
     @torch.no_grad()
     def move_codes(self) -> None:
@@ -130,6 +130,8 @@ class Codebook(nn.Module):
         code ← normalize(momentum · code + (1 − momentum) · normalize(sum of its latents)); a code
         without any stays. Then the dead ones are replaced by latents of this step.
         """
+        if self._step < 0:  # nothing was collected yet
+            return
         hits = sum_over_ranks(self._hits)
         mean_hits = float(hits.sum()) / self.num_codes
         if self.is_started:
@@ -139,7 +141,7 @@ class Codebook(nn.Module):
             self.last_hits.copy_(hits)
             self.moving_hits.lerp_(self.last_hits, 1 - self.momentum)
             self._replace_dead(mean_hits)
-        elif self._step >= self.start_step:
+        else:
             rows = self._sample.over_ranks(_KMEANS_ROWS_PER_CODE * self.num_codes)
             self.vectors.copy_(from_first_rank(spherical_kmeans(rows, self.num_codes)))
             self.last_hits.copy_(hits_of(self.nearest(rows), self.num_codes))
