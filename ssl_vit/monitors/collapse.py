@@ -22,6 +22,8 @@ _SAME_CODES, _SHARP = 0.05, 0.5
 _UNIFORM = 0.98
 # Share of a codebook that a step uses.
 _FEW_CODES = 0.1
+# Share of the variation of a tokenizer's targets that its codes explain.
+_EMPTY = 0.1
 # Share of the patches with the commonest token.
 _ONE_TOKEN = 0.98
 # Spread in itself, and as a share of the run's largest.
@@ -100,6 +102,11 @@ class CollapseWatch:
                 f"only {measures['codes_used']:.1%} of the codes were used in a step, with a "
                 f"perplexity of {measures.get('perplexity', 0.0):.1f} of "
                 f"{self.objective.num_codes}"
+            )
+        if is_late and "codes_used" in measures and measures.get("explained", 1.0) < _EMPTY:
+            found["empty codes"] = (
+                "the codes say nearly nothing about the target: they explain "
+                f"{measures['explained']:.1%} of its variation"
             )
         if is_late and measures.get("unigram_accuracy", 0.0) > _ONE_TOKEN:
             found["few codes"] = (

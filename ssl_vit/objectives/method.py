@@ -13,7 +13,9 @@ from ssl_vit.config import Config
 from ssl_vit.models.config import HIDES, BackboneConfig, Hides
 from ssl_vit.objectives.given import Given
 
-Symptom = Literal["one answer", "no answer", "one direction", "few dimensions", "few codes"]
+Symptom = Literal[
+    "one answer", "no answer", "one direction", "few dimensions", "few codes", "empty codes"
+]
 """The kinds of collapse; see `monitors/collapse.py`."""
 
 

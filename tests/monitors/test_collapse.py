@@ -171,6 +171,19 @@ def test_a_codebook_that_is_not_used_is_an_alarm_but_not_before_it_has_codes():
     assert "objective.codebook_size" in alarm.remedy
 
 
+def test_codes_that_say_nothing_of_the_target_are_an_alarm():
+    watching = watch(TokenizerConfig(target="pixels", codebook_size=256))
+    used = {"codes_used": 0.9, "perplexity": 200.0}
+    assert symptoms(watching, *[of_patches(explained=0.0)] * 50) == []  # until k-means
+    assert symptoms(watching, *[of_patches(**used, explained=0.6)] * 5, first=510) == []
+    (_, _, (alarm,)) = [
+        watching.judge(step, of_patches(**used, explained=0.03)) for step in (600, 610, 620)
+    ]
+    assert alarm.symptom == "empty codes"
+    assert "3.0% of its variation" in alarm.evidence
+    assert "objective.codebook_start" in alarm.remedy
+
+
 def test_tokens_that_are_all_the_same_are_an_alarm():
     watching = watch(BeitConfig())
     assert symptoms(watching, *[of_patches(unigram_accuracy=0.6)] * 50) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_vit.data.config import DataConfig
 from ssl_vit.data.views import Sample
@@ -167,14 +167,41 @@ def test_before_k_means_the_decoder_sees_the_latents() -> None:
     assert objective(batch, 1).observed.codes is not None
 
 
+class Constant(nn.Module):
+    """A decoder whose answer does not depend on the codes."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.answer.expand(*vectors.shape[:2], -1)
+
+
+@pytest.mark.parametrize("target", ["pixels", "random"])
+def test_the_mean_target_explains_nothing_and_the_targets_everything(target: str) -> None:
+    objective = build(target=target)
+    batch = batch_of(8, objective)
+    images = objective.pixel_scale(batch.images)
+    targets = objective._targets(images, objective.backbone(images), batch)
+    rows = targets if target == "pixels" else F.normalize(targets, dim=-1)
+    for answer, explained in ((rows.mean(dim=(0, 1)), 0.0), (targets, 1.0)):
+        objective.decoder = Constant(answer)  # type: ignore[assignment]
+        found = float(objective(batch, 0).metrics["explained"])
+        assert found == pytest.approx(explained, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("images", "batch", "expected"),
-    [(1_960, 128, 256), (1_281_167, 2048, 8192), (100, 128, 64), (30_000, 512, 4096)],
+    [
+        *((1_960, 128, 256), (1_960, 32, 256), (100, 128, 64)),
+        *((1_281_167, 2048, 8192), (30_000, 512, 4096)),
+    ],
 )
 def test_the_number_of_codes_follows_from_the_data(images: int, batch: int, expected: int) -> None:
     config = TokenizerConfig(target="pixels")
     backbone = VitConfig(patch_size=12, image_size=96, width=192, heads=3)
-    if batch > 128:
+    if images > 2_000:
         backbone = VitConfig()
     assert config.fit_to_data(backbone, images, batch).num_codes == expected
 

@@ -237,7 +237,7 @@ class DinoConfig(MethodConfig):
                     "a higher objective.koleo_weight, a lower optimizer.base_learning_rate, "
                     "objective.momentum closer to 1"
                 )
-            case "few codes":  # of a tokenizer
+            case "few codes" | "empty codes":  # of a tokenizer
                 return super().cures(symptom)
 
     def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:

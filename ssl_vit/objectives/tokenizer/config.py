@@ -12,7 +12,7 @@ from ssl_vit.objectives.one_crop.config import OneCropConfig, paired_crops
 # Bounds of a codebook whose size follows from the data; 8,192 is the authors'.
 _FEWEST, _MOST = 64, 8192
 # Images, and patches of a step, for each of its codes.
-_IMAGES_PER_CODE, _PATCHES_PER_CODE = 4, 16
+_IMAGES_PER_CODE, _PATCHES_PER_CODE = 4, 8
 
 
 class TokenizerConfig(OneCropConfig):
@@ -35,7 +35,7 @@ class TokenizerConfig(OneCropConfig):
 
     codebook_size: Annotated[int, Field(ge=2, le=65_536)] | Literal["auto"] = "auto"
     """Number of codes. `auto`: the largest power of two from 64 to 8192 with four images in the
-    data, and 16 patches in a step, for each code.
+    data, and 8 patches in a step, for each code.
     """
 
     code_dim: int = Field(default=32, ge=2, le=32)
@@ -143,6 +143,11 @@ class TokenizerConfig(OneCropConfig):
         """See :class:`MethodConfig`."""
         if symptom == "few codes":
             return "a smaller objective.codebook_size, objective.dead_below=0.1, a larger batch"
+        if symptom == "empty codes":
+            return (
+                "more steps (a longer schedule.length or a smaller data.global_batch_size), a "
+                "later objective.codebook_start, another optimizer.base_learning_rate"
+            )
         return super().cures(symptom)
 
     def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:

@@ -130,7 +130,8 @@ class Tokenizer(Objective):
 
     def forward(self, batch: PairedBatch, step: int) -> StepOutput:
         """Mean of 1 − cosine, or of the squared error of pixels, over all patches; plus the
-        commitment, in float32.
+        commitment, in float32. ``explained`` is the share of the loss of the micro-batch's mean
+        target that the codes save: 0 if they say nothing, at most 1.
         """
         images = self.pixel_scale(batch.images)
         features = self.backbone(images)
@@ -144,6 +145,7 @@ class Tokenizer(Objective):
         else:
             fidelity = (1 - F.cosine_similarity(predicted, targets, dim=-1)).mean()
             metrics = {"cosine": 1 - fidelity.detach()}
+        metrics["explained"] = 1 - fidelity.detach() / self._loss_of_mean(targets)
         commitment = F.mse_loss(latents, quantized.vectors)
         metrics |= {"commitment": commitment.detach(), **self.network.codebook.usage()}
         loss = fidelity + self.config.commitment * commitment
@@ -159,6 +161,15 @@ class Tokenizer(Objective):
             codes.gather(1, places).squeeze(1) if is_started else None,
             self.config.num_codes,
         )
+
+    def _loss_of_mean(self, targets: Tensor) -> Tensor:
+        """The least loss of a decoder that knows no codes: of the (B, N, T) ``targets``' mean."""
+        rows = targets.flatten(0, 1)
+        if self.config.target == "pixels":
+            loss = (rows - rows.mean(dim=0)).square().mean()
+        else:  # the mean cosine with the direction of a mean of unit vectors is its length
+            loss = 1 - F.normalize(rows, dim=1).mean(dim=0).norm()
+        return loss.clamp(min=1e-6)  # 0 if all targets are the same
 
     @torch.no_grad()
     def _targets(self, images: Tensor, features: Features, batch: PairedBatch) -> Tensor:
