@@ -51,7 +51,8 @@ _LEGEND = (
     "tokenizer's teacher (MAE or DINOv2: the row of that name and the same seed) does not count. "
     "Inner block: mean of the patches after two thirds of the blocks. Codes used and perplexity "
     "are those of one step, means over the last tenth of the tokenizer's steps; of the "
-    "placeholder, which took none, means over the train images. Token accuracy: last tenth of "
+    "placeholder, which took none, means over the train images. Explained: the share of the "
+    "variation of the tokenizer's targets that its codes explain. Token accuracy: last tenth of "
     "BEiT's steps, beside that of always guessing the commonest token. Whole images; k-NN "
     "with the best k on the test images, in every row."
 )
@@ -179,8 +180,10 @@ def _measure_set(
 def _codes(trained: Trained, home: Path, find: Callable[[Path], Codes]) -> Codes | None:
     """How the tokenizer uses its codes: as its run logged, or measured if there was none."""
     if trained.tokenizer is not None:
-        used, perplexity = read_last_tenth(trained.tokenizer, "codes_used", "perplexity")
-        return Codes(used, perplexity, read_tokenizer_info(trained.tokenizer.root).codes.num)
+        names = ("codes_used", "perplexity", "explained")
+        used, perplexity, explained = read_last_tenth(trained.tokenizer, *names)
+        size = read_tokenizer_info(trained.tokenizer.root).codes.num
+        return Codes(used, perplexity, size, explained)
     if trained.placeholder is None:
         return None
     file = home / "codes.json"

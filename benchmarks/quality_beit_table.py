@@ -22,9 +22,9 @@ Protocol = Literal["knn", "linear"]
 _PROTOCOLS: dict[Protocol, str] = {"knn": "k-NN", "linear": "linear probe"}
 _HEAD = (
     "| features | seed | CPU minutes | steps | class token | patches | inner block "
-    "| codes used | perplexity | token accuracy % (unigram) |"
+    "| codes used | perplexity | explained | token accuracy % (unigram) |"
 )
-_RULE = "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+_RULE = "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 
 
 class Codes(NamedTuple):
@@ -36,6 +36,8 @@ class Codes(NamedTuple):
     """Exponential of the entropy of their distribution in a step, from 1 to ``num``."""
     num: int
     """Size of the codebook."""
+    explained: float | None = None
+    """Share of the variation of the targets that the codes explain; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def table(
         untrained: (name, scores by readout) of untrained networks.
         results: The runs.
     """
-    empty = " | –" * 3
+    empty = " | –" * 4
     lines = [_HEAD, _RULE]
     lines.append(f"| raw pixels | – | – | – | {_pair(pixels)} (as they are) | – | –{empty} |")
     lines += [
@@ -92,15 +94,17 @@ def _line(result: Result) -> str:
     minutes = " + ".join(f"{each:.1f}" for each in result.cpu_minutes)
     steps = " + ".join(f"{each:,}" for each in result.steps)
     codes = result.codes
-    tokens = (
-        f"{100 * codes.used:.0f} % of {codes.num} | {codes.perplexity:.1f}" if codes else "– | –"
-    )
+    tokens, explained = "– | –", "–"
+    if codes:
+        tokens = f"{100 * codes.used:.0f} % of {codes.num} | {codes.perplexity:.1f}"
+    if codes and codes.explained is not None:
+        explained = f"{100 * codes.explained:.0f} %"
     accuracy = "–"
     if result.token_accuracy is not None and result.unigram_accuracy is not None:
         accuracy = f"{100 * result.token_accuracy:.1f} ({100 * result.unigram_accuracy:.1f})"
     return (
         f"| {result.title} | {result.seed} | {minutes} | {steps} | {_scores(result.scores)} "
-        f"| {tokens} | {accuracy} |"
+        f"| {tokens} | {explained} | {accuracy} |"
     )
 
 

@@ -33,7 +33,7 @@ def scores(cls: float, mean: float, inner: float) -> dict[str, Score]:
 def result(
     key: str, knn: dict[str, Score], seed: int = 0, used: float | None = None, trained: bool = False
 ) -> Result:
-    codes = None if used is None else Codes(used, 20.5, 64)
+    codes = None if used is None else Codes(used, 20.5, 64, 0.6 if trained else None)
     spent = ((4.0, 16.0), (100, 500)) if trained else ((20.0,), (600,))
     return Result(
         key, ROWS[key].title, seed, *spent, knn, scores(0.5, 0.6, 0.4), codes, 0.1, 0.05, 0
@@ -126,7 +126,7 @@ def test_the_table_has_a_line_for_every_run():
     assert len({line.count("|") for line in lines}) == 1
     assert lines[-1] == (
         "| BEiT, features of MAE | 2 | 4.0 + 16.0 | 100 + 500 | 65.0, 65.0 | 50.0, 50.0 "
-        "| 50.0, 50.0 | 88 % of 64 | 20.5 | 10.0 (5.0) |"
+        "| 50.0, 50.0 | 88 % of 64 | 20.5 | 60 % | 10.0 (5.0) |"
     )
 
 
