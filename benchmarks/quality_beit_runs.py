@@ -227,7 +227,9 @@ def write_placeholder(
         network = TokenizerNetwork(build_backbone(config.backbone), codes)
     network.codebook.started.fill_(1)
     state = {"backbone": network.encoder.state_dict(), "tokenizer": network.state_dict()}
-    write_export(export, state, ExportInfo.of_run(config, fingerprint), codes)
+    write_export(
+        export, state, ExportInfo.of_run(config, fingerprint), {"tokenizer": {"codes": codes}}
+    )
 
 
 def last_tenth(lines: list[dict[str, Any]], *names: str) -> tuple[float, ...]:

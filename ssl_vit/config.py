@@ -283,7 +283,7 @@ def _in_words(annotation: Any) -> Iterator[str]:
     elif get_origin(annotation) is Literal:
         yield from map(str, arguments)
     elif get_origin(annotation) is tuple:
-        yield f"a list of {len(arguments)}"
+        yield "a list" if Ellipsis in arguments else f"a list of {len(arguments)}"
     elif get_origin(annotation) in (Union, UnionType):
         for argument in arguments:
             yield from _in_words(argument)

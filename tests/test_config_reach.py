@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from ssl_vit.config import Config
-from ssl_vit.objectives.config import BeitConfig, DinoConfig, MaeConfig
+from ssl_vit.objectives.config import BeitConfig, ClassificationConfig, DinoConfig, MaeConfig
 from ssl_vit.objectives.given import GivenNetwork
 from ssl_vit.recipes import RECIPES, find_recipe
 from ssl_vit.run.config import RunConfig
@@ -37,6 +37,7 @@ REPRESENTATIVES = {type(find_recipe(name).objective): name for name in reversed(
 # Runs that together read every setting of an objective: words besides the recipe's own.
 VARIANTS: dict[type[Config], tuple[tuple[str, ...], ...]] = {
     BeitConfig: (("objective.aggregate_after=1",),),
+    ClassificationConfig: (("objective.class_weights=auto",),),
     MaeConfig: (("data.value_range=[0,4095]", "data.no_data=65535"),),
     DinoConfig: (
         ("objective.centering=average", "objective.ibot_weight=1", "objective.koleo_weight=0.1"),

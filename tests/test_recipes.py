@@ -219,7 +219,8 @@ def test_a_smoke_twin_keeps_every_switch(name: str) -> None:
     assert not set(switches) & set(changed)
     sizes = re.compile(
         r"objective\.(\w+_(width|depth|heads|hidden)|(ibot_)?(prototypes|bottleneck)|head_hidden"
-        r"|local_(crops|size)|min_block_patches|codebook_size|code_dim|aggregate_after)"
+        r"|local_(crops|size)|min_block_patches|codebook_size|code_dim|aggregate_after"
+        r"|validate_every_steps)"
     )
     assert all(sizes.fullmatch(path) for path in changed if path.startswith("objective."))
 

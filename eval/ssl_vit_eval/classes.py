@@ -5,19 +5,17 @@ differ only in blanks or in Unicode form (macOS writes é as two characters) are
 without labeled images are ignored.
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ssl_vit.data.labels import labeled_numbers
+from ssl_vit.data.labels import labeled_numbers, plain_name
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 
 _LISTED = 5  # names in a message
-_INVISIBLE = "\ufeff\u200b"  # a byte order mark and a zero-width space, which no strip removes
 
 # Equal for two names of one class: the normalized name, and the count of earlier equal names.
 _Key = tuple[str, int]
@@ -89,12 +87,6 @@ def match_classes(train: ShardSet, test: ShardSet, known_only: bool) -> MatchedC
         LabeledImages(test_numbers[known], matched[known]),
         tuple(notes),
     )
-
-
-def plain_name(name: str) -> str:
-    """A class's name without invisible differences: surrounding or double blanks, Unicode form."""
-    text = unicodedata.normalize("NFC", name)
-    return " ".join("".join(" " if one in _INVISIBLE else one for one in text).split())
 
 
 def _keys(classes: Sequence[str], by_number: bool) -> list[_Key]:

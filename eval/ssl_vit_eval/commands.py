@@ -11,7 +11,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Evaluate an export, with raw pixels and the same network untrained as baselines.",
+    help="Evaluate an export: its features beside raw pixels and the untrained network, or its "
+    "classifier.",
 )
 
 RunArgument = Annotated[
@@ -127,3 +128,135 @@ def linear(
 
     place = choose_device(device)
     publish(inputs, evaluate(collect(inputs, place), place, LinearSettings(epochs=epochs)))
+
+
+@app.command()
+def classifier(
+    run: RunArgument,
+    test: TestOption,
+    known_classes_only: KnownOption = False,
+    value_range: RangeOption = None,
+    crop_ratio: CropOption = 0.875,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """A fine-tuned classifier on test images: scores by class, confusion matrix, calibration."""
+    from ssl_vit.data.values import parse_range
+    from ssl_vit_eval.classifier import check_classifier_inputs, predict, publish
+    from ssl_vit_eval.inputs import Reading
+
+    reading = Reading.checked(crop_ratio, batch_size, workers, device)
+    inputs = check_classifier_inputs(
+        run, test, reading, known_classes_only, parse_range(value_range)
+    )
+    compute_beside_workers()
+
+    from ssl_vit_eval.baselines import choose_device
+
+    publish(inputs, predict(inputs, choose_device(device)))
+
+
+def finetune(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Pre-trained run (its newest export) or export folder."),
+    ],
+    run: Annotated[
+        Path, typer.Option("--run", help="Run folder: created, or resumed by the same command.")
+    ],
+    train: Annotated[str, typer.Option("--train", help="Labeled shards to train on.")],
+    val: Annotated[
+        str, typer.Option("--val", help="Labeled shards for validation [a tenth of train].")
+    ] = "",
+    test: Annotated[
+        str, typer.Option("--test", help="Labeled shards that the result is tested on, once.")
+    ] = "",
+    image_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--image-size",
+            min=1,
+            help="Side of the crops in pixels; twice for height and width [as pre-trained].",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="Fine-tuning recipe [chosen by the export's].")
+    ] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as path=value, as for pretrain.")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A trial of 20 steps, in the full network and size.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Time budget of the run.")
+    ] = None,
+    print_only: Annotated[
+        bool,
+        typer.Option(
+            "--print",
+            help="Only print recipe and settings, for `ssl-vit pretrain` or `launch submit`.",
+        ),
+    ] = False,
+) -> None:
+    """Train a classifier from a pre-trained backbone; run the same command again to resume."""
+    import shlex
+
+    from ssl_vit.distributed import read_processes
+    from ssl_vit.run.minutes import with_minutes
+    from ssl_vit.run.pretrain import prepare, start
+    from ssl_vit_eval.finetune import check_test_set, plan_finetuning
+
+    own = with_minutes(overrides or [], minutes)
+    sizes = image_size or []
+    plan = plan_finetuning(
+        source, run, train, sizes, validation=val, recipe=recipe, is_smoke=smoke, overrides=own
+    )
+    if test:
+        check_test_set(test, train)
+    if print_only:
+        typer.echo(shlex.join([plan.recipe, *plan.words]))
+        return
+    typer.echo(f"{plan.recipe}, from {plan.export}", err=True)
+    if code := start(prepare(plan.recipe, run, plan.words, is_smoke=False)):
+        raise typer.Exit(code)
+    if test and read_processes().is_first:
+        classifier(run, test)
+
+
+def predict(
+    model: Annotated[
+        Path, typer.Argument(help="Fine-tuned run (its newest export) or export folder.")
+    ],
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES|SHARDS", help="Folder of images, or shards.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="CSV with path, class, probability and problem.")
+    ],
+    value_range: RangeOption = None,
+    crop_ratio: CropOption = 0.875,
+    batch_size: BatchOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """The class of every image, by a fine-tuned classifier, as a CSV."""
+    from ssl_vit.data.values import parse_range
+    from ssl_vit_eval.inputs import Reading
+    from ssl_vit_eval.prediction import check_prediction
+    from ssl_vit_eval.prediction import predict as classify
+
+    reading = Reading.checked(crop_ratio, batch_size, 0, device)
+    prediction = check_prediction(model, images, out, reading, parse_range(value_range))
+    compute_beside_workers()
+
+    from ssl_vit_eval.baselines import choose_device
+
+    written = classify(prediction, choose_device(device))
+    for note in prediction.notes:
+        typer.echo(f"- {note}")
+    found = ", ".join(f"{name} {count:,}" for name, count in written.counts.items() if count)
+    typer.echo(f"{written.classified:,} images: {found or 'none'}")
+    if written.unreadable:
+        typer.echo(f"{written.unreadable:,} could not be read: see the column `problem`")
+    typer.echo(f"written: {out}")

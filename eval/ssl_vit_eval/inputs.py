@@ -1,6 +1,7 @@
 """The inputs of an evaluation, checked without torch so that mistakes are reported at once."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +34,39 @@ class EvaluationOptions:
     """Whether a part of train is held out for choosing settings."""
     values: ValueRange | None = None
     """How values of more than 8 bits are shown, for an export without a value range."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read and where the network computes."""
+
+    crop_ratio: float
+    """Side of the center crop over the image's shorter side, in (0, 1]."""
+    batch_size: int | None
+    """Images per forward pass; None for the device's default."""
+    workers: int
+    """Decoding processes."""
+    device: str
+    """`auto`, `cpu`, `cuda` or `cuda:NUMBER`."""
+
+    @classmethod
+    def checked(
+        cls, crop_ratio: float, batch_size: int | None, workers: int | None, device: str
+    ) -> "Reading":
+        """From a command line; ``workers`` is one for each core except one by default, at most 8.
+
+        Raises:
+            UserError: A crop ratio outside (0, 1], or an unknown device.
+        """
+        if not _DEVICE.fullmatch(device):
+            raise UserError(f"--device {device} is unknown", "use auto, cpu, cuda or cuda:NUMBER")
+        if not 0 < crop_ratio <= 1:
+            raise UserError(
+                f"--crop-ratio {crop_ratio:g} is out of range", "allowed: 0 < crop ratio <= 1"
+            )
+        if workers is None:
+            workers = max(1, min(8, cores_here() - 1))
+        return cls(crop_ratio, batch_size, workers, device)
 
 
 @dataclass(frozen=True)
@@ -92,12 +126,7 @@ def check_inputs(
             other classes, or the same set twice; k larger than the train set; nothing to hold out;
             an unknown device; or the results cannot be written.
     """
-    if not _DEVICE.fullmatch(device):
-        raise UserError(f"--device {device} is unknown", "use auto, cpu, cuda or cuda:NUMBER")
-    if not 0 < crop_ratio <= 1:
-        raise UserError(
-            f"--crop-ratio {crop_ratio:g} is out of range", "allowed: 0 < crop ratio <= 1"
-        )
+    reading = Reading.checked(crop_ratio, batch_size, workers, device)
     export = find_export(run)
     info = read_export_info(export)
     if not (export / WEIGHTS_FILE).is_file():
@@ -106,32 +135,38 @@ def check_inputs(
     check_labels(train_shards, min(MIN_IMAGES, options.largest_k or MIN_IMAGES))
     check_labels(test_shards, MIN_IMAGES)
     classes = _match(train_shards, test_shards, options)
-    values, notes = _values(info, train_shards, test_shards, options.values)
-    evals = _evals_folder(export)
+    sides = [("--train", train_shards), ("--test", test_shards)]
+    values, notes = range_of(info, sides, options.values)
+    evals = evals_folder(export)
     try:
         evals.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write results to {evals}: {error.strerror}", "copy the export elsewhere"
         ) from None
-    if workers is None:
-        workers = max(1, min(8, cores_here() - 1))
     sets = (train_shards, test_shards, classes, values, notes)
-    return Inputs(export, info, *sets, evals, crop_ratio, batch_size, workers, device)
+    return Inputs(export, info, *sets, evals, **vars(reading))
 
 
-def _values(
-    info: ExportInfo, train: ShardSet, test: ShardSet, given: ValueRange | None
+def range_of(
+    info: ExportInfo, sides: Sequence[tuple[str, ShardSet]], given: ValueRange | None
 ) -> tuple[ValueRange | None, tuple[str, ...]]:
     """The value range with which the network was trained, never that of the evaluated images; and
     notes on it.
+
+    Args:
+        info: Description of the network.
+        sides: The option and the images of each set.
+        given: By the user, for an export without a value range.
+
+    Raises:
+        UserError: It is given and known, or needed and unknown.
     """
     if info.values and given:
         raise UserError(
             f"the export has the value range {info.values}, and --value-range gives another",
             "leave --value-range out: the network was trained with the export's",
         )
-    sides = (("--train", train), ("--test", test))
     indexed = [(side, shards, shards.values) for side, shards in sides if shards.values]
     values = info.values
     if given:
@@ -206,7 +241,8 @@ def _match(train: ShardSet, test: ShardSet, options: EvaluationOptions) -> Match
     return classes
 
 
-def _evals_folder(export: Path) -> Path:
+def evals_folder(export: Path) -> Path:
+    """Where the results of an export go: in its run folder, or in the export's own."""
     if export.resolve().parent.name == "exports":
         return RunFolder(export.resolve().parent.parent).evals
     return export / "evals"

@@ -16,7 +16,7 @@ _LISTED_CLASSES = 20
 
 def row_table(title: str, rows: Sequence[RowResult]) -> Table:
     """Every row and kind of feature, with the row's result in bold and with a star."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     has_held_out = any(kind.held_out is not None for row in rows for kind in row.kinds)
     table.add_column("features")
     table.add_column("kind")
@@ -37,10 +37,11 @@ def row_table(title: str, rows: Sequence[RowResult]) -> Table:
     return table
 
 
-def class_table(classes: Sequence[ClassScore]) -> Table:
-    """The scores of the pre-trained features per class; of many, those with the lowest recall."""
+def class_table(
+    classes: Sequence[ClassScore], title: str = "pre-trained features, per class"
+) -> Table:
+    """The scores per class; of many classes, those with the lowest recall."""
     tested = [each for each in classes if each.support]
-    title = "pre-trained features, per class"
     if len(tested) > _LISTED_CLASSES:
         title = (
             f"{title}: the {_LISTED_CLASSES} of {len(tested):,} with the lowest recall; the others "

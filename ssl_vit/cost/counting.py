@@ -33,14 +33,18 @@ _IMAGES = 100
 _HEIGHT, _WIDTH = 375, 500
 
 
-def count_parameters(config: ObjectiveConfig, backbone: BackboneConfig) -> Parameters:
-    """Parameters of an objective."""
-    return _count_parameters(config, backbone)  # type: ignore[arg-type] - frozen: hashable
+def count_parameters(
+    config: ObjectiveConfig, backbone: BackboneConfig, frozen_units: int = 0
+) -> Parameters:
+    """Parameters of an objective; ``frozen_units`` as in ``Backbone.freeze_first``."""
+    return _count_parameters(config, backbone, frozen_units)  # type: ignore[arg-type] - frozen: hashable
 
 
 @cache  # the runs of a sweep have them in common
-def _count_parameters(config: ObjectiveConfig, backbone: BackboneConfig) -> Parameters:
-    return _parameters_of(_build(config, backbone))
+def _count_parameters(
+    config: ObjectiveConfig, backbone: BackboneConfig, frozen_units: int
+) -> Parameters:
+    return _parameters_of(_build(config, backbone, frozen_units))
 
 
 def backbone_parameters(config: BackboneConfig) -> int:
@@ -49,12 +53,18 @@ def backbone_parameters(config: BackboneConfig) -> int:
         return sum(p.numel() for p in build_backbone(config).parameters())
 
 
-def count_cost(config: ObjectiveConfig, backbone: BackboneConfig, arithmetic: Arithmetic) -> Cost:
+def count_cost(
+    config: ObjectiveConfig,
+    backbone: BackboneConfig,
+    arithmetic: Arithmetic,
+    frozen_units: int = 0,
+) -> Cost:
     """Cost of one image: backbone, the objective's own networks, and the loss.
 
-    Patches are masked as in a micro-batch of a run, including padding.
+    Patches are masked as in a micro-batch of a run, including padding. ``frozen_units`` as in
+    ``Backbone.freeze_first``.
     """
-    objective, mode, trace = _build(config, backbone), FakeTensorMode(), Trace()
+    objective, mode, trace = _build(config, backbone, frozen_units), FakeTensorMode(), Trace()
     parameters = _parameters_of(objective)
     _pretend(objective, mode)
     given = [frozen.modules for frozen in objective.frozen()]
@@ -103,9 +113,11 @@ def _parameters_of(objective: Objective) -> Parameters:
     )
 
 
-def _build(config: ObjectiveConfig, backbone: BackboneConfig) -> Objective:
+def _build(config: ObjectiveConfig, backbone: BackboneConfig, frozen_units: int) -> Objective:
     with torch.device("meta"):
-        return build_objective(config, build_backbone(backbone), DataConfig(), total_steps=1)
+        network = build_backbone(backbone)
+        network.freeze_first(frozen_units)
+        return build_objective(config, network, DataConfig(), total_steps=1)
 
 
 def _pretend(module: nn.Module, mode: FakeTensorMode) -> None:

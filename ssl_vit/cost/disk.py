@@ -45,4 +45,5 @@ def expected_disk(config: RunConfig, total_steps: int) -> Disk | None:
         return None
     from ssl_vit.cost.counting import count_parameters
 
-    return disk_of(config, total_steps, count_parameters(config.objective, config.backbone))
+    parameters = count_parameters(config.objective, config.backbone, config.optimizer.freeze_units)
+    return disk_of(config, total_steps, parameters)

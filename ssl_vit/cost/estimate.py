@@ -96,8 +96,7 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
         gpus: Total number of GPUs, with one process each.
         device: A name in ``DEVICES``.
         mfu: Expected fraction of the device's peak, in (0, 1].
-        images: Number of images in the data set, if ``data.shards`` is not set; 0: that of
-            ImageNet-1k.
+        images: Number of images in the data set, if ``data.shards`` is not set; 0: ImageNet-1k's.
 
     Raises:
         UserError: The device is unknown, batch, lanes and GPUs do not divide, or both shards and a
@@ -112,7 +111,8 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
     from ssl_vit.cost.counting import count_cost
 
     config, arithmetic = _with_given(config, data), Arithmetic(plan.precision, "cuda")
-    cost = count_cost(config.objective, config.backbone, arithmetic)
+    parts = (config.objective, config.backbone, arithmetic)
+    cost = count_cost(*parts, config.optimizer.freeze_units)
     plan = with_cost(plan, config, machine, cost)
     engine, batches = config.engine, (plan.micro_batch_size, plan.accumulation)
 

@@ -112,6 +112,12 @@ class Trace(TorchDispatchMode):
         forward, kind = block.forward, _kind_of(block)
 
         def run(tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+            if tokens.requires_grad or any(each.requires_grad for each in block.parameters()):
+                return count(tokens, bias)
+            with torch.no_grad():  # a frozen block on frozen tokens: nothing is saved or repeated
+                return count(tokens, bias)
+
+        def count(tokens: Tensor, bias: Tensor | None) -> Tensor:
             layout = (tokens.shape, tokens.stride(), tokens.dtype)
             # A bias of attention is computed from weights alone: it adds nothing to the inputs.
             has_bias = bias is not None and (bias.shape, bias.dtype, bias.requires_grad)

@@ -1,9 +1,27 @@
-"""The contract between loading and training: where micro-batches come from, and what comes."""
+"""The contract between loading and training: where micro-batches come from, and what comes.
 
+No torch here.
+"""
+
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from ssl_vit.data.bad_sample import BadSample
 from ssl_vit.errors import UserError
+
+
+@dataclass(frozen=True, order=True)
+class BadSample:
+    """One place in the order of samples whose own image could not be used."""
+
+    number: int
+    """Sample number in the shard set."""
+    epoch: int
+    key: str
+    shard: str
+    """Path or URL of the shard."""
+    problem: str
+    replaced_by: int
+    """Sample number that was used instead."""
 
 
 class Loaded(NamedTuple):

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vit.data.bad_sample import BadSample
-from ssl_vit.data.batches import Loaded
+from ssl_vit.data.batches import BadSample, Loaded
 from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.order import SampleRandomness, SampleRef

@@ -1,4 +1,8 @@
-"""The images of a shard set that have a label. Training never uses them. No torch here."""
+"""The images of a shard set that have a label, and classes of two sets by name. No torch here."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -7,11 +11,45 @@ from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 
 _PROBE_TEST_SHARE = 4  # one image in so many
+_INVISIBLE = "\ufeff\u200b"  # a byte order mark and a zero-width space, which no strip removes
 
 
 def labeled_numbers(shards: ShardSet) -> np.ndarray:
     """(N,) sample numbers that have a label, in index order."""
     return np.flatnonzero(shards.labels != NO_LABEL)
+
+
+def plain_name(name: str) -> str:
+    """A class's name without invisible differences: surrounding or double blanks, Unicode form."""
+    text = unicodedata.normalize("NFC", name)
+    return " ".join("".join(" " if one in _INVISIBLE else one for one in text).split())
+
+
+def renumbered(theirs: ShardSet, ours: Sequence[str]) -> np.ndarray:
+    """(N,) int64 class numbers, by ``ours``, of the labeled images of another set, in index order;
+    −1 where ``ours`` has no such class.
+
+    Args:
+        theirs: Checked by :func:`check_labels`.
+        ours: Names of classes.
+
+    Raises:
+        UserError: Two classes have one name, and only their numbers could tell them apart.
+    """
+    labels = theirs.labels[labeled_numbers(theirs)].astype(np.int64)
+    if tuple(theirs.classes) == tuple(ours):
+        return labels
+    for names, whose in ((theirs.classes, theirs.source), (ours, "the training images")):
+        twice = [name for name, count in Counter(map(plain_name, names)).items() if count > 1]
+        if twice:
+            raise UserError(
+                f"several classes of {whose} are named {twice[0]}, and {theirs.source} numbers its "
+                "classes differently",
+                "give every class a different name, or index both sets with the same --classes "
+                "file",
+            )
+    place = {plain_name(name): number for number, name in enumerate(ours)}
+    return np.array([place.get(plain_name(name), -1) for name in theirs.classes])[labels]
 
 
 def check_labels(shards: ShardSet, least: int) -> None:
@@ -40,6 +78,28 @@ def check_labels(shards: ShardSet, least: int) -> None:
             f"{shards.source} has a label outside its {len(shards.classes)} classes",
             f"pack the images again into {shards.source}",
         )
+
+
+def hold_out(labels: np.ndarray, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out a share of every class.
+
+    Args:
+        labels: (N,) class numbers.
+        share: In (0, 1); of a class with two or more images, at least one is held out and one kept.
+
+    Returns:
+        Ascending numbers of the images that are kept, and of those held out; the same on every call
+        and machine.
+    """
+    rng = np.random.Generator(np.random.Philox(seed))
+    # Not rng.permutation, whose algorithm numpy may change.
+    order = np.argsort(rng.random(len(labels)), kind="stable")
+    held = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held[members[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def choose_images(shards: ShardSet, most: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ssl_vit.data.bad_sample import BadSample
-from ssl_vit.data.batches import Loaded
+from ssl_vit.data.batches import BadSample, Loaded
 from ssl_vit.data.config import BUFFERS_IN_USE
 from ssl_vit.errors import UserError
 

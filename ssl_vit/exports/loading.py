@@ -1,6 +1,7 @@
 """Loads an export as a network that is ready for images."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -9,11 +10,14 @@ from safetensors.torch import load_file
 from ssl_vit.cost.counting import backbone_parameters
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import (
+    CLASSIFIER_WEIGHTS,
     INFO_FILE,
     TOKENIZER_WEIGHTS,
     WEIGHTS_FILE,
+    ExportInfo,
     TokenizerInfo,
     find_export,
+    read_classifier_info,
     read_export_info,
     read_tokenizer_info,
 )
@@ -22,8 +26,13 @@ from ssl_vit.files import spelled_in_utf8
 from ssl_vit.foreign import first_line
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.build import build_backbone
-from ssl_vit.models.timm_names import from_timm
+from ssl_vit.models.timm_names import classifier_to_timm, from_timm
+from ssl_vit.objectives.classification.head import Classifier
 from ssl_vit.objectives.tokenizer.network import TokenizerNetwork
+
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+_HEAD = ("fc_norm.", "attn_pool.", "head.")
 
 
 def load_backbone(path: Path | str) -> Backbone:
@@ -56,10 +65,7 @@ def load_backbone(path: Path | str) -> Backbone:
         model.load_state_dict(from_timm(state, info.backbone))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
-    size = info.backbone.height_width
-    preprocess = Preprocess(size, info.pixel_mean, info.pixel_std, info.values)
-    setattr(model, "preprocess", preprocess)  # noqa: B010 - torch's stubs allow tensors and modules
-    return model.eval()
+    return _with_preprocess(model, info).eval()
 
 
 def load_tokenizer(path: Path | str) -> TokenizerNetwork:
@@ -91,6 +97,52 @@ def load_tokenizer(path: Path | str) -> TokenizerNetwork:
             "give another export of the run that trained it",
         ) from None
     return model.eval()
+
+
+def load_classifier(path: Path | str) -> Classifier:
+    """The exported backbone with its head, in evaluation mode on the CPU.
+
+    Args:
+        path: A run folder (its newest export), an export folder, or a file in one.
+
+    Returns:
+        A model on images (B, 3, H, W) as its ``preprocess(images, size=None)`` makes them; it gives
+        (B, C) float32 logits and (B, D) pooled features. ``classes`` are the names of the logits.
+
+    Raises:
+        UserError: There is none, or its files do not match.
+    """
+    folder = find_export(path)
+    info, file = read_classifier_info(folder), folder / CLASSIFIER_WEIGHTS
+    try:
+        with spelled_in_utf8(file) as place:
+            state = load_file(place)
+        with torch.device("meta"):
+            model = Classifier(build_backbone(info.backbone), info.pooling, len(info.classes))
+        wanted = classifier_to_timm(model.state_dict(), info.backbone)
+        check_state(state, {name: tensor.shape for name, tensor in wanted.items()})
+        model = Classifier(build_backbone(info.backbone), info.pooling, len(info.classes))
+        inner = from_timm(_without(state, "fc_norm."), info.backbone)
+        # A norm that the head's replaces is not in the file, and is not used.
+        spare = {k: v for k, v in model.backbone.state_dict().items() if k.startswith("norm.")}
+        model.backbone.load_state_dict(spare | inner)
+        own = {name: value for name, value in state.items() if name.startswith(_HEAD)}
+        model.load_state_dict(own, strict=False)  # compared above
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise UserError(f"cannot load {file}: {first_line(error)}", "export again") from None
+    setattr(model, "classes", info.classes)  # noqa: B010 - torch's stubs allow tensors and modules
+    return _with_preprocess(model, info).eval()
+
+
+def _with_preprocess(model: Network, info: ExportInfo) -> Network:
+    size = info.backbone.height_width
+    preprocess = Preprocess(size, info.pixel_mean, info.pixel_std, info.values)
+    setattr(model, "preprocess", preprocess)  # noqa: B010 - torch's stubs allow tensors and modules
+    return model
+
+
+def _without(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
 
 
 def _tokenizer_shapes(info: TokenizerInfo) -> dict[str, torch.Size]:

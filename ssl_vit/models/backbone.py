@@ -56,6 +56,16 @@ class Backbone(nn.Module, ABC):
         maps one tensor, and perhaps a bias of attention, to one tensor.
         """
 
+    def freeze_first(self, count: int) -> None:
+        """Do not train the first ``count`` units and what comes before them; 0: train all.
+
+        Args:
+            count: From 0 to the number of units.
+        """
+        for name, parameter in self.named_parameters():
+            if count and self.layer_of(name) <= count:
+                parameter.requires_grad = False
+
     def use_channels_last(self, channels_last: bool) -> None:
         """Whether convolutions, if there are any, get images with channels last in memory."""
 

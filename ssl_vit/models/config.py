@@ -59,6 +59,8 @@ Hides = Literal["no", "fill", "drop"]
 token, or leave them out.
 """
 HIDES: tuple[Hides, ...] = ("no", "fill", "drop")
+Pooling = Literal["cls", "mean", "map"]
+"""How a classifier makes one vector of a backbone's tokens; see `ClassificationConfig`."""
 
 
 class BackboneConfig(Config):

@@ -15,6 +15,7 @@ from ssl_vit.models.config import VitConfig
 
 _TABLE = "relative_position_bias_table"
 _SHARED_TABLE = f"rel_pos_bias.{_TABLE}"
+_BACKBONE = "backbone."
 
 # Ours → timm's Beit's, and back.
 _TO_BEIT = (
@@ -47,6 +48,23 @@ def to_timm(state: Mapping[str, Tensor], config: VitConfig) -> dict[str, Tensor]
             found |= {f"{gate[1]}_{letter}.{gate[2]}": half.clone() for letter, half in halves}
         else:
             found[_renamed(name, _TO_BEIT)] = value
+    return found
+
+
+def classifier_to_timm(state: Mapping[str, Tensor], config: VitConfig) -> dict[str, Tensor]:
+    """The state dict of a backbone with its head, named as timm's network of the same pooling; the
+    backbone's tensors have `backbone.` in front. A last norm that the head's replaces is left out,
+    as in timm.
+    """
+    own = {name: value for name, value in state.items() if not name.startswith(_BACKBONE)}
+    inner = {
+        name.removeprefix(_BACKBONE): value
+        for name, value in state.items()
+        if name.startswith(_BACKBONE)
+    }
+    found = to_timm(inner, config) | own
+    if any(name.startswith("fc_norm.") for name in own):
+        found = {name: value for name, value in found.items() if not name.startswith("norm.")}
     return found
 
 

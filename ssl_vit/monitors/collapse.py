@@ -127,7 +127,8 @@ class CollapseWatch:
                     "the features use fewer and fewer dimensions: "
                     f"RankMe {now:.1f}, {peak:.1f} before"
                 )
-        return found
+        is_one = self.objective.is_symptom
+        return {symptom: evidence for symptom, evidence in found.items() if is_one(symptom)}
 
     def _look_at_answers(
         self,

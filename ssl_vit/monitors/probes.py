@@ -125,9 +125,19 @@ def linear_accuracy(
 
 
 def summary(measures: Mapping[str, float]) -> str:
-    """The better kind of feature of each protocol, in percent, for a progress line."""
+    """For a progress line, in percent: validation, and each protocol's better kind of feature."""
+    parts = []
+    if "validation/accuracy" in measures:
+        right, balanced = (
+            100 * measures[f"validation/{name}"] for name in ("accuracy", "balanced_accuracy")
+        )
+        parts.append(f"validation {right:.1f} % (balanced {balanced:.1f} %)")
     best = {
-        protocol: max(value for name, value in measures.items() if f"/{protocol}_" in name)
-        for protocol in ("knn", "linear")
+        title: max(values)
+        for title, protocol in (("k-NN", "knn"), ("linear", "linear"))
+        if (values := [value for name, value in measures.items() if f"/{protocol}_" in name])
     }
-    return f"k-NN {100 * best['knn']:.1f} %, linear {100 * best['linear']:.1f} % (online)"
+    if best:
+        named = ", ".join(f"{title} {100 * value:.1f} %" for title, value in best.items())
+        parts.append(f"{named} (online)")
+    return ", ".join(parts)

@@ -10,8 +10,11 @@ from ssl_vit.models.backbone import Backbone, SparseBackbone, TokenBackbone
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.beit.objective import Beit
 from ssl_vit.objectives.beit.views import BeitViews
+from ssl_vit.objectives.classification.objective import Classification
+from ssl_vit.objectives.classification.views import LabeledViews
 from ssl_vit.objectives.config import (
     BeitConfig,
+    ClassificationConfig,
     DinoConfig,
     MaeConfig,
     MaskFeatConfig,
@@ -65,6 +68,8 @@ def build_objective(
             return Tokenizer(config, backbone, pixel_scale, total_steps)
         case DinoConfig():
             return Dino(config, backbone, pixel_scale, total_steps)
+        case ClassificationConfig():
+            return Classification(config, backbone, pixel_scale)
     assert_never(config)
 
 
@@ -83,4 +88,6 @@ def build_views(config: ObjectiveConfig, backbone: BackboneConfig) -> Views:
             return PairedViews(config, backbone)
         case DinoConfig():
             return DinoViews(config, backbone)
+        case ClassificationConfig():
+            return LabeledViews(config, backbone)
     assert_never(config)

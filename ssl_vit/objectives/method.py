@@ -7,7 +7,7 @@ the methods.
 """
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ssl_vit.config import Config
 from ssl_vit.models.config import HIDES, BackboneConfig, Hides
@@ -17,6 +17,19 @@ Symptom = Literal[
     "one answer", "no answer", "one direction", "few dimensions", "few codes", "empty codes"
 ]
 """The kinds of collapse; see `monitors/collapse.py`."""
+
+
+class Validating(NamedTuple):
+    """How a run that learns from labels is validated."""
+
+    shards: str
+    """Labeled shards; empty: a part of the training images is held out."""
+    held_out: float
+    """Share of each class that is held out."""
+    every_steps: int
+    """Steps between two validations."""
+    patience: int
+    """Validations without a better one after which the run stops; 0: never."""
 
 
 class MethodConfig(Config):
@@ -89,6 +102,38 @@ class MethodConfig(Config):
 
         Raises:
             ValueError: It does not fit the data; "what is wrong; what to do".
+        """
+        return self
+
+    def unlike(self, other: "MethodConfig") -> str:
+        """The setting in which a run of this method differs from another of the same in such a way
+        that its heads cannot go on with the other's; empty: none.
+        """
+        return ""
+
+    def is_symptom(self, symptom: Symptom) -> bool:
+        """Whether this would be a sign of collapse."""
+        return True
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether every training image must have a label."""
+        return False
+
+    @property
+    def validating(self) -> Validating | None:
+        """How a run is validated; None: not at all."""
+        return None
+
+    def fit_to_classes(self, classes: tuple[str, ...], counts: tuple[int, ...]) -> "MethodConfig":
+        """This config with the classes of the data filled in.
+
+        Args:
+            classes: Their names, in the order of their numbers.
+            counts: Number of training images of each.
+
+        Raises:
+            ValueError: It does not fit them; "what is wrong; what to do".
         """
         return self
 

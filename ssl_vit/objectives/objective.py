@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.block import Block
 from ssl_vit.objectives.frozen import Frozen
-from ssl_vit.objectives.given import Codes
 from ssl_vit.objectives.pixels import PixelScale
 
 
@@ -98,10 +97,11 @@ class Objective(nn.Module, ABC):
         """
         return {"backbone": self.backbone}
 
-    @property
-    def codes(self) -> Codes | None:
-        """Sizes of the codebook, if this objective exports a `tokenizer`."""
-        return None
+    def described(self) -> dict[str, dict[str, Any]]:
+        """What it takes to use the exported modules other than `backbone`: by file name, the fields
+        of its description (`exports/folder.py`).
+        """
+        return {}
 
     def frozen(self) -> list[Frozen]:
         """Networks that are used but neither trained nor saved."""
@@ -109,6 +109,12 @@ class Objective(nn.Module, ABC):
 
     def load_given(self, network: nn.Module) -> None:
         """Take over the weights of the network that the config's `given` names, on the CPU."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, C) float32 logits of (B, 3, H, W) uint8 images, as an export would have them now; for
+        objectives that learn from labels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not classify")
 
     @property
     def exported_backbone(self) -> Backbone:

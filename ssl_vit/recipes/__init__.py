@@ -11,12 +11,15 @@ from ssl_vit.overrides import note_renamed
 from ssl_vit.recipes.dino import SELF_DISTILLATION
 from ssl_vit.recipes.masked import MASKED
 from ssl_vit.recipes.recipe import Recipe
+from ssl_vit.recipes.supervised import SUPERVISED
 from ssl_vit.recipes.tokens import TOKENS
 from ssl_vit.run.config import CONFIG_FILE, RunConfig
 from ssl_vit.run.minutes import apply_with_warmup, fill_in_warmup
 from ssl_vit.run.smoke import smoke
 
-RECIPES: dict[str, Recipe] = {each.name: each for each in (*MASKED, *TOKENS, *SELF_DISTILLATION)}
+RECIPES: dict[str, Recipe] = {
+    each.name: each for each in (*MASKED, *TOKENS, *SELF_DISTILLATION, *SUPERVISED)
+}
 
 
 def find_recipe(name: str) -> RunConfig:

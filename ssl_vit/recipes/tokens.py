@@ -155,10 +155,14 @@ def beit2_vitb16() -> RunConfig:
         "relative ones and LayerScale learn much more slowly in a short run), in batches of 32; no "
         "color jitter"
     ),
-    expected="not measured yet",
+    expected=(
+        "1,960 solar cells (ELPV), tokens of our own MAE's features, ten minutes of two cores: "
+        "k-NN 78 %, linear 79 %, as MAE has; untrained 62 and 76 %"
+    ),
     notes=(
-        "Needs a tokenizer: objective.tokenizer=RUN, of tokenizer_pixels_small_data. For images "
-        "without a fixed orientation, objective.vertical_flip=0.5 helps."
+        "Needs a tokenizer: objective.tokenizer=RUN, of tokenizer_pixels_small_data, best with "
+        "objective.target=features. For images without a fixed orientation, "
+        "objective.vertical_flip=0.5 helps."
     ),
 )
 def beit_small_data() -> RunConfig:

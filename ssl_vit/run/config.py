@@ -55,6 +55,11 @@ class RunConfig(Config):
         plan's (training/plan.py). What an objective needs of a backbone is its own `check`.
         """
         self.objective.check(self.backbone)
+        if self.optimizer.freeze_units > self.backbone.depth:
+            raise ValueError(
+                f"optimizer.freeze_units={self.optimizer.freeze_units} is more than the "
+                f"{self.backbone.depth} blocks of the backbone; choose a smaller one"
+            )
         return self
 
 

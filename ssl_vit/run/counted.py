@@ -18,5 +18,6 @@ def counted(plan: RunPlan, config: RunConfig, machine: Machine) -> RunPlan:
         UserError: Not even one image fits.
     """
     arithmetic = choose_arithmetic(config.engine, machine)
-    cost = count_cost(config.objective, config.backbone, arithmetic)
+    frozen = config.optimizer.freeze_units
+    cost = count_cost(config.objective, config.backbone, arithmetic, frozen)
     return with_cost(plan, config, machine, cost)

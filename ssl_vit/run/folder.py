@@ -19,6 +19,12 @@ from ssl_vit.run.config import CONFIG_FILE, RunConfig, may_change_on_resume
 _LOCK = ".lock"
 
 
+class _Ended(Document):
+    """What is read of an `ended.json`."""
+
+    step: int = 0
+
+
 class _Plan(Document):
     """What later starts and other commands read from a `plan.json` (training/plan.py)."""
 
@@ -41,6 +47,8 @@ class RunFolder:
         self.bad_samples = self.root / "bad_samples.jsonl"
         self.nonfinite = self.root / "nonfinite.jsonl"
         self.alarms = self.root / "alarms.jsonl"
+        self.validations = self.root / "validations.jsonl"
+        self.ended = self.root / "ended.json"
         self.hangs = self.root / "hangs"
         self.tensorboard = self.root / "tensorboard"
         self.checkpoints = self.root / "checkpoints"
@@ -78,7 +86,14 @@ class RunFolder:
 
     def total_steps(self) -> int:
         """Steps of the whole run; 0 before its first start."""
-        return self._read_plan().total_steps
+        return self.ended_step() or self._read_plan().total_steps
+
+    def ended_step(self) -> int:
+        """Number of steps after which validation ended the run; 0: it did not."""
+        try:
+            return checked(_Ended, read_json(self.ended, ""), str(self.ended), "").step
+        except UserError:
+            return 0
 
     def derived_length(self) -> tuple[int, float]:
         """(steps, measured images/s) derived from minutes; zeros before the rate was measured."""

@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from ssl_vit.exports.folder import TOKENIZER_INFO, find_export
+from ssl_vit.exports.folder import CLASSIFIER_INFO, TOKENIZER_INFO, find_export
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import describe_set
 from ssl_vit.run.folder import RunFolder
@@ -108,7 +108,11 @@ def print_end(folder: RunFolder, complete: bool) -> None:
                 "next: ssl-vit pretrain beit_small_data --run BEIT data.shards=SHARDS "
                 f"objective.tokenizer={folder.root}"
             )
-        print(f"next: ssl-vit eval knn {folder.root} --train TRAIN_SHARDS --test TEST_SHARDS")
+        if (export / CLASSIFIER_INFO).is_file():
+            print(f"next: ssl-vit eval classifier {folder.root} --test TEST_SHARDS")
+            print(f"next: ssl-vit predict {folder.root} IMAGES --out CLASSES.csv")
+        else:
+            print(f"next: ssl-vit eval knn {folder.root} --train TRAIN_SHARDS --test TEST_SHARDS")
         print(f"      tensorboard --logdir {folder.tensorboard}")
     elif newest_checkpoint(folder.checkpoints) is None:
         print(f"stopped before the first step; run the same command to start: {folder.root}")

@@ -7,6 +7,7 @@ from ssl_vit.config import to_yaml
 from ssl_vit.data.access_plan import TrainingAccess
 from ssl_vit.data.order import lanes_of_rank
 from ssl_vit.data.prefetcher import ShardPrefetcher
+from ssl_vit.errors import UserError
 from ssl_vit.files import OptionalWrites
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ssl_vit.data.batches import Batches
     from ssl_vit.exports.folder import RunExports
     from ssl_vit.monitors.probes import Probe
+    from ssl_vit.monitors.validation import Validation
     from ssl_vit.objectives.objective import Objective
     from ssl_vit.run.pretrain import Prepared
     from ssl_vit.training.checkpoint import Checkpoints
@@ -57,6 +59,9 @@ def open_trainer(
         preemption=preemption,
         log=log,
         probe=open_probe(prepared),
+        validation=open_validation(prepared, start_step),
+        validations=AppendedLines(folder.validations, start_step, processes.is_first),
+        ended=folder.ended,
         profile=profile,
     )
 
@@ -118,6 +123,39 @@ def open_probe(prepared: "Prepared") -> "Probe | None":
         config.data.values,
     )
     return Probe(labeled, config.monitor.labeled_every_steps)
+
+
+def open_validation(prepared: "Prepared", start_step: int) -> "Validation | None":
+    """The validation of this rank's share of the images; None if there are none. Every rank calls
+    it, and judges from the same past.
+
+    Raises:
+        UserError: An image cannot be read; raised on every rank.
+    """
+    from ssl_vit.monitors.labeled_images import Share, read_share
+    from ssl_vit.monitors.validation import Validation
+    from ssl_vit.training.consensus import gather
+    from ssl_vit.training.metrics_file import read_metrics
+
+    config, wanted, processes = prepared.config, prepared.validation, prepared.processes
+    settings = config.objective.validating
+    if wanted is None or settings is None:
+        return None
+    share = Share(processes.rank, processes.world_size)
+    size, failure = config.backbone.height_width, None
+    try:
+        mine = read_share(wanted.shards, wanted.numbers, size, share, config.data.values)
+    except UserError as error:
+        mine, failure = None, error
+    for each in gather(failure, processes):
+        if each is not None:
+            raise each
+    assert mine is not None
+    validation = Validation(*mine, wanted.labels, wanted.num_classes, settings)
+    lines = read_metrics(prepared.folder.validations) if processes.is_first else []
+    for line in gather([line for line in lines if line["step"] <= start_step], processes)[0]:
+        validation.judge(line["step"], line)
+    return validation
 
 
 def open_exports(prepared: "Prepared", objective: "Objective") -> "RunExports":

@@ -24,6 +24,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import INFO_FILE
 from ssl_vit.files import replacing
 from ssl_vit.recipes import read_config
+from ssl_vit.run.classes import settle_classes
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import data_facts, machine_lanes, open_data, open_labeled, sizes_of
 from ssl_vit.run.environment import check_same_data, describe_data, record_start
@@ -33,6 +34,7 @@ from ssl_vit.run.machine import find_machine, plain_machine, require_compiler
 from ssl_vit.run.messages import describe_measured, print_end, print_start
 from ssl_vit.run.parts import open_log, open_trainer
 from ssl_vit.run.start import check_resume_from, has_checkpoints, initial_objective
+from ssl_vit.run.validation import ValidationImages, split_data
 from ssl_vit.run.value_range import settle_values
 from ssl_vit.training.checkpoint import newest_checkpoint, step_of
 from ssl_vit.training.length import NOT_TIMED, Costs, Timed, slowest, steps_within
@@ -63,6 +65,8 @@ class Prepared:
     """None if the samples are synthetic."""
     labeled: ShardSet | None
     """Shards for online probes; None if there are none."""
+    validation: ValidationImages | None
+    """Images that an objective with labels is validated on; None if there are none."""
     order: Order
     cache: ShardCache
     processes: Processes
@@ -103,9 +107,11 @@ def prepare(
     folder.check_ours()
     cache, shards = open_data(config)
     config, notes = settle_values(config, shards, folder)
+    config, class_notes = settle_classes(config, shards)
+    shards, validation, split_notes = split_data(config, shards, cache)
     facts = data_facts(shards)
     config, more_notes = settle_objective(config, facts.num_samples, folder)
-    notes += more_notes
+    notes += (*more_notes, *class_notes, *split_notes)
     changed = folder.check(config)
     labeled = open_labeled(config, cache)
     check_same_data(folder.environment, describe_data(shards))
@@ -132,7 +138,8 @@ def prepare(
 
         plan = counted(plan, config, machine)
     return Prepared(
-        *(config, plan, folder, shards, labeled, order, cache, everyone, machine, changed, notes)
+        *(config, plan, folder, shards, labeled, validation, order, cache, everyone, machine),
+        *(changed, notes),
     )
 
 
@@ -307,8 +314,9 @@ def is_complete(folder: RunFolder, total_steps: int) -> bool:
     """Whether the run is complete: its last checkpoint and export exist.
 
     Args:
-        total_steps: Length of the run; 0 if not known yet.
+        total_steps: Length of the run, if validation does not end it before; 0 if not known yet.
     """
+    total_steps = folder.ended_step() or total_steps
     newest = newest_checkpoint(folder.checkpoints)
     if newest is None or not total_steps or step_of(newest) < total_steps:
         return False

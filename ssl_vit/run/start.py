@@ -64,6 +64,11 @@ def check_resume_from(config: RunConfig) -> None:
                 f"this run has {config.objective.name}",
                 "use one of its exports/step_… folders, to start from its backbone only",
             )
+        if setting := config.objective.unlike(run.objective):
+            raise UserError(
+                f"resume_from={path} was trained with another objective.{setting}",
+                "use one of its exports/step_… folders, to start from its backbone only",
+            )
         _check_same_given(config, run)
     ours = config.backbone
     free = (*_FREE, "relative_tables") if theirs.relative_tables == "shared" else _FREE
@@ -113,6 +118,7 @@ def initial_objective(
     checkpoint = find_checkpoint(given) if given else None
     if given and checkpoint is None:
         load_exported(model, given)
+    model.freeze_first(config.optimizer.freeze_units)
     objective = build_objective(config.objective, model, config.data, total_steps)
     load_given(objective, config)
     if checkpoint is not None:

@@ -108,6 +108,11 @@ class Checkpoints:
             return False, False
         return self._writing.is_alive(), self._writing.problem is not None
 
+    def newest_step(self) -> int:
+        """Number of steps made at the newest checkpoint on disk; 0 if there is none."""
+        newest = newest_checkpoint(self.folder)
+        return step_of(newest) if newest is not None else 0
+
     def settle(self, any_writes: bool, any_failed: bool) -> bool:
         """Rename a checkpoint in progress into place if all ranks are done; otherwise do nothing.
 

@@ -58,6 +58,16 @@ class OptimizerConfig(Config):
     clip_norm: float = Field(default=0.0, ge=0)
     """Largest global norm of the gradients; larger ones are scaled down. 0 turns clipping off."""
 
+    freeze_units: int = Field(default=0, ge=0, le=10_000)
+    """Number of the backbone's first units (blocks) that are never trained, and with them the stem,
+    the tokens and the positions; for a backbone from `resume_from`.
+    """
+
+    freeze_steps: int = Field(default=0, ge=0)
+    """Steps at the start in which the whole backbone is not trained, so that new heads can adapt to
+    a backbone from `resume_from` first.
+    """
+
     @model_validator(mode="after")
     def _betas_in_range(self) -> "OptimizerConfig":
         if not all(0 <= beta < 1 for beta in self.betas):

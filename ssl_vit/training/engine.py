@@ -19,7 +19,7 @@ from ssl_vit.training.config import EngineConfig, OptimizerConfig
 from ssl_vit.training.consensus import gather
 from ssl_vit.training.measures import DTYPES, NormMeter, PhaseClock, peak_memory
 from ssl_vit.training.optimizations import apply_optimizations
-from ssl_vit.training.optimizer import LossScale, build_optimizer, set_schedules
+from ssl_vit.training.optimizer import LossScale, build_optimizer, freeze_at_first, set_schedules
 from ssl_vit.training.plan import RunPlan, learning_rate_at, weight_decay_at
 from ssl_vit.training.state_shards import (
     StateReader,
@@ -69,7 +69,11 @@ class Engine:
     ) -> None:
         self.optimizer_config, self.plan, self.seed = optimizer_config, plan, seed
         self.processes, self.zero_stage = processes, engine_config.zero_stage
-        self.groups = objective.parameter_groups()
+        self.groups = freeze_at_first(
+            objective.parameter_groups(),
+            objective.backbone.parameters(),
+            optimizer_config.freeze_steps,
+        )
         apply_optimizations(objective, engine_config, plan.device)
         optimizer = build_optimizer(self.groups, optimizer_config, engine_config.fused_optimizer)
         self.zero = ZeroModel(

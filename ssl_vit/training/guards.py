@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_vit.data.bad_sample import BadSample
+from ssl_vit.data.batches import BadSample
 from ssl_vit.data.config import DataConfig
 from ssl_vit.errors import UserError
 from ssl_vit.training.config import GuardConfig

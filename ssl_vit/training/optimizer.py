@@ -1,10 +1,11 @@
 """The optimizer, and what is set before each step: learning rate, weight decay, loss scale."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_vit.objectives.objective import ParameterGroup
 from ssl_vit.training.config import OptimizerConfig
@@ -25,6 +26,30 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         fused=fused,
     )
+
+
+def freeze_at_first(
+    groups: Sequence[ParameterGroup], parameters: Iterable[nn.Parameter], steps: int
+) -> list[ParameterGroup]:
+    """The groups, with some parameters in groups of their own that are frozen for some steps.
+
+    Args:
+        groups: Those of the objective.
+        parameters: The backbone's; others stay where they are.
+        steps: Number of steps; 0: the groups as they are.
+    """
+    if not steps:
+        return list(groups)
+    chosen, found = {id(each) for each in parameters}, []
+    for group in groups:
+        inside = tuple(each for each in group.parameters if id(each) in chosen)
+        outside = tuple(each for each in group.parameters if id(each) not in chosen)
+        if inside:
+            name, frozen = f"{group.name}_backbone", max(group.frozen_steps, steps)
+            found.append(replace(group, name=name, parameters=inside, frozen_steps=frozen))
+        if outside:
+            found.append(replace(group, parameters=outside))
+    return found
 
 
 def set_schedules(

@@ -1,10 +1,12 @@
 """The training loop of all objectives, which it knows only by their contract."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +15,9 @@ import torch
 from ssl_vit.data.batches import Batches
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import RunExports
+from ssl_vit.files import replacing
 from ssl_vit.monitors.probes import Probe
+from ssl_vit.monitors.validation import Validation
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.checkpoint import Checkpoints
 from ssl_vit.training.config import LogConfig
@@ -21,6 +25,7 @@ from ssl_vit.training.consensus import gather
 from ssl_vit.training.guards import BadSamples, HangDetector, NonfiniteUpdates
 from ssl_vit.training.length import Costs, is_measured, warmed_up
 from ssl_vit.training.log import Log
+from ssl_vit.training.metrics_file import AppendedLines
 from ssl_vit.training.preemption import Preemption
 from ssl_vit.training.profile import StepProfile
 from ssl_vit.training.update import StepResult
@@ -60,6 +65,11 @@ class Trainer:
     preemption: Preemption
     log: Log | None = None
     probe: Probe | None = None
+    validation: Validation | None = None
+    validations: AppendedLines | None = None
+    """Where each validation is written down."""
+    ended: Path = Path()
+    """Where the first rank notes that validation ended the run."""
     profile: StepProfile | None = None
     _exported: bool = field(default=True, init=False)
     """Whether the latest export, if any, could be written."""
@@ -76,7 +86,14 @@ class Trainer:
         if self.probe is not None:
             probes = Event(self.probe.every_steps, "before log", self._probe, at_start=True)
             events.insert(0, probes)
+        if self.validation is not None:
+            events.insert(0, Event(self.validation.every_steps, "before log", self._validate))
         return events
+
+    @property
+    def is_over(self) -> bool:
+        """Whether validation says that there is nothing more to gain; the same on every rank."""
+        return self.validation is not None and self.validation.is_over
 
     def run(self, start_step: int, total_steps: int) -> bool:
         """Train to the end, or until a signal asks to stop.
@@ -93,21 +110,18 @@ class Trainer:
                 or shard is unavailable, too many samples were bad (saved first), or the end could
                 not be saved.
         """
-        if start_step >= total_steps:
+        self._begin(start_step)
+        if start_step >= total_steps or self.is_over:
             # The export was deleted, could not be written, or a kill came before it was.
-            self._export(total_steps)
-            self._require_export(total_steps)
-        if start_step == 0:
-            self._begin()
+            self._export_last(start_step)
+            self._end(start_step)
+            return True
         for step in range(start_step, total_steps):
             result = self._train_step(step)
-            self.hangs.beat()
-            if self.profile is not None:
-                self.profile.step()
-            self.nonfinite.record(step, result)
-            self.bad_samples.record(step, result.bad)
+            self._watch(step, result)
             is_last = step + 1 == total_steps
             measures = self._do_events("before log", step + 1, is_last)
+            is_last = is_last or self.is_over
             self._record(step, result, measures)
             self._do_events("after log", step + 1, is_last)
             if is_last:
@@ -119,7 +133,10 @@ class Trainer:
             )
             stop = stop or too_bad
             self.checkpoints.settle(*written)
-            self._do_events("before checkpoint", step + 1, is_last)
+            if is_last:
+                self._export_last(step + 1)
+            else:
+                self._do_events("before checkpoint", step + 1, is_last)
             if stop or is_last or self.checkpoints.due(step + 1):
                 self.checkpoints.begin(step + 1)
             if (stop or is_last) and not self.checkpoints.finish():
@@ -134,7 +151,8 @@ class Trainer:
             if stop and not is_last:
                 return False
             if is_last:
-                self._require_export(total_steps)
+                self._end(step + 1)
+                return True
         return True
 
     def close(self) -> None:
@@ -143,6 +161,8 @@ class Trainer:
         self.batches.close()
         self.bad_samples.close()
         self.nonfinite.close()
+        if self.validations is not None:
+            self.validations.close()
         if self.profile is not None:
             self.profile.close()
         if self.log is not None:
@@ -193,8 +213,21 @@ class Trainer:
                 "`ssl-vit plan` shows the effect of each",
             ) from None
 
-    def _begin(self) -> None:
-        """Run the events that are due before the first step."""
+    def _watch(self, step: int, result: StepResult) -> None:
+        """Tell everyone who counts steps and what went wrong in them."""
+        self.hangs.beat()
+        if self.profile is not None:
+            self.profile.step()
+        self.nonfinite.record(step, result)
+        self.bad_samples.record(step, result.bad)
+
+    def _begin(self, start_step: int) -> None:
+        """Run the events that are due before the first step; after a kill, forget later exports."""
+        if self.validation is not None:
+            # One of them might be newer than the run's last.
+            self.exports.forget_after(start_step)
+        if start_step:
+            return
         measures: dict[str, float] = {}
         for event in self.events:
             if event.at_start:
@@ -226,6 +259,44 @@ class Trainer:
             self.log.progress.say("online probe skipped: its features are not finite")
         return found
 
+    def _validate(self, made: int) -> dict[str, float]:
+        """Measures of the validation images; the best weights so far are exported."""
+        assert self.validation is not None
+        with self._evaluating():
+            mine = self.validation.predict(self.objective, self.engine.device)
+        measured = self.validation.measure(gather(mine, self.engine.processes))
+        # The first rank's, because another kind of processor may round otherwise.
+        found = gather(measured, self.engine.processes)[0]
+        before = self.validation.best_step
+        if self.validations is not None:
+            self.validations.write([{"step": made, **found}])
+        if self.validation.judge(made, found):
+            self._export(made)
+            if self._exported:
+                self.exports.replace(before, made)
+                self.exports.forget_replaced(self.checkpoints.newest_step())
+        if self.is_over and self.log is not None:
+            self.log.progress.say(
+                f"stopping: validation was best at step {self.validation.best_step:,}, whose "
+                "weights are exported"
+            )
+        return found
+
+    def _export_last(self, made: int) -> None:
+        """The last export: of the weights that validation found the best, if there is one."""
+        best = self.validation.best_step if self.validation is not None else 0
+        if best in (0, made):
+            self._export(made)
+        elif self.engine.any_rank(self.exports.lacks(best))[0]:
+            self._export(made)
+            if self.log is not None:
+                self.log.progress.say(
+                    f"the export of step {best:,}, the best by validation, is gone: the last "
+                    "weights are exported instead"
+                )
+        else:
+            self._exported = self.exports.repeat(best, made)
+
     def _show_panels(self, made: int) -> dict[str, float]:
         with self._evaluating():
             pictures = self.objective.panels(self.engine.last_batch)
@@ -238,14 +309,20 @@ class Trainer:
             self._exported = self.exports.write(made)
         return {}
 
-    def _require_export(self, total_steps: int) -> None:
-        """Raise an error if the last export is missing: the run is not complete without it."""
+    def _end(self, made: int) -> None:
+        """Raise an error if the last export is missing: the run is not complete without it. Note
+        an end that came before the planned one.
+        """
         if self.engine.any_rank(not self._exported)[0]:
             raise UserError(
-                f"the export of step {total_steps} could not be written",
+                f"the export of step {made} could not be written",
                 "free disk space and run the same command again; only the export is missing",
                 may_pass=True,
             )
+        self.exports.forget_replaced(made)
+        if self.is_over and self.log is not None:
+            with replacing(self.ended) as partial:
+                partial.write_text(json.dumps({"step": made}) + "\n")
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vit.data.bad_sample import BadSample
-from ssl_vit.data.batches import Loaded
+from ssl_vit.data.batches import BadSample, Loaded
 from ssl_vit.data.order import hash_words, splitmix64
 from ssl_vit.distributed import Processes
 from ssl_vit.objectives.objective import Observed, StepOutput

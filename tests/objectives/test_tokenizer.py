@@ -224,9 +224,9 @@ def test_an_exported_tokenizer_gives_the_same_codes(tmp_path: Path) -> None:
     state = {name: module.state_dict() for name, module in objective.exported().items()}
     info = ExportInfo.of_run(find_recipe("tokenizer_pixels_small_data"), "0" * 16)
     info = info.model_copy(update={"backbone": BACKBONE})
-    write_export(tmp_path / "export", state, info, objective.codes)
+    write_export(tmp_path / "export", state, info, objective.described())
     unplaced = state | {"tokenizer": build(started=False, target="pixels").network.state_dict()}
-    write_export(tmp_path / "early", unplaced, info, objective.codes)
+    write_export(tmp_path / "early", unplaced, info, objective.described())
     with pytest.raises(UserError, match="before its codes were placed"):
         load_tokenizer(tmp_path / "early")
     images = objective.pixel_scale(batch_of(3, objective).images)

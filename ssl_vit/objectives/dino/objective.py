@@ -23,6 +23,7 @@ from ssl_vit.objectives.dino.heads import ProjectionHead
 from ssl_vit.objectives.dino.losses import Center, koleo, patch_loss, sinkhorn, view_loss
 from ssl_vit.objectives.dino.views import DinoBatch
 from ssl_vit.objectives.ema import EmaTeacher
+from ssl_vit.objectives.layer_rates import Facts, LayerRates, groups_by_facts
 from ssl_vit.objectives.objective import (
     Objective,
     Observed,
@@ -119,7 +120,6 @@ class Dino(Objective):
         super().__init__()
         self.config, self.pixel_scale, self.total_steps = config, pixel_scale, total_steps
         self.student = Network(config, backbone)
-        self._num_layers = max(backbone.layer_of(name) for name, _ in backbone.named_parameters())
         if config.ibot_weight:
             self.mask_token = nn.Parameter(torch.zeros(backbone.config.width))
             initialize_token(self.mask_token)
@@ -250,37 +250,27 @@ class Dino(Objective):
         one below it, is scaled down further for the patch embedding, and is 0 for the prototypes
         at first.
         """
-        groups: dict[str, list[nn.Parameter]] = {}
-        facts: dict[str, tuple[float, float, int]] = {}
+        rates = LayerRates(self.backbone, self.config.layer_decay)
         frozen_steps = round(self.config.freeze_prototypes * self.total_steps)
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            decayed = decays(name, parameter)
-            rate, frozen, part = self._rate_of(name), 0, "plain"
-            if name.endswith("prototypes.weight"):
-                frozen, part = frozen_steps, "prototypes"
-            elif decayed:
-                part = "decayed"
-            title = part if rate == 1 else f"{part}_{rate:.4g}"
-            groups.setdefault(title, []).append(parameter)
-            # The length of a prototype has no effect, so decay would only change its learning rate.
-            facts[title] = (rate, float(decayed and part != "prototypes"), frozen)
-        return [
-            ParameterGroup(title, tuple(parameters), *facts[title])
-            for title, parameters in groups.items()
-        ]
 
-    def _rate_of(self, name: str) -> float:
-        lowest = self._num_layers
+        def facts_of(name: str, parameter: nn.Parameter) -> Facts:
+            rate = self._rate_of(name, rates)
+            if name.endswith("prototypes.weight"):
+                # Its length has no effect, so decay would only change its learning rate.
+                return Facts("prototypes", rate, 0.0, frozen_steps)
+            decayed = decays(name, parameter)
+            return Facts("decayed" if decayed else "plain", rate, float(decayed))
+
+        return groups_by_facts(self, facts_of)
+
+    def _rate_of(self, name: str, rates: LayerRates) -> float:
         if name == "mask_token":  # the same rate as the class token
-            return self.config.layer_decay**lowest
+            return rates.smallest
         own = name.removeprefix("student.backbone.")
         if own == name:
             return 1.0
-        above = lowest - self.backbone.layer_of(own)
-        rate = self.config.layer_decay**above
-        return rate * self.config.patch_embed_lr_scale if own.startswith("patch_embed.") else rate
+        patch_embed = self.config.patch_embed_lr_scale if own.startswith("patch_embed.") else 1.0
+        return rates.of(own) * patch_embed
 
     @torch.no_grad()
     def panels(self, batch: DinoBatch) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual T
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,6 @@ from ssl_vit.models.build import build_backbone
 from ssl_vit.models.initialization import initialize, initialize_token
 from ssl_vit.models.patches import patchify, unpatchify
 from ssl_vit.objectives.frozen import Frozen
-from ssl_vit.objectives.given import Codes
 from ssl_vit.objectives.objective import Objective, Observed, StepOutput
 from ssl_vit.objectives.one_crop.pairs import PairedBatch
 from ssl_vit.objectives.pictures import (
@@ -190,10 +190,9 @@ class Tokenizer(Objective):
         """The encoder alone, and the whole tokenizer."""
         return {"backbone": self.backbone, "tokenizer": self.network}
 
-    @property
-    def codes(self) -> Codes:
-        """See :class:`Objective`."""
-        return self.config.codes(self.backbone.config)
+    def described(self) -> dict[str, dict[str, Any]]:
+        """See :class:`Objective`: the sizes of the codebook."""
+        return {"tokenizer": {"codes": self.config.codes(self.backbone.config)}}
 
     def frozen(self) -> list[Frozen]:
         """The teacher."""

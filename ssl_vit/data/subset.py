@@ -1,0 +1,58 @@
+"""Some samples of a shard set, as a shard set of their own. No torch here."""
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ssl_vit.data.shards import ShardSet
+
+
+class SubsetOfShards(ShardSet):
+    """The kept samples of a set, numbered anew in their order; its shards are all of that set's.
+
+    Args:
+        whole: The set.
+        kept: (n,) ascending sample numbers.
+    """
+
+    def __init__(self, whole: ShardSet, kept: np.ndarray) -> None:
+        self.whole, self.kept = whole, kept
+        self.shards, self.classes, self.cache = whole.shards, whole.classes, whole.cache
+        self.verifies_records = whole.verifies_records
+        self.starts = kept.searchsorted(whole.starts).astype(np.int64)
+        counts = iter([end - start for start, end in pairwise(self.starts.tolist())])
+        self.parts = tuple(
+            replace(part, places=tuple((first, next(counts)) for first, _ in part.places))
+            for part in whole.parts
+        )
+
+    def check_records(self) -> None:
+        """See :class:`ShardSet`."""
+        self.whole.check_records()
+
+    def records_of(self, shard: int) -> np.ndarray:
+        """See :class:`ShardSet`; of the kept samples."""
+        mine = self.kept[self.starts[shard] : self.starts[shard + 1]]
+        return self.whole.records_of(shard)[mine - self.whole.starts[shard]]
+
+    def record(self, number: int) -> np.void:
+        """See :class:`ShardSet`."""
+        return self.whole.record(int(self.kept[number]))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """See :class:`ShardSet`."""
+        return self.whole.labels[self.kept]
+
+    def read(self, number: int) -> bytes:
+        """See :class:`ShardSet`."""
+        return self.whole.read(int(self.kept[number]))
+
+    def key(self, number: int) -> str:
+        """See :class:`ShardSet`."""
+        return self.whole.key(int(self.kept[number]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)

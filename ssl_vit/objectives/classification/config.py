@@ -1,0 +1,207 @@
+"""Configuration of classification: fine-tuning a backbone with labels, or training one from
+scratch.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ssl_vit.models.config import BackboneConfig, Hides, Pooling
+from ssl_vit.objectives.method import MethodConfig, Symptom, Validating
+
+_USUAL_CLASSES = 1000  # of a run that is only planned
+
+
+class ClassificationConfig(MethodConfig):
+    """Fine-tuning, or training from scratch: the whole network learns the labels of the images."""
+
+    name: Literal["classification"] = "classification"
+    """Which objective this section configures."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the classes in the order of the logits, filled in by the run from the data."""
+
+    class_counts: tuple[int, ...] = ()
+    """Number of images of each class in the training data, those held out included; filled in by
+    the run.
+    """
+
+    pooling: Pooling = "mean"
+    """What the linear layer sees. `cls`: the class token. `mean`: the mean of the patches before
+    the final norm, with a norm of its own (MAE, BEiT). `map`: one query's attention over the
+    patches (Zhai et al. 2021, arXiv 2106.04560, appendix A).
+    """
+
+    layer_decay: float = Field(default=0.65, gt=0, le=1)
+    """Layer-wise learning rate decay: a block's rate divided by that of the block above it."""
+
+    ema_momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Share that one step keeps of a moving average of the weights, which is then what is evaluated
+    and exported; 0: no average.
+    """
+
+    loss: Literal["cross_entropy", "binary"] = "cross_entropy"
+    """`binary`: each class is a yes or no (DeiT III); both classes of a mixed image are a yes."""
+
+    class_weights: Literal["none", "auto"] | tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = (
+        "none"
+    )
+    """Weight of each class in the loss. `auto`: images / (classes × images of the class), so that
+    all classes count the same. Or one number for each class, in their order. With `loss=binary` it
+    is the image that is weighted, by the classes it has a part of.
+    """
+
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of a target that all classes get equally; not used by `binary`."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the pooled features that are set to 0 before the linear layer."""
+
+    min_crop_area: float = Field(default=0.08, gt=0, le=1)
+    """Smallest crop as a share of the image's area."""
+
+    horizontal_flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a left-right flip."""
+
+    vertical_flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of an up-down flip; 0.5 suits images without a fixed orientation (microscopy,
+    satellites).
+    """
+
+    augment: str = Field(
+        default="rand-m9-mstd0.5-inc1",
+        pattern=r"^(3a|rand(-(m|n|inc|mmax)\d+|-(mstd|p)\d+(\.\d+)?)*)?$",
+    )
+    """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) in timm's notation, `3a` for DeiT III's
+    three augmentations, or empty for none.
+    """
+
+    random_erasing: float = Field(default=0.25, ge=0, le=1)
+    """Probability that a rectangle becomes noise (Zhong et al. 2017, arXiv 1708.04896)."""
+
+    mixup: float = Field(default=0.8, ge=0, le=4)
+    """α of mixup's Beta(α, α) (Zhang et al. 2017, arXiv 1710.09412); 0: no mixup. Each image is
+    mixed with one at the mirrored place of its micro-batch.
+    """
+
+    cutmix: float = Field(default=1.0, ge=0, le=4)
+    """α of CutMix's Beta(α, α) (Yun et al. 2019, arXiv 1905.04899); 0: no CutMix. With both, each
+    image gets one of the two, equally often.
+    """
+
+    validation: str = ""
+    """Shards of labeled images for validation. Empty: a part of the training images is held out."""
+
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    """Share of each class of the training images that is held out for validation, if there are no
+    `validation` shards; 0: no validation.
+    """
+
+    validate_every_steps: int = Field(default=200, ge=1)
+    """Optimizer steps between two validations. The weights with the highest balanced accuracy (and
+    among equals the lowest loss) are the run's last export.
+    """
+
+    patience: int = Field(default=0, ge=0)
+    """Number of validations without a better one after which the run stops; 0: never."""
+
+    @model_validator(mode="after")
+    def _settings_act(self) -> "ClassificationConfig":
+        if isinstance(self.class_weights, tuple) and not any(self.class_weights):
+            raise ValueError("objective.class_weights are all 0; give the classes weights above 0")
+        if self.patience and self.validating is None:
+            raise ValueError(
+                f"objective.patience={self.patience} has no effect without validation; set "
+                "objective.held_out=0.1, or objective.validation"
+            )
+        return self
+
+    @property
+    def needs(self) -> Hides:
+        """Nothing is hidden."""
+        return "no"
+
+    @property
+    def needs_labels(self) -> bool:
+        """See :class:`MethodConfig`."""
+        return True
+
+    @property
+    def validating(self) -> Validating | None:
+        """See :class:`MethodConfig`."""
+        if not (self.validation or self.held_out):
+            return None
+        return Validating(self.validation, self.held_out, self.validate_every_steps, self.patience)
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of classes."""
+        return len(self.classes) or _USUAL_CLASSES
+
+    def crops(self, backbone: BackboneConfig) -> tuple[tuple[int, tuple[int, int]], ...]:
+        """One view of the size of the backbone's training crop."""
+        return ((1, backbone.height_width),)
+
+    def grouped(self, micro_batch_size: int, world_size: int) -> dict[str, object]:
+        """Mixed images, if there are any."""
+        if not (self.mixup or self.cutmix):
+            return {}
+        return {"mixup and CutMix (within a micro-batch)": micro_batch_size}
+
+    def unlike(self, other: MethodConfig) -> str:
+        """See :class:`MethodConfig`: other classes, or another input of the head."""
+        assert isinstance(other, ClassificationConfig)
+        names = ("classes", "pooling")
+        return next((name for name in names if getattr(self, name) != getattr(other, name)), "")
+
+    def is_symptom(self, symptom: Symptom) -> bool:
+        """See :class:`MethodConfig`: features of a few classes use few dimensions."""
+        return symptom == "one direction"
+
+    def check_micro_batch(self, num_images: int) -> None:
+        """See :class:`MethodConfig`: an image cannot be mixed with itself."""
+        if num_images < 2 and (self.mixup or self.cutmix):
+            raise ValueError(
+                "a micro-batch of one image has none to mix it with; use "
+                "engine.micro_batch_size=2 or more, or objective.mixup=0 objective.cutmix=0"
+            )
+
+    def fit_to_classes(
+        self, classes: tuple[str, ...], counts: tuple[int, ...]
+    ) -> "ClassificationConfig":
+        """See :class:`MethodConfig`.
+
+        Raises:
+            ValueError: There is nothing to tell apart, or the weights are those of other classes.
+        """
+        if self.classes and self.classes != classes:
+            raise ValueError(
+                f"objective.classes is not what the data has ({', '.join(classes[:20])}); leave it "
+                "out: it is filled in"
+            )
+        present = [name for name, count in zip(classes, counts, strict=True) if count]
+        if len(present) < 2:
+            raise ValueError(
+                f"all training images are of one class ({', '.join(present)}): there is nothing to "
+                "tell apart; add images of another class"
+            )
+        weights = self.class_weights
+        if isinstance(weights, tuple) and len(weights) != len(classes):
+            raise ValueError(
+                f"objective.class_weights has {len(weights)} numbers for {len(classes)} classes; "
+                f"give one each, in this order: {', '.join(classes[:20])}"
+            )
+        return self.model_copy(update={"classes": classes, "class_counts": counts})
+
+    def weights(self) -> tuple[float, ...] | None:
+        """(C,) weight of each class; None: all are 1. With `auto` a class without images has 0."""
+        if self.class_weights == "none":
+            return None
+        if isinstance(self.class_weights, tuple):
+            return self.class_weights
+        total, present = sum(self.class_counts), sum(count > 0 for count in self.class_counts)
+        return tuple(total / (present * count) if count else 0.0 for count in self.class_counts)
+
+    def shrunk(self, backbone: BackboneConfig) -> dict[str, Any]:
+        """See :class:`MethodConfig`."""
+        return {"validate_every_steps": 5}

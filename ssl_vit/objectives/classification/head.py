@@ -1,0 +1,73 @@
+"""From a backbone's tokens to logits: pooling and a linear layer, with timm's names."""
+
+from typing import assert_never
+
+from torch import Tensor, nn
+
+from ssl_vit.models.attention_pool import build_attention_pool
+from ssl_vit.models.backbone import Backbone, Features, TokenBackbone
+from ssl_vit.models.block import layer_norm
+from ssl_vit.models.config import Pooling
+from ssl_vit.models.initialization import initialize
+
+# B images, N patches, D width, C classes.
+
+_SMALL = 2e-5  # as in MAE's code for fine-tuning: all logits begin near 0
+
+
+class Classifier(nn.Module):
+    """A backbone, pooling, dropout and a linear layer.
+
+    Args:
+        backbone: The initialized backbone. With ``mean`` its last norm is frozen, because it is
+            left out.
+        pooling: See ``ClassificationConfig``.
+        num_classes: C.
+        dropout: Share of the pooled features that are set to 0 in training.
+    """
+
+    def __init__(
+        self, backbone: Backbone, pooling: Pooling, num_classes: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        width = backbone.config.width
+        self.backbone, self.pooling = backbone, pooling
+        self.fc_norm: nn.Module = nn.Identity()
+        match pooling:
+            case "mean":
+                self.fc_norm = layer_norm(width)
+                norm = getattr(backbone, "norm", None)
+                if isinstance(norm, nn.Module):
+                    norm.requires_grad_(requires_grad=False)
+            case "map":
+                heads = getattr(backbone.config, "heads", max(1, width // 64))
+                self.attn_pool = build_attention_pool(width, heads)
+            case "cls":
+                pass
+            case _:
+                assert_never(pooling)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, num_classes)
+        initialize(self.head, "truncated_normal")
+        nn.init.trunc_normal_(self.head.weight, std=_SMALL)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) normalized images → (B, C) float32 logits and (B, D) pooled features."""
+        pooled = self.fc_norm(self._pool(images))
+        return self.head(self.dropout(pooled)).float(), pooled
+
+    def _pool(self, images: Tensor) -> Tensor:
+        if self.pooling == "mean":
+            return _patches_before_norm(self.backbone, images).mean(dim=1)
+        features: Features = self.backbone(images)
+        return features.cls if self.pooling == "cls" else self.attn_pool(features.patches)
+
+
+def _patches_before_norm(backbone: Backbone, images: Tensor) -> Tensor:
+    """(B, N, D) patches without the backbone's last norm, which ``mean`` replaces by its own (as
+    timm and MAE do).
+    """
+    assert isinstance(backbone, TokenBackbone)
+    grid, tokens = backbone.grid_of(images), backbone.embed(images)
+    _, (last,) = backbone.encode_with_inner(tokens, (len(backbone.units()),), grid)
+    return last[:, -tokens.shape[1] :]

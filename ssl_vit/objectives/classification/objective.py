@@ -1,0 +1,170 @@
+"""Classification: mixed images, soft targets, and an average of the weights.
+
+He et al. 2021 (MAE), arXiv 2111.06377, appendix A.1 "End-to-end fine-tuning"; Touvron et al. 2022
+(DeiT III), arXiv 2204.07118.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_vit.models.backbone import Backbone
+from ssl_vit.objectives.classification.config import ClassificationConfig
+from ssl_vit.objectives.classification.head import Classifier
+from ssl_vit.objectives.classification.views import LabeledBatch
+from ssl_vit.objectives.ema import EmaTeacher
+from ssl_vit.objectives.layer_rates import Facts, LayerRates, groups_by_facts
+from ssl_vit.objectives.objective import (
+    Objective,
+    Observed,
+    ParameterGroup,
+    StepOutput,
+    decays,
+)
+from ssl_vit.objectives.pictures import feature_panels, rows_of
+from ssl_vit.objectives.pixels import PixelScale
+
+# B images, C classes.
+
+_SHOWN = 8  # images in a panel
+
+
+class Classification(Objective):
+    """A classifier and, if wanted, a moving average of it, which is evaluated and exported."""
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self, config: ClassificationConfig, backbone: Backbone, pixel_scale: PixelScale
+    ) -> None:
+        super().__init__()
+        self.config, self.pixel_scale = config, pixel_scale
+        self.network = Classifier(backbone, config.pooling, config.num_classes, config.dropout)
+        self.average: EmaTeacher | None = None
+        if config.ema_momentum:
+            self.average = EmaTeacher(copy.deepcopy(self.network))
+            self.average.eval()
+        weights = config.weights()
+        self.register_buffer(
+            "class_weights", None if weights is None else torch.tensor(weights), persistent=False
+        )
+
+    @property
+    def backbone(self) -> Backbone:  # type: ignore[override] - a module has one name only
+        """The trained one."""
+        return self.network.backbone
+
+    @property
+    def evaluated(self) -> Classifier:
+        """The average, or without one the trained network."""
+        network = self.network if self.average is None else self.average.module
+        assert isinstance(network, Classifier)
+        return network
+
+    def train(self, mode: bool = True) -> "Classification":
+        """As :meth:`torch.nn.Module.train`; the average stays in evaluation mode."""
+        super().train(mode)
+        if self.average is not None:
+            self.average.eval()
+        return self
+
+    def forward(self, batch: LabeledBatch, step: int) -> StepOutput:
+        """Mean loss of a micro-batch. ``accuracy`` is that of each mixed image's larger part."""
+        images = mix_images(self.pixel_scale(batch.images), batch.shares, batch.boxes)
+        targets = self._targets(batch)
+        logits, pooled = self.network(images)
+        if self.config.loss == "binary":
+            each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+            loss = (each.mean(dim=1) * self._image_weights(targets)).mean()
+        else:
+            loss = F.cross_entropy(logits, targets, weight=self.class_weights)
+        larger = torch.where(batch.shares >= 0.5, batch.labels, batch.labels.flip(0))
+        accuracy = (logits.detach().argmax(dim=1) == larger).float().mean()
+        return StepOutput(loss, {"accuracy": accuracy}, Observed(pooled.detach()))
+
+    def _image_weights(self, targets: Tensor) -> Tensor:
+        """(B,) mean weight of the classes that each image has a part of."""
+        if self.class_weights is None:
+            return torch.ones_like(targets[:, 0])
+        return (targets * self.class_weights).sum(dim=1) / targets.sum(dim=1)
+
+    def _targets(self, batch: LabeledBatch) -> Tensor:
+        """(B, C) float32: one for each image's class, mixed as the images are, then smoothed; with
+        `binary` 1 for each class of which there is a part.
+        """
+        ones = F.one_hot(batch.labels, self.config.num_classes).float()
+        shares = batch.shares.unsqueeze(1)
+        mixed = shares * ones + (1 - shares) * ones.flip(0)
+        if self.config.loss == "binary":
+            return (mixed > 0).float()
+        smoothing = self.config.label_smoothing
+        return (1 - smoothing) * mixed + smoothing / self.config.num_classes
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """See :class:`Objective`; of the evaluated network."""
+        found: Tensor = self.evaluated(self.pixel_scale(images))[0]
+        return found
+
+    def after_step(self, step: int) -> None:
+        """Move the average; at first it follows faster, by TensorFlow's rule for its own."""
+        if self.average is not None:
+            momentum = min(self.config.ema_momentum, (1 + step) / (10 + step))
+            self.average.follow(self.network, momentum)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups by depth: the learning rate falls from each block to the one below it; the head
+        has all of it (Bao et al. 2021, arXiv 2106.08254, appendix H).
+        """
+        rates = LayerRates(self.backbone, self.config.layer_decay)
+
+        def facts_of(name: str, parameter: nn.Parameter) -> Facts:
+            own = name.removeprefix("network.backbone.")
+            rate = 1.0 if own == name else rates.of(own)
+            decayed = decays(name, parameter)
+            return Facts("decayed" if decayed else "plain", rate, float(decayed))
+
+        return groups_by_facts(self, facts_of)
+
+    def exported(self) -> dict[str, nn.Module]:
+        """The backbone that is evaluated, and the whole classifier."""
+        return {"backbone": self.evaluated.backbone, "classifier": self.evaluated}
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """See :class:`Objective`: how features are pooled, and the names of the classes."""
+        config = self.config
+        fields = {"pooling": config.pooling, "classes": config.classes, "loss": config.loss}
+        return {"classifier": fields}
+
+    @torch.no_grad()
+    def panels(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        """`views`: augmented images | as they are mixed; and the features of the former."""
+        images = self.pixel_scale(batch.images[:_SHOWN])
+        everything = mix_images(self.pixel_scale(batch.images), batch.shares, batch.boxes)
+        columns = [self.pixel_scale.back(each) for each in (images, everything[:_SHOWN])]
+        panels = feature_panels(self.exported_backbone, self.pixel_scale, images)
+        return {"views": rows_of(columns), **panels}
+
+
+def mix_images(images: Tensor, shares: Tensor, boxes: Tensor) -> Tensor:
+    """Each image mixed with the one at the mirrored place of its micro-batch.
+
+    Args:
+        images: (B, 3, H, W).
+        shares: (B,) of the image itself, used where the box is empty (mixup).
+        boxes: (B, 4) int64 (top, bottom, left, right): where it is not, the box is taken from the
+            other image (CutMix).
+    """
+    others = images.flip(0)
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    top, bottom, left, right = boxes.unsqueeze(-1).unbind(1)
+    inside_rows = (rows >= top) & (rows < bottom)
+    inside_columns = (columns >= left) & (columns < right)
+    inside = (inside_rows.unsqueeze(2) & inside_columns.unsqueeze(1)).unsqueeze(1)
+    is_cut = (bottom > top).view(-1, 1, 1, 1)
+    share = torch.where(is_cut, (~inside).to(images.dtype), shares.view(-1, 1, 1, 1))
+    return share * images + (1 - share) * others

@@ -1,0 +1,103 @@
+"""The validation images of a run that learns from labels: shards of their own, or held out from
+the training images. No torch here.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.labels import check_labels, hold_out, labeled_numbers, renumbered
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.sources import open_shards
+from ssl_vit.data.subset import SubsetOfShards
+from ssl_vit.errors import UserError
+from ssl_vit.run.config import RunConfig
+from ssl_vit.units import format_bytes
+
+
+class ValidationImages(NamedTuple):
+    """Which images are for validation."""
+
+    shards: ShardSet
+    """The set that has them."""
+    numbers: np.ndarray
+    """(N,) their sample numbers there."""
+    labels: np.ndarray
+    """(N,) int64 their classes, by the numbers of the training set."""
+    num_classes: int
+    """C, of the training set."""
+
+
+class Split(NamedTuple):
+    """The data of a run."""
+
+    train: ShardSet | None
+    """The training images; None if they are synthetic."""
+    validation: ValidationImages | None
+    """None: the run is not validated."""
+    notes: tuple[str, ...] = ()
+    """What to say of it."""
+
+
+def split_data(config: RunConfig, shards: ShardSet | None, cache: ShardCache) -> Split:
+    """Open the validation images, or hold some of the training images out.
+
+    Args:
+        shards: The training images; None if they are synthetic.
+
+    Raises:
+        UserError: Validation images are missing, have no labels, or other classes.
+    """
+    wanted = config.objective.validating
+    if wanted is None or shards is None:
+        return Split(shards, None)
+    if wanted.shards:
+        found, whence = _own_set(config, shards, cache), wanted.shards
+        train: ShardSet = shards
+    else:
+        kept, held = hold_out(shards.labels, wanted.held_out)
+        if not len(held):
+            raise UserError(
+                f"{shards.source} has no class with two images: none can be held out",
+                "add images, give  objective.validation=SHARDS,  or objective.held_out=0",
+            )
+        train = SubsetOfShards(shards, kept)
+        labels = shards.labels[held].astype(np.int64)
+        found = ValidationImages(shards, held, labels, len(shards.classes))
+        whence = f"held out of {len(shards.labels):,} ({wanted.held_out:.0%} of each class)"
+    height, width = config.backbone.height_width
+    memory = format_bytes(len(found.numbers) * height * width * 3)
+    notes = [f"validation: {len(found.numbers):,} images, {whence}; {memory} of pixels in memory"]
+    if wanted.shards and (unlabeled := found.shards.num_samples - len(found.numbers)):
+        notes.append(f"{unlabeled:,} images of {wanted.shards} have no label and are left out")
+    return Split(train, found, tuple(notes))
+
+
+def _own_set(config: RunConfig, train: ShardSet, cache: ShardCache) -> ValidationImages:
+    wanted = config.objective.validating
+    assert wanted is not None
+    source, theirs = wanted.shards, open_shards(wanted.shards, cache)
+    check_labels(theirs, least=1)
+    contents = {(shard.sha256, shard.records_sha256) for shard in train.shards}
+    shared = [each for each in theirs.shards if (each.sha256, each.records_sha256) in contents]
+    if shared:
+        raise UserError(
+            f"{source} and {train.source} have shard {shared[0].name} in common",
+            "give validation images that are not trained on, or none: a part of the training "
+            "images is held out then",
+        )
+    if theirs.values and not config.data.values:
+        raise UserError(
+            f"{source} has images of more than 8 bits, and {train.source} has not",
+            "give validation images of the same kind",
+        )
+    numbers, labels = labeled_numbers(theirs), renumbered(theirs, train.classes)
+    if (labels < 0).any():
+        unknown = np.unique(theirs.labels[numbers[labels < 0]]).tolist()
+        raise UserError(
+            f"{source} has images of {', '.join(theirs.classes[each] for each in unknown[:10])}, "
+            f"and {train.source} has no such class ({', '.join(train.classes[:10])})",
+            "give validation images of the same classes",
+        )
+    return ValidationImages(theirs, numbers, labels, len(train.classes))
