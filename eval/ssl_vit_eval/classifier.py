@@ -20,7 +20,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import ClassifierInfo, find_export, read_classifier_info
 from ssl_vit.files import replacing
 from ssl_vit_eval.confusion_picture import draw_confusion
-from ssl_vit_eval.inputs import Reading, evals_folder, range_of
+from ssl_vit_eval.inputs import Reading, make_evals_folder, range_of
 from ssl_vit_eval.metrics import Scores, class_scores, score, summarize
 from ssl_vit_eval.probabilities import (
     auroc_by_class,
@@ -100,13 +100,7 @@ def check_classifier_inputs(
     if info.data_fingerprint == shards.fingerprint:
         notes.append("The classifier was trained on these very shards: this says nothing.")
     shown, more = range_of(info, [("--test", shards)], values)
-    evals = evals_folder(export)
-    try:
-        evals.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write results to {evals}: {error.strerror}", "copy the export elsewhere"
-        ) from None
+    evals = make_evals_folder(export)
     return ClassifierInputs(
         *(export, info, shards, numbers[known], labels[known], shown),
         *((*notes, *more), evals, reading),

@@ -79,7 +79,7 @@ def plan_finetuning(
 
     Args:
         source: A run folder (its newest export) or an export folder.
-        run: The run folder; one that exists goes on from the export it was started from.
+        run: The run folder; if it exists, the run continues from the export it was started from.
         train: Labeled shards to train on.
         image_size: Side of the crops in pixels, or height and width; empty: as in pre-training.
         validation: Labeled shards for validation; empty: a part of train is held out.
@@ -158,7 +158,7 @@ def check_test_set(test: str, train: str) -> None:
 
 
 def _check_same_source(run: Path, before: Path, source: Path) -> None:
-    """Refuse to go on with an export of another run than the one that was started from."""
+    """Refuse an export of another run than the one that this run was started from."""
     if find_export(source).resolve().parent != before.resolve().parent:
         raise UserError(
             f"{run} was started from {before}, not from {source}", "choose another --run"

@@ -137,13 +137,7 @@ def check_inputs(
     classes = _match(train_shards, test_shards, options)
     sides = [("--train", train_shards), ("--test", test_shards)]
     values, notes = range_of(info, sides, options.values)
-    evals = evals_folder(export)
-    try:
-        evals.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write results to {evals}: {error.strerror}", "copy the export elsewhere"
-        ) from None
+    evals = make_evals_folder(export)
     sets = (train_shards, test_shards, classes, values, notes)
     return Inputs(export, info, *sets, evals, **vars(reading))
 
@@ -241,8 +235,19 @@ def _match(train: ShardSet, test: ShardSet, options: EvaluationOptions) -> Match
     return classes
 
 
-def evals_folder(export: Path) -> Path:
-    """Where the results of an export go: in its run folder, or in the export's own."""
+def make_evals_folder(export: Path) -> Path:
+    """Make the folder for the results of an export: in its run folder, or in the export's own.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    evals = export / "evals"
     if export.resolve().parent.name == "exports":
-        return RunFolder(export.resolve().parent.parent).evals
-    return export / "evals"
+        evals = RunFolder(export.resolve().parent.parent).evals
+    try:
+        evals.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write results to {evals}: {error.strerror}", "copy the export elsewhere"
+        ) from None
+    return evals

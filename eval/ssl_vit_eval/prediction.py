@@ -158,7 +158,7 @@ def _check_out(out: Path) -> None:
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", f"name a file:  --out {out / 'classes.csv'}")
     if out.exists() and out.suffix.lower() != ".csv":
-        raise UserError(f"--out {out} exists and is no CSV", "choose another name")
+        raise UserError(f"--out {out} exists and is not a CSV file", "choose another name")
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"--out {out}: {out.parent} is not writable", "choose another folder")
 

@@ -10,7 +10,7 @@ from ssl_vit.data.shards import ShardSet
 
 
 class SubsetOfShards(ShardSet):
-    """The kept samples of a set, numbered anew in their order; its shards are all of that set's.
+    """The kept samples of a set, renumbered in their order; it has all shards of that set.
 
     Args:
         whole: The set.

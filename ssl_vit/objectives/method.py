@@ -107,7 +107,7 @@ class MethodConfig(Config):
 
     def unlike(self, other: "MethodConfig") -> str:
         """The setting in which a run of this method differs from another of the same in such a way
-        that its heads cannot go on with the other's; empty: none.
+        that its heads cannot continue from the other's; empty: none.
         """
         return ""
 

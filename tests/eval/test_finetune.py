@@ -150,7 +150,7 @@ def test_from_an_export_to_the_numbers_of_the_test_set(tmp_path: Path) -> None:
     assert "14 test images" in done.stdout
     (result,) = (run / "evals").glob("classifier_step_*.json")
     assert json.loads(result.read_text())["info"]["backbone"]["image_size"] == 64
-    # Started from the run, whose newest export is another: it goes on from the one it had.
+    # Started from the run, whose newest export is another: it continues from the one it had.
     again = ssl_vit("finetune", pretrained, *command[2:], "schedule.length=4", "schedule.warmup=1")
     assert again.returncode == 0, again.stderr
     assert find_export(run).name == "step_00000004"

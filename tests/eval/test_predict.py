@@ -68,7 +68,7 @@ def test_shards_are_classified_by_key(run: Path, tmp_path: Path) -> None:
         ("empty", "x.csv", "no image in"),
         ("shards", "missing/x.csv", "there is no folder"),
         ("shards", "empty", "is a folder"),
-        ("shards", "photo.png", "exists and is no CSV"),
+        ("shards", "photo.png", "exists and is not a CSV file"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_loaded(
