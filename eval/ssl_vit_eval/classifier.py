@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_vit.config import to_plain
-from ssl_vit.data.labels import check_labels, labeled_numbers, renumbered
+from ssl_vit.data.labels import check_labels, labeled_numbers, names_of_unknown, renumbered
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.values import ValueRange
@@ -31,9 +31,6 @@ from ssl_vit_eval.probabilities import (
     mean_of,
 )
 from ssl_vit_eval.tables import class_table, percent, print_table, with_interval
-
-if TYPE_CHECKING:
-    import torch
 
 FORMAT = "ssl-vit-classifier-evaluation-1"
 _TOP = 5
@@ -74,8 +71,8 @@ def check_classifier_inputs(
         values: How values of more than 8 bits are shown, for an export without a value range.
 
     Raises:
-        UserError: There is no classifier; shards are missing, unlabeled or of other classes; or the
-            results cannot be written.
+        UserError: The export has no classifier; the shards are missing, have no labels or other
+            classes; or the results cannot be written.
     """
     export = find_export(run)
     info = read_classifier_info(export)
@@ -86,8 +83,7 @@ def check_classifier_inputs(
     known = labels >= 0
     notes = []
     if not known.all():
-        others = np.unique(shards.labels[numbers[~known]]).tolist()
-        named = ", ".join(shards.classes[number] for number in others[:_NAMED])
+        named = ", ".join(names_of_unknown(shards, labels)[:_NAMED])
         if not known_only or not known.any():
             raise UserError(
                 f"{(~known).sum():,} of {len(known):,} test images are of classes that the "
@@ -104,25 +100,6 @@ def check_classifier_inputs(
     return ClassifierInputs(
         *(export, info, shards, numbers[known], labels[known], shown),
         *((*notes, *more), evals, reading),
-    )
-
-
-def predict(inputs: ClassifierInputs, device: "torch.device") -> np.ndarray:
-    """(M, C) float32 probabilities of the test images.
-
-    Raises:
-        UserError: An image cannot be read, or a logit is not finite.
-    """
-    from ssl_vit_eval.classifying import probabilities_of
-
-    return probabilities_of(
-        inputs.export,
-        inputs.info,
-        inputs.test,
-        inputs.numbers,
-        inputs.values,
-        inputs.reading,
-        device,
     )
 
 

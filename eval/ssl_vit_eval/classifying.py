@@ -12,14 +12,13 @@ from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.dataset import Canvases, canvas_bytes
 from ssl_vit.data.decode import Picture
 from ssl_vit.data.render import render
-from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.values import ValueRange
 from ssl_vit.exports.folder import ClassifierInfo
 from ssl_vit.exports.loading import load_classifier
 from ssl_vit.objectives.pixels import PixelScale
 from ssl_vit_eval.baselines import BATCH_SIZES
+from ssl_vit_eval.classifier import ClassifierInputs
 from ssl_vit_eval.features import extract
-from ssl_vit_eval.inputs import Reading
 
 
 class _Probabilities(nn.Module):
@@ -42,38 +41,22 @@ class _Probabilities(nn.Module):
         return {"probabilities": F.logsigmoid(logits).softmax(dim=1)}
 
 
-def probabilities_of(
-    export: Path,
-    info: ClassifierInfo,
-    shards: ShardSet,
-    numbers: np.ndarray,
-    values: ValueRange | None,
-    reading: Reading,
-    device: torch.device,
-) -> np.ndarray:
-    """(M, C) float32 probabilities of these images.
-
-    Args:
-        export: Folder of the classifier.
-        info: Its description.
-        shards: The set.
-        numbers: (M,) sample numbers, ascending.
-        values: How values of more than 8 bits are shown.
-        reading: How images are read.
-        device: Where it computes.
+def probabilities_of(inputs: ClassifierInputs, device: torch.device) -> np.ndarray:
+    """(M, C) float32 probabilities of the test images.
 
     Raises:
-        UserError: An image cannot be read, or a logit is not finite.
+        UserError: An image cannot be read, or a probability is not finite.
     """
+    info, reading = inputs.info, inputs.reading
     found = extract(
-        {"classifier": _Probabilities(export, info).to(device)},
-        shards,
+        {"classifier": _Probabilities(inputs.export, info).to(device)},
+        inputs.test,
         CenterCrop(info.backbone.height_width, reading.crop_ratio),
         reading.batch_size or BATCH_SIZES[device.type],
         reading.workers,
         device,
-        numbers,
-        values,
+        inputs.numbers,
+        inputs.values,
     )
     return found.by_encoder["classifier"]["probabilities"].numpy()
 

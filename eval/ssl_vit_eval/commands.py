@@ -143,7 +143,7 @@ def classifier(
 ) -> None:
     """A fine-tuned classifier on test images: scores by class, confusion matrix, calibration."""
     from ssl_vit.data.values import parse_range
-    from ssl_vit_eval.classifier import check_classifier_inputs, predict, publish
+    from ssl_vit_eval.classifier import check_classifier_inputs, publish
     from ssl_vit_eval.inputs import Reading
 
     reading = Reading.checked(crop_ratio, batch_size, workers, device)
@@ -153,8 +153,9 @@ def classifier(
     compute_beside_workers()
 
     from ssl_vit_eval.baselines import choose_device
+    from ssl_vit_eval.classifying import probabilities_of
 
-    publish(inputs, predict(inputs, choose_device(device)))
+    publish(inputs, probabilities_of(inputs, choose_device(device)))
 
 
 def finetune(

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ssl_vit.config import differences, to_plain
-from ssl_vit.data.labels import check_labels, labeled_numbers, renumbered
+from ssl_vit.data.labels import check_labels, names_of_unknown, renumbered
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import INFO_FILE, ExportInfo, find_export, read_export_info
@@ -88,7 +86,7 @@ def plan_finetuning(
         overrides: The user's settings as path=value.
 
     Raises:
-        UserError: There is no export, or no such recipe.
+        UserError: No export is found, or the recipe does not exist.
     """
     if len(image_size) > 2:
         raise UserError(
@@ -145,10 +143,10 @@ def check_test_set(test: str, train: str) -> None:
             f"--test {test} has images of more than 8 bits, and --train {train} has not",
             "use test images of the same kind",
         )
-    unknown = renumbered(shards, ours.classes) < 0
+    matched = renumbered(shards, ours.classes)
+    unknown = matched < 0
     if unknown.any():
-        numbers = np.unique(shards.labels[labeled_numbers(shards)[unknown]]).tolist()
-        named = ", ".join(shards.classes[number] for number in numbers[:10])
+        named = ", ".join(names_of_unknown(shards, matched)[:10])
         raise UserError(
             f"{unknown.sum():,} of {len(unknown):,} test images are of classes that --train lacks: "
             f"{named}",

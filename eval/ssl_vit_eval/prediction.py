@@ -51,21 +51,20 @@ class ImageFiles:
     """
 
     def __init__(self, place: Path) -> None:
-        folder = place
         self.files = (
             [place]
             if place.is_file()
             else sorted(
                 file
-                for file in folder.rglob("*")
+                for file in place.rglob("*")
                 if file.suffix[1:].lower() in ENDINGS
                 and file.is_file()
-                and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+                and not any(part.startswith(".") for part in file.relative_to(place).parts)
             )
         )
         if not self.files:
             raise UserError(
-                f"no image in {folder}", f"give a folder with files ending in {', '.join(ENDINGS)}"
+                f"no image in {place}", f"give a folder with files ending in {', '.join(ENDINGS)}"
             )
 
     def __len__(self) -> int:
@@ -132,7 +131,7 @@ def check_prediction(
         given: How values of more than 8 bits are shown, for an export without a value range.
 
     Raises:
-        UserError: There is no classifier or no image, or the CSV cannot be written.
+        UserError: The export has no classifier, no image is found, or the CSV cannot be written.
     """
     export = find_export(model)
     info = read_classifier_info(export)
@@ -143,7 +142,7 @@ def check_prediction(
         values, notes = range_of(info, [], given)
     elif not place.exists() and "://" not in source and place.parent.is_dir():
         raise UserError(
-            f"there is no {source}", "give a folder of images, an image, or a folder of shards"
+            f"{source} does not exist", "give a folder of images, an image, or a folder of shards"
         )
     else:
         shards = open_shards(source)
@@ -154,7 +153,7 @@ def check_prediction(
 
 def _check_out(out: Path) -> None:
     if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}", "create it")
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist", "create it")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", f"name a file:  --out {out / 'classes.csv'}")
     if out.exists() and out.suffix.lower() != ".csv":

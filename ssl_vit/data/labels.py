@@ -52,6 +52,12 @@ def renumbered(theirs: ShardSet, ours: Sequence[str]) -> np.ndarray:
     return np.array([place.get(plain_name(name), -1) for name in theirs.classes])[labels]
 
 
+def names_of_unknown(theirs: ShardSet, numbers: np.ndarray) -> list[str]:
+    """Names of the classes that :func:`renumbered`, whose result ``numbers`` is, did not find."""
+    unknown = theirs.labels[labeled_numbers(theirs)[numbers < 0]]
+    return [theirs.classes[number] for number in np.unique(unknown).tolist()]
+
+
 def check_labels(shards: ShardSet, least: int) -> None:
     """Refuse a set whose labels cannot be used.
 

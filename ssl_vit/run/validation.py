@@ -7,7 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ssl_vit.data.cache import ShardCache
-from ssl_vit.data.labels import check_labels, hold_out, labeled_numbers, renumbered
+from ssl_vit.data.labels import (
+    check_labels,
+    hold_out,
+    labeled_numbers,
+    names_of_unknown,
+    renumbered,
+)
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.subset import SubsetOfShards
@@ -94,9 +100,9 @@ def _own_set(config: RunConfig, train: ShardSet, cache: ShardCache) -> Validatio
         )
     numbers, labels = labeled_numbers(theirs), renumbered(theirs, train.classes)
     if (labels < 0).any():
-        unknown = np.unique(theirs.labels[numbers[labels < 0]]).tolist()
+        unknown = names_of_unknown(theirs, labels)
         raise UserError(
-            f"{source} has images of {', '.join(theirs.classes[each] for each in unknown[:10])}, "
+            f"{source} has images of {', '.join(unknown[:10])}, "
             f"and {train.source} has no such class ({', '.join(train.classes[:10])})",
             "give validation images of the same classes",
         )

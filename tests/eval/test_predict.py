@@ -66,7 +66,7 @@ def test_shards_are_classified_by_key(run: Path, tmp_path: Path) -> None:
     [
         ("nothing", "x.csv", "nothing"),
         ("empty", "x.csv", "no image in"),
-        ("shards", "missing/x.csv", "there is no folder"),
+        ("shards", "missing/x.csv", "missing does not exist"),
         ("shards", "empty", "is a folder"),
         ("shards", "photo.png", "exists and is not a CSV file"),
     ],
