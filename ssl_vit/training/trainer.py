@@ -1,6 +1,7 @@
 """The training loop of all objectives, which it knows only by their contract."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -269,7 +270,9 @@ class Trainer:
         found = gather(measured, self.engine.processes)[0]
         before = self.validation.best_step
         if self.validations is not None:
-            self.validations.write([{"step": made, **found}])
+            # JSON has no NaN: a line with one would be lost to a resumed run.
+            finite = {name: value for name, value in found.items() if math.isfinite(value)}
+            self.validations.write([{"step": made, **finite}])
         if self.validation.judge(made, found):
             self._export(made)
             if self._exported:

@@ -87,3 +87,15 @@ def test_without_patience_it_is_never_over() -> None:
     for step in range(1, 100):
         ours.judge(step, line(step, 0.5, 1.0))
     assert not ours.is_over
+
+
+def test_a_loss_that_is_not_finite_is_judged_alike_if_it_is_missing() -> None:
+    """As it is in the file that a resumed run reads."""
+    nan = {"validation/balanced_accuracy": 0.5, "validation/loss": math.nan}
+    missing = {"validation/balanced_accuracy": 0.5}
+    for first in (nan, missing):
+        for second in (nan, missing):
+            ours = validation()
+            assert ours.judge(10, first)
+            assert not ours.judge(20, second)
+            assert ours.judge(30, {**second, "validation/loss": 3.0})
