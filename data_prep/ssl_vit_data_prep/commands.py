@@ -99,9 +99,8 @@ def pack(
     from ssl_vit_data_prep.shard_writer import PackOptions
 
     check_ranges(val_fraction, max_pixels)
-    columns = choose_columns(
-        (path_column, label_column, split_column, group_column), manifest, val_fraction
-    )
+    given = (path_column, label_column, split_column, group_column)
+    columns = choose_columns(given, manifest)
     options = PackOptions(
         parse_bytes(shard_bytes, "--shard-bytes "),
         shuffle_seed,

@@ -47,6 +47,8 @@ class WrittenShard:
     """Properties of its images; in an indexed shard, of those that were sampled."""
     looks: list[Look] = field(default_factory=list)
     """The sampled images of an indexed shard."""
+    groups: list[int] = field(default_factory=list)
+    """Group of each record; empty if there are none."""
 
 
 class FinishedShards:
@@ -132,6 +134,7 @@ class FinishedShards:
             "endings": part.endings,
             "saw": part.saw,
             "counts": part.counts.to_plain(),
+            "groups": part.groups,
             "looks": [asdict(replace(look, values=None)) for look in part.looks],
         }
         pictures = [picture for _, picture in part.sheet]
@@ -165,6 +168,7 @@ class FinishedShards:
                         Look(**{**look, "values": file[f"values_{place}"]})
                         for place, look in enumerate(described["looks"])
                     ],
+                    described["groups"],
                 )
         except Exception:  # numpy's and zipfile's readers of damaged files raise many kinds
             return None

@@ -137,9 +137,7 @@ def _add_row(made: Manifest, row: Row, path: str, file: Path, columns: Columns) 
         made.extras[path] = values
 
 
-def choose_columns(
-    columns: tuple[str, str, str, str], manifest: Path | None, val_fraction: float
-) -> Columns:
+def choose_columns(columns: tuple[str, str, str, str], manifest: Path | None) -> Columns:
     """The columns named by the options.
 
     Args:
@@ -154,11 +152,6 @@ def choose_columns(
         raise UserError(
             f"--{given[0]}-column has no effect without --manifest",
             "add  --manifest FILE",
-        )
-    if "group" in given and not val_fraction:
-        raise UserError(
-            "--group-column has no effect without --val-fraction",
-            "add --val-fraction, or leave out --group-column",
         )
     path, label, split, group = columns
     return Columns(path or "path", label, split, group)

@@ -60,7 +60,8 @@ GroupColumnOption = Annotated[
     str,
     typer.Option(
         "--group-column",
-        help="Manifest column of groups (patient, slide, …) that --val-fraction keeps together.",
+        help="Manifest column of groups (patient, slide, …), kept together by --val-fraction and "
+        "by what `ssl-vit finetune` holds out.",
     ),
 ]
 SplitFoldersOption = Annotated[

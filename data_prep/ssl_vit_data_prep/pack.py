@@ -253,7 +253,8 @@ def finish_set(
     labels = np.concatenate([result.records["label"] for result in filled] or [np.zeros(0, int)])
     counts = np.bincount(labels[labels != NO_LABEL], minlength=len(classes))
     if filled:
-        index = Index(shards, tuple(classes), statistics, values)
+        groups = tuple(group for result in filled for group in result.groups)
+        index = Index(shards, tuple(classes), statistics, values, groups=groups)
         write_index(folder, index, [result.records for result in filled])
     return PackedSet(
         name,

@@ -8,7 +8,7 @@ shards, and a killed pack can resume.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +25,7 @@ from ssl_vit_data_prep.tar import member_bytes
 # Most images measured for a set's statistics, and most pictures on its contact sheet.
 STATISTICS_IMAGES = 512
 SHEET_IMAGES = 64
+NO_GROUP = -1
 _TRIES = 50  # numbers of pieces that are tried for an even division
 
 
@@ -45,6 +46,8 @@ class PlannedSample:
     """Whether it counts in the set's statistics."""
     is_shown: bool
     """Whether it is on the contact sheet."""
+    group: int = NO_GROUP
+    """Number of its group, −1 if images have none."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,15 @@ def plan_shards(
     rows: dict[str, list[int]] = {name: [] for name in division.names}
     for place in permutation(len(files), seed):
         rows[division.set_of(files[place].path, keys[place])].append(int(place))
+    group_of = _number_groups(files, division)
     sets: dict[str, tuple[tuple[PlannedSample, ...], ...]] = {}
     total = 0
     for name, row in rows.items():
         samples = [
-            _plan_sample(files[place], keys[place], classes, number, len(row))
+            replace(
+                _plan_sample(files[place], keys[place], classes, number, len(row)),
+                group=group_of.get(files[place].path, NO_GROUP),
+            )
             for number, place in enumerate(row)
         ]
         sizes = [
@@ -147,6 +154,18 @@ def _plan_sample(
         is_measured=place % -(-num_images // STATISTICS_IMAGES) == 0,
         is_shown=place % -(-num_images // SHEET_IMAGES) == 0,
     )
+
+
+def _number_groups(files: Sequence[ImageFile], division: Division) -> dict[str, int]:
+    """Path → number of its group, an image without one being alone; empty without groups."""
+    if not division.groups:
+        return {}
+    numbers = {name: number for number, name in enumerate(sorted(set(division.groups.values())))}
+    found = {}
+    for place, file in enumerate(files):
+        name = division.groups.get(file.path)
+        found[file.path] = len(numbers) + place if name is None else numbers[name]
+    return found
 
 
 def even_cuts(sizes: Sequence[int], most: float) -> list[int]:

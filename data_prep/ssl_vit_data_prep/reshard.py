@@ -58,6 +58,8 @@ class MovedFile:
     length: int
     label: int | None
     """Label of an image in the index; None for all other files."""
+    group: int | None = None
+    """Its group there, if there are groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class ListTask:
     path: Path
     shard: Shard
     records: np.ndarray
+    groups: np.ndarray | None
+    """(num_samples,) of its records, if there are groups."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,11 @@ def reshard(
             ]
             results = run_tasks(write_shard, tasks, len(samples), workers, "writing", "samples")
             before = read_index(shards.parts[0].folder)
-            index = replace(before, shards=tuple(result.shard for result in results))
+            index = replace(
+                before,
+                shards=tuple(result.shard for result in results),
+                groups=tuple(group for result in results for group in result.groups),
+            )
             write_index(folder, index, [result.records for result in results])
             finished.remove()
     except OSError as error:
@@ -151,8 +159,14 @@ def reshard(
 
 def list_samples(shards: ShardSet, workers: int) -> list[MovedSample]:
     """Every sample of a set, with files renamed so that no two samples share a key."""
+    groups = shards.groups
     tasks = [
-        ListTask(shards.cache.path(shard), shard, np.array(shards.records_of(number)))
+        ListTask(
+            shards.cache.path(shard),
+            shard,
+            np.array(shards.records_of(number)),
+            None if groups is None else groups[slice(*shards.starts[number : number + 2])],
+        )
         for number, shard in enumerate(shards.shards)
     ]
     listed = run_tasks(list_shard, tasks, len(tasks), workers, "reading", "shards")
@@ -173,9 +187,10 @@ def list_shard(task: ListTask) -> list[tuple[str, list[MovedFile]]]:
         UserError: It does not match its index.
     """
     # By both: a hard link has the offset of the file that it refers to.
-    labels = {
-        (int(record["offset"]), int(record["lead"])): int(record["label"])
-        for record in task.records
+    groups = [None] * len(task.records) if task.groups is None else task.groups.tolist()
+    known = {
+        (int(record["offset"]), int(record["lead"])): (int(record["label"]), group)
+        for record, group in zip(task.records, groups, strict=True)
     }
     found = []
     try:
@@ -185,7 +200,9 @@ def list_shard(task: ListTask) -> list[tuple[str, list[MovedFile]]]:
                 if isinstance(sample, Refusal):
                     continue  # not part of a sample
                 files = [
-                    MovedFile(f.name, f.offset, f.length, labels.get((f.offset, f.lead)))
+                    MovedFile(
+                        f.name, f.offset, f.length, *known.get((f.offset, f.lead), (None, None))
+                    )
                     for f in sample.files
                 ]
                 found.append((sample.key, files))
@@ -230,6 +247,7 @@ def write_shard(task: WriteTask) -> WrittenShard:
         count_done(len(task.samples))
         return part
     rows: list[tuple[int, int, int, int]] = []
+    groups: list[int] = []
     with (
         _OldShards() as old,
         replacing(task.target) as partial,
@@ -242,10 +260,13 @@ def write_shard(task: WriteTask) -> WrittenShard:
                 offset = tar.add(moved.name, old.read(sample.shard, moved))
                 if moved.label is not None:
                     rows.append((offset, moved.length, offset - start, moved.label))
+                if moved.group is not None:
+                    groups.append(moved.group)
             count_done()
         sha256 = tar.finish()
     records = np.array(rows, dtype=SAMPLE_RECORD)
-    result = WrittenShard(describe_shard(task.target.name, tar.num_bytes, sha256, records), records)
+    shard = describe_shard(task.target.name, tar.num_bytes, sha256, records)
+    result = WrittenShard(shard, records, groups=groups)
     task.finished.save(task.target.stem, result)
     return result
 

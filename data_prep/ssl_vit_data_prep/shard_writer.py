@@ -19,7 +19,7 @@ from ssl_vit_data_prep.finished_shards import FinishedShards, WrittenShard
 from ssl_vit_data_prep.image_counts import ImageCounts
 from ssl_vit_data_prep.inspection import read_image_file, refusal_of
 from ssl_vit_data_prep.manifest import Columns
-from ssl_vit_data_prep.plan import PlannedSample
+from ssl_vit_data_prep.plan import NO_GROUP, PlannedSample
 from ssl_vit_data_prep.reencode import Reencoding, reencode
 from ssl_vit_data_prep.refusals import NO_MEMORY, Refusal, RefusedError
 from ssl_vit_data_prep.statistics import PixelSums, pixels_to_measure
@@ -92,6 +92,7 @@ def write_shard(task: ShardTask) -> WrittenShard:
         return part
     task.target.parent.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[int, int, int, int]] = []
+    groups: list[int] = []
     refused: list[Refusal] = []
     sums, counts = PixelSums(), ImageCounts()
     sheet: list[tuple[str, np.ndarray]] = []
@@ -105,6 +106,7 @@ def write_shard(task: ShardTask) -> WrittenShard:
                     pages = [data for _, data, _ in spread]
                     sums, sheet = _measure(pages, sample, task, sums, sheet)
                 rows += [_add_sample(tar, each, ending, data) for each, data, ending in images]
+                groups += [sample.group] * len(images)
                 counts = counts.add(facts)
             except RefusedError as error:
                 refused.append(Refusal(sample.path, error.kind, error.reason))
@@ -117,7 +119,8 @@ def write_shard(task: ShardTask) -> WrittenShard:
         task.target.unlink()
     records = np.array(rows, dtype=SAMPLE_RECORD)
     shard = describe_shard(task.target.name, tar.num_bytes, sha256, records)
-    result = WrittenShard(shard, records, refused, sums, sheet, counts=counts)
+    groups = [] if NO_GROUP in groups else groups
+    result = WrittenShard(shard, records, refused, sums, sheet, counts=counts, groups=groups)
     task.finished.save(task.name, result)
     return result
 

@@ -57,6 +57,15 @@ class ClassifierInputs:
     reading: Reading
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What is printed beside the classifier's scores."""
+
+    rows: dict[str, Scores]
+    """Name → scores on the same test images."""
+    notes: tuple[str, ...] = ()
+
+
 def check_classifier_inputs(
     run: Path, test: str, reading: Reading, known_only: bool, values: ValueRange | None
 ) -> ClassifierInputs:
@@ -103,8 +112,15 @@ def check_classifier_inputs(
     )
 
 
-def publish(inputs: ClassifierInputs, probabilities: np.ndarray) -> Path:
+def publish(
+    inputs: ClassifierInputs, probabilities: np.ndarray, beside: Beside = Beside({})
+) -> Path:
     """Print the tables, and write the JSON and the picture beside it; returns the JSON's path.
+
+    Args:
+        inputs: The classifier and the test images.
+        probabilities: (M, C) of the test images.
+        beside: Other scores on them.
 
     Raises:
         UserError: They cannot be written; everything was printed.
@@ -115,12 +131,13 @@ def publish(inputs: ClassifierInputs, probabilities: np.ndarray) -> Path:
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     info = inputs.info
     title = f"classifier · {info.recipe} · step {info.step:,} · {len(labels):,} test images"
-    print_table(console, _table(title, scores, found))
+    print_table(console, _table(title, scores, found, beside))
     majority = np.bincount(labels, minlength=len(names)).max()
     notes = [
         f"Always the test images' most frequent class: {with_interval(majority, len(labels))} %.",
         "In parentheses: 95 % intervals (Wilson). Balanced accuracy, macro-F1, AUROC and average "
         "precision give every class of the test images the same weight.",
+        *beside.notes,
         *inputs.notes,
     ]
     for note in notes:
@@ -130,7 +147,8 @@ def publish(inputs: ClassifierInputs, probabilities: np.ndarray) -> Path:
     path = inputs.evals / f"classifier_step_{info.step:08d}.json"
     try:
         with replacing(path) as partial:
-            text = json.dumps(_to_json(inputs, scores, found, notes), indent=1, allow_nan=False)
+            plain = _to_json(inputs, scores, found, notes, beside)
+            text = json.dumps(plain, indent=1, allow_nan=False)
             partial.write_text(text + "\n", "utf-8")
         if scores.confusion is not None:
             picture = draw_confusion(scores.confusion, names)
@@ -166,7 +184,7 @@ def measure(
     return found
 
 
-def _table(title: str, scores: Scores, found: dict[str, Any]) -> Table:
+def _table(title: str, scores: Scores, found: dict[str, Any], beside: Beside) -> Table:
     table = Table(title=Text(title), title_justify="left")
     cells = {"test %": with_interval(scores.num_right, len(scores.correct))}
     if "top5_accuracy" in found:
@@ -179,14 +197,28 @@ def _table(title: str, scores: Scores, found: dict[str, Any]) -> Table:
         ("calibration error %", "calibration_error"),
     ):
         cells[name] = percent(found[key])
+    if beside.rows:
+        table.add_column("")
     for name in cells:
         table.add_column(name, justify="right")
-    table.add_row(*cells.values())
+    first = ["fine-tuned"] if beside.rows else []
+    table.add_row(*first, *cells.values(), style="bold" if beside.rows else "")
+    for name, other in beside.rows.items():
+        others = {
+            "test %": with_interval(other.num_right, len(other.correct)),
+            "balanced %": percent(other.balanced_accuracy),
+            "macro-F1 %": percent(other.macro_f1),
+        }
+        table.add_row(name, *(others.get(each, "–") for each in cells))
     return table
 
 
 def _to_json(
-    inputs: ClassifierInputs, scores: Scores, found: dict[str, Any], notes: list[str]
+    inputs: ClassifierInputs,
+    scores: Scores,
+    found: dict[str, Any],
+    notes: list[str],
+    beside: Beside,
 ) -> dict[str, Any]:
     confusion = scores.confusion
     return {
@@ -206,6 +238,7 @@ def _to_json(
         "per_class": [asdict(each) for each in class_scores(scores, inputs.info.classes)],
         # Rows: class; columns: predicted class; both in the order of `classes`.
         "confusion_matrix": None if confusion is None else confusion.tolist(),
+        "beside": {name: summarize(each) for name, each in beside.rows.items()},
         "notes": notes,
         "versions": {name: version(name) for name in ("ssl-vit", "torch", "numpy")},
     }

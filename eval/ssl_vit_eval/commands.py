@@ -134,6 +134,14 @@ def linear(
 def classifier(
     run: RunArgument,
     test: TestOption,
+    train: Annotated[
+        str,
+        typer.Option(
+            "--train",
+            help="Labeled shards it was trained on: shows k-NN and linear probe of the backbone it "
+            "started from beside it.",
+        ),
+    ] = "",
     known_classes_only: KnownOption = False,
     value_range: RangeOption = None,
     crop_ratio: CropOption = 0.875,
@@ -143,7 +151,7 @@ def classifier(
 ) -> None:
     """A fine-tuned classifier on test images: scores by class, confusion matrix, calibration."""
     from ssl_vit.data.values import parse_range
-    from ssl_vit_eval.classifier import check_classifier_inputs, publish
+    from ssl_vit_eval.classifier import Beside, check_classifier_inputs, publish
     from ssl_vit_eval.inputs import Reading
 
     reading = Reading.checked(crop_ratio, batch_size, workers, device)
@@ -154,8 +162,18 @@ def classifier(
 
     from ssl_vit_eval.baselines import choose_device
     from ssl_vit_eval.classifying import probabilities_of
+    from ssl_vit_eval.frozen import frozen_start, rows_beside
 
-    publish(inputs, probabilities_of(inputs, choose_device(device)))
+    place = choose_device(device)
+    probabilities = probabilities_of(inputs, place)
+    beside = Beside({})
+    if train:
+        start = frozen_start(inputs, train)
+        if isinstance(start, str):
+            beside = Beside({}, (f"No frozen backbone beside it: {start}.",))
+        else:
+            beside = rows_beside(inputs, start, place)
+    publish(inputs, probabilities, beside)
 
 
 def finetune(
@@ -219,11 +237,11 @@ def finetune(
     if print_only:
         typer.echo(shlex.join([plan.recipe, *plan.words]))
         return
-    typer.echo(f"{plan.recipe}, from {plan.export}", err=True)
+    typer.echo("\n".join([f"{plan.recipe}, from {plan.export}", *plan.notes]), err=True)
     if code := start(prepare(plan.recipe, run, plan.words, is_smoke=False)):
         raise typer.Exit(code)
     if test and read_processes().is_first:
-        classifier(run, test)
+        classifier(run, test, train)
 
 
 def predict(

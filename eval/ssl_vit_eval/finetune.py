@@ -5,7 +5,7 @@ and logs as ever. No torch here.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,19 @@ from ssl_vit.run.folder import RunFolder
 
 SMALL = "finetune_small_data"
 """The recipe for exports that no other is for."""
+_PREFIX = "finetune_"
+_DINOV2 = "finetune_dinov2_vitl14"
 _BY_WIDTH = (
     (1280, "finetune_mae_vith14"),
     (1024, "finetune_mae_vitl16"),
     (384, "finetune_mae_vitb16"),
 )
+_LARGE_WIDTH = 1024
 # Fewest steps of an epoch: a few thousand images are fewer batches of 1024 than a run needs.
 _STEPS_PER_EPOCH = 16
 _LEAST_BATCH = 16
+# Below it, a backbone that is trained too was found worse than a linear layer (docs/benchmarks.md).
+_FEW_IMAGES = 1_000
 # Settings of the backbone that are the recipe's; all others are the export's.
 _OF_RECIPE = ("drop_path", "drop_path_rule", "initialization")
 # A trial: few steps of few images, in the network and at the resolution that are wanted.
@@ -49,16 +54,20 @@ class FineTuning:
     """Settings as path=value, those of the user last."""
     export: Path
     """Where the backbone comes from."""
+    notes: tuple[str, ...] = ()
+    """What to say of the settings."""
 
 
 def choose_recipe(info: ExportInfo) -> str:
-    """The fine-tuning recipe for an export: that of its own recipe; else of MAE's network of about
-    its size; for small ones our own.
+    """The fine-tuning recipe for an export: that of its own recipe or, for a large DINOv2, method;
+    else of MAE's network of about its size; for small ones our own.
     """
-    if info.recipe in RECIPES and find_recipe(info.recipe).objective.needs_labels:
+    if info.recipe in RECIPES and info.recipe.startswith(_PREFIX):
         return info.recipe
-    if f"finetune_{info.recipe}" in RECIPES:
-        return f"finetune_{info.recipe}"
+    if f"{_PREFIX}{info.recipe}" in RECIPES:
+        return f"{_PREFIX}{info.recipe}"
+    if info.recipe.startswith("dinov2_") and info.backbone.width >= _LARGE_WIDTH:
+        return _DINOV2
     return next((name for width, name in _BY_WIDTH if info.backbone.width >= width), SMALL)
 
 
@@ -103,17 +112,13 @@ def plan_finetuning(
         _check_same_source(run, before, source)
     info = read_export_info(export)
     name = recipe or choose_recipe(info)
-    config = find_recipe(name)
-    if not config.objective.needs_labels:
-        raise UserError(
-            f"--recipe {name} does not learn from labels",
-            f"choose from {', '.join(each for each in RECIPES if each.startswith('finetune_'))}",
-        )
+    config = _labeled_recipe(name)
+    num_images = open_shards(train).num_samples
     words = [
         f"data.shards={_quoted(train)}",
         f"resume_from={_quoted(str(export))}",
         *_words_of(config, info, image_size),
-        *_batch_words(config, open_shards(train).num_samples),
+        *_batch_words(config, num_images),
         *([f"objective.validation={json.dumps(validation)}"] if validation else []),
         *(_SMOKE if is_smoke else ()),
     ]
@@ -121,7 +126,18 @@ def plan_finetuning(
     if "schedule.length" in given:
         given.add("schedule.warmup")  # of a trial's length
     words = [word for word in words if word.partition("=")[0] not in given]
-    return FineTuning(name, (*words, *overrides), export)
+    few, notes = _for_few(name, info, num_images, given)
+    return FineTuning(name, (*words, *few, *overrides), export, notes)
+
+
+def _labeled_recipe(name: str) -> RunConfig:
+    config = find_recipe(name)
+    if not config.objective.needs_labels:
+        raise UserError(
+            f"--recipe {name} does not learn from labels",
+            f"choose from {', '.join(each for each in RECIPES if each.startswith(_PREFIX))}",
+        )
+    return config
 
 
 def check_test_set(test: str, train: str) -> None:
@@ -174,6 +190,25 @@ def _started_from(folder: RunFolder) -> Path | None:
         return None
     before = folder.read_config().resume_from
     return path_of(before) if before else None
+
+
+def _for_few(
+    recipe: str, info: ExportInfo, num_images: int, given: Set[str]
+) -> tuple[list[str], tuple[str, ...]]:
+    """Where there are few images: words for a frozen backbone with a head that starts from its
+    linear probe, and what to say of it.
+    """
+    frozen = "optimizer.freeze_units"
+    if recipe != SMALL or num_images >= _FEW_IMAGES or frozen in given:
+        return [], ()
+    words = [f"{frozen}={info.backbone.depth}"]
+    if not given & {"objective.head", "objective.pooling"}:
+        words.append("objective.head=probe")
+    note = (
+        f"{num_images:,} training images are few: the backbone stays frozen ({words[0]}); "
+        f"{frozen}=0 trains it too"
+    )
+    return words, (note,)
 
 
 def _batch_words(config: RunConfig, num_images: int) -> list[str]:

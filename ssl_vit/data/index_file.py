@@ -80,6 +80,8 @@ class Index:
     """How values of more than 8 bits are shown; None if no image has them."""
     labels_from: str = "cls"
     """Where in the tars labels are: `cls`, `json:FIELD`, `folder`, `tar` or `none`."""
+    groups: tuple[int, ...] = ()
+    """(num_samples,) the group of each sample (a patient, a slide), by number; empty: not known."""
 
     @property
     def num_samples(self) -> int:
@@ -133,6 +135,7 @@ def write_index(folder: Path, index: Index, records: Sequence[np.ndarray]) -> No
             "num_images": statistics.num_images,
         },
         "values": index.values and asdict(index.values),
+        "groups": ",".join(map(str, index.groups)),
         "shardlist": [
             {
                 "url": shard.url,
@@ -208,9 +211,16 @@ def parse_index(content: bytes, source: str) -> Index:
         document.statistics and document.statistics.as_statistics(),
         document.values and ValueRange(**document.values.model_dump()),
         document.labels_from,
+        tuple(map(int, document.groups.split(","))) if document.groups else (),
     )
     if not index.num_samples:
         raise UserError(f"{source} lists no samples", "pack a folder that has images")
+    if index.groups and len(index.groups) != index.num_samples:
+        raise UserError(
+            f"{source} has groups of {len(index.groups):,} samples, and lists "
+            f"{index.num_samples:,}",
+            again,
+        )
     return index
 
 
@@ -256,6 +266,8 @@ class _IndexDocument(Document):
     values: _ValuesEntry | None = None
     """Missing in sets that were made before value ranges existed."""
     labels_from: str = "cls"
+    groups: Annotated[str, Field(pattern=r"^(\d{1,12}(,\d{1,12})*)?$")] = ""
+    """By commas: a list would have a line for each."""
 
 
 def _shard(entry: _ShardEntry, source: str) -> Shard:

@@ -108,6 +108,39 @@ def hold_out(labels: np.ndarray, share: float, seed: int = 0) -> tuple[np.ndarra
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def hold_out_groups(
+    labels: np.ndarray, groups: np.ndarray, share: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out a share of every class as far as whole groups allow: a group is taken if the held
+    numbers of images by class come closer to the wanted ones.
+
+    Args:
+        labels: (N,) class numbers from 0 on.
+        groups: (N,) group numbers.
+        share: In (0, 1); at least one image of every class with two or more is wanted, and one of
+            every class is kept.
+
+    Returns:
+        As :func:`hold_out`; no group is in both.
+    """
+    totals = np.bincount(labels)
+    wanted = np.where(totals > 1, np.maximum(1, np.round(share * totals)), 0)
+    missing, left = wanted.astype(np.int64), totals.copy()
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    members = np.split(order, starts[1:])
+    rng = np.random.Generator(np.random.Philox(seed))
+    held = np.zeros(len(labels), dtype=bool)
+    for place in np.argsort(rng.random(len(members)), kind="stable").tolist():
+        its, counts = np.unique(labels[members[place]], return_counts=True)
+        is_closer = np.abs(missing[its] - counts).sum() < np.abs(missing[its]).sum()
+        if is_closer and (counts < left[its]).all():
+            held[members[place]] = True
+            missing[its] -= counts
+            left[its] -= counts
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
 def choose_images(shards: ShardSet, most: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Labeled images for an online probe's train and test sets: about the same share of every
     class, and the same images on every call and machine.

@@ -46,6 +46,8 @@ class Part:
     """For each shard: its first record in that file, and its number of records."""
     values: ValueRange | None = None
     """How values of more than 8 bits are shown, by its index."""
+    groups: tuple[int, ...] = ()
+    """(num_records,) the group of each record, by its index; empty: not known."""
 
     @property
     def num_samples(self) -> int:
@@ -143,6 +145,22 @@ class ShardSet:
                 f"data.value_range=[{low:g},{high:g}]",
             )
         return next(iter(found), None)
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """(num_samples,) int64 the group of each sample, whose images belong together (a patient, a
+        slide); None if no index has groups. Samples of an index without groups are alone.
+        """
+        if not any(part.groups for part in self.parts):
+            return None
+        found, used = [], 0
+        for part in self.parts:
+            numbers = np.arange(part.num_records)
+            if part.groups:
+                numbers = np.array(part.groups, dtype=np.int64)
+            found += [used + numbers[first : first + count] for first, count in part.places]
+            used += int(numbers.max()) + 1
+        return np.concatenate(found)
 
     def check_records(self) -> None:
         """Open the records, and compare those of a small set with the index, so that no data worker

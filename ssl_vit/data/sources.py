@@ -72,7 +72,7 @@ def _open(source: str, cache: ShardCache) -> tuple[Part, list[Shard], tuple[str,
     chosen = _choose(index, names, base, source)
     shards = [_located(index.shards[place], base, folder, source, cache) for place in chosen]
     places = tuple((int(firsts[place]), index.shards[place].num_samples) for place in chosen)
-    part = Part(source, folder, index.num_samples, places, index.values)
+    part = Part(source, folder, index.num_samples, places, index.values, index.groups)
     return part, shards, index.classes
 
 

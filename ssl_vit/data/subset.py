@@ -46,6 +46,12 @@ class SubsetOfShards(ShardSet):
         """See :class:`ShardSet`."""
         return self.whole.labels[self.kept]
 
+    @property
+    def groups(self) -> np.ndarray | None:
+        """See :class:`ShardSet`."""
+        groups = self.whole.groups
+        return None if groups is None else groups[self.kept]
+
     def read(self, number: int) -> bytes:
         """See :class:`ShardSet`."""
         return self.whole.read(int(self.kept[number]))

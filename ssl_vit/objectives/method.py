@@ -125,6 +125,13 @@ class MethodConfig(Config):
         """How a run is validated; None: not at all."""
         return None
 
+    @property
+    def fits_head(self) -> int:
+        """Number of training images, at most, to whose frozen features the head is fitted before
+        the first step; 0: it is not.
+        """
+        return 0
+
     def fit_to_classes(self, classes: tuple[str, ...], counts: tuple[int, ...]) -> "MethodConfig":
         """This config with the classes of the data filled in.
 

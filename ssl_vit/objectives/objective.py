@@ -36,6 +36,15 @@ class StepOutput(NamedTuple):
     """Input of the monitors."""
 
 
+class HeadStart(NamedTuple):
+    """The weights of a head before the first step."""
+
+    state: dict[str, Tensor]
+    """Entries of the objective's state dict, on the CPU."""
+    note: str
+    """For a person: what it was fitted to, and how well."""
+
+
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that share their learning rate and weight decay schedules."""
@@ -115,6 +124,21 @@ class Objective(nn.Module, ABC):
         objectives that learn from labels.
         """
         raise NotImplementedError(f"{type(self).__name__} does not classify")
+
+    def head_inputs(self, images: Tensor) -> Tensor:
+        """(B, D) what a linear head would see of (B, 3, H, W) uint8 images; for objectives whose
+        config `fits_head`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no linear head")
+
+    def fit_head(self, inputs: Tensor, labels: Tensor) -> "HeadStart":
+        """A head for a backbone that is not trained yet; nothing is changed.
+
+        Args:
+            inputs: (N, D) from :meth:`head_inputs`.
+            labels: (N,) int64, on the same device.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no linear head")
 
     @property
     def exported_backbone(self) -> Backbone:

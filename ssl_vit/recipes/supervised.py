@@ -14,6 +14,14 @@ _MAE_DETAILS = (
     "table 9 and the released configuration, but positions stay fixed (the authors': learned), and "
     "each image gets its own mixture"
 )
+_DEIT_DETAILS = (
+    "DeiT, table 9, without distillation; not their repeated augmentation (three crops of an image in a "
+    "batch)"
+)
+_BASELINE = (
+    "From random weights: what a pre-trained backbone has to beat. DeiT III (arXiv 2204.07118) "
+    "reaches 81.4 and 83.8 with LAMB, whose norms of whole layers ZeRO's shards do not have."
+)
 _NEEDS = "Needs a pre-trained backbone: resume_from=EXPORT, an exports/step_… of a run."
 
 
@@ -84,6 +92,69 @@ def finetune_beit2_vitb16() -> RunConfig:
 
 
 @recipe(
+    method="Fine-tuning of DINOv2",
+    network="ViT-L/14",
+    source="Oquab et al. 2023, arXiv 2304.07193",
+    details=(
+        "they fine-tuned with the settings of DeiT III (Touvron et al. 2022, arXiv 2204.07118), "
+        "whose released ones for ViT-L at 224 pixels these are: 20 epochs, batch 512, 1e-5"
+    ),
+    expected=(
+        "no published figure for ViT-L/14; ViT-g/14 of LVD-142M, ImageNet-1k: 88.5, at 448 pixels "
+        "88.9 (the paper)"
+    ),
+    notes=_NEEDS,
+)
+def finetune_dinov2_vitl14() -> RunConfig:
+    return RunConfig(
+        recipe="finetune_dinov2_vitl14",
+        backbone=VitConfig(
+            **VIT_SIZES["large"],
+            patch_size=14,
+            layer_scale=1e-5,
+            drop_path=0.45,
+            feed_forward="swiglu",
+            initialization="truncated_normal",
+        ),
+        objective=ClassificationConfig(pooling="cls", layer_decay=1.0, random_erasing=0.0),
+        data=DataConfig(global_batch_size=512),
+        schedule=ScheduleConfig(length=20.0, warmup=5.0),
+        optimizer=OptimizerConfig(
+            learning_rate_rule="absolute",
+            base_learning_rate=1e-5,
+            final_learning_rate=1e-5,
+            weight_decay=0.1,
+            final_weight_decay=0.1,
+            betas=(0.9, 0.999),
+        ),
+    )
+
+
+@recipe(
+    method="Supervised training",
+    network="ViT-S/16",
+    source="Touvron et al. 2020, arXiv 2012.12877",
+    details=_DEIT_DETAILS,
+    expected="ImageNet-1k: 79.9 (the authors' release)",
+    notes=_BASELINE,
+)
+def supervised_vits16() -> RunConfig:
+    return _deit("supervised_vits16", "small")
+
+
+@recipe(
+    method="Supervised training",
+    network="ViT-B/16",
+    source="Touvron et al. 2020, arXiv 2012.12877",
+    details=_DEIT_DETAILS,
+    expected="ImageNet-1k: 81.8 (the authors' release)",
+    notes=_BASELINE,
+)
+def supervised_vitb16() -> RunConfig:
+    return _deit("supervised_vitb16", "base")
+
+
+@recipe(
     method="Fine-tuning",
     network="ViT of 6 × 192 for a few thousand images",
     source="He et al. 2021, arXiv 2111.06377",
@@ -121,7 +192,8 @@ def finetune_small_data() -> RunConfig:
 
 SUPERVISED: tuple[Recipe, ...] = (
     *(finetune_mae_vitb16, finetune_mae_vitl16, finetune_mae_vith14),
-    *(finetune_beit_vitb16, finetune_beit2_vitb16, finetune_small_data),
+    *(finetune_beit_vitb16, finetune_beit2_vitb16, finetune_dinov2_vitl14),
+    *(supervised_vits16, supervised_vitb16, finetune_small_data),
 )
 
 
@@ -166,5 +238,23 @@ def _beit(recipe: str, rate: float) -> RunConfig:
             base_learning_rate=rate,
             final_learning_rate=1e-6,
             betas=(0.9, 0.999),
+        ),
+    )
+
+
+def _deit(recipe: str, size: str) -> RunConfig:
+    return RunConfig(
+        recipe=recipe,
+        backbone=VitConfig(
+            **VIT_SIZES[size],
+            drop_path=0.1,
+            drop_path_rule="linear",
+            initialization="truncated_normal",
+        ),
+        objective=ClassificationConfig(pooling="cls", layer_decay=1.0),
+        data=DataConfig(global_batch_size=1024),
+        schedule=ScheduleConfig(length=300.0, warmup=5.0),
+        optimizer=OptimizerConfig(
+            base_learning_rate=2.5e-4, final_learning_rate=1e-5, betas=(0.9, 0.999)
         ),
     )

@@ -30,6 +30,7 @@ from ssl_vit.run.data import data_facts, machine_lanes, open_data, open_labeled,
 from ssl_vit.run.environment import check_same_data, describe_data, record_start
 from ssl_vit.run.folder import RunFolder
 from ssl_vit.run.given import settle_objective
+from ssl_vit.run.head_start import fit_head
 from ssl_vit.run.machine import find_machine, plain_machine, require_compiler
 from ssl_vit.run.messages import describe_measured, print_end, print_start
 from ssl_vit.run.parts import open_log, open_trainer
@@ -215,6 +216,7 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
         prepared = _with_length(prepared, costs)
     plan = prepared.plan
     objective = initial_objective(config, folder, processes, plan.total_steps)
+    fit_head(objective, prepared, torch.device(plan.device))
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
     checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
     start_step = checkpoints.restore()

@@ -10,6 +10,7 @@ from ssl_vit.data.cache import ShardCache
 from ssl_vit.data.labels import (
     check_labels,
     hold_out,
+    hold_out_groups,
     labeled_numbers,
     names_of_unknown,
     renumbered,
@@ -62,16 +63,23 @@ def split_data(config: RunConfig, shards: ShardSet | None, cache: ShardCache) ->
         found, whence = _own_set(config, shards, cache), wanted.shards
         train: ShardSet = shards
     else:
-        kept, held = hold_out(shards.labels, wanted.held_out)
+        groups, whole = shards.groups, ""
+        if groups is None:
+            kept, held = hold_out(shards.labels, wanted.held_out)
+        else:
+            kept, held = hold_out_groups(shards.labels, groups, wanted.held_out)
+            some, every = len(np.unique(groups[held])), len(np.unique(groups))
+            whole = f"; {some:,} of {every:,} groups, each whole"
         if not len(held):
+            why = "no class with two images" if groups is None else "too few groups"
             raise UserError(
-                f"{shards.source} has no class with two images: none can be held out",
+                f"{shards.source} has {why}: none can be held out",
                 "add images, give  objective.validation=SHARDS,  or objective.held_out=0",
             )
         train = SubsetOfShards(shards, kept)
         labels = shards.labels[held].astype(np.int64)
         found = ValidationImages(shards, held, labels, len(shards.classes))
-        whence = f"held out of {len(shards.labels):,} ({wanted.held_out:.0%} of each class)"
+        whence = f"held out of {len(shards.labels):,} ({wanted.held_out:.0%} of each class{whole})"
     height, width = config.backbone.height_width
     memory = format_bytes(len(found.numbers) * height * width * 3)
     notes = [f"validation: {len(found.numbers):,} images, {whence}; {memory} of pixels in memory"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssl_vit.data.labels import hold_out
+from ssl_vit.data.labels import hold_out, hold_out_groups
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.subset import SubsetOfShards
 from tests.synthetic import write_shards
@@ -53,3 +53,31 @@ def test_a_subset_has_the_samples_it_kept(folder: Path) -> None:
             assert each.location_of(number) == whole.location_of(original)
     assert subset.fingerprint == whole.fingerprint
     assert subset.source == whole.source
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_held_out_whole(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 60, 600)
+    labels = np.where(groups == 7, 3, rng.integers(0, 3, 600))  # class 3 is all in one group
+    kept, held = hold_out_groups(labels, groups, 0.1, seed)
+    assert np.array_equal(np.sort(np.concatenate([kept, held])), np.arange(600))
+    assert not set(groups[kept]) & set(groups[held])
+    assert set(labels[kept]) == {0, 1, 2, 3}
+    wanted = 0.1 * np.bincount(labels)[:3]
+    found = np.bincount(labels[held], minlength=4)[:3]
+    assert (np.abs(found - wanted) <= 10).all()  # about a group
+    assert np.array_equal(hold_out_groups(labels, groups, 0.1, seed)[1], held)
+
+
+def test_groups_of_one_image_are_held_out_like_images() -> None:
+    labels = np.array([0] * 50 + [1] * 20 + [2])
+    kept, held = hold_out_groups(labels, np.arange(71) * 5, 0.1)
+    assert np.bincount(labels[held]).tolist() == [5, 2]
+    assert len(kept) == 64
+
+
+def test_one_group_cannot_be_divided() -> None:
+    kept, held = hold_out_groups(np.array([0, 0, 1, 1]), np.zeros(4, int), 0.25)
+    assert len(held) == 0
+    assert len(kept) == 4

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssl_vit.data.sources import open_shards
+from ssl_vit.data.subset import SubsetOfShards
 from ssl_vit.errors import UserError
 from ssl_vit_data_prep.manifest import Columns
 from ssl_vit_data_prep.pack import PackSummary, pack_images
+from ssl_vit_data_prep.reshard import reshard
 from ssl_vit_data_prep.shard_writer import PackOptions
 from tests.command_line import ssl_vit
 from tests.data_prep.test_folders import labels_in
@@ -157,11 +160,47 @@ def test_groups_stay_together(tmp_path: Path):
     assert any("15 groups" in note and "1 image without one" in note for note in made.notes)
 
 
+def test_the_index_keeps_groups_and_so_does_resharding(tmp_path: Path):
+    rows: list[dict[str, object]] = [
+        {"path": path, "label": "a", "patient": None if n == 2 else f"p{n % 3}"}
+        for n, path in enumerate(FILES)
+    ]
+    pack_rows(rows, tmp_path, Columns(group="patient"))
+    reshard(str(tmp_path / "shards"), tmp_path / "new", 0, 2, seed=5, workers=1)
+    for folder in ("shards", "new"):
+        shards = open_shards(tmp_path / folder)
+        assert shards.groups is not None
+        found = {shards.key(n): int(shards.groups[n]) for n in range(6)}
+        groups = [found[path[:-4]] for path in FILES]
+        assert groups[0] == groups[3]
+        assert groups[1] == groups[4]
+        assert len(set(groups)) == 4  # an image without a group is alone
+    kept = np.array([1, 2, 5])
+    both = open_shards([str(tmp_path / "new"), str(tmp_path / "shards")])
+    assert both.groups is not None
+    assert not set(both.groups[:6]) & set(both.groups[6:])  # numbers of two indexes say nothing
+    assert both.groups[:6].tolist() == shards.groups.tolist()
+    assert np.array_equal(SubsetOfShards(both, kept).groups, both.groups[kept])
+
+
+def test_sets_without_groups_have_none_and_a_wrong_number_of_them_is_refused(tmp_path: Path):
+    rows: list[dict[str, object]] = [{"path": path, "label": "a"} for path in FILES]
+    pack_rows(rows, tmp_path)
+    assert open_shards(tmp_path / "shards").groups is None
+    index = json.loads((tmp_path / "shards/index.json").read_text())
+    (tmp_path / "shards/index.json").write_text(json.dumps(index | {"groups": "1,2,3"}))
+    with pytest.raises(UserError, match="has groups of 3 samples, and lists 6"):
+        open_shards(tmp_path / "shards")
+    (tmp_path / "shards/index.json").write_text(json.dumps(index | {"groups": "1,,3"}))
+    with pytest.raises(UserError, match="groups"):
+        open_shards(tmp_path / "shards")
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
         (["--label-column", "x"], "without --manifest"),
-        (["--manifest", "m.csv", "--group-column", "x"], "no effect without --val-fraction"),
+        (["--group-column", "x"], "without --manifest"),
     ],
 )
 def test_an_option_without_effect_is_refused(words: list[str], problem: str, tmp_path: Path):

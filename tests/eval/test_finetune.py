@@ -12,6 +12,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import ExportInfo, find_export, read_export_info, write_export
 from ssl_vit.models.config import VitConfig
 from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.objectives.config import ClassificationConfig
 from ssl_vit.recipes import find_recipe, read_config
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.folder import RunFolder
@@ -63,8 +64,9 @@ def planned(
         ("mae_vitb16", 768, "finetune_mae_vitb16"),
         ("beit2_vitb16", 768, "finetune_beit2_vitb16"),
         ("finetune_mae_vitl16", 1024, "finetune_mae_vitl16"),
-        ("dinov2_vitl14_in22k", 1024, "finetune_mae_vitl16"),
-        ("dinov2_vitg14", 1536, "finetune_mae_vith14"),
+        ("dinov2_vitl14_in22k", 1024, "finetune_dinov2_vitl14"),
+        ("dinov2_vitg14", 1536, "finetune_dinov2_vitl14"),
+        ("ibot_vitl16", 1024, "finetune_mae_vitl16"),
         ("mae_vits16", 384, "finetune_mae_vitb16"),
         ("dinov2_small_data", 192, "finetune_small_data"),
         ("somebody's", 192, "finetune_small_data"),
@@ -112,6 +114,27 @@ def test_network_and_pixels_are_the_exports_and_the_rest_is_the_recipes(
         assert getattr(config, section) == getattr(recipe, section)
 
 
+def test_with_few_images_the_backbone_of_small_data_stays_frozen(
+    train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = export(tmp_path)
+    config = planned(train, source)
+    assert isinstance(config.objective, ClassificationConfig)
+    assert (config.optimizer.freeze_units, config.objective.head) == (2, "probe")
+    (note,) = plan_finetuning(source, tmp_path / "run", str(train), ()).notes
+    assert note.startswith("48 training images are few: the backbone stays frozen")
+    thawed = plan_finetuning(
+        source, tmp_path / "run", str(train), (), overrides=["optimizer.freeze_units=0"]
+    )
+    assert thawed.notes == ()
+    assert planned(train, source, "optimizer.freeze_units=0").optimizer.freeze_units == 0
+    pooled = planned(train, source, "objective.pooling=map").objective
+    assert isinstance(pooled, ClassificationConfig)
+    assert pooled.head == "small"
+    monkeypatch.setattr("ssl_vit_eval.finetune._FEW_IMAGES", 48)
+    assert planned(train, source).optimizer.freeze_units == 0
+
+
 def test_a_table_of_positions_is_copied_into_every_block(train: Path, tmp_path: Path) -> None:
     config = planned(train, export(tmp_path, "beit_small_data", position="relative"))
     assert config.backbone.relative_tables == "per_block"
@@ -149,7 +172,10 @@ def test_from_an_export_to_the_numbers_of_the_test_set(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "14 test images" in done.stdout
     (result,) = (run / "evals").glob("classifier_step_*.json")
-    assert json.loads(result.read_text())["info"]["backbone"]["image_size"] == 64
+    found = json.loads(result.read_text())
+    assert found["info"]["backbone"]["image_size"] == 64
+    assert list(found["beside"]) == ["frozen, linear probe", "frozen, k-NN"]
+    assert "frozen, k-NN" in done.stdout
     # Started from the run, whose newest export is another: it continues from the one it had.
     again = ssl_vit("finetune", pretrained, *command[2:], "schedule.length=4", "schedule.warmup=1")
     assert again.returncode == 0, again.stderr

@@ -1,5 +1,6 @@
 """Which images a run is validated on."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ssl_vit.run.config import RunConfig
 from ssl_vit.run.validation import split_data
 from ssl_vit_data_prep.pack import pack_images
 from ssl_vit_data_prep.shard_writer import PackOptions
+from tests.command_line import ssl_vit
 from tests.synthetic import write_images, write_shards
 
 
@@ -45,6 +47,33 @@ def test_a_tenth_of_every_class_is_held_out_and_not_trained_on(train: Path) -> N
     assert len(kept) == 44
     assert not held & kept
     assert "4 images, held out of 48 (10% of each class)" in split.notes[0]
+
+
+def test_images_of_a_group_are_held_out_together(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 24)
+    lines = ["path,label,patient"]
+    for name in "ab":
+        lines += [f"{name}/{number:03d}.png,{name},p{number % 8}" for number in range(24)]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    command = ("shards", "pack", tmp_path / "images", tmp_path / "shards")
+    manifest = ("--manifest", tmp_path / "list.csv", "--group-column", "patient")
+    done = ssl_vit(*command, *manifest)
+    assert done.returncode == 0, done.stderr
+    assert "8 groups by the column patient" in done.stdout
+    split = split_data(config(), open_shards(str(tmp_path / "shards")), ShardCache())
+    assert split.train is not None
+    assert split.validation is not None
+    whole = split.validation.shards
+
+    def patients(numbers: Iterable[int]) -> set[int]:
+        return {int(whole.key(number).rpartition("/")[2]) % 8 for number in numbers}
+
+    held = patients(split.validation.numbers.tolist())
+    kept = {int(split.train.key(n).rpartition("/")[2]) % 8 for n in range(split.train.num_samples)}
+    assert len(held) == 1
+    assert held | kept == set(range(8))
+    assert not held & kept
+    assert "(10% of each class; 1 of 8 groups, each whole)" in split.notes[0]
 
 
 def test_shards_of_their_own_are_matched_by_the_names_of_classes(

@@ -12,7 +12,10 @@ from ssl_vit.exports.folder import find_export, read_classifier_info
 from ssl_vit.exports.loading import load_backbone
 from ssl_vit.run.folder import RunFolder
 from ssl_vit.run.pretrain import is_complete
+from ssl_vit_data_prep.pack import pack_images
+from ssl_vit_data_prep.shard_writer import PackOptions
 from tests.command_line import losses, ssl_vit, torchrun
+from tests.synthetic import write_images
 from tests.training.test_resume import interrupt
 
 FINETUNE = ("pretrain", "finetune_mae_vitb16", "--smoke", "--run")
@@ -149,3 +152,39 @@ def test_images_cannot_be_mixed_in_micro_batches_of_one(shards: Path, tmp_path: 
     done = ssl_vit(*FINETUNE, tmp_path / "run", *words)
     assert done.returncode == 2
     assert "a micro-batch of one image" in done.stderr
+
+
+def test_a_run_starts_with_the_probe_of_its_frozen_backbone(shards: Path, tmp_path: Path) -> None:
+    """On one process and on two, and not again after a kill."""
+    still = ("optimizer.base_learning_rate=1e-30", "optimizer.final_learning_rate=0")
+    words = (f"data.shards={shards}", "objective.head=probe", *still)
+    whole, pair = tmp_path / "whole", tmp_path / "pair"
+    done = ssl_vit(*FINETUNE, whole, *words)
+    assert done.returncode == 0, done.stderr
+    assert "head: a linear probe of 44 training images" in done.stderr
+    done = torchrun(2, *FINETUNE, pair, *words, "engine.zero_stage=3", "engine.zero3_whole_below=0")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = classifier(pair), classifier(whole)
+    for name in ("head.weight", "head.bias"):
+        assert ours[name].abs().max() > 1e-3  # not the small start
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-3)
+    run, moving = tmp_path / "run", words[:2]
+    assert interrupt(run, signal.SIGKILL, *moving, command=FINETUNE) == -signal.SIGKILL
+    done = ssl_vit(*FINETUNE, run, *moving)
+    assert done.returncode == 0, done.stderr
+    assert "linear probe" not in done.stderr
+    unbroken = tmp_path / "unbroken"
+    assert ssl_vit(*FINETUNE, unbroken, *moving).returncode == 0
+    assert losses(run) == losses(unbroken)
+
+
+def test_images_that_cannot_be_read_are_left_out_of_the_probe(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 12)
+    file = tmp_path / "images/a/003.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    pack_images(tmp_path / "images", tmp_path / "shards", PackOptions(40_000))
+    words = (f"data.shards={tmp_path / 'shards'}", "objective.head=probe", "objective.held_out=0")
+    words = (*words, "schedule.length=2", "schedule.warmup=1")
+    done = ssl_vit(*FINETUNE, tmp_path / "run", *words)
+    assert done.returncode == 0, done.stderr
+    assert "head: a linear probe of 23 training images" in done.stderr

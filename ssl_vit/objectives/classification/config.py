@@ -10,10 +10,13 @@ from ssl_vit.models.config import BackboneConfig, Hides, Pooling
 from ssl_vit.objectives.method import MethodConfig, Symptom, Validating
 
 _USUAL_CLASSES = 1000  # of a run that is only planned
+_MOST_FITTED = 20_000  # images; more change a head little that is trained next
 
 
 class ClassificationConfig(MethodConfig):
-    """Fine-tuning, or training from scratch: the whole network learns the labels of the images."""
+    """Supervised training: the whole network learns the labels of the images. Fine-tuning is the same
+    from a pre-trained backbone.
+    """
 
     name: Literal["classification"] = "classification"
     """Which objective this section configures."""
@@ -30,6 +33,12 @@ class ClassificationConfig(MethodConfig):
     """What the linear layer sees. `cls`: the class token. `mean`: the mean of the patches before
     the final norm, with a norm of its own (MAE, BEiT). `map`: one query's attention over the
     patches (Zhai et al. 2021, arXiv 2106.04560, appendix A).
+    """
+
+    head: Literal["small", "probe"] = "small"
+    """What the linear layer starts from. `small`: small random numbers. `probe`: a linear probe of
+    the frozen backbone, fitted to at most 20,000 training images before the first step, so that the
+    first gradients do not distort good features (Kumar et al. 2022, arXiv 2202.10054).
     """
 
     layer_decay: float = Field(default=0.65, gt=0, le=1)
@@ -109,6 +118,11 @@ class ClassificationConfig(MethodConfig):
     def _settings_act(self) -> "ClassificationConfig":
         if isinstance(self.class_weights, tuple) and not any(self.class_weights):
             raise ValueError("objective.class_weights are all 0; give the classes weights above 0")
+        if self.head == "probe" and self.pooling == "map":
+            raise ValueError(
+                "objective.head=probe has nothing to fit with objective.pooling=map, whose "
+                "attention starts from random weights; use objective.pooling=cls or mean"
+            )
         if self.patience and self.validating is None:
             raise ValueError(
                 f"objective.patience={self.patience} has no effect without validation; set "
@@ -125,6 +139,11 @@ class ClassificationConfig(MethodConfig):
     def needs_labels(self) -> bool:
         """See :class:`MethodConfig`."""
         return True
+
+    @property
+    def fits_head(self) -> int:
+        """See :class:`MethodConfig`."""
+        return _MOST_FITTED if self.head == "probe" else 0
 
     @property
     def validating(self) -> Validating | None:

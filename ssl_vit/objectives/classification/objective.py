@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.objectives.classification.config import ClassificationConfig
 from ssl_vit.objectives.classification.head import Classifier
+from ssl_vit.objectives.classification.head_fit import fit_head
 from ssl_vit.objectives.classification.views import LabeledBatch
 from ssl_vit.objectives.ema import EmaTeacher
 from ssl_vit.objectives.layer_rates import Facts, LayerRates, groups_by_facts
 from ssl_vit.objectives.objective import (
+    HeadStart,
     Objective,
     Observed,
     ParameterGroup,
@@ -108,6 +110,34 @@ class Classification(Objective):
         """See :class:`Objective`; of the evaluated network."""
         found: Tensor = self.evaluated(self.pixel_scale(images))[0]
         return found
+
+    @torch.no_grad()
+    def head_inputs(self, images: Tensor) -> Tensor:
+        """See :class:`Objective`."""
+        pooled: Tensor = self.network(self.pixel_scale(images))[1]
+        return pooled
+
+    def fit_head(self, inputs: Tensor, labels: Tensor) -> HeadStart:
+        """See :class:`Objective`; of the trained network and of its average."""
+        is_binary = self.config.loss == "binary"
+        found = fit_head(
+            inputs,
+            labels,
+            self.config.num_classes,
+            is_binary=is_binary,
+            weights=self.class_weights,
+        )
+        networks = ["network", *(["average.module"] if self.average is not None else [])]
+        state = {
+            f"{network}.head.{name}": getattr(found, name).cpu()
+            for network in networks
+            for name in ("weight", "bias")
+        }
+        tenth = "" if found.accuracy is None else f"; {found.accuracy:.1%} of a held-out tenth"
+        images = f"{len(inputs):,} training images"
+        return HeadStart(
+            state, f"head: a linear probe of {images} (L2 penalty {found.penalty:g}{tenth})"
+        )
 
     def after_step(self, step: int) -> None:
         """Move the average; at first it follows faster, by TensorFlow's rule for its own."""

@@ -1,0 +1,120 @@
+"""The head that fine-tuning starts from, against scikit-learn and loops."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from ssl_vit.objectives.classification.head_fit import PENALTIES, _held_out, fit_head
+from tests.objectives.test_classification import batch_of, build
+
+NUM_CLASSES = 3
+
+
+def made_up(count: int = 240) -> tuple[Tensor, Tensor]:
+    """Features of very different sizes far from 0, and noisy classes that follow from them."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.linspace(0.1, 5, 12)
+    features = torch.randn(count, 12, generator=generator) * spread + 3
+    slopes = torch.randn(12, NUM_CLASSES, generator=generator) / spread.unsqueeze(1)
+    noise = 2 * torch.randn(count, NUM_CLASSES, generator=generator)
+    return features, ((features - 3) @ slopes + noise).argmax(dim=1)
+
+
+def standardized(features: Tensor) -> np.ndarray:
+    rows = features.double().numpy()
+    return (rows - rows.mean(axis=0)) / rows.std(axis=0)
+
+
+def theirs(penalty: float, count: int, **more: Any) -> LogisticRegression:
+    return LogisticRegression(C=1 / (penalty * count), tol=1e-10, max_iter=5000, **more)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0])])
+def test_it_is_scikit_learns_regression(weights: Tensor | None) -> None:
+    features, labels = made_up()
+    found = fit_head(features, labels, NUM_CLASSES, is_binary=False, weights=weights)
+    rows, sizes, total = standardized(features), None, float(len(labels))
+    if weights is not None:  # the mean is over the weights, as in torch
+        sizes = weights[labels].double().numpy()
+        total = float(sizes.sum())
+    other = LogisticRegression(C=1 / (found.penalty * total), tol=1e-10, max_iter=5000)
+    expected = other.fit(rows, labels.numpy(), sample_weight=sizes).predict_proba(rows)
+    ours = (features @ found.weight.T + found.bias).softmax(dim=1)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=2e-4)
+
+
+def test_yes_and_no_for_each_class_is_a_regression_for_each() -> None:
+    features, labels = made_up()
+    found = fit_head(features, labels, NUM_CLASSES, is_binary=True, weights=None)
+    rows = standardized(features)
+    # The loss is the mean over classes too.
+    penalty = found.penalty * NUM_CLASSES
+    for number in range(NUM_CLASSES):
+        other = theirs(penalty, len(labels)).fit(rows, (labels == number).numpy())
+        ours = (features @ found.weight[number] + found.bias[number]).sigmoid()
+        np.testing.assert_allclose(ours.numpy(), other.predict_proba(rows)[:, 1], atol=5e-4)
+
+
+def test_the_penalty_is_that_with_the_lowest_held_out_loss() -> None:
+    features, labels = made_up()
+    held = _held_out(labels).numpy()
+    rows, wanted = standardized(features), labels.numpy()
+    losses, right = [], []
+    for penalty in PENALTIES:
+        fitted = theirs(penalty, int((~held).sum())).fit(rows[~held], wanted[~held])
+        chances = fitted.predict_proba(rows[held])
+        losses.append(-np.log(chances[np.arange(held.sum()), wanted[held]]).mean())
+        right.append(float((chances.argmax(axis=1) == wanted[held]).mean()))
+    found = fit_head(features, labels, NUM_CLASSES, is_binary=False, weights=None)
+    best = int(np.argmin(losses))
+    assert 0 < best < len(PENALTIES) - 1  # a choice that says something
+    assert found.penalty == PENALTIES[best]
+    assert found.accuracy == pytest.approx(right[best])
+
+
+def test_a_tenth_of_every_class_is_held_out_and_never_its_only_image() -> None:
+    labels = torch.tensor([2, 0, 1, 0] + [1] * 20)
+    held = _held_out(labels)
+    assert held[labels == 2].sum() == 0
+    assert held[labels == 0].sum() == 1
+    assert held[labels == 1].sum() == 2
+    alone = torch.tensor([0, 1, 2])
+    assert not _held_out(alone).any()
+    found = fit_head(torch.randn(3, 4), alone, 3, is_binary=False, weights=None)
+    assert found.accuracy is None
+
+
+def test_features_that_never_change_and_classes_without_images_do_no_harm() -> None:
+    features, labels = made_up()
+    features[:, 3] = 7.0
+    found = fit_head(features, labels, NUM_CLASSES + 1, is_binary=False, weights=None)
+    assert torch.isfinite(found.weight).all()
+    logits = features @ found.weight.T + found.bias
+    assert (logits.argmax(dim=1) < NUM_CLASSES).all()
+
+
+@pytest.mark.parametrize("settings", [{"pooling": "cls"}, {"pooling": "mean", "ema_momentum": 0.9}])
+def test_the_classifier_then_says_what_the_fitted_head_says(settings: dict[str, Any]) -> None:
+    objective = build(head="probe", **settings).eval()
+    batch = batch_of(9, objective.config)
+    inputs = objective.head_inputs(batch.images)
+    start = objective.fit_head(inputs, batch.labels)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    objective.load_state_dict(start.state, strict=False)
+    found = fit_head(inputs, batch.labels, 3, is_binary=False, weights=None)
+    expected = inputs @ found.weight.T + found.bias
+    torch.testing.assert_close(objective.logits(batch.images), expected)
+    changed = [
+        name for name, value in objective.state_dict().items() if not value.equal(before[name])
+    ]
+    assert changed == list(start.state)
+    assert all(".head." in name for name in changed)
+
+
+def test_attention_pooling_has_no_probe_to_start_from() -> None:
+    with pytest.raises(ValueError, match=r"objective\.head=probe has nothing"):
+        build(head="probe", pooling="map")
