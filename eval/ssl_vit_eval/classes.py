@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssl_vit.data.labels import labeled_numbers, plain_name
+from ssl_vit.data.class_names import plain_name
+from ssl_vit.data.labels import labeled_numbers
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 

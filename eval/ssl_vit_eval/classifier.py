@@ -12,13 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_vit.config import to_plain
-from ssl_vit.data.labels import check_labels, labeled_numbers, names_of_unknown, renumbered
+from ssl_vit.data.labels import check_labels, labeled_numbers, match_labels
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import ClassifierInfo, find_export, read_classifier_info
 from ssl_vit.files import replacing
+from ssl_vit.monitors.ranking import mean_of
 from ssl_vit_eval.confusion_picture import draw_confusion
 from ssl_vit_eval.inputs import Reading, make_evals_folder, range_of
 from ssl_vit_eval.metrics import Scores, class_scores, score, summarize
@@ -28,8 +29,8 @@ from ssl_vit_eval.probabilities import (
     calibration_error,
     in_top,
     log_loss,
-    mean_of,
 )
+from ssl_vit_eval.several_labels import measure_several, print_several
 from ssl_vit_eval.tables import class_table, percent, print_table, with_interval
 
 FORMAT = "ssl-vit-classifier-evaluation-1"
@@ -48,7 +49,9 @@ class ClassifierInputs:
     numbers: np.ndarray
     """(M,) sample numbers that are used, ascending."""
     labels: np.ndarray
-    """(M,) int64 their classes, by the classifier's numbers."""
+    """(M,) int64 their classes, by the classifier's numbers; (M, C) bool if an image may be of
+    several.
+    """
     values: ValueRange | None
     """How values of more than 8 bits are shown."""
     notes: tuple[str, ...]
@@ -88,11 +91,10 @@ def check_classifier_inputs(
     shards = open_shards(test)
     check_labels(shards, least=1)
     numbers = labeled_numbers(shards)
-    labels = renumbered(shards, info.classes)
-    known = labels >= 0
+    labels, known, unknown = match_labels(shards, info.classes, info.label_separator)
     notes = []
     if not known.all():
-        named = ", ".join(names_of_unknown(shards, labels)[:_NAMED])
+        named = ", ".join(unknown[:_NAMED])
         if not known_only or not known.any():
             raise UserError(
                 f"{(~known).sum():,} of {len(known):,} test images are of classes that the "
@@ -125,6 +127,8 @@ def publish(
     Raises:
         UserError: They cannot be written; everything was printed.
     """
+    if inputs.info.label_separator:
+        return _publish_several(inputs, probabilities, beside.notes)
     labels, names = inputs.labels, inputs.info.classes
     scores = score(labels, probabilities.argmax(axis=1), len(names))
     found = measure(probabilities, labels, scores)
@@ -144,14 +148,47 @@ def publish(
         console.print(f"- {note}", markup=False)
     console.print()
     print_table(console, class_table(class_scores(scores, names), "per class"))
-    path = inputs.evals / f"classifier_step_{info.step:08d}.json"
+    plain = _to_json(inputs, notes) | {
+        **found,
+        "per_class": [asdict(each) for each in class_scores(scores, names)],
+        # Rows: class; columns: predicted class; both in the order of `classes`.
+        "confusion_matrix": None if scores.confusion is None else scores.confusion.tolist(),
+        "beside": {name: summarize(each) for name, each in beside.rows.items()},
+    }
+    return _write(inputs, plain, scores.confusion, console)
+
+
+def _publish_several(
+    inputs: ClassifierInputs, probabilities: np.ndarray, more: tuple[str, ...]
+) -> Path:
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    info, found = inputs.info, measure_several(probabilities, inputs.labels, inputs.info.classes)
+    num_images = len(inputs.labels)
+    title = f"classifier · {info.recipe} · step {info.step:,} · {num_images:,} test images"
+    print_several(console, title, found, num_images)
+    notes = [
+        "A class is said of an image from a probability of one half on; average precision and "
+        "AUROC are of all thresholds. Means give every class of the test images the same weight.",
+        *more,
+        *inputs.notes,
+    ]
+    for note in notes:
+        console.print(f"- {note}", markup=False)
+    return _write(inputs, _to_json(inputs, notes) | found, None, console)
+
+
+def _write(
+    inputs: ClassifierInputs,
+    plain: dict[str, Any],
+    confusion: np.ndarray | None,
+    console: Console,
+) -> Path:
+    path = inputs.evals / f"classifier_step_{inputs.info.step:08d}.json"
     try:
         with replacing(path) as partial:
-            plain = _to_json(inputs, scores, found, notes, beside)
-            text = json.dumps(plain, indent=1, allow_nan=False)
-            partial.write_text(text + "\n", "utf-8")
-        if scores.confusion is not None:
-            picture = draw_confusion(scores.confusion, names)
+            partial.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", "utf-8")
+        if confusion is not None:
+            picture = draw_confusion(confusion, inputs.info.classes)
             with replacing(path.with_suffix(".png")) as partial:
                 picture.save(partial, "PNG")
             console.print(f"\nconfusion matrix: {path.with_suffix('.png')}", markup=False)
@@ -213,14 +250,8 @@ def _table(title: str, scores: Scores, found: dict[str, Any], beside: Beside) ->
     return table
 
 
-def _to_json(
-    inputs: ClassifierInputs,
-    scores: Scores,
-    found: dict[str, Any],
-    notes: list[str],
-    beside: Beside,
-) -> dict[str, Any]:
-    confusion = scores.confusion
+def _to_json(inputs: ClassifierInputs, notes: list[str]) -> dict[str, Any]:
+    """What was evaluated, without the numbers."""
     return {
         "format": FORMAT,
         "export": str(inputs.export.resolve()),
@@ -234,11 +265,6 @@ def _to_json(
             "num_images": len(inputs.labels),
         },
         "classes": list(inputs.info.classes),
-        **found,
-        "per_class": [asdict(each) for each in class_scores(scores, inputs.info.classes)],
-        # Rows: class; columns: predicted class; both in the order of `classes`.
-        "confusion_matrix": None if confusion is None else confusion.tolist(),
-        "beside": {name: summarize(each) for name, each in beside.rows.items()},
         "notes": notes,
         "versions": {name: version(name) for name in ("ssl-vit", "torch", "numpy")},
     }

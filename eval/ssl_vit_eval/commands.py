@@ -223,6 +223,7 @@ def finetune(
     import shlex
 
     from ssl_vit.distributed import read_processes
+    from ssl_vit.recipes import read_config
     from ssl_vit.run.minutes import with_minutes
     from ssl_vit.run.pretrain import prepare, start
     from ssl_vit_eval.finetune import check_test_set, plan_finetuning
@@ -233,7 +234,8 @@ def finetune(
         source, run, train, sizes, validation=val, recipe=recipe, is_smoke=smoke, overrides=own
     )
     if test:
-        check_test_set(test, train)
+        objective = read_config(plan.recipe, plan.words, is_smoke=False).objective
+        check_test_set(test, train, getattr(objective, "label_separator", ""))
     if print_only:
         typer.echo(shlex.join([plan.recipe, *plan.words]))
         return

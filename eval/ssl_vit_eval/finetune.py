@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vit.config import differences, to_plain
-from ssl_vit.data.labels import check_labels, names_of_unknown, renumbered
+from ssl_vit.data.class_names import classes_in
+from ssl_vit.data.labels import check_labels, match_labels
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import INFO_FILE, ExportInfo, find_export, read_export_info
@@ -140,8 +141,12 @@ def _labeled_recipe(name: str) -> RunConfig:
     return config
 
 
-def check_test_set(test: str, train: str) -> None:
+def check_test_set(test: str, train: str, separator: str = "") -> None:
     """Find a test set's mistakes before hours of training.
+
+    Args:
+        test, train: Labeled shards.
+        separator: ``ClassificationConfig.label_separator``.
 
     Raises:
         UserError: It cannot be opened, has no labels or other classes, or is the training set.
@@ -159,13 +164,12 @@ def check_test_set(test: str, train: str) -> None:
             f"--test {test} has images of more than 8 bits, and --train {train} has not",
             "use test images of the same kind",
         )
-    matched = renumbered(shards, ours.classes)
-    unknown = matched < 0
-    if unknown.any():
-        named = ", ".join(names_of_unknown(shards, matched)[:10])
+    classes = classes_in(ours.classes, separator) if separator else ours.classes
+    _, known, unknown = match_labels(shards, classes, separator)
+    if unknown:
         raise UserError(
-            f"{unknown.sum():,} of {len(unknown):,} test images are of classes that --train lacks: "
-            f"{named}",
+            f"{(~known).sum():,} of {len(known):,} test images are of classes that --train lacks: "
+            f"{', '.join(unknown[:10])}",
             "use test images of the same classes, or leave --test out and run  ssl-vit eval "
             "classifier … --known-classes-only  at the end",
         )

@@ -49,6 +49,8 @@ def frozen_start(inputs: ClassifierInputs, train: str) -> FrozenStart | str:
     folder = RunFolder(export.parent.parent)
     if export.parent.name != "exports" or not folder.config.is_file():
         return f"{export} is in no run folder, so its start is unknown"
+    if inputs.info.label_separator:
+        return "linear probe and k-NN know one class an image"
     source = folder.read_config().resume_from
     if not source:
         return "the run was started from random weights"

@@ -115,7 +115,7 @@ class Written(NamedTuple):
     classified: int
     unreadable: int
     counts: dict[str, int]
-    """Images by predicted class."""
+    """Images by predicted class; one that is of several counts in each."""
 
 
 def check_prediction(
@@ -186,12 +186,22 @@ def predict(prediction: Prediction, device: "torch.device") -> Written:
                     unreadable += 1
                     writer.writerow((images.name(number), "", "", answer))
                     continue
-                place = int(np.argmax(answer))
-                counts[info.classes[place]] += 1
-                row = (images.name(number), info.classes[place], f"{answer[place]:.6f}", "")
-                writer.writerow(row)
+                places = _places(answer, info)
+                for place in places:
+                    counts[info.classes[place]] += 1
+                mark = info.label_separator
+                said = mark.join(info.classes[place] for place in places) or mark
+                sure = mark.join(f"{answer[place]:.6f}" for place in places)
+                writer.writerow((images.name(number), said, sure, ""))
             advance(len(numbers))
     return Written(len(images) - unreadable, unreadable, counts)
+
+
+def _places(answer: np.ndarray, info: ClassifierInfo) -> list[int]:
+    """The classes of an image: the most probable one, or all that are more likely than not."""
+    if info.label_separator:
+        return np.flatnonzero(answer >= 0.5).tolist()
+    return [int(np.argmax(answer))]
 
 
 def _bytes_of(images: Images, number: int) -> bytes | str:

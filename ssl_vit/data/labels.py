@@ -1,28 +1,22 @@
 """The images of a shard set that have a label, and classes of two sets by name. No torch here."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from ssl_vit.data.class_names import classes_in, membership, plain_name, split_name
 from ssl_vit.data.index_file import NO_LABEL
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 
 _PROBE_TEST_SHARE = 4  # one image in so many
-_INVISIBLE = "\ufeff\u200b"  # a byte order mark and a zero-width space, which no strip removes
 
 
 def labeled_numbers(shards: ShardSet) -> np.ndarray:
     """(N,) sample numbers that have a label, in index order."""
     return np.flatnonzero(shards.labels != NO_LABEL)
-
-
-def plain_name(name: str) -> str:
-    """A class's name without invisible differences: surrounding or double blanks, Unicode form."""
-    text = unicodedata.normalize("NFC", name)
-    return " ".join("".join(" " if one in _INVISIBLE else one for one in text).split())
 
 
 def renumbered(theirs: ShardSet, ours: Sequence[str]) -> np.ndarray:
@@ -56,6 +50,40 @@ def names_of_unknown(theirs: ShardSet, numbers: np.ndarray) -> list[str]:
     """Names of the classes that :func:`renumbered`, whose result ``numbers`` is, did not find."""
     unknown = theirs.labels[labeled_numbers(theirs)[numbers < 0]]
     return [theirs.classes[number] for number in np.unique(unknown).tolist()]
+
+
+class MatchedLabels(NamedTuple):
+    """The labels of a set's N labeled images, by the numbers of given classes."""
+
+    labels: np.ndarray
+    """(N,) int64, −1 where unknown; (N, C) bool with a separator."""
+    known: np.ndarray
+    """(N,) bool, whether all classes of an image are among those given."""
+    unknown: list[str]
+    """Names of the others."""
+
+
+def match_labels(theirs: ShardSet, classes: Sequence[str], separator: str) -> MatchedLabels:
+    """Match labels by their names.
+
+    Args:
+        theirs: Checked by :func:`check_labels`.
+        classes: (C,) names.
+        separator: What stands between the classes of an image that may be of several; empty: a
+            label is one class.
+
+    Raises:
+        UserError: See :func:`renumbered`.
+    """
+    if not separator:
+        numbers = renumbered(theirs, classes)
+        return MatchedLabels(numbers, numbers >= 0, names_of_unknown(theirs, numbers))
+    own, names = theirs.labels[labeled_numbers(theirs)], theirs.classes
+    table = membership(names, classes, separator)
+    whole = np.array([len(split_name(name, separator)) for name in names]) == table.sum(axis=1)
+    present = [names[number] for number in np.unique(own).tolist()]
+    unknown = sorted({*classes_in(present, separator)} - {*classes})
+    return MatchedLabels(table[own], whole[own], unknown)
 
 
 def check_labels(shards: ShardSet, least: int) -> None:

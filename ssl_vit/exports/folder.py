@@ -109,6 +109,8 @@ class ClassifierInfo(ExportInfo):
     """Names of the classes, in the order of the logits."""
     loss: Literal["cross_entropy", "binary"] = "cross_entropy"
     """What it was trained with. `binary`: each logit is that of a yes against a no."""
+    label_separator: str = ""
+    """Not empty: an image may be of several classes or none, whose names this joins."""
 
 
 _INFOS: dict[str, type[ExportInfo]] = {"tokenizer": TokenizerInfo, "classifier": ClassifierInfo}

@@ -127,7 +127,10 @@ def linear_accuracy(
 def summary(measures: Mapping[str, float]) -> str:
     """For a progress line, in percent: validation, and each protocol's better kind of feature."""
     parts = []
-    if "validation/accuracy" in measures:
+    if "validation/mean_average_precision" in measures:
+        precision = 100 * measures["validation/mean_average_precision"]
+        parts.append(f"validation: mean average precision {precision:.1f} %")
+    elif "validation/accuracy" in measures:
         right, balanced = (
             100 * measures[f"validation/{name}"] for name in ("accuracy", "balanced_accuracy")
         )

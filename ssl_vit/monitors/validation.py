@@ -5,7 +5,7 @@ functions of `validations.jsonl`, so that a resumed run knows them too.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from ssl_vit.objectives.objective import Objective
 
 # N validation images, n of them on this rank, C classes.
 
-_BATCH = 64
+BATCH = 64
+"""Images per forward pass."""
 _TOP = 5
 
 
@@ -45,6 +46,9 @@ class Validation:
         settings: How often, and when to stop.
     """
 
+    ranked_by: ClassVar[str] = "balanced_accuracy"
+    """The measure whose highest value is the best."""
+
     def __init__(
         self,
         images: Tensor,
@@ -62,18 +66,20 @@ class Validation:
         self._since_best = 0
 
     @torch.no_grad()
-    def predict(self, objective: Objective, device: torch.device) -> Predicted:
-        """Predictions for this rank's images; the objective is in evaluation mode."""
+    def predict(self, objective: Objective, device: torch.device) -> Any:
+        """What :meth:`measure` needs of this rank's images (here :class:`Predicted`); the objective
+        is in evaluation mode.
+        """
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         labels = self.labels[self.places]
-        for images, wanted in zip(self.images.split(_BATCH), labels.split(_BATCH), strict=True):
+        for images, wanted in zip(self.images.split(BATCH), labels.split(BATCH), strict=True):
             logits = objective.logits(images.to(device)).float().cpu()
             losses = F.cross_entropy(logits, wanted, reduction="none")
             largest = logits.topk(min(_TOP, self.num_classes), dim=1).indices
             found.append((logits.argmax(dim=1), losses, (largest == wanted[:, None]).any(dim=1)))
         return Predicted(self.places, *map(torch.cat, zip(*found, strict=True)))
 
-    def measure(self, parts: Sequence[Predicted]) -> dict[str, float]:
+    def measure(self, parts: Sequence[Any]) -> dict[str, float]:
         """`validation/…`: mean cross-entropy; accuracy, mean recall of the classes that have
         images, and the share of labels among the five largest logits, in [0, 1].
 
@@ -99,7 +105,7 @@ class Validation:
         return {f"validation/{name}": value for name, value in found.items()}
 
     def judge(self, made: int, measures: Mapping[str, Any]) -> bool:
-        """Whether these are the best measures so far: the highest balanced accuracy, and among
+        """Whether these are the best measures so far: the highest value of `ranked_by`, and among
         equals the lowest loss.
 
         Args:
@@ -108,7 +114,7 @@ class Validation:
         """
         loss = measures.get("validation/loss")
         loss = float("inf") if loss is None or loss != loss else loss
-        rank = (float(measures["validation/balanced_accuracy"]), -loss)
+        rank = (float(measures[f"validation/{self.ranked_by}"]), -loss)
         is_best = rank > self._best
         if is_best:
             self._best, self.best_step, self._since_best = rank, made, 0

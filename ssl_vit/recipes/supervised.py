@@ -15,8 +15,8 @@ _MAE_DETAILS = (
     "each image gets its own mixture"
 )
 _DEIT_DETAILS = (
-    "DeiT, table 9, without distillation; not their repeated augmentation (three crops of an image in a "
-    "batch)"
+    "DeiT, table 9, without distillation; not their repeated augmentation (three crops of an image "
+    "in a batch)"
 )
 _BASELINE = (
     "From random weights: what a pre-trained backbone has to beat. DeiT III (arXiv 2204.07118) "

@@ -3,6 +3,8 @@
 No torch here.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ssl_vit.data.labels import check_labels
@@ -45,13 +47,13 @@ def settle_classes(config: RunConfig, shards: ShardSet | None) -> tuple[RunConfi
     except ValueError as error:
         problem, _, remedy = str(error).partition("; ")
         raise UserError(problem, remedy) from None
-    notes = _notes(shards.classes, counts)
+    notes = _notes(*objective.class_sizes())
     if not config.resume_from:
         notes.append("the backbone starts from random weights; resume_from=EXPORT gives it others")
     return config.model_copy(update={"objective": objective}), tuple(notes)
 
 
-def _notes(classes: tuple[str, ...], counts: list[int]) -> list[str]:
+def _notes(classes: tuple[str, ...], counts: Sequence[int]) -> list[str]:
     """What a person should know of the classes: sizes, imbalance, classes without images."""
     named = [f"{name} {count:,}" for name, count in zip(classes, counts, strict=True)]
     more = f", and {len(named) - _NAMED} more" if len(named) > _NAMED else ""

@@ -134,6 +134,7 @@ def open_validation(prepared: "Prepared", start_step: int) -> "Validation | None
     """
     from ssl_vit.monitors.labeled_images import Share, read_share
     from ssl_vit.monitors.validation import Validation
+    from ssl_vit.monitors.validation_of_several import ValidationOfSeveral
     from ssl_vit.training.consensus import gather
     from ssl_vit.training.metrics_file import read_metrics
 
@@ -151,7 +152,8 @@ def open_validation(prepared: "Prepared", start_step: int) -> "Validation | None
         if each is not None:
             raise each
     assert mine is not None
-    validation = Validation(*mine, wanted.labels, wanted.num_classes, settings)
+    kind = Validation if wanted.labels.ndim == 1 else ValidationOfSeveral
+    validation = kind(*mine, wanted.labels, wanted.num_classes, settings)
     lines = read_metrics(prepared.folder.validations) if processes.is_first else []
     for line in gather([line for line in lines if line["step"] <= start_step], processes)[0]:
         validation.judge(line["step"], line)

@@ -31,7 +31,9 @@ class ValidationImages(NamedTuple):
     numbers: np.ndarray
     """(N,) their sample numbers there."""
     labels: np.ndarray
-    """(N,) int64 their classes, by the numbers of the training set."""
+    """(N,) int64 their classes, by the numbers of the training set; (N, C) bool if an image may be
+    of several.
+    """
     num_classes: int
     """C, of the training set."""
 
@@ -77,7 +79,8 @@ def split_data(config: RunConfig, shards: ShardSet | None, cache: ShardCache) ->
                 "add images, give  objective.validation=SHARDS,  or objective.held_out=0",
             )
         train = SubsetOfShards(shards, kept)
-        labels = shards.labels[held].astype(np.int64)
+        table, labels = config.objective.class_table(shards.classes), shards.labels[held]
+        labels = labels.astype(np.int64) if table is None else table[labels]
         found = ValidationImages(shards, held, labels, len(shards.classes))
         whence = f"held out of {len(shards.labels):,} ({wanted.held_out:.0%} of each class{whole})"
     height, width = config.backbone.height_width
@@ -106,7 +109,15 @@ def _own_set(config: RunConfig, train: ShardSet, cache: ShardCache) -> Validatio
             f"{source} has images of more than 8 bits, and {train.source} has not",
             "give validation images of the same kind",
         )
-    numbers, labels = labeled_numbers(theirs), renumbered(theirs, train.classes)
+    numbers = labeled_numbers(theirs)
+    try:
+        table = config.objective.class_table(theirs.classes)
+    except ValueError as error:
+        problem, _, remedy = str(error).partition("; ")
+        raise UserError(f"{source} has {problem}", remedy) from None
+    if table is not None:
+        return ValidationImages(theirs, numbers, table[theirs.labels[numbers]], table.shape[1])
+    labels = renumbered(theirs, train.classes)
     if (labels < 0).any():
         unknown = names_of_unknown(theirs, labels)
         raise UserError(

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from ssl_vit.data.class_names import plain_name
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
-from ssl_vit_eval.classes import MatchedClasses, match_classes, plain_name
+from ssl_vit_eval.classes import MatchedClasses, match_classes
 
 ABC = ("a", "b", "c")
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"

@@ -6,13 +6,13 @@ import torch
 from sklearn import metrics as theirs
 
 from ssl_vit.models.torchvision_ops import define_missing_ops
+from ssl_vit.monitors.ranking import mean_of
 from ssl_vit_eval.probabilities import (
     auroc_by_class,
     average_precision_by_class,
     calibration_error,
     in_top,
     log_loss,
-    mean_of,
 )
 
 

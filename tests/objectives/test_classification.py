@@ -123,6 +123,55 @@ def test_the_loss_is_that_of_a_loop_over_images_and_classes() -> None:
         assert float(found) == pytest.approx(total / len(logits), rel=1e-5)
 
 
+SEVERAL: dict[str, Any] = {"label_separator": ";", "loss": "binary", "class_counts": (2, 3, 1)}
+SETS = ((), (0,), (0, 2), (1, 2))
+
+
+def test_an_image_of_several_classes_is_a_yes_or_no_for_each() -> None:
+    weights = (1.0, 0.5, 2.0)
+    objective = build(**SEVERAL, label_sets=SETS, class_weights=weights).eval()
+    torch.nn.init.normal_(objective.network.head.weight)
+    batch = batch_of(4, objective.config, [0, 1, 2, 3])
+    images = mixed_by_loop(objective.pixel_scale(batch.images), batch)
+    logits = objective.network(images)[0].double().detach()
+    total, right = 0.0, 0
+    for place, row in enumerate(logits):
+        there: set[int] = set()
+        for other, share in ((place, float(batch.shares[place])), (3 - place, 1.0)):
+            if (other == place and share == 0) or (other != place and batch.shares[place] == 1):
+                continue
+            there |= set(SETS[other])  # labels are places
+        for name in range(3):
+            is_there = name in there
+            total -= weights[name] * float(F.logsigmoid(row[name] if is_there else -row[name])) / 3
+            right += bool(row[name] > 0) == is_there
+    found = objective(batch, 0)
+    assert float(found.loss) == pytest.approx(total / 4, rel=1e-5)
+    assert float(found.metrics["accuracy"]) == pytest.approx(right / 12)
+    described = objective.described()["classifier"]
+    assert described["label_separator"] == ";"
+
+
+def test_classes_of_labels_that_name_several_are_counted() -> None:
+    config = ClassificationConfig(label_separator=";", loss="binary", class_weights="auto")
+    labels = (";", "b", "a; b", "a;c;a")
+    found = config.fit_to_classes(labels, (4, 3, 2, 1))
+    assert found.classes == ("a", "b", "c")
+    assert found.class_counts == (3, 5, 1)
+    assert found.label_sets == ((), (1,), (0, 1), (0, 2))
+    assert found.weights() == pytest.approx((9 / 9, 9 / 15, 9 / 3))
+    table = found.class_table(("c;b", ";"))
+    assert table is not None
+    assert table.tolist() == [[False, True, True], [False, False, False]]
+    with pytest.raises(ValueError, match="training images do not have: d;"):
+        found.class_table(("a;d",))
+    assert found.fit_to_classes(labels, (4, 3, 2, 1)) == found  # a resumed run
+    with pytest.raises(ValueError, match=r"one class \(a\)"):
+        config.fit_to_classes(("a", "a;a"), (3, 2))
+    with pytest.raises(ValueError, match=r"add objective\.loss=binary"):
+        ClassificationConfig(label_separator=";")
+
+
 def test_automatic_weights_let_all_classes_count_the_same() -> None:
     config = ClassificationConfig(**CLASSES, class_weights="auto")  # type: ignore[arg-type]
     assert config.weights() == pytest.approx((9 / (3 * 6), 9 / (3 * 1), 9 / (3 * 2)))

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ssl_vit.objectives.classification.head_fit import PENALTIES, _held_out, fit_head
+from ssl_vit.objectives.classification.head_fit import PENALTIES, FittedHead, _held_out, fit_head
 from tests.objectives.test_classification import batch_of, build
 
 NUM_CLASSES = 3
@@ -24,6 +25,17 @@ def made_up(count: int = 240) -> tuple[Tensor, Tensor]:
     return features, ((features - 3) @ slopes + noise).argmax(dim=1)
 
 
+def fitted(
+    features: Tensor, labels: Tensor, num_classes: int = NUM_CLASSES, weights: Tensor | None = None
+) -> FittedHead:
+    """With the cross-entropy of images of one class."""
+
+    def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, weight=weights)
+
+    return fit_head(features, labels, F.one_hot(labels, num_classes).double(), loss_of)
+
+
 def standardized(features: Tensor) -> np.ndarray:
     rows = features.double().numpy()
     return (rows - rows.mean(axis=0)) / rows.std(axis=0)
@@ -36,25 +48,27 @@ def theirs(penalty: float, count: int, **more: Any) -> LogisticRegression:
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0])])
 def test_it_is_scikit_learns_regression(weights: Tensor | None) -> None:
     features, labels = made_up()
-    found = fit_head(features, labels, NUM_CLASSES, is_binary=False, weights=weights)
-    rows, sizes, total = standardized(features), None, float(len(labels))
-    if weights is not None:  # the mean is over the weights, as in torch
-        sizes = weights[labels].double().numpy()
-        total = float(sizes.sum())
-    other = LogisticRegression(C=1 / (found.penalty * total), tol=1e-10, max_iter=5000)
+    found = fitted(features, labels, weights=None if weights is None else weights.double())
+    rows = standardized(features)
+    sizes = None if weights is None else weights[labels].numpy()
+    other = theirs(found.penalty, len(labels))
     expected = other.fit(rows, labels.numpy(), sample_weight=sizes).predict_proba(rows)
     ours = (features @ found.weight.T + found.bias).softmax(dim=1)
     np.testing.assert_allclose(ours.numpy(), expected, atol=2e-4)
 
 
 def test_yes_and_no_for_each_class_is_a_regression_for_each() -> None:
+    """Of images that are of several classes or of none."""
     features, labels = made_up()
-    found = fit_head(features, labels, NUM_CLASSES, is_binary=True, weights=None)
+    generator = torch.Generator().manual_seed(1)
+    there = F.one_hot(labels, NUM_CLASSES).bool()
+    there ^= torch.rand(there.shape, generator=generator) < 0.1
+    found = fit_head(features, labels, there.double(), F.binary_cross_entropy_with_logits)
     rows = standardized(features)
     # The loss is the mean over classes too.
     penalty = found.penalty * NUM_CLASSES
     for number in range(NUM_CLASSES):
-        other = theirs(penalty, len(labels)).fit(rows, (labels == number).numpy())
+        other = theirs(penalty, len(labels)).fit(rows, there[:, number].numpy())
         ours = (features @ found.weight[number] + found.bias[number]).sigmoid()
         np.testing.assert_allclose(ours.numpy(), other.predict_proba(rows)[:, 1], atol=5e-4)
 
@@ -65,11 +79,11 @@ def test_the_penalty_is_that_with_the_lowest_held_out_loss() -> None:
     rows, wanted = standardized(features), labels.numpy()
     losses, right = [], []
     for penalty in PENALTIES:
-        fitted = theirs(penalty, int((~held).sum())).fit(rows[~held], wanted[~held])
-        chances = fitted.predict_proba(rows[held])
+        other = theirs(penalty, int((~held).sum())).fit(rows[~held], wanted[~held])
+        chances = other.predict_proba(rows[held])
         losses.append(-np.log(chances[np.arange(held.sum()), wanted[held]]).mean())
         right.append(float((chances.argmax(axis=1) == wanted[held]).mean()))
-    found = fit_head(features, labels, NUM_CLASSES, is_binary=False, weights=None)
+    found = fitted(features, labels)
     best = int(np.argmin(losses))
     assert 0 < best < len(PENALTIES) - 1  # a choice that says something
     assert found.penalty == PENALTIES[best]
@@ -84,14 +98,14 @@ def test_a_tenth_of_every_class_is_held_out_and_never_its_only_image() -> None:
     assert held[labels == 1].sum() == 2
     alone = torch.tensor([0, 1, 2])
     assert not _held_out(alone).any()
-    found = fit_head(torch.randn(3, 4), alone, 3, is_binary=False, weights=None)
+    found = fitted(torch.randn(3, 4), alone)
     assert found.accuracy is None
 
 
 def test_features_that_never_change_and_classes_without_images_do_no_harm() -> None:
     features, labels = made_up()
     features[:, 3] = 7.0
-    found = fit_head(features, labels, NUM_CLASSES + 1, is_binary=False, weights=None)
+    found = fitted(features, labels, NUM_CLASSES + 1)
     assert torch.isfinite(found.weight).all()
     logits = features @ found.weight.T + found.bias
     assert (logits.argmax(dim=1) < NUM_CLASSES).all()
@@ -105,7 +119,7 @@ def test_the_classifier_then_says_what_the_fitted_head_says(settings: dict[str, 
     start = objective.fit_head(inputs, batch.labels)
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     objective.load_state_dict(start.state, strict=False)
-    found = fit_head(inputs, batch.labels, 3, is_binary=False, weights=None)
+    found = fitted(inputs, batch.labels)
     expected = inputs @ found.weight.T + found.bias
     torch.testing.assert_close(objective.logits(batch.images), expected)
     changed = [

@@ -2,10 +2,13 @@
 scratch.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from ssl_vit.data.class_names import classes_in, membership
 from ssl_vit.models.config import BackboneConfig, Hides, Pooling
 from ssl_vit.objectives.method import MethodConfig, Symptom, Validating
 
@@ -14,8 +17,8 @@ _MOST_FITTED = 20_000  # images; more change a head little that is trained next
 
 
 class ClassificationConfig(MethodConfig):
-    """Supervised training: the whole network learns the labels of the images. Fine-tuning is the same
-    from a pre-trained backbone.
+    """Supervised training: the whole network learns the labels of the images. Fine-tuning is the
+    same from a pre-trained backbone.
     """
 
     name: Literal["classification"] = "classification"
@@ -27,6 +30,17 @@ class ClassificationConfig(MethodConfig):
     class_counts: tuple[int, ...] = ()
     """Number of images of each class in the training data, those held out included; filled in by
     the run.
+    """
+
+    label_separator: str = Field(default="", max_length=8)
+    """What stands between the labels of an image that has several: `;` in `dent;scratch`. Each is a
+    class of its own, a yes or no (`loss=binary`); an image of no class has the separator alone as
+    its label. Empty: a label is one class.
+    """
+
+    label_sets: tuple[tuple[int, ...], ...] = ()
+    """With a `label_separator`: for each label of the training data the numbers of its classes,
+    filled in by the run.
     """
 
     pooling: Pooling = "mean"
@@ -57,7 +71,8 @@ class ClassificationConfig(MethodConfig):
     )
     """Weight of each class in the loss. `auto`: images / (classes × images of the class), so that
     all classes count the same. Or one number for each class, in their order. With `loss=binary` it
-    is the image that is weighted, by the classes it has a part of.
+    is the image that is weighted, by the classes it has a part of; with a `label_separator` each
+    class's yes or no.
     """
 
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
@@ -118,6 +133,11 @@ class ClassificationConfig(MethodConfig):
     def _settings_act(self) -> "ClassificationConfig":
         if isinstance(self.class_weights, tuple) and not any(self.class_weights):
             raise ValueError("objective.class_weights are all 0; give the classes weights above 0")
+        if self.label_separator and self.loss != "binary":
+            raise ValueError(
+                "objective.label_separator needs a yes or no for each class; add "
+                "objective.loss=binary"
+            )
         if self.head == "probe" and self.pooling == "map":
             raise ValueError(
                 "objective.head=probe has nothing to fit with objective.pooling=map, whose "
@@ -170,7 +190,7 @@ class ClassificationConfig(MethodConfig):
     def unlike(self, other: MethodConfig) -> str:
         """See :class:`MethodConfig`: other classes, or another input of the head."""
         assert isinstance(other, ClassificationConfig)
-        names = ("classes", "pooling")
+        names = ("classes", "label_separator", "pooling")
         return next((name for name in names if getattr(self, name) != getattr(other, name)), "")
 
     def is_symptom(self, symptom: Symptom) -> bool:
@@ -193,13 +213,19 @@ class ClassificationConfig(MethodConfig):
         Raises:
             ValueError: There is nothing to tell apart, or the weights are those of other classes.
         """
+        total, sets = sum(counts), ()
+        if self.label_separator:
+            labels, classes = classes, classes_in(classes, self.label_separator)
+            table = membership(labels, classes, self.label_separator)
+            sets = tuple(tuple(np.flatnonzero(row).tolist()) for row in table)
+            counts = tuple((np.array(counts) @ table).tolist())
         if self.classes and self.classes != classes:
             raise ValueError(
                 f"objective.classes is not what the data has ({', '.join(classes[:20])}); leave it "
                 "out: it is filled in"
             )
         present = [name for name, count in zip(classes, counts, strict=True) if count]
-        if len(present) < 2:
+        if not any(0 < count < total for count in counts):
             raise ValueError(
                 f"all training images are of one class ({', '.join(present)}): there is nothing to "
                 "tell apart; add images of another class"
@@ -210,7 +236,23 @@ class ClassificationConfig(MethodConfig):
                 f"objective.class_weights has {len(weights)} numbers for {len(classes)} classes; "
                 f"give one each, in this order: {', '.join(classes[:20])}"
             )
-        return self.model_copy(update={"classes": classes, "class_counts": counts})
+        found = {"classes": classes, "class_counts": counts, "label_sets": sets}
+        return self.model_copy(update=found)
+
+    def class_sizes(self) -> tuple[tuple[str, ...], Sequence[int]]:
+        """See :class:`MethodConfig`."""
+        return self.classes, self.class_counts
+
+    def class_table(self, names: Sequence[str]) -> np.ndarray | None:
+        """See :class:`MethodConfig`."""
+        if not self.label_separator:
+            return None
+        if unknown := sorted({*classes_in(names, self.label_separator)} - {*self.classes}):
+            raise ValueError(
+                f"classes that training images do not have: {', '.join(unknown[:10])}; give images "
+                "of the same classes"
+            )
+        return membership(names, self.classes, self.label_separator)
 
     def weights(self) -> tuple[float, ...] | None:
         """(C,) weight of each class; None: all are 1. With `auto` a class without images has 0."""

@@ -4,10 +4,10 @@ first gradients distort the features that it should use.
 Kumar et al. 2022, arXiv 2202.10054 ("LP-FT").
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # N images, D features, C classes.
@@ -36,39 +36,45 @@ class FittedHead(NamedTuple):
 
 
 def fit_head(
-    features: Tensor, labels: Tensor, num_classes: int, *, is_binary: bool, weights: Tensor | None
+    features: Tensor, labels: Tensor, targets: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
 ) -> FittedHead:
-    """Logistic regression with an L2 penalty, which is chosen by the loss of a held-out tenth.
+    """A linear layer with an L2 penalty, which is chosen by the loss of a held-out tenth.
 
     Args:
         features: (N, D) float.
-        labels: (N,) int64 in [0, num_classes), on the same device.
-        num_classes: C.
-        is_binary: Whether each class is a yes or no.
-        weights: (C,) weight of each class in the loss; None: all are 1.
+        labels: (N,) int64 from 0 on: a tenth of the images of each is held out.
+        targets: (N, C) float, on the same device: 1 for each class of an image.
+        loss_of: Mean loss of logits and targets, both (n, C) float64.
 
     Returns:
         The head fitted to all images, with the penalty that was chosen.
     """
     variance, mean = torch.var_mean(features.double(), dim=0, correction=0)
     scale = (variance + _TINY).rsqrt()
-    rows = (features.double() - mean) * scale
-    weights = None if weights is None else weights.double()
+    rows, wanted = (features.double() - mean) * scale, targets.double()
     held = _held_out(labels)
+    nothing = rows.new_zeros(features.shape[1] + 1, targets.shape[1])
     best, least, accuracy = PENALTIES[0], float("inf"), None
     if held.any():
-        start = rows.new_zeros(features.shape[1] + 1, num_classes)
+        start = nothing
         for penalty in PENALTIES:
-            start = _fit(rows[~held], labels[~held], start, penalty, is_binary, weights)
+            start = _fit(rows[~held], wanted[~held], start, penalty, loss_of)
             logits = rows[held] @ start[:-1] + start[-1]
-            loss = float(_loss(logits, labels[held], is_binary, weights))
+            loss = float(loss_of(logits, wanted[held]))
             if loss < least:
-                best, least = penalty, loss
-                accuracy = float((logits.argmax(dim=1) == labels[held]).double().mean())
-    start = rows.new_zeros(features.shape[1] + 1, num_classes)
-    found = _fit(rows, labels, start, best, is_binary, weights)
+                best, least, accuracy = penalty, loss, _accuracy(logits, wanted[held])
+    found = _fit(rows, wanted, nothing, best, loss_of)
     weight = found[:-1] * scale.unsqueeze(1)
     return FittedHead(weight.T.float(), (found[-1] - mean @ weight).float(), best, accuracy)
+
+
+def _accuracy(logits: Tensor, targets: Tensor) -> float:
+    """Share of images with one label that are classified correctly; of images with several, of
+    correct yeses and noes.
+    """
+    if bool((targets.sum(dim=1) == 1).all()):
+        return float((logits.argmax(dim=1) == targets.argmax(dim=1)).double().mean())
+    return float(((logits > 0) == (targets > 0)).double().mean())
 
 
 def _held_out(labels: Tensor) -> Tensor:
@@ -85,11 +91,10 @@ def _held_out(labels: Tensor) -> Tensor:
 
 def _fit(
     rows: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     start: Tensor,
     penalty: float,
-    is_binary: bool,
-    weights: Tensor | None,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """(D + 1, C) float64 weights, and the biases in the last row."""
     found = start.clone().requires_grad_()
@@ -97,7 +102,7 @@ def _fit(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = _loss(rows @ found[:-1] + found[-1], labels, is_binary, weights)
+        loss = loss_of(rows @ found[:-1] + found[-1], targets)
         loss = loss + penalty / 2 * found[:-1].square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -105,11 +110,3 @@ def _fit(
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[arg-type]
     return found.detach()
-
-
-def _loss(logits: Tensor, labels: Tensor, is_binary: bool, weights: Tensor | None) -> Tensor:
-    if not is_binary:
-        return F.cross_entropy(logits, labels, weight=weights)
-    targets = F.one_hot(labels, logits.shape[1]).to(logits)
-    each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
-    return each.mean() if weights is None else (each * weights[labels]).sum() / len(labels)

@@ -38,6 +38,8 @@ class Classification(Objective):
     """A classifier and, if wanted, a moving average of it, which is evaluated and exported."""
 
     class_weights: Tensor | None
+    label_table: Tensor | None
+    """(L, C) float32, the classes of each of L labels; None where each label is a class."""
 
     def __init__(
         self, config: ClassificationConfig, backbone: Backbone, pixel_scale: PixelScale
@@ -53,6 +55,13 @@ class Classification(Objective):
         self.register_buffer(
             "class_weights", None if weights is None else torch.tensor(weights), persistent=False
         )
+
+        table = None
+        if config.label_separator:
+            table = torch.zeros(max(1, len(config.label_sets)), config.num_classes)
+            for row, numbers in enumerate(config.label_sets):
+                table[row, list(numbers)] = 1.0
+        self.register_buffer("label_table", table, persistent=False)
 
     @property
     def backbone(self) -> Backbone:  # type: ignore[override] - a module has one name only
@@ -74,30 +83,44 @@ class Classification(Objective):
         return self
 
     def forward(self, batch: LabeledBatch, step: int) -> StepOutput:
-        """Mean loss of a micro-batch. ``accuracy`` is that of each mixed image's larger part."""
+        """Mean loss of a micro-batch. ``accuracy`` is that of each mixed image's larger part; with
+        several labels an image, of all its yeses and noes.
+        """
         images = mix_images(self.pixel_scale(batch.images), batch.shares, batch.boxes)
         targets = self._targets(batch)
         logits, pooled = self.network(images)
-        if self.config.loss == "binary":
-            each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-            loss = (each.mean(dim=1) * self._image_weights(targets)).mean()
+        loss = self._loss(logits, targets)
+        if self.label_table is not None:
+            accuracy = ((logits.detach() > 0) == (targets > 0)).float().mean()
         else:
-            loss = F.cross_entropy(logits, targets, weight=self.class_weights)
-        larger = torch.where(batch.shares >= 0.5, batch.labels, batch.labels.flip(0))
-        accuracy = (logits.detach().argmax(dim=1) == larger).float().mean()
+            larger = torch.where(batch.shares >= 0.5, batch.labels, batch.labels.flip(0))
+            accuracy = (logits.detach().argmax(dim=1) == larger).float().mean()
         return StepOutput(loss, {"accuracy": accuracy}, Observed(pooled.detach()))
 
-    def _image_weights(self, targets: Tensor) -> Tensor:
-        """(B,) mean weight of the classes that each image has a part of."""
-        if self.class_weights is None:
-            return torch.ones_like(targets[:, 0])
-        return (targets * self.class_weights).sum(dim=1) / targets.sum(dim=1)
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over images; both (B, C)."""
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        if self.config.loss == "cross_entropy":
+            return F.cross_entropy(logits, targets, weight=weights)
+        each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        if weights is None:
+            return each.mean()
+        if self.label_table is not None:
+            return (each * weights).mean()
+        of_image = (targets * weights).sum(dim=1) / targets.sum(dim=1)
+        return (each.mean(dim=1) * of_image).mean()
+
+    def _classes_of(self, labels: Tensor) -> Tensor:
+        """(B, C) float32: one for each class of an image with these (B,) labels."""
+        if self.label_table is not None:
+            return self.label_table[labels]
+        return F.one_hot(labels, self.config.num_classes).float()
 
     def _targets(self, batch: LabeledBatch) -> Tensor:
         """(B, C) float32: one for each image's class, mixed as the images are, then smoothed; with
         `binary` 1 for each class of which there is a part.
         """
-        ones = F.one_hot(batch.labels, self.config.num_classes).float()
+        ones = self._classes_of(batch.labels)
         shares = batch.shares.unsqueeze(1)
         mixed = shares * ones + (1 - shares) * ones.flip(0)
         if self.config.loss == "binary":
@@ -119,14 +142,7 @@ class Classification(Objective):
 
     def fit_head(self, inputs: Tensor, labels: Tensor) -> HeadStart:
         """See :class:`Objective`; of the trained network and of its average."""
-        is_binary = self.config.loss == "binary"
-        found = fit_head(
-            inputs,
-            labels,
-            self.config.num_classes,
-            is_binary=is_binary,
-            weights=self.class_weights,
-        )
+        found = fit_head(inputs, labels, self._classes_of(labels), self._loss)
         networks = ["network", *(["average.module"] if self.average is not None else [])]
         state = {
             f"{network}.head.{name}": getattr(found, name).cpu()
@@ -166,8 +182,8 @@ class Classification(Objective):
     def described(self) -> dict[str, dict[str, Any]]:
         """See :class:`Objective`: how features are pooled, and the names of the classes."""
         config = self.config
-        fields = {"pooling": config.pooling, "classes": config.classes, "loss": config.loss}
-        return {"classifier": fields}
+        names = ("pooling", "classes", "loss", "label_separator")
+        return {"classifier": {name: getattr(config, name) for name in names}}
 
     @torch.no_grad()
     def panels(self, batch: LabeledBatch) -> dict[str, Tensor]:
