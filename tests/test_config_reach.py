@@ -37,7 +37,10 @@ REPRESENTATIVES = {type(find_recipe(name).objective): name for name in reversed(
 # Runs that together read every setting of an objective: words besides the recipe's own.
 VARIANTS: dict[type[Config], tuple[tuple[str, ...], ...]] = {
     BeitConfig: (("objective.aggregate_after=1",),),
-    ClassificationConfig: (("objective.class_weights=auto",),),
+    ClassificationConfig: (
+        ("objective.class_weights=auto",),
+        ("objective.label_separator=;", "objective.loss=binary"),
+    ),
     MaeConfig: (("data.value_range=[0,4095]", "data.no_data=65535"),),
     DinoConfig: (
         ("objective.centering=average", "objective.ibot_weight=1", "objective.koleo_weight=0.1"),
