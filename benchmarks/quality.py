@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py [--data elpv fashion-mnist] [--recipes NAME …] [--minutes 40]
         [--set RECIPE:path=value …] [--seeds 0 …] [--work quality] [--fashion FOLDER] [--smoke]
-    python benchmarks/quality.py --only beit [--rows ROW …] [--minutes 10] …
+    python benchmarks/quality.py --only beit|finetune [--rows ROW …] [--minutes 10] …
 
 For each data set (2,624 solar cells; 6,000 images of Fashion-MNIST and 1,000 test images) and each
 recipe: measure the rate, pre-train with `ssl-vit pretrain` for the given minutes, evaluate ten
@@ -10,7 +10,8 @@ exports by the protocols of `ssl-vit eval`, and compare them with raw pixels, th
 and EfficientNet-Lite0's ImageNet features. Ends with a table per data set and the requirements that
 are met or not. If interrupted, run the same command again to resume.
 
-`--only beit` compares targets for masked patches instead, in equal CPU time; see `quality_beit.py`.
+`--only beit` compares targets for masked patches instead, `--only finetune` fine-tuning with linear
+probes, in equal CPU time; see `quality_beit.py` and `quality_finetune.py`.
 
 Needs the extra `bench`: pip install -e ".[bench]".
 """
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from quality_beit import MINUTES as BEIT_MINUTES
 from quality_beit import measure as measure_beit
+from quality_finetune import measure as measure_finetuning
 from quality_runs import (
     POINTS,
     Task,
@@ -51,6 +53,7 @@ from ssl_vit.run.folder import RunFolder
 if TYPE_CHECKING:
     from quality_scores import Images, ScoreBook
 
+_ONLY = ("beit", "finetune")
 _SETS = ("elpv", "fashion-mnist")
 _MINUTES = 40.0
 _RECIPES = ("mae_small_data", "dinov2_small_data")
@@ -76,7 +79,9 @@ def main() -> int:
     """Run the benchmark; exit code 0 when done, 2 for a user's mistake, 130 when stopped."""
     try:
         arguments = _read_arguments()
-        if arguments.only == "beit":
+        if arguments.only == "finetune":
+            measure_finetuning(arguments)
+        elif arguments.only == "beit":
             measure_beit(arguments)
         else:
             _measure(arguments)
@@ -226,7 +231,9 @@ def _read_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", nargs="+", choices=_SETS, default=_SETS, help="data sets")
-    parser.add_argument("--only", choices=("beit",), help="compare targets for masked patches")
+    parser.add_argument(
+        "--only", choices=_ONLY, help="compare masked patches' targets, or fine-tuning"
+    )
     parser.add_argument("--rows", nargs="+", help="with --only: rows of the table; default: all")
     parser.add_argument(
         "--recipes", nargs="+", help=f"see `ssl-vit recipes`; default: {', '.join(_RECIPES)}"
@@ -256,9 +263,9 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="shrink the recipes, for a trial")
     arguments = parser.parse_args()
     if arguments.only is None and arguments.rows:
-        parser.error("--rows needs --only beit")
+        parser.error("--rows needs --only")
     if arguments.only is not None and arguments.recipes:
-        parser.error("--only beit has recipes of its own: choose with --rows")
+        parser.error("--only has recipes of its own: choose with --rows")
     if arguments.minutes is None:
         arguments.minutes = BEIT_MINUTES if arguments.only else _MINUTES
     return arguments

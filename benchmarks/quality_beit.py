@@ -10,10 +10,11 @@ given.
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -42,6 +43,7 @@ from ssl_vit.exports.folder import find_export, read_tokenizer_info
 from ssl_vit.files import replacing
 from ssl_vit.run.config import RunConfig
 
+R = TypeVar("R")
 MINUTES = 10.0
 _SMOKE_IMAGES = {"train": 64, "val": 32}
 _LEGEND = (
@@ -67,7 +69,7 @@ def measure(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: A row or setting does not exist, or a run failed.
     """
-    rows = choose_rows(arguments.rows, arguments.smoke)
+    rows = choose(arguments.rows, SMOKE_ROWS if arguments.smoke else None, ROWS)
     words = words_by_recipe(arguments.set, RECIPES)
     work = arguments.work.absolute()
     trial = Bench(work, work, arguments.minutes, words, arguments.smoke, "")
@@ -102,20 +104,36 @@ def measure(arguments: argparse.Namespace) -> None:
     )
 
 
-def choose_rows(keys: list[str] | None, is_smoke: bool) -> list[Row]:
-    """The rows to train, in the order of the table.
+def choose(
+    keys: Sequence[str] | None, otherwise: Sequence[str] | None, rows: Mapping[str, R]
+) -> list[R]:
+    """Rows in the order of the table.
+
+    Args:
+        keys: Those that were asked for.
+        otherwise: Those without `--rows`; None: all.
+        rows: Key → row.
 
     Raises:
         UserError: There is no such row.
     """
-    chosen = keys or (SMOKE_ROWS if is_smoke else tuple(ROWS))
-    unknown = [key for key in chosen if key not in ROWS]
+    chosen = keys or otherwise or tuple(rows)
+    unknown = [key for key in chosen if key not in rows]
     if unknown:
-        raise UserError(f"--rows {unknown[0]} is not a row", f"choose from {', '.join(ROWS)}")
-    return [row for row in ROWS.values() if row.key in chosen]
+        raise UserError(f"--rows {unknown[0]} is not a row", f"choose from {', '.join(rows)}")
+    return [row for key, row in rows.items() if key in chosen]
 
 
-def seeds_of(row: Row, given: list[int] | None, is_smoke: bool) -> list[int]:
+class Seeded(Protocol):
+    """A row of a table."""
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of runs where `--seeds` is not given."""
+        ...
+
+
+def seeds_of(row: Seeded, given: list[int] | None, is_smoke: bool) -> list[int]:
     """Seeds of a row: those given, or as many as it has by default."""
     if given:
         return list(dict.fromkeys(given))

@@ -140,18 +140,18 @@ class Bench:
                 teacher = self.train(ROWS[row.teacher], seed).network.root
                 own.append(f"objective.teacher={teacher}")
             minutes = self.minutes * TOKENIZER_SHARE
-            tokenizer, first = self._run(row, seed, "tokenizer", TOKENIZER, own, minutes)
+            tokenizer, first = self.run(row, seed, "tokenizer", TOKENIZER, own, minutes)
             given = [f"objective.tokenizer={tokenizer.root}"]
-            network, rest = self._run(row, seed, "run", BEIT, given, self.minutes - minutes)
+            network, rest = self.run(row, seed, "run", BEIT, given, self.minutes - minutes)
             return Trained(network, tokenizer, None, (first, rest))
         given, placeholder = [], None
         if row.key == PLACEHOLDER:
             placeholder = self._placeholder(row, seed)
             given = [f"objective.tokenizer={placeholder}"]
-        network, spent = self._run(row, seed, "run", row.recipe, given, self.minutes)
+        network, spent = self.run(row, seed, "run", row.recipe, given, self.minutes)
         return Trained(network, None, placeholder, (spent,))
 
-    def _run(
+    def run(
         self, row: Row, seed: int, part: str, recipe: str, own: list[str], minutes: float
     ) -> tuple[RunFolder, Spent]:
         """Start or resume one run; returns it when finished."""

@@ -34,7 +34,7 @@ _LARGE_WIDTH = 1024
 # Fewest steps of an epoch: a few thousand images are fewer batches of 1024 than a run needs.
 _STEPS_PER_EPOCH = 16
 _LEAST_BATCH = 16
-# Below it, a backbone that is trained too was found worse than a linear layer (docs/benchmarks.md).
+# Others report that below it a backbone that is trained too is worse than a linear layer.
 _FEW_IMAGES = 1_000
 # Settings of the backbone that are the recipe's; all others are the export's.
 _OF_RECIPE = ("drop_path", "drop_path_rule", "initialization")
