@@ -77,9 +77,13 @@ class Job:
 
     def submit(self, profile: Path, shards: Path, *words: str | Path, nodes: int = 2) -> None:
         """Queue it."""
-        options = ("--smoke", "--run", self.run, "--cluster", profile, "--nodes", str(nodes))
         settings = (*SETTINGS, f"schedule.length={LENGTH}", f"data.shards={shards}")
-        done = launch(self.cluster, "submit", "mae_vits16", *options, *settings, *words)
+        self.submit_words(profile, "mae_vits16", "--smoke", *settings, *words, nodes=nodes)
+
+    def submit_words(self, profile: Path, *words: str | Path, nodes: int = 2) -> None:
+        """Queue another run, of a recipe and its settings."""
+        options = ("--run", self.run, "--cluster", profile, "--nodes", str(nodes))
+        done = launch(self.cluster, "submit", *words, *options)
         assert done.returncode == 0, done.stderr
 
     @property

@@ -1,6 +1,7 @@
 """Faults of a cluster: the run completes, with the same losses as an uninterrupted one."""
 
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,8 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.command_line import ssl_vit
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.jobs import Job, launch, write_profile
+from tests.slurm.jobs import LENGTH, SETTINGS, Job, launch, write_profile
 from tests.slurm.processes import wait_until
 
 pytestmark = pytest.mark.slurm
@@ -85,17 +87,36 @@ def test_usr2_in_the_middle(job: Job, slowly: Path, shards: Path, unbroken: Path
     assert "asked to stop (SIGUSR2)" in job.status()
 
 
+def preempt(job: Job) -> None:
+    """Send a job of higher priority to the nodes of these tests."""
+    words = ("-p", "high", "-N2", "--exclude=n[3-8]", "--exclusive", "--wrap", "sleep 1")
+    sent = job.cluster.run("sbatch", "--output=/dev/null", *words)
+    assert sent.returncode == 0, sent.stderr
+
+
 def test_preemption_by_a_higher_partition(job: Job, slowly: Path, shards: Path, unbroken: Path):
     job.submit(slowly, shards)
-    words = ("-p", "high", "-N2", "--exclude=n[3-8]", "--exclusive", "--wrap", "sleep 1")
-
-    def preempt() -> None:
-        sent = job.cluster.run("sbatch", "--output=/dev/null", *words)
-        assert sent.returncode == 0, sent.stderr
-
-    job.suffer("preemption by a partition of higher priority", preempt)
+    job.suffer("preemption by a partition of higher priority", lambda: preempt(job))
     job.check_same(unbroken)
     assert "asked to stop (SIGUSR2)" in job.status()
+
+
+def test_preemption_of_fine_tuning(
+    job: Job, slowly: Path, shards: Path, unbroken: Path, tmp_path: Path
+):
+    """Submitted with the words that `ssl-vit finetune --print` prints."""
+    own = (*SETTINGS, f"schedule.length={LENGTH}", "objective.ema_momentum=0.9")
+    tuning = ("finetune", unbroken, "--train", shards, "--smoke", *own, "--print", "--run")
+    printed = ssl_vit(*tuning, job.run)
+    assert printed.returncode == 0, printed.stderr
+    words = shlex.split(printed.stdout)
+    alone = tmp_path / "alone"
+    done = ssl_vit("pretrain", *words, "--run", alone)
+    assert done.returncode == 0, done.stderr
+    job.submit_words(slowly, *words)
+    job.suffer("preemption of fine-tuning", lambda: preempt(job))
+    job.check_same(alone)
+    assert (job.run / "validations.jsonl").read_text().count("\n") == LENGTH // 5
 
 
 def test_requeue_by_an_administrator(job: Job, slowly: Path, shards: Path, unbroken: Path):
