@@ -130,7 +130,7 @@ class MethodConfig(Config):
 
     @property
     def fits_head(self) -> int:
-        """Number of training images, at most, to whose frozen features the head is fitted before
+        """Number of views of training images, about, to whose features the head is fitted before
         the first step; 0: it is not.
         """
         return 0

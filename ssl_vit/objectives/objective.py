@@ -125,18 +125,19 @@ class Objective(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not classify")
 
-    def head_inputs(self, images: Tensor) -> Tensor:
-        """(B, D) what a linear head would see of (B, 3, H, W) uint8 images; for objectives whose
-        config `fits_head`.
+    def head_inputs(self, batch: Any) -> Tensor:
+        """(B, D) what a linear head would see of a micro-batch, without mixing its images; for
+        objectives whose config `fits_head`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no linear head")
 
-    def fit_head(self, inputs: Tensor, labels: Tensor) -> "HeadStart":
+    def fit_head(self, inputs: Tensor, labels: Tensor, numbers: Tensor) -> "HeadStart":
         """A head for a backbone that is not trained yet; nothing is changed.
 
         Args:
             inputs: (N, D) from :meth:`head_inputs`.
             labels: (N,) int64, on the same device.
+            numbers: (N,) int64 the sample that each row is a view of.
         """
         raise NotImplementedError(f"{type(self).__name__} has no linear head")
 

@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ssl_vit.objectives.classification.head_fit import PENALTIES, FittedHead, _held_out, fit_head
+from ssl_vit.objectives.classification.head_fit import (
+    PENALTIES,
+    FittedHead,
+    fit_head,
+    hold_out_views,
+)
 from tests.objectives.test_classification import batch_of, build
 
 NUM_CLASSES = 3
@@ -33,7 +38,8 @@ def fitted(
     def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets, weight=weights)
 
-    return fit_head(features, labels, F.one_hot(labels, num_classes).double(), loss_of)
+    held = hold_out_views(labels, torch.arange(len(labels)))
+    return fit_head(features, F.one_hot(labels, num_classes).double(), held, loss_of)
 
 
 def standardized(features: Tensor) -> np.ndarray:
@@ -63,7 +69,8 @@ def test_yes_and_no_for_each_class_is_a_regression_for_each() -> None:
     generator = torch.Generator().manual_seed(1)
     there = F.one_hot(labels, NUM_CLASSES).bool()
     there ^= torch.rand(there.shape, generator=generator) < 0.1
-    found = fit_head(features, labels, there.double(), F.binary_cross_entropy_with_logits)
+    held = hold_out_views(labels, torch.arange(len(labels)))
+    found = fit_head(features, there.double(), held, F.binary_cross_entropy_with_logits)
     rows = standardized(features)
     # The loss is the mean over classes too.
     penalty = found.penalty * NUM_CLASSES
@@ -75,7 +82,7 @@ def test_yes_and_no_for_each_class_is_a_regression_for_each() -> None:
 
 def test_the_penalty_is_that_with_the_lowest_held_out_loss() -> None:
     features, labels = made_up()
-    held = _held_out(labels).numpy()
+    held = hold_out_views(labels, torch.arange(len(labels))).numpy()
     rows, wanted = standardized(features), labels.numpy()
     losses, right = [], []
     for penalty in PENALTIES:
@@ -92,14 +99,24 @@ def test_the_penalty_is_that_with_the_lowest_held_out_loss() -> None:
 
 def test_a_tenth_of_every_class_is_held_out_and_never_its_only_image() -> None:
     labels = torch.tensor([2, 0, 1, 0] + [1] * 20)
-    held = _held_out(labels)
+    held = hold_out_views(labels, torch.arange(len(labels)))
     assert held[labels == 2].sum() == 0
     assert held[labels == 0].sum() == 1
     assert held[labels == 1].sum() == 2
     alone = torch.tensor([0, 1, 2])
-    assert not _held_out(alone).any()
+    assert not hold_out_views(alone, torch.arange(3)).any()
     found = fitted(torch.randn(3, 4), alone)
     assert found.accuracy is None
+
+
+def test_all_views_of_an_image_are_on_one_side() -> None:
+    numbers = torch.tensor([30, 10, 20] * 3 + [*range(100, 118)] * 2)
+    labels = torch.where(numbers < 100, 0, 1)
+    held = hold_out_views(labels, numbers)
+    sides = {int(number): set(held[numbers == number].tolist()) for number in numbers.unique()}
+    assert all(len(side) == 1 for side in sides.values())
+    chosen = [number for number, side in sides.items() if True in side]
+    assert chosen == [20, 101, 111]
 
 
 def test_features_that_never_change_and_classes_without_images_do_no_harm() -> None:
@@ -115,8 +132,8 @@ def test_features_that_never_change_and_classes_without_images_do_no_harm() -> N
 def test_the_classifier_then_says_what_the_fitted_head_says(settings: dict[str, Any]) -> None:
     objective = build(head="probe", **settings).eval()
     batch = batch_of(9, objective.config)
-    inputs = objective.head_inputs(batch.images)
-    start = objective.fit_head(inputs, batch.labels)
+    inputs = objective.head_inputs(batch)
+    start = objective.fit_head(inputs, batch.labels, batch.numbers)
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     objective.load_state_dict(start.state, strict=False)
     found = fitted(inputs, batch.labels)

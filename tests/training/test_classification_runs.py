@@ -161,7 +161,7 @@ def test_a_run_starts_with_the_probe_of_its_frozen_backbone(shards: Path, tmp_pa
     whole, pair = tmp_path / "whole", tmp_path / "pair"
     done = ssl_vit(*FINETUNE, whole, *words)
     assert done.returncode == 0, done.stderr
-    assert "head: a linear probe of 44 training images" in done.stderr
+    assert "head: a linear probe of 88 views of 44 training images" in done.stderr
     done = torchrun(2, *FINETUNE, pair, *words, "engine.zero_stage=3", "engine.zero3_whole_below=0")
     assert done.returncode == 0, done.stderr
     ours, theirs = classifier(pair), classifier(whole)
@@ -178,7 +178,7 @@ def test_a_run_starts_with_the_probe_of_its_frozen_backbone(shards: Path, tmp_pa
     assert losses(run) == losses(unbroken)
 
 
-def test_images_that_cannot_be_read_are_left_out_of_the_probe(tmp_path: Path) -> None:
+def test_a_damaged_image_does_not_keep_a_probe_from_being_fitted(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 12)
     file = tmp_path / "images/a/003.png"
     file.write_bytes(file.read_bytes()[:-40])
@@ -187,4 +187,4 @@ def test_images_that_cannot_be_read_are_left_out_of_the_probe(tmp_path: Path) ->
     words = (*words, "schedule.length=2", "schedule.warmup=1")
     done = ssl_vit(*FINETUNE, tmp_path / "run", *words)
     assert done.returncode == 0, done.stderr
-    assert "head: a linear probe of 23 training images" in done.stderr
+    assert "head: a linear probe of 48 views of 23 training images" in done.stderr

@@ -13,7 +13,7 @@ from ssl_vit.models.config import BackboneConfig, Hides, Pooling
 from ssl_vit.objectives.method import MethodConfig, Symptom, Validating
 
 _USUAL_CLASSES = 1000  # of a run that is only planned
-_MOST_FITTED = 20_000  # images; more change a head little that is trained next
+_MOST_FITTED = 20_000  # views; more change a head little that is trained next
 
 
 class ClassificationConfig(MethodConfig):
@@ -51,8 +51,8 @@ class ClassificationConfig(MethodConfig):
 
     head: Literal["small", "probe"] = "small"
     """What the linear layer starts from. `small`: small random numbers. `probe`: a linear probe of
-    the frozen backbone, fitted to at most 20,000 training images before the first step, so that the
-    first gradients do not distort good features (Kumar et al. 2022, arXiv 2202.10054).
+    the frozen backbone, fitted to at most 20,000 views of training images before the first step, so
+    that the first gradients do not distort good features (Kumar et al. 2022, arXiv 2202.10054).
     """
 
     layer_decay: float = Field(default=0.65, gt=0, le=1)

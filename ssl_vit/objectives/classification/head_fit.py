@@ -36,23 +36,22 @@ class FittedHead(NamedTuple):
 
 
 def fit_head(
-    features: Tensor, labels: Tensor, targets: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
+    features: Tensor, targets: Tensor, held: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
 ) -> FittedHead:
-    """A linear layer with an L2 penalty, which is chosen by the loss of a held-out tenth.
+    """A linear layer with an L2 penalty, which is chosen by the loss of held-out rows.
 
     Args:
         features: (N, D) float.
-        labels: (N,) int64 from 0 on: a tenth of the images of each is held out.
         targets: (N, C) float, on the same device: 1 for each class of an image.
+        held: (N,) bool, which rows are held out.
         loss_of: Mean loss of logits and targets, both (n, C) float64.
 
     Returns:
-        The head fitted to all images, with the penalty that was chosen.
+        The head fitted to all rows, with the penalty that was chosen.
     """
     variance, mean = torch.var_mean(features.double(), dim=0, correction=0)
     scale = (variance + _TINY).rsqrt()
     rows, wanted = (features.double() - mean) * scale, targets.double()
-    held = _held_out(labels)
     nothing = rows.new_zeros(features.shape[1] + 1, targets.shape[1])
     best, least, accuracy = PENALTIES[0], float("inf"), None
     if held.any():
@@ -77,16 +76,23 @@ def _accuracy(logits: Tensor, targets: Tensor) -> float:
     return float(((logits > 0) == (targets > 0)).double().mean())
 
 
-def _held_out(labels: Tensor) -> Tensor:
-    """(N,) bool: every tenth image of a class, but never its only one."""
-    order = labels.argsort(stable=True)
-    ranked = labels[order]
+def hold_out_views(labels: Tensor, numbers: Tensor) -> Tensor:
+    """(N,) bool: all views of every tenth image of a label, but never of its only one.
+
+    Args:
+        labels: (N,) int64 from 0 on.
+        numbers: (N,) int64 the image that each row is a view of.
+    """
+    images, row = numbers.unique(return_inverse=True)
+    of_image = torch.empty_like(images).scatter_(0, row, labels)
+    order = of_image.argsort(stable=True)
+    ranked = of_image[order]
     counts = ranked.bincount()
     firsts = counts.cumsum(0) - counts
-    place = torch.arange(len(labels), device=labels.device) - firsts[ranked]
-    held = torch.zeros_like(labels, dtype=torch.bool)
+    place = torch.arange(len(images), device=labels.device) - firsts[ranked]
+    held = torch.zeros_like(images, dtype=torch.bool)
     held[order] = (place % _HELD_OUT == 1) & (counts[ranked] > 1)
-    return held
+    return held[row]
 
 
 def _fit(

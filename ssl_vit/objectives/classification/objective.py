@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.objectives.classification.config import ClassificationConfig
 from ssl_vit.objectives.classification.head import Classifier
-from ssl_vit.objectives.classification.head_fit import fit_head
+from ssl_vit.objectives.classification.head_fit import fit_head, hold_out_views
 from ssl_vit.objectives.classification.views import LabeledBatch
 from ssl_vit.objectives.ema import EmaTeacher
 from ssl_vit.objectives.layer_rates import Facts, LayerRates, groups_by_facts
@@ -135,14 +135,15 @@ class Classification(Objective):
         return found
 
     @torch.no_grad()
-    def head_inputs(self, images: Tensor) -> Tensor:
+    def head_inputs(self, batch: LabeledBatch) -> Tensor:
         """See :class:`Objective`."""
-        pooled: Tensor = self.network(self.pixel_scale(images))[1]
+        pooled: Tensor = self.network(self.pixel_scale(batch.images))[1]
         return pooled
 
-    def fit_head(self, inputs: Tensor, labels: Tensor) -> HeadStart:
+    def fit_head(self, inputs: Tensor, labels: Tensor, numbers: Tensor) -> HeadStart:
         """See :class:`Objective`; of the trained network and of its average."""
-        found = fit_head(inputs, labels, self._classes_of(labels), self._loss)
+        held = hold_out_views(labels, numbers)
+        found = fit_head(inputs, self._classes_of(labels), held, self._loss)
         networks = ["network", *(["average.module"] if self.average is not None else [])]
         state = {
             f"{network}.head.{name}": getattr(found, name).cpu()
@@ -150,9 +151,9 @@ class Classification(Objective):
             for name in ("weight", "bias")
         }
         tenth = "" if found.accuracy is None else f"; {found.accuracy:.1%} of a held-out tenth"
-        images = f"{len(inputs):,} training images"
+        views = f"{len(inputs):,} views of {len(numbers.unique()):,} training images"
         return HeadStart(
-            state, f"head: a linear probe of {images} (L2 penalty {found.penalty:g}{tenth})"
+            state, f"head: a linear probe of {views} (L2 penalty {found.penalty:g}{tenth})"
         )
 
     def after_step(self, step: int) -> None:
