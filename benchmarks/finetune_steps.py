@@ -112,7 +112,7 @@ def our_step(batch: int, device: Any) -> tuple[Callable[[], "Tensor"], int]:
 
 
 def timm_step(batch: int, device: Any) -> tuple[Callable[[], "Tensor"], int]:
-    """timm's network, Mixup (one mixture a batch, its default), loss and AdamW with layer decay."""
+    """timm's network, Mixup (by default one mixture per batch), loss and AdamW with decay by layer."""
     import timm
     import torch
     from timm.data import Mixup

@@ -184,7 +184,8 @@ def _verdicts(title: str, judged: Sequence[Judged], num_test: int) -> Iterator[s
     linear = {key: fmean(values) for key, values in probes.items()}
     if "mae-192" not in means:
         return
-    ours, probe = means["mae-192"], max(linear[key] for key in linear if key.startswith("mae-"))
+    ours = means["mae-192"]
+    probe = max((linear[key] for key in linear if key.startswith("mae-")), default=0.0)
     yield (
         f"{title}: fine-tuned MAE at 192 px {100 * ours:.1f}, linear probe of the same exports "
         f"{100 * probe:.1f} (required: at least that): {met(ours >= probe)}"

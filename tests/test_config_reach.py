@@ -39,7 +39,7 @@ VARIANTS: dict[type[Config], tuple[tuple[str, ...], ...]] = {
     BeitConfig: (("objective.aggregate_after=1",),),
     ClassificationConfig: (
         ("objective.class_weights=auto",),
-        ("objective.label_separator=;", "objective.loss=binary"),
+        ("objective.label_separator=a", "objective.loss=binary", "objective.class_weights=auto"),
     ),
     MaeConfig: (("data.value_range=[0,4095]", "data.no_data=65535"),),
     DinoConfig: (

@@ -8,7 +8,7 @@ shards, and a killed pack can resume.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -125,10 +125,7 @@ def plan_shards(
     total = 0
     for name, row in rows.items():
         samples = [
-            replace(
-                _plan_sample(files[place], keys[place], classes, number, len(row)),
-                group=group_of.get(files[place].path, NO_GROUP),
-            )
+            _plan_sample(files[place], keys[place], classes, number, len(row), group_of)
             for number, place in enumerate(row)
         ]
         sizes = [
@@ -142,7 +139,12 @@ def plan_shards(
 
 
 def _plan_sample(
-    file: ImageFile, key: str, classes: Classes, place: int, num_images: int
+    file: ImageFile,
+    key: str,
+    classes: Classes,
+    place: int,
+    num_images: int,
+    groups: Mapping[str, int],
 ) -> PlannedSample:
     extras = classes.extras.get(file.path)
     return PlannedSample(
@@ -153,6 +155,7 @@ def _plan_sample(
         json.dumps(extras, ensure_ascii=False, sort_keys=True) if extras else "",
         is_measured=place % -(-num_images // STATISTICS_IMAGES) == 0,
         is_shown=place % -(-num_images // SHEET_IMAGES) == 0,
+        group=groups.get(file.path, NO_GROUP),
     )
 
 

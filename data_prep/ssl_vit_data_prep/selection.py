@@ -198,7 +198,7 @@ def _manifest_notes(
         notes.append(f"other notations of the same number: {list_some(table.merged)}")
     if columns.group:
         alone = len(files) - sum(file.path in groups for file in files)
-        each = f"; {count_of(alone, 'image')} without one, each alone" if alone else ""
+        each = f"; {count_of(alone, 'image')} without one, each its own group" if alone else ""
         notes.append(
             f"{count_of(len(set(groups.values())), 'group')} by the column {columns.group}{each}"
         )

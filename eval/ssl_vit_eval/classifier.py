@@ -1,7 +1,7 @@
 """`ssl-vit eval classifier`: a fine-tuned network on labeled test images."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ssl_vit.monitors.ranking import mean_of
 from ssl_vit_eval.confusion_picture import draw_confusion
 from ssl_vit_eval.inputs import Reading, make_evals_folder, range_of
 from ssl_vit_eval.metrics import Scores, class_scores, score, summarize
+from ssl_vit_eval.multi_label import measure_multi_label, print_multi_label
 from ssl_vit_eval.probabilities import (
     auroc_by_class,
     average_precision_by_class,
@@ -30,7 +31,6 @@ from ssl_vit_eval.probabilities import (
     in_top,
     log_loss,
 )
-from ssl_vit_eval.several_labels import measure_several, print_several
 from ssl_vit_eval.tables import class_table, percent, print_table, with_interval
 
 FORMAT = "ssl-vit-classifier-evaluation-1"
@@ -64,7 +64,7 @@ class ClassifierInputs:
 class Beside:
     """What is printed beside the classifier's scores."""
 
-    rows: dict[str, Scores]
+    rows: dict[str, Scores] = field(default_factory=dict)
     """Name → scores on the same test images."""
     notes: tuple[str, ...] = ()
 
@@ -115,20 +115,21 @@ def check_classifier_inputs(
 
 
 def publish(
-    inputs: ClassifierInputs, probabilities: np.ndarray, beside: Beside = Beside({})
+    inputs: ClassifierInputs, probabilities: np.ndarray, beside: Beside | None = None
 ) -> Path:
     """Print the tables, and write the JSON and the picture beside it; returns the JSON's path.
 
     Args:
         inputs: The classifier and the test images.
         probabilities: (M, C) of the test images.
-        beside: Other scores on them.
+        beside: Other scores on them; None: none.
 
     Raises:
         UserError: They cannot be written; everything was printed.
     """
+    beside = beside or Beside()
     if inputs.info.label_separator:
-        return _publish_several(inputs, probabilities, beside.notes)
+        return _publish_multi_label(inputs, probabilities, beside.notes)
     labels, names = inputs.labels, inputs.info.classes
     scores = score(labels, probabilities.argmax(axis=1), len(names))
     found = measure(probabilities, labels, scores)
@@ -158,17 +159,20 @@ def publish(
     return _write(inputs, plain, scores.confusion, console)
 
 
-def _publish_several(
+def _publish_multi_label(
     inputs: ClassifierInputs, probabilities: np.ndarray, more: tuple[str, ...]
 ) -> Path:
     console = Console(highlight=False, soft_wrap=True, emoji=False)
-    info, found = inputs.info, measure_several(probabilities, inputs.labels, inputs.info.classes)
+    info, found = (
+        inputs.info,
+        measure_multi_label(probabilities, inputs.labels, inputs.info.classes),
+    )
     num_images = len(inputs.labels)
     title = f"classifier · {info.recipe} · step {info.step:,} · {num_images:,} test images"
-    print_several(console, title, found, num_images)
+    print_multi_label(console, title, found, num_images)
     notes = [
-        "A class is said of an image from a probability of one half on; average precision and "
-        "AUROC are of all thresholds. Means give every class of the test images the same weight.",
+        "A class is predicted where its probability is at least 0.5; average precision and AUROC "
+        "are over all thresholds. Means give every class of the test images the same weight.",
         *more,
         *inputs.notes,
     ]

@@ -28,14 +28,14 @@ class _Probabilities(nn.Module):
         super().__init__()
         self.classifier = load_classifier(export)
         self.pixel_scale = PixelScale(info.pixel_mean, info.pixel_std)
-        self.is_binary, self.are_several = info.loss == "binary", bool(info.label_separator)
+        self.is_binary, self.is_multi_label = info.loss == "binary", bool(info.label_separator)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 → ``probabilities``, (B, C) float32 that sum to 1. Those of a network
         trained with `loss=binary` are scaled to it, unless an image may be of several classes.
         """
         logits = self.classifier(self.pixel_scale(pixels))[0].float()
-        if self.are_several:
+        if self.is_multi_label:
             return {"probabilities": logits.sigmoid()}
         if not self.is_binary:
             return {"probabilities": logits.softmax(dim=1)}

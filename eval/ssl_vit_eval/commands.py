@@ -151,29 +151,23 @@ def classifier(
 ) -> None:
     """A fine-tuned classifier on test images: scores by class, confusion matrix, calibration."""
     from ssl_vit.data.values import parse_range
-    from ssl_vit_eval.classifier import Beside, check_classifier_inputs, publish
+    from ssl_vit_eval.classifier import check_classifier_inputs, publish
+    from ssl_vit_eval.frozen import beside_of, find_start
     from ssl_vit_eval.inputs import Reading
 
     reading = Reading.checked(crop_ratio, batch_size, workers, device)
     inputs = check_classifier_inputs(
         run, test, reading, known_classes_only, parse_range(value_range)
     )
+    start = find_start(inputs, train) if train else None
     compute_beside_workers()
 
     from ssl_vit_eval.baselines import choose_device
     from ssl_vit_eval.classifying import probabilities_of
-    from ssl_vit_eval.frozen import frozen_start, rows_beside
 
     place = choose_device(device)
     probabilities = probabilities_of(inputs, place)
-    beside = Beside({})
-    if train:
-        start = frozen_start(inputs, train)
-        if isinstance(start, str):
-            beside = Beside({}, (f"No frozen backbone beside it: {start}.",))
-        else:
-            beside = rows_beside(inputs, start, place)
-    publish(inputs, probabilities, beside)
+    publish(inputs, probabilities, beside_of(inputs, start, place) if start else None)
 
 
 def finetune(
@@ -220,6 +214,7 @@ def finetune(
     ] = False,
 ) -> None:
     """Train a classifier from a pre-trained backbone; run the same command again to resume."""
+    import re
     import shlex
 
     from ssl_vit.distributed import read_processes
@@ -237,7 +232,12 @@ def finetune(
         objective = read_config(plan.recipe, plan.words, is_smoke=False).objective
         check_test_set(test, train, getattr(objective, "label_separator", ""))
     if print_only:
-        typer.echo(shlex.join([plan.recipe, *plan.words]))
+        words = [plan.recipe, *plan.words]
+        # The shell of a $(…) splits at blanks and keeps quotes as they are.
+        is_plain = not any(re.search(r"[\s'\"\\]", word) for word in words)
+        typer.echo(" ".join(words) if is_plain else shlex.join(words))
+        if not is_plain:
+            typer.echo('these words need quotes; use them as  eval "… $(…)"', err=True)
         return
     typer.echo("\n".join([f"{plan.recipe}, from {plan.export}", *plan.notes]), err=True)
     if code := start(prepare(plan.recipe, run, plan.words, is_smoke=False)):

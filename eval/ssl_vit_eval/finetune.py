@@ -5,6 +5,7 @@ and logs as ever. No torch here.
 """
 
 import json
+import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ _BY_WIDTH = (
     (384, "finetune_mae_vitb16"),
 )
 _LARGE_WIDTH = 1024
+_PLAIN_PATH = re.compile(r"[A-Za-z_./][A-Za-z0-9_.+@-]*/[A-Za-z0-9_.+@/-]*")
 # Fewest steps of an epoch: a few thousand images are fewer batches of 1024 than a run needs.
 _STEPS_PER_EPOCH = 16
 _LEAST_BATCH = 16
@@ -120,13 +122,15 @@ def plan_finetuning(
         f"resume_from={_quoted(str(export))}",
         *_words_of(config, info, image_size),
         *_batch_words(config, num_images),
-        *([f"objective.validation={json.dumps(validation)}"] if validation else []),
+        *([f"objective.validation={_quoted(validation)}"] if validation else []),
         *(_SMOKE if is_smoke else ()),
     ]
     given = {word.partition("=")[0] for word in overrides}
     if "schedule.length" in given:
         given.add("schedule.warmup")  # of a trial's length
     words = [word for word in words if word.partition("=")[0] not in given]
+    if "objective.pooling=map" in overrides:
+        given.add("objective.head")  # there is no probe of a pooling that is not trained yet
     few, notes = _for_few(name, info, num_images, given)
     return FineTuning(name, (*words, *few, *overrides), export, notes)
 
@@ -184,8 +188,12 @@ def _check_same_source(run: Path, before: Path, source: Path) -> None:
 
 
 def _quoted(location: str) -> str:
-    """A location as the value of a word; a list of several stays one."""
-    return location if location.startswith("[") else json.dumps(location, ensure_ascii=False)
+    """A location as the value of a word: quoted only where YAML could misread it, since the words
+    are also printed for a shell's `$(…)`. A list of several stays one.
+    """
+    if location.startswith("[") or _PLAIN_PATH.fullmatch(location):
+        return location
+    return json.dumps(location, ensure_ascii=False)
 
 
 def _started_from(folder: RunFolder) -> Path | None:
@@ -206,10 +214,10 @@ def _for_few(
     if recipe != SMALL or num_images >= _FEW_IMAGES or frozen in given:
         return [], ()
     words = [f"{frozen}={info.backbone.depth}"]
-    if not given & {"objective.head", "objective.pooling"}:
+    if "objective.head" not in given:
         words.append("objective.head=probe")
     note = (
-        f"{num_images:,} training images are few: the backbone stays frozen ({words[0]}); "
+        f"{num_images:,} training images are few: the backbone's blocks stay frozen ({words[0]}); "
         f"{frozen}=0 trains it too"
     )
     return words, (note,)
@@ -223,9 +231,12 @@ def _batch_words(config: RunConfig, num_images: int) -> list[str]:
         return []
     smaller = 1 << most.bit_length() - 1
     words = [f"data.global_batch_size={smaller}", f"data.lanes={min(config.data.lanes, smaller)}"]
+    rates = ["final_learning_rate"]
     if config.optimizer.learning_rate_rule == "absolute":
-        rate = config.optimizer.base_learning_rate * smaller / batch
-        words.append(f"optimizer.base_learning_rate={rate:.6g}")
+        rates.insert(0, "base_learning_rate")
+    for name in rates:
+        rate = getattr(config.optimizer, name) * smaller / batch
+        words += [f"optimizer.{name}={rate:.6g}"] if rate else []
     return words
 
 
@@ -251,4 +262,4 @@ def _words_of(config: RunConfig, info: ExportInfo, image_size: Sequence[int]) ->
         for name, value in pixels.items()
         if value != getattr(config.data, name)
     }
-    return [f"{path}={json.dumps(value)}" for path, value in changed.items()]
+    return [f"{path}={json.dumps(value, separators=(',', ':'))}" for path, value in changed.items()]

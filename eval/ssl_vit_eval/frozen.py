@@ -5,81 +5,128 @@ difference to its linear probe and its k-NN, on the same images at the same reso
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ssl_vit.data.crops import CenterCrop
-from ssl_vit.data.labels import hold_out, labeled_numbers, renumbered
+from ssl_vit.data.labels import check_labels, hold_out, labeled_numbers, match_labels
+from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import find_export
 from ssl_vit.files import path_of
-from ssl_vit.models.build import build_backbone
 from ssl_vit.run.folder import RunFolder
-from ssl_vit.run.start import load_exported
-from ssl_vit_eval import knn, linear
-from ssl_vit_eval.baselines import BATCH_SIZES, Comparison, Split
 from ssl_vit_eval.classifier import Beside, ClassifierInputs
-from ssl_vit_eval.features import BackboneEncoder, extract
 from ssl_vit_eval.metrics import Scores
-from ssl_vit_eval.overlap import find_overlap
 
-_MOST = 100_000
-"""Training images whose features are computed."""
+if TYPE_CHECKING:
+    import torch
+
+    from ssl_vit_eval.baselines import Comparison
+
+_MOST = 100_000  # training images whose features are computed
 _LEAST_K = 10
 
 
 @dataclass(frozen=True)
 class FrozenStart:
-    """The export that a run was started from, and the run's training images."""
+    """The export that a run was started from, and the training images."""
 
-    export: Path
-    train: str
+    export: Path | None
+    """None if there is none to show; ``notes`` say why."""
+    train: ShardSet
+    numbers: np.ndarray
+    """(N,) sample numbers that are used."""
+    labels: np.ndarray
+    """(N,) int64 their classes, by the classifier's numbers."""
+    notes: tuple[str, ...]
 
 
-def frozen_start(inputs: ClassifierInputs, train: str) -> FrozenStart | str:
-    """Where the frozen backbone is, or why there is none.
+def find_start(inputs: ClassifierInputs, train: str) -> FrozenStart:
+    """Find the frozen backbone; needs no torch.
 
     Args:
         inputs: The classifier, in its run folder.
-        train: The labeled shards that it was trained on.
+        train: Labeled shards, those that it was trained on.
+
+    Raises:
+        UserError: The shards cannot be opened, or have no image of the classifier's classes.
     """
+    shards, info = open_shards(train), inputs.info
+    check_labels(shards, least=1)
+    numbers = labeled_numbers(shards)
+    if info.label_separator:
+        why = "linear probe and k-NN support one class per image"
+        return FrozenStart(None, shards, numbers, numbers, (_no_rows(why),))
+    labels, known, unknown = match_labels(shards, info.classes, "")
+    if not known.any():
+        raise UserError(
+            f"--train {train} has no image of the classifier's classes (it has "
+            f"{', '.join(unknown[:8])})",
+            "give the shards that it was trained on",
+        )
+    notes = []
+    if unknown:
+        count = (~known).sum()
+        notes.append(f"{count:,} images of --train are of other classes and are left out.")
+    numbers, labels = numbers[known], labels[known]
+    if len(numbers) > _MOST:
+        some = hold_out(labels, _MOST / len(numbers))[1]
+        numbers, labels = numbers[some], labels[some]
+        notes.append(f"The frozen rows learn from {len(some):,} of the training images.")
+    found = _export_of(inputs)
+    if isinstance(found, str):
+        return FrozenStart(None, shards, numbers, labels, (_no_rows(found),))
+    return FrozenStart(found, shards, numbers, labels, tuple(notes))
+
+
+def _no_rows(why: str) -> str:
+    return f"No frozen backbone beside it: {why}."
+
+
+def _export_of(inputs: ClassifierInputs) -> Path | str:
+    """The export that the classifier's run was started from, or why there is none."""
     export = inputs.export.resolve()
     folder = RunFolder(export.parent.parent)
     if export.parent.name != "exports" or not folder.config.is_file():
-        return f"{export} is in no run folder, so its start is unknown"
-    if inputs.info.label_separator:
-        return "linear probe and k-NN know one class an image"
+        return f"{export} is not in a run folder, so its start is unknown"
     source = folder.read_config().resume_from
     if not source:
         return "the run was started from random weights"
     try:
-        return FrozenStart(find_export(path_of(source)), train)
+        return find_export(path_of(source))
     except UserError as error:
         return error.problem
 
 
-def rows_beside(inputs: ClassifierInputs, start: FrozenStart, device: torch.device) -> Beside:
-    """Scores of the frozen backbone's linear probe and k-NN on the test images.
-
-    Raises:
-        UserError: The backbone or an image cannot be read.
+def beside_of(inputs: ClassifierInputs, start: FrozenStart, device: "torch.device") -> Beside:
+    """Scores of the frozen backbone's linear probe and k-NN on the test images; where they cannot
+    be found, a note that says why.
     """
-    info = inputs.info
-    train = open_shards(start.train)
-    chosen = labeled_numbers(train)
-    labels = renumbered(train, info.classes)
-    chosen, labels = chosen[labels >= 0], labels[labels >= 0]
-    notes = []
-    if len(chosen) > _MOST:
-        some = hold_out(labels, _MOST / len(chosen))[1]
-        notes.append(f"The frozen backbone's rows learn from {len(some):,} of the training images.")
-        chosen, labels = chosen[some], labels[some]
+    if start.export is None:
+        return Beside(notes=start.notes)
+    try:
+        return _rows_beside(inputs, start, start.export, device)
+    except UserError as error:
+        return Beside(notes=(_no_rows(error.problem),))
+
+
+def _rows_beside(
+    inputs: ClassifierInputs, start: FrozenStart, export: Path, device: "torch.device"
+) -> Beside:
+    import torch
+
+    from ssl_vit.models.build import build_backbone
+    from ssl_vit.run.start import load_exported
+    from ssl_vit_eval.baselines import BATCH_SIZES, Comparison, Split
+    from ssl_vit_eval.features import BackboneEncoder, extract
+    from ssl_vit_eval.overlap import find_overlap
+
+    info, reading = inputs.info, inputs.reading
     backbone = build_backbone(info.backbone)
-    load_exported(backbone, str(start.export))
+    load_exported(backbone, str(export))
     encoder = BackboneEncoder(backbone, info.pixel_mean, info.pixel_std).to(device)
-    reading = inputs.reading
     ours, theirs = (
         extract(
             {"frozen": encoder},
@@ -91,34 +138,38 @@ def rows_beside(inputs: ClassifierInputs, start: FrozenStart, device: torch.devi
             numbers,
             inputs.values,
         )
-        for shards, numbers in ((train, chosen), (inputs.test, inputs.numbers))
+        for shards, numbers in ((start.train, start.numbers), (inputs.test, inputs.numbers))
     )
     kinds = {
         kind: Split(values, theirs.by_encoder["frozen"][kind])
         for kind, values in ours.by_encoder["frozen"].items()
     }
+    overlap = find_overlap(ours.digests, start.labels, theirs.digests, inputs.labels)
     comparison = Comparison(
         {"frozen": kinds},
-        torch.from_numpy(labels),
+        torch.from_numpy(start.labels),
         torch.from_numpy(inputs.labels),
         len(info.classes),
-        find_overlap(ours.digests, labels, theirs.digests, inputs.labels),
     )
-    rows, more = _rows(comparison, labels, device)
-    overlap = comparison.overlap
-    if overlap is not None and overlap.count:
-        more.append(
+    rows, notes = _rows(comparison, start.labels, device)
+    if overlap.count:
+        notes.append(
             f"{overlap.count:,} of {len(inputs.labels):,} test images are also in --train, with "
             "identical pixels in the crop."
         )
-    return Beside(rows, (*notes, *more))
+    return Beside(rows, (*start.notes, *notes))
 
 
 def _rows(
-    comparison: Comparison, labels: np.ndarray, device: torch.device
+    comparison: "Comparison", labels: np.ndarray, device: "torch.device"
 ) -> tuple[dict[str, Scores], list[str]]:
+    from ssl_vit_eval import knn, linear
+
     rows: dict[str, Scores] = {}
-    notes: list[str] = []
+    notes = [
+        "The frozen rows learn from all of --train, held-out images included; k and kind of "
+        "feature of k-NN are the best ones on the test images, as in `ssl-vit eval knn`."
+    ]
     if np.bincount(labels).max() < 2:
         notes.append("No linear probe: no class has two training images to choose its rate with.")
     else:

@@ -149,7 +149,8 @@ class ShardSet:
     @property
     def groups(self) -> np.ndarray | None:
         """(num_samples,) int64 the group of each sample, whose images belong together (a patient, a
-        slide); None if no index has groups. Samples of an index without groups are alone.
+        slide); None if no index has groups. Samples of an index without groups are alone, and
+        groups of two indexes are never the same.
         """
         if not any(part.groups for part in self.parts):
             return None

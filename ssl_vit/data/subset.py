@@ -1,5 +1,6 @@
 """Some samples of a shard set, as a shard set of their own. No torch here."""
 
+import hashlib
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -40,6 +41,11 @@ class SubsetOfShards(ShardSet):
     def record(self, number: int) -> np.void:
         """See :class:`ShardSet`."""
         return self.whole.record(int(self.kept[number]))
+
+    @property
+    def digest_of_kept(self) -> str:
+        """16 hex digits that change when other samples are kept."""
+        return hashlib.sha256(self.kept.astype("<i8").tobytes()).hexdigest()[:16]
 
     @property
     def labels(self) -> np.ndarray:

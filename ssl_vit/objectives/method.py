@@ -124,6 +124,11 @@ class MethodConfig(Config):
         return False
 
     @property
+    def no_class_label(self) -> str:
+        """The label of an image of no class; empty: every image is of one."""
+        return ""
+
+    @property
     def validating(self) -> Validating | None:
         """How a run is validated; None: not at all."""
         return None

@@ -19,8 +19,8 @@ _DEIT_DETAILS = (
     "in a batch)"
 )
 _BASELINE = (
-    "From random weights: what a pre-trained backbone has to beat. DeiT III (arXiv 2204.07118) "
-    "reaches 81.4 and 83.8 with LAMB, whose norms of whole layers ZeRO's shards do not have."
+    "From random weights, as a baseline for pre-training. DeiT III (arXiv 2204.07118) reaches 81.4 "
+    "and 83.8 with LAMB, which needs whole-layer norms that ZeRO shards do not have."
 )
 _NEEDS = "Needs a pre-trained backbone: resume_from=EXPORT, an exports/step_… of a run."
 

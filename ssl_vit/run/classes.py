@@ -36,10 +36,14 @@ def settle_classes(config: RunConfig, shards: ShardSet | None) -> tuple[RunConfi
     labels = shards.labels
     unlabeled = int((labels < 0).sum())
     if unlabeled:
-        raise UserError(
-            f"{unlabeled:,} of {len(labels):,} images of {shards.source} have no label",
+        remedy = (
             "pack the labeled images alone:  ssl-vit shards pack IMAGES SHARDS  with one "
-            "sub-folder for each class",
+            "sub-folder for each class"
+        )
+        if mark := config.objective.no_class_label:
+            remedy = f"give images of no class the label {mark} in the manifest, and pack again"
+        raise UserError(
+            f"{unlabeled:,} of {len(labels):,} images of {shards.source} have no label", remedy
         )
     counts = np.bincount(labels, minlength=len(shards.classes)).tolist()
     try:

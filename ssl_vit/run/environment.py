@@ -13,6 +13,7 @@ from typing import Any
 import ssl_vit
 from ssl_vit.data.index_file import MOST_INDEX_BYTES
 from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.subset import SubsetOfShards
 from ssl_vit.errors import UserError
 from ssl_vit.files import readable, replacing
 from ssl_vit.foreign import Document, checked, read_json
@@ -26,6 +27,7 @@ def describe_data(shards: ShardSet | None) -> dict[str, Any]:
         return {"fingerprint": "synthetic", "num_samples": 0, "shards": []}
     return {
         "fingerprint": shards.fingerprint,
+        "kept": shards.digest_of_kept if isinstance(shards, SubsetOfShards) else "",
         "num_samples": shards.num_samples,
         "shards": [
             f"{shard.name} {shard.num_samples} {shard.sha256[:16]}" for shard in shards.shards
@@ -48,6 +50,13 @@ def check_same_data(file: Path, data: dict[str, Any]) -> None:
         raise UserError(
             f"run {file.parent} was started on other data: {_difference(began_with, data)}",
             "use the shards it was started on, or another --run folder",
+        )
+    kept = [each.get("kept") for each in (began_with, data)]
+    if all(kept) and kept[0] != kept[1]:
+        raise UserError(
+            f"run {file.parent} was started with other images held out: its shards now have other "
+            "groups",
+            "use the index it was started on, or another --run folder",
         )
 
 
@@ -92,6 +101,7 @@ def record_start(file: Path, data: dict[str, Any], world_size: int, start_step: 
 
 class _Data(Document):
     fingerprint: str
+    kept: str = ""
     num_samples: int
     shards: list[str]
 

@@ -133,8 +133,8 @@ def open_validation(prepared: "Prepared", start_step: int) -> "Validation | None
         UserError: An image cannot be read; raised on every rank.
     """
     from ssl_vit.monitors.labeled_images import Share, read_share
+    from ssl_vit.monitors.multi_label_validation import MultiLabelValidation
     from ssl_vit.monitors.validation import Validation
-    from ssl_vit.monitors.validation_of_several import ValidationOfSeveral
     from ssl_vit.training.consensus import gather
     from ssl_vit.training.metrics_file import read_metrics
 
@@ -152,7 +152,7 @@ def open_validation(prepared: "Prepared", start_step: int) -> "Validation | None
         if each is not None:
             raise each
     assert mine is not None
-    kind = Validation if wanted.labels.ndim == 1 else ValidationOfSeveral
+    kind = Validation if wanted.labels.ndim == 1 else MultiLabelValidation
     validation = kind(*mine, wanted.labels, wanted.num_classes, settings)
     lines = read_metrics(prepared.folder.validations) if processes.is_first else []
     for line in gather([line for line in lines if line["step"] <= start_step], processes)[0]:

@@ -30,7 +30,7 @@ from ssl_vit.run.data import data_facts, machine_lanes, open_data, open_labeled,
 from ssl_vit.run.environment import check_same_data, describe_data, record_start
 from ssl_vit.run.folder import RunFolder
 from ssl_vit.run.given import settle_objective
-from ssl_vit.run.head_start import fit_head
+from ssl_vit.run.head_start import find_head, take_head
 from ssl_vit.run.machine import find_machine, plain_machine, require_compiler
 from ssl_vit.run.messages import describe_measured, print_end, print_start
 from ssl_vit.run.parts import open_log, open_trainer
@@ -49,6 +49,7 @@ from ssl_vit.training.plan import (
 )
 
 if TYPE_CHECKING:
+    from ssl_vit.objectives.objective import HeadStart
     from ssl_vit.training.preemption import Preemption
 
 # A length that no rehearsal reaches, for schedules that depend on one.
@@ -208,15 +209,17 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
         prepared = replace(prepared, plan=counted(prepared.plan, config, prepared.machine))
     start_process_group(prepared.plan.device, processes)
     prepared = _with_consensus(prepared)
+    head = None
     if not prepared.plan.total_steps:
-        costs = _rehearse(prepared, preemption)
-        if costs is None:
+        rehearsed = _rehearse(prepared, preemption)
+        if rehearsed is None:
             torch.distributed.destroy_process_group()
             return False
+        costs, head = rehearsed
         prepared = _with_length(prepared, costs)
     plan = prepared.plan
     objective = initial_objective(config, folder, processes, plan.total_steps)
-    fit_head(objective, prepared, torch.device(plan.device))
+    take_head(objective, head or find_head(objective, prepared, torch.device(plan.device)))
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
     checkpoints = Checkpoints(folder.checkpoints, engine, config.checkpoint)
     start_step = checkpoints.restore()
@@ -239,10 +242,15 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     return complete
 
 
-def _rehearse(prepared: Prepared, preemption: "Preemption") -> Costs | None:
+def _rehearse(
+    prepared: Prepared, preemption: "Preemption"
+) -> tuple[Costs, "HeadStart | None"] | None:
     """What a run costs on this machine, measured over a few steps of a network that is then
-    discarded; None if a signal asked to stop.
+    discarded, and the head that was fitted first, which takes a part of the run's minutes; None if
+    a signal asked to stop.
     """
+    import torch
+
     from ssl_vit.training.checkpoint import Checkpoints
     from ssl_vit.training.consensus import gather
     from ssl_vit.training.engine import Engine
@@ -256,6 +264,7 @@ def _rehearse(prepared: Prepared, preemption: "Preemption") -> Costs | None:
     plan = with_length(prepared.plan, config, Timed(_REHEARSED_STEPS))
     place = RunFolder(prepared.folder.rehearsal)
     objective = initial_objective(config, prepared.folder, processes, plan.total_steps)
+    head = find_head(objective, prepared, torch.device(plan.device))
     engine = Engine(objective, config.optimizer, config.engine, plan, processes, config.seed)
     checkpoints = Checkpoints(place.checkpoints, engine, config.checkpoint)
     trial = replace(prepared, plan=plan, folder=place)
@@ -267,7 +276,7 @@ def _rehearse(prepared: Prepared, preemption: "Preemption") -> Costs | None:
     engine.release()
     if processes.is_first:
         shutil.rmtree(place.root, ignore_errors=True)
-    return None if mine is None else slowest(gather(mine, processes))
+    return None if mine is None else (slowest(gather(mine, processes)), head)
 
 
 def _with_length(prepared: Prepared, costs: Costs) -> Prepared:

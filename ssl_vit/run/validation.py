@@ -22,6 +22,8 @@ from ssl_vit.errors import UserError
 from ssl_vit.run.config import RunConfig
 from ssl_vit.units import format_bytes
 
+_NAMED = 10  # classes in a message
+
 
 class ValidationImages(NamedTuple):
     """Which images are for validation."""
@@ -65,30 +67,55 @@ def split_data(config: RunConfig, shards: ShardSet | None, cache: ShardCache) ->
         found, whence = _own_set(config, shards, cache), wanted.shards
         train: ShardSet = shards
     else:
-        groups, whole = shards.groups, ""
+        table, groups = config.objective.class_table(shards.classes), shards.groups
+        # Multi-label images are held out at random: most combinations of classes are rare.
+        strata = shards.labels if table is None else np.zeros_like(shards.labels)
+        each, whole = "of each class" if table is None else "of them", ""
         if groups is None:
-            kept, held = hold_out(shards.labels, wanted.held_out)
+            kept, held = hold_out(strata, wanted.held_out)
         else:
-            kept, held = hold_out_groups(shards.labels, groups, wanted.held_out)
+            kept, held = hold_out_groups(strata, groups, wanted.held_out)
             some, every = len(np.unique(groups[held])), len(np.unique(groups))
             whole = f"; {some:,} of {every:,} groups, each whole"
         if not len(held):
-            why = "no class with two images" if groups is None else "too few groups"
+            why = "no class with two images"
+            if groups is not None:
+                why = f"groups of which none fits into {wanted.held_out:.0%} of its images"
             raise UserError(
                 f"{shards.source} has {why}: none can be held out",
-                "add images, give  objective.validation=SHARDS,  or objective.held_out=0",
+                "set a larger objective.held_out, give  objective.validation=SHARDS,  or set "
+                "objective.held_out=0",
             )
         train = SubsetOfShards(shards, kept)
-        table, labels = config.objective.class_table(shards.classes), shards.labels[held]
-        labels = labels.astype(np.int64) if table is None else table[labels]
-        found = ValidationImages(shards, held, labels, len(shards.classes))
-        whence = f"held out of {len(shards.labels):,} ({wanted.held_out:.0%} of each class{whole})"
+        own = shards.labels[held].astype(np.int64)
+        labels = own if table is None else table[own]
+        num_classes = len(shards.classes) if table is None else table.shape[1]
+        found = ValidationImages(shards, held, labels, num_classes)
+        whence = f"held out of {len(shards.labels):,} ({wanted.held_out:.0%} {each}{whole})"
     height, width = config.backbone.height_width
     memory = format_bytes(len(found.numbers) * height * width * 3)
     notes = [f"validation: {len(found.numbers):,} images, {whence}; {memory} of pixels in memory"]
+    notes += _without_images(config, found)
     if wanted.shards and (unlabeled := found.shards.num_samples - len(found.numbers)):
         notes.append(f"{unlabeled:,} images of {wanted.shards} have no label and are left out")
     return Split(train, found, tuple(notes))
+
+
+def _without_images(config: RunConfig, found: ValidationImages) -> list[str]:
+    """A note on classes that have no validation image, so that nothing is known of them."""
+    counts = (
+        np.bincount(found.labels, minlength=found.num_classes)
+        if found.labels.ndim == 1
+        else found.labels.sum(axis=0)
+    )
+    names, sizes = config.objective.class_sizes()
+    absent = [
+        name for name, size, count in zip(names, sizes, counts, strict=False) if size and not count
+    ]
+    if not absent:
+        return []
+    more = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
+    return [f"no validation image of {', '.join(absent[:_NAMED])}{more}"]
 
 
 def _own_set(config: RunConfig, train: ShardSet, cache: ShardCache) -> ValidationImages:
@@ -110,10 +137,12 @@ def _own_set(config: RunConfig, train: ShardSet, cache: ShardCache) -> Validatio
             "give validation images of the same kind",
         )
     numbers = labeled_numbers(theirs)
+    present = set(theirs.labels[numbers].tolist())
+    names = [name if place in present else "" for place, name in enumerate(theirs.classes)]
     try:
-        table = config.objective.class_table(theirs.classes)
+        table = config.objective.class_table(names)
     except ValueError as error:
-        problem, _, remedy = str(error).partition("; ")
+        problem, _, remedy = str(error).rpartition("; ")
         raise UserError(f"{source} has {problem}", remedy) from None
     if table is not None:
         return ValidationImages(theirs, numbers, table[theirs.labels[numbers]], table.shape[1])

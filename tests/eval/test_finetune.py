@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,34 @@ def test_small_data_gets_small_batches(recipe: str, images: int, batch: int, rat
     assert found.data.global_batch_size == batch
     assert found.data.global_batch_size % found.data.lanes == 0
     assert found.optimizer.base_learning_rate == pytest.approx(rate)
+    factor = batch / config.data.global_batch_size
+    assert found.optimizer.final_learning_rate == pytest.approx(
+        config.optimizer.final_learning_rate * factor
+    )
+
+
+def test_printed_words_survive_a_shell(train: Path, tmp_path: Path) -> None:
+    """As in  ssl-vit launch submit $(ssl-vit finetune … --print)."""
+    source = export(tmp_path / "export", position="sincos")
+    own = ("objective.loss=binary", "objective.label_separator=;", "--image-size", "64")
+    command = ("finetune", source, "--run", tmp_path / "run", "--train", train, *own, "--print")
+    printed = ssl_vit(*command)
+    assert printed.returncode == 0, printed.stderr
+    words = subprocess.run(
+        ["bash", "-c", "printf '%s\\n' $(cat)"],
+        input=printed.stdout,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    config = read_config(words[0], words[1:], is_smoke=False)
+    assert isinstance(config.objective, ClassificationConfig)
+    assert config.objective.label_separator == ";"
+    assert config.data.shards == str(train)
+    assert config.resume_from == str(source.resolve())
+    assert config.backbone.image_size == 64
+    blank = ssl_vit(*command, f"data.shards={train} x")
+    assert "these words need quotes" in blank.stderr
 
 
 def test_network_and_pixels_are_the_exports_and_the_rest_is_the_recipes(
@@ -110,8 +139,10 @@ def test_network_and_pixels_are_the_exports_and_the_rest_is_the_recipes(
     assert config.data.value_range == (0.0, 4095.0)
     assert config.data.shards == str(train)
     assert config.data.global_batch_size == 16  # of 48 images
-    for section in ("objective", "schedule", "optimizer"):
+    for section in ("objective", "schedule"):
         assert getattr(config, section) == getattr(recipe, section)
+    final = recipe.optimizer.final_learning_rate * 16 / 1024  # in proportion to the batch
+    assert config.optimizer == recipe.optimizer.model_copy(update={"final_learning_rate": final})
 
 
 def test_with_few_images_the_backbone_of_small_data_stays_frozen(
@@ -122,7 +153,7 @@ def test_with_few_images_the_backbone_of_small_data_stays_frozen(
     assert isinstance(config.objective, ClassificationConfig)
     assert (config.optimizer.freeze_units, config.objective.head) == (2, "probe")
     (note,) = plan_finetuning(source, tmp_path / "run", str(train), ()).notes
-    assert note.startswith("48 training images are few: the backbone stays frozen")
+    assert note.startswith("48 training images are few: the backbone's blocks stay frozen")
     thawed = plan_finetuning(
         source, tmp_path / "run", str(train), (), overrides=["optimizer.freeze_units=0"]
     )

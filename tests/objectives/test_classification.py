@@ -125,11 +125,12 @@ def test_the_loss_is_that_of_a_loop_over_images_and_classes() -> None:
 
 SEVERAL: dict[str, Any] = {"label_separator": ";", "loss": "binary", "class_counts": (2, 3, 1)}
 SETS = ((), (0,), (0, 2), (1, 2))
+TEXT = ";0;0,2;1,2"
 
 
 def test_an_image_of_several_classes_is_a_yes_or_no_for_each() -> None:
     weights = (1.0, 0.5, 2.0)
-    objective = build(**SEVERAL, label_sets=SETS, class_weights=weights).eval()
+    objective = build(**SEVERAL, label_sets=TEXT, class_weights=weights).eval()
     torch.nn.init.normal_(objective.network.head.weight)
     batch = batch_of(4, objective.config, [0, 1, 2, 3])
     images = mixed_by_loop(objective.pixel_scale(batch.images), batch)
@@ -143,7 +144,8 @@ def test_an_image_of_several_classes_is_a_yes_or_no_for_each() -> None:
             there |= set(SETS[other])  # labels are places
         for name in range(3):
             is_there = name in there
-            total -= weights[name] * float(F.logsigmoid(row[name] if is_there else -row[name])) / 3
+            weight = weights[name] if is_there else 1.0
+            total -= weight * float(F.logsigmoid(row[name] if is_there else -row[name])) / 3
             right += bool(row[name] > 0) == is_there
     found = objective(batch, 0)
     assert float(found.loss) == pytest.approx(total / 4, rel=1e-5)
@@ -158,16 +160,25 @@ def test_classes_of_labels_that_name_several_are_counted() -> None:
     found = config.fit_to_classes(labels, (4, 3, 2, 1))
     assert found.classes == ("a", "b", "c")
     assert found.class_counts == (3, 5, 1)
-    assert found.label_sets == ((), (1,), (0, 1), (0, 2))
-    assert found.weights() == pytest.approx((9 / 9, 9 / 15, 9 / 3))
+    assert (found.label_sets, found.num_images) == (";1;0,1;0,2", 10)
+    assert found.sets_of_labels() == [[], [1], [0, 1], [0, 2]]
+    assert found.weights() == pytest.approx((7 / 3, 5 / 5, 9 / 1))
+    absent = found.model_copy(update={"class_counts": (3, 5, 0)})
+    assert absent.weights() == pytest.approx((7 / 3, 1.0, 1.0))
     table = found.class_table(("c;b", ";"))
     assert table is not None
     assert table.tolist() == [[False, True, True], [False, False, False]]
     with pytest.raises(ValueError, match="training images do not have: d;"):
         found.class_table(("a;d",))
     assert found.fit_to_classes(labels, (4, 3, 2, 1)) == found  # a resumed run
-    with pytest.raises(ValueError, match=r"one class \(a\)"):
-        config.fit_to_classes(("a", "a;a"), (3, 2))
+    for labels, problem in (
+        (("a", "a;a"), r"one class \(a\)"),
+        (("a;b",), r"the same classes \(a, b\)"),
+        ((";",), "of no class"),
+        (("a|b", "c"), r"label_separator=; is in none of the labels \(a\|b, c\)"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            config.fit_to_classes(labels, (3,) * len(labels))
     with pytest.raises(ValueError, match=r"add objective\.loss=binary"):
         ClassificationConfig(label_separator=";")
 

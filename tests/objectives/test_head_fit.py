@@ -70,7 +70,9 @@ def test_yes_and_no_for_each_class_is_a_regression_for_each() -> None:
     there = F.one_hot(labels, NUM_CLASSES).bool()
     there ^= torch.rand(there.shape, generator=generator) < 0.1
     held = hold_out_views(labels, torch.arange(len(labels)))
-    found = fit_head(features, there.double(), held, F.binary_cross_entropy_with_logits)
+    found = fit_head(
+        *(features, there.double(), held, F.binary_cross_entropy_with_logits), is_multi_label=True
+    )
     rows = standardized(features)
     # The loss is the mean over classes too.
     penalty = found.penalty * NUM_CLASSES

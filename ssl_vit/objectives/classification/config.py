@@ -33,15 +33,19 @@ class ClassificationConfig(MethodConfig):
     """
 
     label_separator: str = Field(default="", max_length=8)
-    """What stands between the labels of an image that has several: `;` in `dent;scratch`. Each is a
-    class of its own, a yes or no (`loss=binary`); an image of no class has the separator alone as
-    its label. Empty: a label is one class.
+    """Multi-label: what stands between the classes of an image that has several, `;` in
+    `dent;scratch`. Each class is then a binary decision (`loss=binary`); an image of no class has
+    the separator alone as its label. Validation ranks weights by mean average precision, and holds
+    out images at random. Empty: a label is one class.
     """
 
-    label_sets: tuple[tuple[int, ...], ...] = ()
-    """With a `label_separator`: for each label of the training data the numbers of its classes,
-    filled in by the run.
+    label_sets: str = ""
+    """With a `label_separator`: for each label of the training data the numbers of its classes, by
+    commas, and labels by semicolons (a list would have a line for each); filled in by the run.
     """
+
+    num_images: int = 0
+    """Number of training images, those held out included; filled in by the run."""
 
     pooling: Pooling = "mean"
     """What the linear layer sees. `cls`: the class token. `mean`: the mean of the patches before
@@ -71,8 +75,9 @@ class ClassificationConfig(MethodConfig):
     )
     """Weight of each class in the loss. `auto`: images / (classes × images of the class), so that
     all classes count the same. Or one number for each class, in their order. With `loss=binary` it
-    is the image that is weighted, by the classes it has a part of; with a `label_separator` each
-    class's yes or no.
+    is the image that is weighted, by the classes it has a part of. With a `label_separator` a
+    weight multiplies the loss of images that are of the class; `auto`: images that are not / images
+    that are.
     """
 
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
@@ -135,7 +140,7 @@ class ClassificationConfig(MethodConfig):
             raise ValueError("objective.class_weights are all 0; give the classes weights above 0")
         if self.label_separator and self.loss != "binary":
             raise ValueError(
-                "objective.label_separator needs a yes or no for each class; add "
+                "objective.label_separator needs a binary decision for each class; add "
                 "objective.loss=binary"
             )
         if self.head == "probe" and self.pooling == "map":
@@ -164,6 +169,11 @@ class ClassificationConfig(MethodConfig):
     def fits_head(self) -> int:
         """See :class:`MethodConfig`."""
         return _MOST_FITTED if self.head == "probe" else 0
+
+    @property
+    def no_class_label(self) -> str:
+        """See :class:`MethodConfig`."""
+        return self.label_separator
 
     @property
     def validating(self) -> Validating | None:
@@ -213,11 +223,16 @@ class ClassificationConfig(MethodConfig):
         Raises:
             ValueError: There is nothing to tell apart, or the weights are those of other classes.
         """
-        total, sets = sum(counts), ()
+        total, sets = sum(counts), ""
         if self.label_separator:
+            if not any(self.label_separator in name for name in classes):
+                raise ValueError(
+                    f"objective.label_separator={self.label_separator} is in none of the labels "
+                    f"({', '.join(classes[:5])}); leave it out, or give the one that is"
+                )
             labels, classes = classes, classes_in(classes, self.label_separator)
             table = membership(labels, classes, self.label_separator)
-            sets = tuple(tuple(np.flatnonzero(row).tolist()) for row in table)
+            sets = ";".join(",".join(map(str, np.flatnonzero(row))) for row in table)
             counts = tuple((np.array(counts) @ table).tolist())
         if self.classes and self.classes != classes:
             raise ValueError(
@@ -226,9 +241,14 @@ class ClassificationConfig(MethodConfig):
             )
         present = [name for name, count in zip(classes, counts, strict=True) if count]
         if not any(0 < count < total for count in counts):
+            what = "no class"
+            if present:
+                what = (
+                    f"{'the same classes' if present[1:] else 'one class'} ({', '.join(present)})"
+                )
             raise ValueError(
-                f"all training images are of one class ({', '.join(present)}): there is nothing to "
-                "tell apart; add images of another class"
+                f"all training images are of {what}: there is nothing to tell apart; add images of "
+                "another class"
             )
         weights = self.class_weights
         if isinstance(weights, tuple) and len(weights) != len(classes):
@@ -237,11 +257,17 @@ class ClassificationConfig(MethodConfig):
                 f"give one each, in this order: {', '.join(classes[:20])}"
             )
         found = {"classes": classes, "class_counts": counts, "label_sets": sets}
-        return self.model_copy(update=found)
+        return self.model_copy(update={**found, "num_images": total})
 
     def class_sizes(self) -> tuple[tuple[str, ...], Sequence[int]]:
         """See :class:`MethodConfig`."""
         return self.classes, self.class_counts
+
+    def sets_of_labels(self) -> list[list[int]]:
+        """For each label of the training data the numbers of its classes."""
+        return [
+            [int(each) for each in row.split(",") if each] for row in self.label_sets.split(";")
+        ]
 
     def class_table(self, names: Sequence[str]) -> np.ndarray | None:
         """See :class:`MethodConfig`."""
@@ -255,11 +281,16 @@ class ClassificationConfig(MethodConfig):
         return membership(names, self.classes, self.label_separator)
 
     def weights(self) -> tuple[float, ...] | None:
-        """(C,) weight of each class; None: all are 1. With `auto` a class without images has 0."""
+        """(C,) weight of each class; None: all are 1. With `auto` a class without images has 0;
+        with a `label_separator` 1.
+        """
         if self.class_weights == "none":
             return None
         if isinstance(self.class_weights, tuple):
             return self.class_weights
+        if self.label_separator:
+            every = self.num_images
+            return tuple((every - count) / count if count else 1.0 for count in self.class_counts)
         total, present = sum(self.class_counts), sum(count > 0 for count in self.class_counts)
         return tuple(total / (present * count) if count else 0.0 for count in self.class_counts)
 

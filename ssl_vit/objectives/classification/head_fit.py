@@ -14,9 +14,10 @@ from torch import Tensor
 
 # Strengths of the L2 penalty on standardized features, the strongest first: each fit starts from
 # the one before it.
-PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
+PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+_USUAL = 1e-2  # where nothing can be held out
 _HELD_OUT = 10  # one image of so many, of each class
-_ITERATIONS = 100
+_ITERATIONS, _HISTORY = 100, 10
 _TINY = 1e-6  # variance of a feature that is always the same
 
 
@@ -36,7 +37,12 @@ class FittedHead(NamedTuple):
 
 
 def fit_head(
-    features: Tensor, targets: Tensor, held: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
+    features: Tensor,
+    targets: Tensor,
+    held: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    *,
+    is_multi_label: bool = False,
 ) -> FittedHead:
     """A linear layer with an L2 penalty, which is chosen by the loss of held-out rows.
 
@@ -44,7 +50,8 @@ def fit_head(
         features: (N, D) float.
         targets: (N, C) float, on the same device: 1 for each class of an image.
         held: (N,) bool, which rows are held out.
-        loss_of: Mean loss of logits and targets, both (n, C) float64.
+        loss_of: Mean loss over rows of logits and targets, both (n, C) float64.
+        is_multi_label: Whether each class is a binary decision.
 
     Returns:
         The head fitted to all rows, with the penalty that was chosen.
@@ -52,26 +59,24 @@ def fit_head(
     variance, mean = torch.var_mean(features.double(), dim=0, correction=0)
     scale = (variance + _TINY).rsqrt()
     rows, wanted = (features.double() - mean) * scale, targets.double()
-    nothing = rows.new_zeros(features.shape[1] + 1, targets.shape[1])
-    best, least, accuracy = PENALTIES[0], float("inf"), None
+    start = rows.new_zeros(features.shape[1] + 1, targets.shape[1])
+    best, least, accuracy, before = _USUAL, float("inf"), None, start
     if held.any():
-        start = nothing
         for penalty in PENALTIES:
             start = _fit(rows[~held], wanted[~held], start, penalty, loss_of)
             logits = rows[held] @ start[:-1] + start[-1]
             loss = float(loss_of(logits, wanted[held]))
             if loss < least:
-                best, least, accuracy = penalty, loss, _accuracy(logits, wanted[held])
-    found = _fit(rows, wanted, nothing, best, loss_of)
+                best, least, before = penalty, loss, start
+                accuracy = _accuracy(logits, wanted[held], is_multi_label)
+    found = _fit(rows, wanted, before, best, loss_of)
     weight = found[:-1] * scale.unsqueeze(1)
     return FittedHead(weight.T.float(), (found[-1] - mean @ weight).float(), best, accuracy)
 
 
-def _accuracy(logits: Tensor, targets: Tensor) -> float:
-    """Share of images with one label that are classified correctly; of images with several, of
-    correct yeses and noes.
-    """
-    if bool((targets.sum(dim=1) == 1).all()):
+def _accuracy(logits: Tensor, targets: Tensor, is_multi_label: bool) -> float:
+    """Share of rows that are classified correctly; of binary decisions that are right."""
+    if not is_multi_label:
         return float((logits.argmax(dim=1) == targets.argmax(dim=1)).double().mean())
     return float(((logits > 0) == (targets > 0)).double().mean())
 
@@ -104,7 +109,9 @@ def _fit(
 ) -> Tensor:
     """(D + 1, C) float64 weights, and the biases in the last row."""
     found = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([found], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [found], max_iter=_ITERATIONS, history_size=_HISTORY, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()

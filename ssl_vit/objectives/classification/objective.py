@@ -58,9 +58,10 @@ class Classification(Objective):
 
         table = None
         if config.label_separator:
-            table = torch.zeros(max(1, len(config.label_sets)), config.num_classes)
-            for row, numbers in enumerate(config.label_sets):
-                table[row, list(numbers)] = 1.0
+            sets = config.sets_of_labels()
+            table = torch.zeros(len(sets), config.num_classes)
+            for row, numbers in enumerate(sets):
+                table[row, numbers] = 1.0
         self.register_buffer("label_table", table, persistent=False)
 
     @property
@@ -84,7 +85,7 @@ class Classification(Objective):
 
     def forward(self, batch: LabeledBatch, step: int) -> StepOutput:
         """Mean loss of a micro-batch. ``accuracy`` is that of each mixed image's larger part; with
-        several labels an image, of all its yeses and noes.
+        several labels per image, that of all binary decisions.
         """
         images = mix_images(self.pixel_scale(batch.images), batch.shares, batch.boxes)
         targets = self._targets(batch)
@@ -102,11 +103,11 @@ class Classification(Objective):
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         if self.config.loss == "cross_entropy":
             return F.cross_entropy(logits, targets, weight=weights)
+        if self.label_table is not None:
+            return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
         each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         if weights is None:
             return each.mean()
-        if self.label_table is not None:
-            return (each * weights).mean()
         of_image = (targets * weights).sum(dim=1) / targets.sum(dim=1)
         return (each.mean(dim=1) * of_image).mean()
 
@@ -142,8 +143,17 @@ class Classification(Objective):
 
     def fit_head(self, inputs: Tensor, labels: Tensor, numbers: Tensor) -> HeadStart:
         """See :class:`Objective`; of the trained network and of its average."""
-        held = hold_out_views(labels, numbers)
-        found = fit_head(inputs, self._classes_of(labels), held, self._loss)
+        is_multi_label = self.label_table is not None
+        strata = torch.zeros_like(labels) if is_multi_label else labels
+        # Of each class's decision the same strength of penalty, however many classes there are.
+        scale = self.config.num_classes if self.config.loss == "binary" else 1
+
+        def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+            return scale * self._loss(logits, targets)
+
+        held = hold_out_views(strata, numbers)
+        targets = self._classes_of(labels)
+        found = fit_head(inputs, targets, held, loss_of, is_multi_label=is_multi_label)
         networks = ["network", *(["average.module"] if self.average is not None else [])]
         state = {
             f"{network}.head.{name}": getattr(found, name).cpu()

@@ -1,6 +1,7 @@
-"""Scores of a classifier whose images may be of several classes or of none. No torch here.
+"""Scores of a multi-label classifier, whose images may be of several classes or of none. No torch
+here.
 
-A class is said of an image from a probability of one half on.
+A class is predicted where its probability is at least 0.5.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ from ssl_vit_eval.tables import percent, print_table, with_interval
 _LISTED_CLASSES = 20
 
 
-def measure_several(
+def measure_multi_label(
     probabilities: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, Any]:
     """All numbers, for JSON; shares in [0, 1], None where there is nothing to take a share of.
@@ -28,37 +29,37 @@ def measure_several(
         labels: (M, C) bool.
         names: (C,) of the classes.
     """
-    said = probabilities >= 0.5
+    predicted = probabilities >= 0.5
     per_class = []
     for place, name in enumerate(names):
-        own, yes = labels[:, place], said[:, place]
-        support, predicted, correct = int(own.sum()), int(yes.sum()), int((own & yes).sum())
+        own, yes = labels[:, place], predicted[:, place]
+        support, positives, correct = int(own.sum()), int(yes.sum()), int((own & yes).sum())
         per_class.append(
             {
                 "name": name,
                 "support": support,
-                "predicted": predicted,
+                "predicted": positives,
                 "correct": correct,
                 "average_precision": average_precision(probabilities[:, place], own),
                 "auroc": auroc(probabilities[:, place], own),
                 "recall": correct / support if support else None,
-                "precision": correct / predicted if predicted else None,
-                "f1": 2 * correct / (support + predicted) if support else None,
+                "precision": correct / positives if positives else None,
+                "f1": 2 * correct / (support + positives) if support else None,
             }
         )
-    hits, yeses, positives = (labels & said).sum(), said.sum(), labels.sum()
+    hits, total = (labels & predicted).sum(), predicted.sum() + labels.sum()
     return {
         "mean_average_precision": mean_of([each["average_precision"] for each in per_class]),
         "auroc": mean_of([each["auroc"] for each in per_class]),
         "macro_f1": mean_of([each["f1"] for each in per_class]),
-        "micro_f1": float(2 * hits / (yeses + positives)) if yeses + positives else None,
-        "all_right": float((said == labels).all(axis=1).mean()),
-        "num_all_right": int((said == labels).all(axis=1).sum()),
+        "micro_f1": float(2 * hits / total) if total else None,
+        "all_right": float((predicted == labels).all(axis=1).mean()),
+        "num_all_right": int((predicted == labels).all(axis=1).sum()),
         "per_class": per_class,
     }
 
 
-def print_several(console: Console, title: str, found: dict[str, Any], num_images: int) -> None:
+def print_multi_label(console: Console, title: str, found: dict[str, Any], num_images: int) -> None:
     """Print the tables."""
     table = Table(title=Text(title), title_justify="left")
     cells = {

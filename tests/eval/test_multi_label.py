@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from ssl_vit.exports.folder import find_export, read_classifier_info
-from ssl_vit_eval.several_labels import measure_several
+from ssl_vit_eval.multi_label import measure_multi_label
 from tests.command_line import ssl_vit
 
 
@@ -18,7 +18,7 @@ def test_numbers_are_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     labels = rng.random((60, 3)) < (0.2, 0.5, 0.8)
     chances = np.clip(0.4 * labels + 0.6 * rng.random((60, 3)), 0, 1)
-    found = measure_several(chances, labels, ("a", "b", "c"))
+    found = measure_multi_label(chances, labels, ("a", "b", "c"))
     said = chances >= 0.5
     assert found["mean_average_precision"] == pytest.approx(
         average_precision_score(labels, chances, average="macro")
@@ -65,7 +65,7 @@ def test_from_a_manifest_to_predictions(tmp_path: Path) -> None:
     done = ssl_vit(*evaluate)
     assert done.returncode == 0, done.stderr
     assert "mean average precision %" in done.stdout
-    assert "No frozen backbone beside it: linear probe and k-NN know one class" in done.stdout
+    assert "No frozen backbone beside it: linear probe and k-NN support one" in done.stdout
     (file,) = (run / "evals").glob("classifier_step_*.json")
     found = json.loads(file.read_text())
     assert found["mean_average_precision"] > 0.9  # colors are easy

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, log_loss
 
-from ssl_vit.monitors.validation_of_several import Answers, ValidationOfSeveral
+from ssl_vit.monitors.multi_label_validation import Answers, MultiLabelValidation
 from ssl_vit.objectives.method import Validating
 
 
@@ -15,7 +15,7 @@ def test_measures_are_scikit_learns_and_the_best_has_the_highest_precision() -> 
     logits = torch.from_numpy((2 * labels + rng.normal(size=(40, 4))).astype(np.float32))
     settings = Validating("", 0.1, 5, 2)
     images = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
-    validation = ValidationOfSeveral(images, torch.arange(20), labels, 4, settings)
+    validation = MultiLabelValidation(images, torch.arange(20), labels, 4, settings)
     parts = [Answers(torch.arange(start, 40, 2), logits[start::2]) for start in (0, 1)]
     found = validation.measure(parts)
     precision = [average_precision_score(labels[:, k], logits[:, k].numpy()) for k in range(3)]

@@ -1,4 +1,4 @@
-"""Validation of images that may be of several classes, or of none."""
+"""Multi-label validation: images may be of several classes, or of none."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Answers(NamedTuple):
     """(n, C) float32."""
 
 
-class ValidationOfSeveral(Validation):
+class MultiLabelValidation(Validation):
     """As :class:`Validation`, with labels (N, C) bool; the best weights are those with the highest
     mean average precision.
     """
@@ -39,7 +39,7 @@ class ValidationOfSeveral(Validation):
 
     def measure(self, parts: Sequence[Any]) -> dict[str, float]:
         """`validation/…`: mean binary cross-entropy over images and classes; `accuracy`, the share
-        of all yeses and noes that are right; and the mean over classes of the average precision
+        of binary decisions that are right; and the mean over classes of the average precision
         (0 where no class has both).
 
         Args:
