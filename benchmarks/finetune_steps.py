@@ -112,7 +112,7 @@ def our_step(batch: int, device: Any) -> tuple[Callable[[], "Tensor"], int]:
 
 
 def timm_step(batch: int, device: Any) -> tuple[Callable[[], "Tensor"], int]:
-    """timm's network, Mixup (by default one mixture per batch), loss and AdamW with decay by layer."""
+    """timm's network, Mixup (one mixture per batch, by default), loss, and AdamW by layer."""
     import timm
     import torch
     from timm.data import Mixup
