@@ -214,8 +214,9 @@ def _for_few(
     if recipe != SMALL or num_images >= _FEW_IMAGES or frozen in given:
         return [], ()
     words = [f"{frozen}={info.backbone.depth}"]
-    if "objective.head" not in given:
-        words.append("objective.head=probe")
+    for name, value in (("objective.head", "probe"), ("backbone.drop_path", "0")):
+        if name not in given:
+            words.append(f"{name}={value}")
     note = (
         f"{num_images:,} training images are few: the backbone's blocks stay frozen ({words[0]}); "
         f"{frozen}=0 trains it too"

@@ -152,6 +152,7 @@ def test_with_few_images_the_backbone_of_small_data_stays_frozen(
     config = planned(train, source)
     assert isinstance(config.objective, ClassificationConfig)
     assert (config.optimizer.freeze_units, config.objective.head) == (2, "probe")
+    assert config.backbone.drop_path == 0
     (note,) = plan_finetuning(source, tmp_path / "run", str(train), ()).notes
     assert note.startswith("48 training images are few: the backbone's blocks stay frozen")
     thawed = plan_finetuning(

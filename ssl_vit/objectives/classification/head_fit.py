@@ -18,22 +18,30 @@ PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 _USUAL = 1e-2  # where nothing can be held out
 _HELD_OUT = 10  # one image of so many, of each class
 _ITERATIONS, _HISTORY = 100, 10
-_TINY = 1e-6  # variance of a feature that is always the same
+# Variances below it, as a share of the median, count as that: such a feature would be amplified.
+_LEAST_VARIANCE, _TINY = 1e-3, 1e-12
 
 
 class FittedHead(NamedTuple):
-    """A linear layer for features as they are, not standardized."""
+    """A linear layer for standardized features, ``(features - mean) * scale``."""
 
     weight: Tensor
     """(C, D) float32."""
     bias: Tensor
     """(C,) float32."""
+    mean: Tensor
+    """(D,) float32."""
+    scale: Tensor
+    """(D,) float32."""
     penalty: float
     """Strength of the L2 penalty."""
     accuracy: float | None
-    """Share in [0, 1] of the held-out images that are classified correctly; None if no class has
-    two images.
-    """
+    """Share in [0, 1] of the held-out rows that are right; None if none is held out."""
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the same layer for features that are not standardized."""
+        weight = self.weight * self.scale
+        return weight, self.bias - weight @ self.mean
 
 
 def fit_head(
@@ -57,7 +65,7 @@ def fit_head(
         The head fitted to all rows, with the penalty that was chosen.
     """
     variance, mean = torch.var_mean(features.double(), dim=0, correction=0)
-    scale = (variance + _TINY).rsqrt()
+    scale = variance.clamp(min=_LEAST_VARIANCE * float(variance.median()) + _TINY).rsqrt()
     rows, wanted = (features.double() - mean) * scale, targets.double()
     start = rows.new_zeros(features.shape[1] + 1, targets.shape[1])
     best, least, accuracy, before = _USUAL, float("inf"), None, start
@@ -70,8 +78,8 @@ def fit_head(
                 best, least, before = penalty, loss, start
                 accuracy = _accuracy(logits, wanted[held], is_multi_label)
     found = _fit(rows, wanted, before, best, loss_of)
-    weight = found[:-1] * scale.unsqueeze(1)
-    return FittedHead(weight.T.float(), (found[-1] - mean @ weight).float(), best, accuracy)
+    weight, bias = found[:-1].T.float(), found[-1].float()
+    return FittedHead(weight, bias, mean.float(), scale.float(), best, accuracy)
 
 
 def _accuracy(logits: Tensor, targets: Tensor, is_multi_label: bool) -> float:

@@ -154,11 +154,18 @@ class Classification(Objective):
         held = hold_out_views(strata, numbers)
         targets = self._classes_of(labels)
         found = fit_head(inputs, targets, held, loss_of, is_multi_label=is_multi_label)
+        weight, bias = found.folded()
+        layers = {"head.weight": weight, "head.bias": bias}
+        if self.config.pooling == "mean":
+            # Its own norm standardizes the features: in those as they are, which have a large mean,
+            # the first steps of AdamW would shift all logits.
+            layers = {"head.weight": found.weight, "head.bias": found.bias}
+            layers |= {"fc_norm.weight": found.scale, "fc_norm.bias": -found.mean * found.scale}
         networks = ["network", *(["average.module"] if self.average is not None else [])]
         state = {
-            f"{network}.head.{name}": getattr(found, name).cpu()
+            f"{network}.{name}": value.cpu()
             for network in networks
-            for name in ("weight", "bias")
+            for name, value in layers.items()
         }
         tenth = "" if found.accuracy is None else f"; {found.accuracy:.1%} of a held-out tenth"
         views = f"{len(inputs):,} views of {len(numbers.unique()):,} training images"
