@@ -57,6 +57,7 @@ class ClassificationConfig(MethodConfig):
     """What the linear layer starts from. `small`: small random numbers. `probe`: a linear probe of
     the frozen backbone, fitted to at most 20,000 views of training images before the first step, so
     that the first gradients do not distort good features (Kumar et al. 2022, arXiv 2202.10054).
+    Needs a low rate: 1e-4 or less with AdamW on small networks, and `backbone.drop_path=0` there.
     """
 
     layer_decay: float = Field(default=0.65, gt=0, le=1)
