@@ -40,7 +40,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
             text = f"{confusion[row, column]:,}"
             draw.text(center, text, ink if share > 0.45 else "black", font, anchor="mm")
     if is_named:
-        draw.text((_MARGIN // 2, _MARGIN // 2), "class ↓   predicted →", "gray", font)
+        draw.text((_MARGIN // 2, _MARGIN // 2), "rows: class\ncolumns: predicted", "gray", font)
         for place, label in enumerate(labels):
             middle = corner + place * cell + cell // 2
             draw.text((corner - _MARGIN, middle), label, "black", font, anchor="rm")
