@@ -130,7 +130,7 @@ def plan_finetuning(
         given.add("schedule.warmup")  # of a trial's length
     words = [word for word in words if word.partition("=")[0] not in given]
     if "objective.pooling=map" in overrides:
-        given.add("objective.head")  # there is no probe of a pooling that is not trained yet
+        given.add("objective.head")  # attention pooling starts from random weights
     few, notes = _for_few(name, info, num_images, given)
     return FineTuning(name, (*words, *few, *overrides), export, notes)
 
