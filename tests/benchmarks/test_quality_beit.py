@@ -15,7 +15,7 @@ from tests.benchmarks.test_quality import BENCHMARKS
 sys.path.append(str(BENCHMARKS))  # last: its files have names that others might have
 
 import quality_beit_runs
-from quality_beit import choose_rows, count_runs, lay_out_stripes, seeds_of
+from quality_beit import choose, count_runs, lay_out_stripes, seeds_of
 from quality_beit_runs import BEIT, ROWS, TOKENIZER, Bench, last_tenth, write_placeholder
 from quality_beit_scores import inner_block, usage
 from quality_beit_table import Codes, Result, best, table, verdicts
@@ -51,9 +51,9 @@ def test_every_teacher_is_a_row_that_needs_none():
 
 
 def test_a_teacher_that_is_not_shown_is_counted_as_a_run():
-    rows = choose_rows(["features-mae"], is_smoke=False)
+    rows = choose(["features-mae"], None, ROWS)
     assert count_runs(rows, None, is_smoke=False) == 6
-    assert count_runs(choose_rows(None, is_smoke=False), [4], is_smoke=False) == len(ROWS)
+    assert count_runs(choose(None, None, ROWS), [4], is_smoke=False) == len(ROWS)
 
 
 def test_three_rows_have_three_seeds_unless_seeds_are_given():
@@ -64,7 +64,7 @@ def test_three_rows_have_three_seeds_unless_seeds_are_given():
 
 def test_an_unknown_row_is_refused():
     with pytest.raises(UserError, match="dalle is not a row"):
-        choose_rows(["pixels", "dalle"], is_smoke=False)
+        choose(["pixels", "dalle"], None, ROWS)
 
 
 def test_the_inner_readout_is_after_two_thirds_of_the_blocks():
