@@ -74,14 +74,7 @@ def measure(arguments: argparse.Namespace) -> None:
     work = arguments.work.absolute()
     trial = Bench(work, work, arguments.minutes, words, arguments.smoke, "")
     configs = {recipe: trial.read_config(recipe) for recipe in RECIPES}
-    if arguments.smoke:
-        sets = {"stripes": DataSet("Stripes", Requirement(0.0, rises=False), lay_out_stripes)}
-    else:
-        sets = find_sets(arguments.data, arguments.fashion, work)
-    compute_beside_workers()
-    description = describe_machine("cpu")
-    print(description)
-    machine = description.splitlines()[0].removeprefix("machine").strip()
+    sets, machine = begin(arguments, work)
     runs = count_runs(rows, arguments.seeds, arguments.smoke)
     hours = len(sets) * runs * arguments.minutes / 60
     print(
@@ -102,6 +95,22 @@ def measure(arguments: argparse.Namespace) -> None:
     print(
         f"\nsaved to {work / 'beit_report.md'}; all numbers: {work}/SET/beit/ROW/seedN/result.json"
     )
+
+
+def begin(arguments: argparse.Namespace, work: Path) -> tuple[dict[str, DataSet], str]:
+    """The data sets, made-up ones with `--smoke`, and the machine, which is printed.
+
+    Raises:
+        UserError: A data set cannot be found.
+    """
+    if arguments.smoke:
+        sets = {"stripes": DataSet("Stripes", Requirement(0.0, rises=False), lay_out_stripes)}
+    else:
+        sets = find_sets(arguments.data, arguments.fashion, work)
+    compute_beside_workers()
+    description = describe_machine("cpu")
+    print(description)
+    return sets, description.splitlines()[0].removeprefix("machine").strip()
 
 
 def choose(

@@ -17,14 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from quality_beit import choose, lay_out_stripes, seeds_of
+from quality_beit import begin, choose, seeds_of
 from quality_beit_runs import CORES, RECIPES, ROWS, Bench, Row, Spent
 from quality_runs import run_command, words_by_recipe
-from quality_sets import DataSet, find_sets
-from quality_table import Requirement, Score, met, noise
-from timing import describe_machine
+from quality_sets import DataSet
+from quality_table import Score, met, noise
 
-from ssl_vit.distributed import compute_beside_workers
 from ssl_vit.exports.folder import find_export
 from ssl_vit_eval.finetune import SMALL, plan_finetuning
 
@@ -88,14 +86,7 @@ def measure(arguments: argparse.Namespace) -> None:
     rows = choose(arguments.rows, _SMOKE_ROWS if arguments.smoke else None, TUNED)
     words = words_by_recipe(arguments.set, (*RECIPES, SMALL))
     work = arguments.work.absolute()
-    if arguments.smoke:
-        sets = {"stripes": DataSet("Stripes", Requirement(0.0, rises=False), lay_out_stripes)}
-    else:
-        sets = find_sets(arguments.data, arguments.fashion, work)
-    compute_beside_workers()
-    description = describe_machine("cpu")
-    print(description)
-    machine = description.splitlines()[0].removeprefix("machine").strip()
+    sets, machine = begin(arguments, work)
     count = sum(len(seeds_of(row, arguments.seeds, arguments.smoke)) for row in rows)
     minutes = arguments.minutes * SHARE
     print(

@@ -33,8 +33,7 @@ _LEAST_K = 10
 class FrozenStart:
     """The export that a run was started from, and the training images."""
 
-    export: Path | None
-    """None if there is none to show; ``notes`` say why."""
+    export: Path
     train: ShardSet
     numbers: np.ndarray
     """(N,) sample numbers that are used."""
@@ -43,8 +42,8 @@ class FrozenStart:
     notes: tuple[str, ...]
 
 
-def find_start(inputs: ClassifierInputs, train: str) -> FrozenStart:
-    """Find the frozen backbone; needs no torch.
+def find_start(inputs: ClassifierInputs, train: str) -> FrozenStart | Beside:
+    """Find the frozen backbone, or a note that says why there is none; needs no torch.
 
     Args:
         inputs: The classifier, in its run folder.
@@ -55,10 +54,8 @@ def find_start(inputs: ClassifierInputs, train: str) -> FrozenStart:
     """
     shards, info = open_shards(train), inputs.info
     check_labels(shards, least=1)
-    numbers = labeled_numbers(shards)
     if info.label_separator:
-        why = "linear probe and k-NN support one class per image"
-        return FrozenStart(None, shards, numbers, numbers, (_no_rows(why),))
+        return _no_rows("linear probe and k-NN support one class per image")
     labels, known, unknown = match_labels(shards, info.classes, "")
     if not known.any():
         raise UserError(
@@ -70,19 +67,19 @@ def find_start(inputs: ClassifierInputs, train: str) -> FrozenStart:
     if unknown:
         count = (~known).sum()
         notes.append(f"{count:,} images of --train are of other classes and are left out.")
-    numbers, labels = numbers[known], labels[known]
+    numbers, labels = labeled_numbers(shards)[known], labels[known]
     if len(numbers) > _MOST:
         some = hold_out(labels, _MOST / len(numbers))[1]
         numbers, labels = numbers[some], labels[some]
         notes.append(f"The frozen rows learn from {len(some):,} of the training images.")
     found = _export_of(inputs)
     if isinstance(found, str):
-        return FrozenStart(None, shards, numbers, labels, (_no_rows(found),))
+        return _no_rows(found)
     return FrozenStart(found, shards, numbers, labels, tuple(notes))
 
 
-def _no_rows(why: str) -> str:
-    return f"No frozen backbone beside it: {why}."
+def _no_rows(why: str) -> Beside:
+    return Beside(notes=(f"No frozen backbone beside it: {why}.",))
 
 
 def _export_of(inputs: ClassifierInputs) -> Path | str:
@@ -100,21 +97,21 @@ def _export_of(inputs: ClassifierInputs) -> Path | str:
         return error.problem
 
 
-def beside_of(inputs: ClassifierInputs, start: FrozenStart, device: "torch.device") -> Beside:
+def beside_of(
+    inputs: ClassifierInputs, start: FrozenStart | Beside, device: "torch.device"
+) -> Beside:
     """Scores of the frozen backbone's linear probe and k-NN on the test images; where they cannot
     be found, a note that says why.
     """
-    if start.export is None:
-        return Beside(notes=start.notes)
+    if isinstance(start, Beside):
+        return start
     try:
-        return _rows_beside(inputs, start, start.export, device)
+        return _rows_beside(inputs, start, device)
     except UserError as error:
-        return Beside(notes=(_no_rows(error.problem),))
+        return _no_rows(error.problem)
 
 
-def _rows_beside(
-    inputs: ClassifierInputs, start: FrozenStart, export: Path, device: "torch.device"
-) -> Beside:
+def _rows_beside(inputs: ClassifierInputs, start: FrozenStart, device: "torch.device") -> Beside:
     import torch
 
     from ssl_vit.models.build import build_backbone
@@ -125,7 +122,7 @@ def _rows_beside(
 
     info, reading = inputs.info, inputs.reading
     backbone = build_backbone(info.backbone)
-    load_exported(backbone, str(export))
+    load_exported(backbone, str(start.export))
     encoder = BackboneEncoder(backbone, info.pixel_mean, info.pixel_std).to(device)
     ours, theirs = (
         extract(

@@ -131,7 +131,7 @@ class Objective(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no linear head")
 
-    def fit_head(self, inputs: Tensor, labels: Tensor, numbers: Tensor) -> "HeadStart":
+    def fit_head(self, inputs: Tensor, labels: Tensor, numbers: Tensor) -> HeadStart:
         """A head for a backbone that is not trained yet; nothing is changed.
 
         Args:
