@@ -88,8 +88,12 @@ def run_ranks(
 
 
 def losses(run: Path) -> list[tuple[int, float, str]]:
-    """(step, loss, digest of the samples) of every line of a run's metrics, if it has begun."""
+    """(step, loss, digest of the samples) of every line of a run's metrics, if it has begun.
+
+    The line that the run is writing at this moment does not count: a reader may see its beginning.
+    """
     file = run / "metrics.jsonl"
     text = file.read_text() if file.is_file() else ""
-    lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    whole = text[: text.rfind("\n") + 1]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
     return [(line["step"], line["loss"], line["samples"]) for line in lines]
