@@ -1,5 +1,6 @@
 """A confusion matrix as a picture. No torch here."""
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ _CELL, _MARGIN = 44, 12
 _MOST_NAMED = 60  # classes; of more, cells have neither names nor counts
 _SMALL_CELL = 8
 _BLUE = np.array([8, 48, 107])
+_NO_CHARACTER = "\uffff"  # by definition; drawn as a box
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
@@ -18,12 +20,14 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
 
     Args:
         confusion: (C, C) counts.
-        names: (C,) of the classes.
+        names: (C,) of the classes. The font has the letters of English: accents are left out, and a
+            name in another script becomes `class 3`, counted from 0.
     """
     is_named = len(names) <= _MOST_NAMED
     cell = _CELL if is_named else _SMALL_CELL
     font = ImageFont.load_default(13)
-    labels = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
+    written = [_drawable(name, font) or f"class {number}" for number, name in enumerate(names)]
+    labels = [name if len(name) <= 24 else f"{name[:23]}…" for name in written]
     lengths = [int(font.getlength(label)) for label in labels] if is_named else [0]
     corner = max(*lengths, 130 * is_named) + 2 * _MARGIN  # with room for the caption
     side = corner + cell * len(names) + _MARGIN
@@ -46,6 +50,16 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
             draw.text((corner - _MARGIN, middle), label, "black", font, anchor="rm")
             _write_upright(picture, label, font, middle, corner - _MARGIN)
     return picture
+
+
+def _drawable(name: str, font: Font) -> str:
+    """The name without accents and line breaks; empty if the font still lacks one of its letters."""
+    plain = "".join(
+        each for each in unicodedata.normalize("NFKD", name) if not unicodedata.combining(each)
+    )
+    plain = " ".join(plain.split())
+    box = bytes(font.getmask(_NO_CHARACTER))
+    return "" if any(bytes(font.getmask(each)) == box for each in set(plain)) else plain
 
 
 def _write_upright(picture: Image.Image, text: str, font: Font, middle: int, bottom: int) -> None:

@@ -120,3 +120,12 @@ def test_many_classes_are_drawn_without_names() -> None:
     many = draw_confusion(np.eye(100, dtype=int), [f"class {number}" for number in range(100)])
     assert few.getpixel((few.width - 14, few.height - 14)) == (8, 48, 107)
     assert many.width < 900
+
+
+def test_names_that_the_font_cannot_draw_become_plain_ones_or_numbers() -> None:
+    counts = np.array([[9, 1], [0, 10]])
+    drawn, plain = (
+        draw_confusion(counts, ["Café\ncrème", "猫"]),
+        draw_confusion(counts, ["Cafe creme", "class 1"]),
+    )
+    assert drawn.tobytes() == plain.tobytes()
