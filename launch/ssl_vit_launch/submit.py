@@ -269,7 +269,7 @@ def describe_request(prepared: Prepared, request: Request) -> list[str]:
     )
     lines = [
         f"{config.recipe}: {length}",
-        f"{nodes} × {processes}, ZeRO-{config.engine.zero_stage}, "
+        f"{nodes} × {processes}, ZeRO-{config.engine.stage_of(plan.world_size)}, "
         f"{plan.accumulation} × {plan.micro_batch_size} images per process",
     ]
     if disk is not None:

@@ -88,10 +88,12 @@ def memory_of(
     share = trained / world_size
     bucket = FLOAT32 * bucket_of(cost.trained)
     on_gpu = arithmetic.device == "cuda"  # where gradients are copied into a contiguous bucket
-    match engine.zero_stage:
+    stage = engine.stage_of(world_size)
+    match stage:
         case 0:
             weights, optimizer, held = trained, 2 * trained, trained
-            gradients = trained + FLOAT32 * min(cost.trained, _STAGE_0_BUCKET)
+            communicated = min(cost.trained, _STAGE_0_BUCKET) if world_size > 1 else 0
+            gradients = trained + FLOAT32 * communicated
         case 1:
             weights, optimizer, held = trained, 3 * share, trained
             gradients = trained + (bucket + share if on_gpu else max(bucket, share))
@@ -102,7 +104,7 @@ def memory_of(
             weights, optimizer, held = share, 3 * share, share + bucket
             gradients, frozen = 2 * share + bucket, frozen / world_size
     gathered = 0.0
-    if engine.zero_stage == 3 and world_size > 1:
+    if stage == 3 and world_size > 1:
         gathered = FLOAT32 * min(cost.trained + cost.frozen, ZERO3_LIVE)
     if engine.offload_optimizer and on_gpu:
         optimizer = 0
@@ -111,7 +113,7 @@ def memory_of(
     if engine.activation_checkpointing:
         kept = cost.checkpointed_bytes + cost.recomputed_bytes
     kept += cost.held_bytes + cost.working_bytes
-    if accumulation == 1 and engine.zero_stage < 3:  # stage 3 allocates it from the start
+    if accumulation == 1 and stage < 3:  # stage 3 allocates it from the start
         held = 0
     return Memory(
         weights=weights,

@@ -61,7 +61,8 @@ class Attention(TimmAttention):
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, K, D) → queries, keys and values, (B, heads, K, D / heads) each."""
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Not permuted before they are separated, or their gradients would be copied once more.
+        return tuple(each.transpose(1, 2) for each in qkv.unbind(2))
 
 
 class _LinearWithoutKeyBias(nn.Linear):

@@ -38,10 +38,30 @@ def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], rate: float) 
     if keep >= batch:
         return tokens + branch(tokens)
     kept = torch.randperm(batch, device=tokens.device)[:keep]
-    # Not `tokens[kept]`: its gradient on a GPU sorts the indices first, in case some repeat.
-    residual = branch(tokens.index_select(0, kept))
-    result: Any = _AddToKept.apply(tokens, residual, kept, batch / keep)
+    both: Any = _Keep.apply(tokens, kept)
+    result: Any = _AddToKept.apply(both[0], branch(both[1]), kept, batch / keep)
     return result
+
+
+class _Keep(torch.autograd.Function):
+    """``tokens``, and those of the samples ``kept``.
+
+    One function, because torch would write the second's gradient into a tensor of zeros of full
+    size and add that; here it is added to the gradient that passes.
+    """
+
+    @staticmethod
+    def forward(tokens: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        return tokens.view_as(tokens), tokens.index_select(0, kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, passing: Tensor, own: Tensor) -> tuple[Tensor, None]:  # type: ignore[override] - two outputs
+        (kept,) = ctx.saved_tensors
+        return passing.index_add(0, kept, own), None
 
 
 class _AddToKept(torch.autograd.Function):

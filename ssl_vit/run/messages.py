@@ -28,7 +28,7 @@ def print_start(prepared: "Prepared", start_step: int) -> None:
         f"{config.recipe}: backbone {size:.1f} M parameters, {plan.num_samples:,} images, "
         f"{_steps(plan.total_steps)} with batch size {config.data.global_batch_size:,} "
         f"({plan.total_epochs:g} epochs)",
-        f"{plan.device} × {plan.world_size}, ZeRO-{config.engine.zero_stage}, "
+        f"{plan.device} × {plan.world_size}, ZeRO-{config.engine.stage_of(plan.world_size)}, "
         f"{plan.precision}, {plan.accumulation} × {plan.micro_batch_size} images per process, "
         f"{plan.workers} data worker{'s' * (plan.workers != 1)} per process, "
         f"peak learning rate {plan.peak_learning_rate:.3g}",
@@ -52,12 +52,6 @@ def print_start(prepared: "Prepared", start_step: int) -> None:
         )
     if config.engine.tf32 and (plan.device == "cpu" or plan.precision != "float32"):
         lines.append(f"note: engine.tf32 has no effect on {plan.device} in {plan.precision}")
-    shards_nothing = plan.world_size == 1 and config.engine.zero_stage in (1, 2)
-    if plan.device == "cuda" and shards_nothing and not config.engine.offload_optimizer:
-        lines.append(
-            "note: with one process there is nothing to shard; engine.zero_stage=0 is a few % "
-            "faster"
-        )
     lines += prepared.notes
     lines += [f"changed: {path} {change}" for path, change in prepared.changed.items()]
     print("\n".join(lines), file=sys.stderr, flush=True)

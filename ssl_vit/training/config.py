@@ -87,7 +87,8 @@ class EngineConfig(Config):
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage. 0 replicates everything; 1 shards the optimizer state, 2 also the
-    gradients, 3 also the weights.
+    gradients, 3 also the weights. One process has nothing to shard: there 1 and 2 are computed as
+    0, unless the optimizer state is in CPU memory.
     """
 
     zero3_whole_below: int = Field(default=100_000, ge=0)
@@ -184,6 +185,13 @@ class EngineConfig(Config):
                 "optimizer updates the model's own parameters"
             )
         return self
+
+    def stage_of(self, world_size: int) -> int:
+        """The ZeRO stage of a run of so many processes, see `zero_stage`: alone, a process would
+        only copy its weights and gradients.
+        """
+        is_alone = world_size == 1 and not self.offload_optimizer
+        return 0 if is_alone and self.zero_stage < 3 else self.zero_stage
 
 
 class GuardConfig(Config):

@@ -68,7 +68,7 @@ class Engine:
         seed: int,
     ) -> None:
         self.optimizer_config, self.plan, self.seed = optimizer_config, plan, seed
-        self.processes, self.zero_stage = processes, engine_config.zero_stage
+        self.processes, self.zero_stage = processes, engine_config.stage_of(processes.world_size)
         self.groups = freeze_at_first(
             objective.parameter_groups(),
             objective.backbone.parameters(),

@@ -160,12 +160,12 @@ def over_ranks(
     rows = everyone.view(processes.world_size, -1).cpu()
     means, squares, rest = rows.split([len(part) for part in parts], dim=1)
     num_seconds = len(Seconds._fields)
-    high, low, num_bad = (int(count) for count in rest[:, num_seconds + 1 :].sum(dim=0))
+    high, low, num_bad = map(int, rest[:, num_seconds + 1 :].sum(dim=0).tolist())
     return Measured(
         means=dict(zip(mine.means, means.mean(dim=0).tolist(), strict=True)),
         squares=(squares.sum(dim=0) if is_sharded else squares[0]).view_as(mine.squares),
         seconds=Seconds(*rest[:, :num_seconds].mean(dim=0).tolist()),
-        peak_memory_bytes=int(rest[:, num_seconds].max()),
+        peak_memory_bytes=int(max(rest[:, num_seconds].tolist())),
         digest=((high << 32) + low) % 2**64,
         num_bad=num_bad,
     )

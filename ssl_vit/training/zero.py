@@ -2,7 +2,8 @@
 
 Surprises it hides (DeepSpeed 0.19): `backward` has to be called exactly once per micro-batch, or
 ZeRO-1/2 silently compute wrong sums; the shared-memory operator would be compiled for 40 seconds at
-start; ZeRO-0 in float32 reports no gradient norm. `tests/training/test_zero.py` lists every
+start; ZeRO-0 in float32 reports no gradient norm; its throughput timer waits for a GPU twice per
+micro-batch. `tests/training/test_zero.py` lists every
 DeepSpeed name that is used here, including private ones.
 Set the environment variable DS_ACCELERATOR before importing this file: deepspeed reads it at
 import.
@@ -30,6 +31,7 @@ from ssl_vit.training.gloo import gather_by_broadcasts
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Torch's names of AdamW's moments."""
+_TINY = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
 def start_process_group(device: Literal["cpu", "cuda"], processes: Processes) -> None:
@@ -122,7 +124,15 @@ class ZeroModel:
         self.deepspeed, self.optimizer = parts[0], parts[1]
         self.stage, self.processes, self.clip_norm = stage, processes, clip_norm
         self.loss_scale = 1.0
+        self._settles = stage == 0 or not settings["zero_optimization"].get(
+            "compute_grad_norm", True
+        )
         self._norm: Tensor = torch.tensor(0.0)
+        if stage == 0 and processes.world_size == 1:  # or it would copy every gradient twice
+            self.deepspeed.enable_backward_allreduce = False
+        if stage in (1, 2):
+            # After a step it makes every parameter a view of the flat weights, which it is.
+            self.optimizer._update_model_bit16_weights = lambda _: None
         if stage == 3:
             self._clear_padding()
 
@@ -170,13 +180,13 @@ class ZeroModel:
         """End a micro-batch; the last one of a step updates the weights unless a gradient is not
         finite.
         """
-        if self.stage == 0 and self.deepspeed.is_gradient_accumulation_boundary():
-            self._norm = self._settle_stage_0()
+        if self._settles and self.deepspeed.is_gradient_accumulation_boundary():
+            self._norm = self._settle()
         self.deepspeed.step()
 
     def gradient_norm(self) -> float:
         """L2 norm of the latest step's whole gradient, before clipping."""
-        return float(self._norm if self.stage == 0 else self.deepspeed.get_global_grad_norm())
+        return float(self._norm if self._settles else self.deepspeed.get_global_grad_norm())
 
     def gathered(self) -> AbstractContextManager[Any]:
         """A context with the whole parameters on every rank, for reading; every rank enters it."""
@@ -252,21 +262,40 @@ class ZeroModel:
         groups = self._base_optimizer.param_groups
         return [each for group in groups for each in group["params"]]
 
-    def _settle_stage_0(self) -> Tensor:
-        """The norm of the whole gradient. Also does what the other stages do themselves: divides
-        by the loss scale, drops a gradient that is not finite, and clips.
+    def _settle(self) -> Tensor:
+        """The norm of the whole gradient, and what the optimizer does with the gradients: divide
+        by the loss scale, clip, and skip the step if one is not finite. At stages 1 and 2 it
+        replaces DeepSpeed's, which waits for a GPU twice for every parameter group.
         """
-        trained = [p for p in self.module.parameters() if p.grad is not None]
-        gradients = [grad for p in trained if (grad := p.grad) is not None]
-        if self.loss_scale != 1:
-            torch._foreach_div_(gradients, self.loss_scale)
+        gradients = self._gradients()
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
+        if self.stage and self.processes.world_size > 1:
+            squares = norm.square()
+            torch.distributed.all_reduce(squares)
+            norm = squares.sqrt()
+        norm = norm / self.loss_scale
+        divisor = torch.ones_like(norm)
+        if self.clip_norm:
+            divisor = ((norm + _TINY) / self.clip_norm).clamp(min=1)
+        if self.stage == 0:  # at the others the ZeRO optimizer divides by the loss scale
+            divisor = divisor * self.loss_scale
+        base: Any = self._base_optimizer
+        is_scaled = bool(self.clip_norm) or (self.stage == 0 and self.loss_scale != 1)
+        if base.defaults["fused"]:  # the kernel divides and skips: nobody waits for the norm
+            base.grad_scale = divisor if is_scaled else None
+            base.found_inf = (~torch.isfinite(norm)).float()
+        elif not torch.isfinite(norm):
             # AdamW skips parameters without a gradient.
             self.module.zero_grad(set_to_none=True)
-        elif self.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
+        elif is_scaled:
+            torch._foreach_div_(gradients, divisor)
         return norm
+
+    def _gradients(self) -> list[Tensor]:
+        """This rank's gradients: all, or at stages 1 and 2 its share of their means."""
+        if self.stage:
+            return [each for part in self.optimizer.averaged_gradients.values() for each in part]
+        return [grad for p in self.module.parameters() if (grad := p.grad) is not None]
 
     def _stage_3_state(self, parameter: Any) -> KeptState:
         start, count = self._share_of(parameter)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_vit.models.block import Block
 from ssl_vit.models.drop_path import add_branch
@@ -154,3 +155,25 @@ def test_under_autocast_tokens_stay_float32_and_differ_by_rounding_only(layer_sc
     for exact, rounded in zip(*found, strict=True):
         assert rounded.dtype == torch.float32
         assert (exact - rounded).norm() < 0.02 * exact.norm()
+
+
+def test_the_gradient_of_the_kept_is_added_to_the_one_that_passes():
+    """Without a tensor of zeros of the size of all tokens."""
+    tokens = torch.rand(8, 3, 4, requires_grad=True)
+    torch.manual_seed(0)
+    result = add_branch(tokens, lambda kept: kept * kept, 0.5)
+    found = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Names():
+        result.square().sum().backward()
+    assert not [name for name in found if "zeros" in name]
+    own = tokens.detach().clone().requires_grad_()
+    torch.manual_seed(0)
+    kept = torch.randperm(8)[:4]
+    own.index_add(0, kept, own[kept] * own[kept], alpha=2).square().sum().backward()
+    torch.testing.assert_close(tokens.grad, own.grad)

@@ -53,13 +53,16 @@ IN_INSTANCES = (
     Name("engine", "device", "device", ALL),
     Name("engine", "backward", "backward", ALL),
     Name("engine", "step", "step", ALL),
-    Name("engine", "is_gradient_accumulation_boundary", "step", (0,)),
+    Name("engine", "is_gradient_accumulation_boundary", "step", (0, 1, 2)),
+    Name("engine", "enable_backward_allreduce", "ZeroModel", (0,)),
     Name("engine", "get_global_grad_norm", "gradient_norm", SHARDED),
     Name("engine", "destroy", "destroy", ALL),
     Name("engine", "torch_autocast_z0_gradscaler", "without_loss_scaling", (0,)),
     Name("optimizer", "param_groups", "param_groups", ALL),
     Name("optimizer", "optimizer", "_base_optimizer", SHARDED),
     Name("optimizer", "torch_autocast_gradscaler", "without_loss_scaling", SHARDED),
+    Name("optimizer", "_update_model_bit16_weights", "ZeroModel", SOME),
+    Name("optimizer", "averaged_gradients", "_gradients", SOME),
     Name("optimizer", "override_loss_scale", "scale_loss", SHARDED),
     Name("optimizer", "_hp_optimizer_states_linked", "make_moments", SOME),
     Name("optimizer", "_lazy_init_hp_params_optimizer_state", "make_moments", SOME),
@@ -127,7 +130,7 @@ def look_into_instances() -> list[str]:
         engine, optimizer, *_ = deepspeed.initialize(
             model=model,
             optimizer=torch.optim.AdamW(model[0].parameters()),
-            config=deepspeed_config(config, OptimizerConfig(), plan_for(1, config)),
+            config=deepspeed_config(config, OptimizerConfig(), plan_for(2, config)),
             dist_init_required=False,
         )
         owners: dict[str, Any] = {
@@ -150,10 +153,14 @@ def missing_config_keys() -> list[str]:
     """Keys of :func:`deepspeed_config` that the installed DeepSpeed does not know."""
     from deepspeed.runtime import constants
     from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, DeepSpeedZeroConfig
+    from deepspeed.utils.config import TIMERS, get_timers_config
 
     from tests.training.test_zero_config import written
 
     known = {value for value in vars(constants).values() if isinstance(value, str)}
+    known |= (
+        set() if any(get_timers_config(each).enabled for each in written().values()) else {TIMERS}
+    )
     fields = DeepSpeedZeroConfig.model_fields
     known_to_zero = {*fields, *(field.alias for field in fields.values())}
     found = written().values()

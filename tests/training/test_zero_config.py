@@ -39,3 +39,15 @@ def test_buckets_are_even_as_deepspeed_asks():
 @pytest.mark.parametrize("name", CASES)
 def test_deepspeed_gets_exactly_these_keys(name: str):
     assert written()[name] == json.loads(GOLDEN.read_text())[name]
+
+
+@pytest.mark.parametrize(
+    ("stage", "world_size", "offload", "used"),
+    [(0, 1, False, 0), (1, 1, False, 0), (2, 1, False, 0), (3, 1, False, 3), (2, 1, True, 2)]
+    + [(stage, 2, False, stage) for stage in range(4)],
+)
+def test_one_process_has_nothing_to_shard(stage: int, world_size: int, offload: bool, used: int):
+    engine = EngineConfig(zero_stage=stage, offload_optimizer=offload)
+    assert engine.stage_of(world_size) == used
+    config = deepspeed_config(engine, OptimizerConfig(), plan_for(world_size, engine))
+    assert config["zero_optimization"]["stage"] == used
