@@ -120,8 +120,10 @@ def _jitter(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor)
 
 def _gray(x: Tensor) -> Tensor:
     """(B, 3, S, S) → (B, 1, S, S)."""
-    weights = x.new_tensor(_GRAY).view(1, 3, 1, 1)
-    return (x * weights).sum(dim=1, keepdim=True)
+    # Without a tensor of the weights: a GPU would wait for the host to send it.
+    red, green, blue = x.split(1, dim=1)
+    of_red, of_green, of_blue = _GRAY
+    return red.mul(of_red).add_(green, alpha=of_green).add_(blue, alpha=of_blue)
 
 
 def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -139,13 +141,13 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     )
     # In full turns; whole turns are removed by the rounding below.
     hue = hue.div_(chroma.clamp(min=1e-8).mul_(6)).add_(turn.squeeze(1))
-    turned = torch.empty_like(x)
+    turned = value.unsqueeze(1).repeat(1, 3, 1, 1)
     for plane, center in enumerate((3 / 6, 1 / 6, -1 / 6)):
         # The share of the chroma to subtract from this channel: 1 within a sixth of a turn of the
         # opposite hue, 0 beyond a third of a turn.
         apart = hue + center
         apart.sub_(apart.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
-        torch.addcmul(value, chroma, apart, value=-1, out=turned[:, plane])
+        turned[:, plane].addcmul_(chroma, apart, value=-1)
     return turned
 
 

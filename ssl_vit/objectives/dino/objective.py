@@ -92,7 +92,9 @@ class Network(nn.Module):
             classes = torch.cat([classes, self.backbone(local).cls])
         if masked_indices is None:
             return NetworkOutput(features.cls, self.head(classes), classes.new_empty(0, 0))
-        patches = features.patches.flatten(0, 1)[masked_indices]
+        # Not by `[…]`, whose gradient on a GPU sorts the indices: those that repeat are padding,
+        # without a gradient.
+        patches = features.patches.flatten(0, 1).index_select(0, masked_indices)
         if self.patch_head is not None:
             return NetworkOutput(features.cls, self.head(classes), self.patch_head(patches))
         # One call for all rows: normalizing and casting prototypes has a fixed cost.
