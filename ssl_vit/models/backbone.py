@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ssl_vit.models.config import BackboneConfig
+from ssl_vit.models.patches import take
 
 # B images, N patches, K encoded patches, R registers, D width.
 
@@ -152,3 +153,16 @@ class SparseBackbone(TokenBackbone):
     """A backbone whose ``encode`` takes any K of the N tokens without a grid, if its config's
     ``hides`` is "drop"; requires global attention.
     """
+
+    def embed_visible(self, images: Tensor, hidden: Tensor, visible: Tensor) -> Tensor:
+        """As :meth:`embed`, for the visible patches only.
+
+        Args:
+            images: (B, 3, H, W) normalized.
+            hidden: (B, N) bool, true where a patch is hidden.
+            visible: (B, K) int64, the patches that are not.
+
+        Returns:
+            (B, K, D).
+        """
+        return take(self.embed(images, hidden), visible)

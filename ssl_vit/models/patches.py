@@ -1,8 +1,9 @@
-"""Splits images into patches of pixels, reassembles them, and blanks patches."""
+"""Splits images into patches, reassembles them, blanks patches, and picks some of them."""
 
+import torch
 from torch import Tensor
 
-# B images, N patches, P pixels per side of a patch, C channels.
+# B images, N patches, K of them, P pixels per side of a patch, C channels, D width.
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -44,3 +45,30 @@ def blank_patches(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
     )
     pixels = grid.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
     return images.masked_fill(pixels, 0.0)
+
+
+def pick_patches(images: Tensor, patch_size: int, indices: Tensor) -> Tensor:
+    """Cut some patches out of images, without copying the others.
+
+    Args:
+        images: (B, C, H, W).
+        patch_size: P.
+        indices: (B, K) int64, row-major over the grid.
+
+    Returns:
+        (B, K, C, P, P).
+    """
+    grid = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
+    across = grid.shape[4]
+    image = torch.arange(len(images), device=images.device).unsqueeze(1)
+    return grid[image, :, indices // across, :, indices % across]
+
+
+def take(rows: Tensor, indices: Tensor) -> Tensor:
+    """Pick rows: (B, N, D) at (B, K) int64 → (B, K, D)."""
+    return rows.gather(1, indices.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+def put(rows: Tensor, indices: Tensor, into: Tensor) -> Tensor:
+    """The inverse of :func:`take`: (B, K, D) written into a copy of (B, N, D) at (B, K) int64."""
+    return into.scatter(1, indices.unsqueeze(-1).expand(-1, -1, rows.shape[-1]), rows)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.models.config import CONV_STEM_PATCHES, VitConfig, stem_channels
+from ssl_vit.models.patches import pick_patches
 
 
 class PatchStem(nn.Module):
@@ -21,8 +22,14 @@ class PatchStem(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, N, D), row-major over the grid."""
+    def forward(self, images: Tensor, indices: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) → (B, N, D), row-major over the grid; or (B, K, D), the patches at (B, K)
+        int64 ``indices`` only.
+        """
+        if indices is not None:
+            # Beside each other, as images of one row of patches.
+            picked = pick_patches(images, self.proj.kernel_size[0], indices)
+            images = picked.permute(0, 2, 3, 1, 4).flatten(3)
         return self.proj(_laid_out(images, self.channels_last)).flatten(2).transpose(1, 2)
 
 

@@ -15,10 +15,10 @@ from ssl_vit.models.backbone import Features, SparseBackbone
 from ssl_vit.models.block import Block, layer_norm
 from ssl_vit.models.config import VitConfig
 from ssl_vit.models.initialization import initialize, initialize_token, scale_by_depth
-from ssl_vit.models.patches import blank_patches
+from ssl_vit.models.patches import blank_patches, take
 from ssl_vit.models.position import resize_positions, sincos_table
 from ssl_vit.models.relative_position import RelativePositionBias
-from ssl_vit.models.stem import build_stem
+from ssl_vit.models.stem import ConvStem, build_stem
 
 # B images, N patches, K encoded patches, R registers, D width.
 
@@ -106,6 +106,13 @@ class VisionTransformer(SparseBackbone):
         if self.config.position == "relative":
             return tokens
         return tokens + self._patch_positions(grid)
+
+    def embed_visible(self, images: Tensor, hidden: Tensor, visible: Tensor) -> Tensor:
+        """See :class:`SparseBackbone`. A stem that does not overlap computes these patches only."""
+        if isinstance(self.patch_embed, ConvStem) or self.config.position == "relative":
+            return super().embed_visible(images, hidden, visible)
+        positions = self._patch_positions(self.grid_of(images)).expand(len(images), -1, -1)
+        return self.patch_embed(images, visible) + take(positions, visible)
 
     def encode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Features:
         """Run the transformer over the class token, the registers and these patch tokens.

@@ -1,4 +1,4 @@
-"""Draws the hidden patches of an image, and selects patches by index."""
+"""Draws the hidden patches of an image, and lists them."""
 
 import math
 
@@ -90,13 +90,3 @@ def visible_and_hidden(hidden: Tensor, num_hidden: int) -> tuple[Tensor, Tensor]
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
     num_visible = hidden.shape[1] - num_hidden
     return order[:, :num_visible], order[:, num_visible:]
-
-
-def take(rows: Tensor, indices: Tensor) -> Tensor:
-    """Pick rows: (B, N, D) at (B, K) int64 → (B, K, D)."""
-    return rows.gather(1, indices.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
-
-
-def put(rows: Tensor, indices: Tensor, into: Tensor) -> Tensor:
-    """The inverse of :func:`take`: (B, K, D) written into a copy of (B, N, D) at (B, K) int64."""
-    return into.scatter(1, indices.unsqueeze(-1).expand(-1, -1, rows.shape[-1]), rows)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_vit.models.backbone import Backbone
-from ssl_vit.models.patches import blank_patches, patchify, unpatchify
-from ssl_vit.objectives.masking import put, visible_and_hidden
+from ssl_vit.models.patches import blank_patches, patchify, put, unpatchify
+from ssl_vit.objectives.masking import visible_and_hidden
 from ssl_vit.objectives.pixels import PixelScale
 
 # B images, N patches of a (down, across) grid, M hidden, D width, P pixels per side of a patch.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_vit.models.patches import patchify, unpatchify
-from ssl_vit.objectives.masking import block_hidden, put, random_hidden, take, visible_and_hidden
+from ssl_vit.models.patches import patchify, put, take, unpatchify
+from ssl_vit.objectives.masking import block_hidden, random_hidden, visible_and_hidden
 from ssl_vit.objectives.one_crop.config import num_hidden_patches
 
 RATIOS = ["0.1", "0.25", "0.4", "0.5", "0.6", "0.7", "0.75", "0.8", "0.9", "0.95"]

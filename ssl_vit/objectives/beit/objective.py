@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ssl_vit.models.backbone import Features, TokenBackbone
 from ssl_vit.models.config import VitConfig
-from ssl_vit.models.patches import blank_patches
+from ssl_vit.models.patches import blank_patches, put, take
 from ssl_vit.objectives.beit.aggregation import PatchAggregation
 from ssl_vit.objectives.beit.config import BeitConfig
 from ssl_vit.objectives.beit.views import BeitBatch
 from ssl_vit.objectives.color_jitter import apply_color_factors
 from ssl_vit.objectives.frozen import Frozen
 from ssl_vit.objectives.given import Codes, GivenNetwork
-from ssl_vit.objectives.masking import put, take, visible_and_hidden
+from ssl_vit.objectives.masking import visible_and_hidden
 from ssl_vit.objectives.objective import Observed, StepOutput
 from ssl_vit.objectives.one_crop.filled import FilledObjective
 from ssl_vit.objectives.pictures import code_colors, feature_panels, picture_of, rows_of

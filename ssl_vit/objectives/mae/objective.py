@@ -13,10 +13,10 @@ from ssl_vit.models.backbone import Features, SparseBackbone
 from ssl_vit.models.block import Block, layer_norm
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.initialization import initialize, initialize_token
-from ssl_vit.models.patches import patchify
+from ssl_vit.models.patches import pick_patches, put, take
 from ssl_vit.models.position import sincos_table
 from ssl_vit.objectives.mae.config import MaeConfig
-from ssl_vit.objectives.masking import put, take, visible_and_hidden
+from ssl_vit.objectives.masking import visible_and_hidden
 from ssl_vit.objectives.objective import Observed, StepOutput
 from ssl_vit.objectives.one_crop.objective import PixelObjective
 from ssl_vit.objectives.one_crop.views import MaskedBatch
@@ -95,8 +95,13 @@ class Mae(PixelObjective):
     @torch.no_grad()
     def _targets(self, images: Tensor, hidden: Tensor) -> Tensor:
         """(B, M, P × P × 3) targets at (B, M) int64 ``hidden`` patches."""
-        patches = take(patchify(images, self.backbone.config.stride), hidden)
+        patches = self._pixels(images, hidden)
         return normalize_patches(patches)[0] if self.config.normalize_targets else patches
+
+    def _pixels(self, images: Tensor, indices: Tensor) -> Tensor:
+        """(B, 3, H, W) at (B, M) int64 → (B, M, P × P × 3)."""
+        picked = pick_patches(images, self.backbone.config.stride, indices)
+        return picked.permute(0, 1, 3, 4, 2).flatten(2)
 
     def reconstruct(self, images: Tensor, hidden: Tensor) -> Tensor:
         """Predictions for the hidden patches.
@@ -114,7 +119,7 @@ class Mae(PixelObjective):
 
     def encode_visible(self, images: Tensor, hidden: Tensor, visible: Tensor) -> Features:
         """Features of the visible patches only; no hidden pixel reaches them, with either stem."""
-        return self.backbone.encode(take(self.backbone.embed(images, hidden), visible))
+        return self.backbone.encode(self.backbone.embed_visible(images, hidden, visible))
 
     def hidden_pixels(self, images: Tensor, hidden: Tensor) -> Tensor:
         """See :class:`PixelObjective`."""
@@ -123,7 +128,7 @@ class Mae(PixelObjective):
             return predicted
         # A prediction is in units of its own patch's spread: without this the picture is gray mush.
         _, indices = visible_and_hidden(hidden, self.num_hidden)
-        patches = take(patchify(images, self.backbone.config.stride), indices)
+        patches = self._pixels(images, indices)
         _, mean, spread = normalize_patches(patches)
         return predicted * spread + mean
 

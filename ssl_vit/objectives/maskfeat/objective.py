@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ssl_vit.models.backbone import TokenBackbone
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.patches import blank_patches, unpatchify
+from ssl_vit.models.patches import blank_patches, put, take, unpatchify
 from ssl_vit.objectives.hog import hog, hog_glyphs, hog_size
 from ssl_vit.objectives.maskfeat.config import MaskFeatConfig
-from ssl_vit.objectives.masking import block_hidden, put, take
+from ssl_vit.objectives.masking import block_hidden
 from ssl_vit.objectives.objective import Observed, StepOutput
 from ssl_vit.objectives.one_crop.filled import FilledObjective
 from ssl_vit.objectives.one_crop.views import MaskedBatch, OneCropViews

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ssl_vit.models.backbone import TokenBackbone
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.patches import patchify
-from ssl_vit.objectives.masking import random_hidden, take
+from ssl_vit.models.patches import patchify, take
+from ssl_vit.objectives.masking import random_hidden
 from ssl_vit.objectives.objective import Observed, StepOutput
 from ssl_vit.objectives.one_crop.filled import FilledObjective
 from ssl_vit.objectives.one_crop.objective import PixelObjective
