@@ -111,33 +111,35 @@ class Trace(TorchDispatchMode):
         """Account for each call of a block; of identical calls, only the first is computed."""
         forward, kind = block.forward, _kind_of(block)
 
-        def run(tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        def run(tokens: Tensor, *others: Tensor | None) -> Tensor:
             if tokens.requires_grad or any(each.requires_grad for each in block.parameters()):
-                return count(tokens, bias)
+                return count(tokens, *others)
             with torch.no_grad():  # a frozen block on frozen tokens: nothing is saved or repeated
-                return count(tokens, bias)
+                return count(tokens, *others)
 
-        def count(tokens: Tensor, bias: Tensor | None) -> Tensor:
+        def count(tokens: Tensor, *others: Tensor | None) -> Tensor:
             layout = (tokens.shape, tokens.stride(), tokens.dtype)
-            # A bias of attention is computed from weights alone: it adds nothing to the inputs.
-            has_bias = bias is not None and (bias.shape, bias.dtype, bias.requires_grad)
-            same = (kind, *layout, has_bias, torch.is_grad_enabled())
+            # A bias of attention is computed from weights alone, and chosen places are numbers:
+            # they add nothing to the inputs.
+            given = tuple(
+                each is not None and (each.shape, each.dtype, each.requires_grad) for each in others
+            )
+            same = (kind, *layout, given, torch.is_grad_enabled())
             if same in self._calls:
                 return self._repeat(self._calls[same], tokens)
             call = self._calls[same] = Call(torch.is_grad_enabled(), tokens)
-            return self._compute(call, forward, tokens, bias)
+            return self._compute(call, forward, tokens, *others)
 
         block.forward = run  # type: ignore[method-assign] - of a network that is then dropped
 
     def _compute(
-        self, call: Call, forward: Callable[..., Tensor], tokens: Tensor, bias: Tensor | None
+        self, call: Call, forward: Callable[..., Tensor], tokens: Tensor, *others: Tensor | None
     ) -> Tensor:
         if call.learns:
             self._outside[call.input_key] = call.input_bytes
         flops, fixed = self.learned_flops + self.other_flops, self._live[Origin.WEIGHTS]
         self._inside = call
-        # Units of other backbones, such as convolutions, take one tensor.
-        result = forward(tokens) if bias is None else forward(tokens, bias)
+        result = forward(tokens, *others)
         self._inside = None
         call.flops = self.learned_flops + self.other_flops - flops
         call.fixed_bytes = self._live[Origin.WEIGHTS] - fixed

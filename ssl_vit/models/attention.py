@@ -29,14 +29,23 @@ class Attention(TimmAttention):
         if not key_bias:
             self.qkv = _LinearWithoutKeyBias(width)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:  # type: ignore[override] - no attention mask
+    def forward(  # type: ignore[override] - no attention mask
+        self, x: Tensor, bias: Tensor | None = None, wanted: Tensor | None = None
+    ) -> Tensor:
         """(B, K, D) → (B, K, D).
 
         Args:
             x: Tokens.
             bias: (heads, K, K), [query, key]: added to the scores before the softmax.
+            wanted: (B, M) int64: only these tokens attend, to all, which gives (B, M, D); without a
+                bias.
         """
         queries, keys, values = self._project(x)
+        if wanted is not None:
+            assert bias is None
+            queries = queries.gather(
+                2, wanted[:, None, :, None].expand_as(queries[:, :, : wanted.shape[1]])
+            )
         if bias is not None:
             bias = bias.to(queries.dtype).unsqueeze(0)
         if attends_plainly(queries.device.type, queries.dtype == torch.bfloat16, x.shape[1]):
@@ -46,7 +55,7 @@ class Attention(TimmAttention):
             mixed = scores.softmax(dim=-1).to(values.dtype) @ values
         else:
             mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
-        return self.proj(mixed.transpose(1, 2).reshape(x.shape))
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def of_first(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(B, K, D) → (B, heads, K): attention weights of the first token; arguments as in

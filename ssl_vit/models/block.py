@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ssl_vit.models.attention import Attention
 from ssl_vit.models.config import swiglu_hidden
 from ssl_vit.models.drop_path import add_branch
+from ssl_vit.models.patches import take
 from ssl_vit.models.torchvision_ops import define_missing_ops
 
 define_missing_ops()
@@ -52,15 +53,23 @@ class Block(nn.Module):
         self.mlp = _feed_forward(width, mlp_ratio, feed_forward)
         self.ls2 = LayerScale(width, init_values=layer_scale) if layer_scale else nn.Identity()
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, bias: Tensor | None = None, wanted: Tensor | None = None
+    ) -> Tensor:
         """(B, K, D) → (B, K, D).
 
         Args:
             tokens: All tokens of a sample.
             bias: (heads, K, K) added to the attention scores, from
                 :meth:`TokenBackbone.attention_bias`.
+            wanted: (B, M) int64, the tokens of which there is a result, (B, M, D), if not of all:
+                for a last block without a bias and without stochastic depth.
         """
         rate = self.drop_path if self.training else 0.0
+        if wanted is not None:
+            assert not rate
+            tokens = take(tokens, wanted) + self.ls1(self.attn(self.norm1(tokens), bias, wanted))
+            return tokens + self._feed_forward(tokens)
         tokens = add_branch(tokens, lambda kept: self._attend(kept, bias), rate)
         return add_branch(tokens, self._feed_forward, rate)
 

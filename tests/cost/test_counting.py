@@ -199,11 +199,10 @@ def test_the_block_that_is_computed_again_is_the_largest():
 def test_what_lives_as_long_as_the_forward_pass_is_held():
     backbone = VitConfig(**PLAIN)
     pixels = 3 * backbone.image_size**2 * 4
-    half = count_cost(MAE, backbone, Arithmetic("bfloat16", "cuda")).held_bytes
-    # The images in float32, of which the stem keeps a copy in half precision.
-    assert pixels <= half <= 1.2 * pixels
-    full = count_cost(MAE, backbone, Arithmetic("float32", "cuda")).held_bytes
-    assert full <= 0.2 * pixels
+    for precision in ("bfloat16", "float32"):
+        held = count_cost(MAE, backbone, Arithmetic(precision, "cuda")).held_bytes
+        # Not the images: the visible patches are cut out of them.
+        assert held <= 0.3 * pixels
 
 
 def test_normalized_prototypes_do_not_grow_with_images():

@@ -2,7 +2,7 @@
 
 He et al. 2021, "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377. Unlike in
 the paper, hidden patches are blanked in the image before an overlapping stem, so that no pixel
-leaks; and the decoder's last layer runs on hidden patches only, the only ones in the loss.
+leaks; and the decoder's last block and layer run on hidden patches only, the only ones in the loss.
 """
 
 import torch
@@ -13,7 +13,7 @@ from ssl_vit.models.backbone import Features, SparseBackbone
 from ssl_vit.models.block import Block, layer_norm
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.initialization import initialize, initialize_token
-from ssl_vit.models.patches import pick_patches, put, take
+from ssl_vit.models.patches import pick_patches, put
 from ssl_vit.models.position import sincos_table
 from ssl_vit.objectives.mae.config import MaeConfig
 from ssl_vit.objectives.masking import visible_and_hidden
@@ -61,9 +61,11 @@ class MaeDecoder(nn.Module):
         seen = self.embed(features.patches)
         blank = self.mask_token.to(seen.dtype).expand(len(seen), self.positions.shape[1], -1)
         tokens = torch.cat([cls, put(seen, visible, into=blank) + self.positions], dim=1)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = block(tokens)
-        return self.predict(self.norm(take(tokens[:, 1:], hidden)))
+        # After the class token.
+        return self.predict(self.norm(last(tokens, None, hidden + 1)))
 
 
 class Mae(PixelObjective):
@@ -87,7 +89,9 @@ class Mae(PixelObjective):
         visible, hidden = visible_and_hidden(batch.hidden, self.num_hidden)
         # The targets first, so that their temporaries are freed before activations accumulate.
         targets = self._targets(images, hidden)
-        features = self.encode_visible(images, batch.hidden, visible)
+        tokens = self.backbone.embed_visible(images, batch.hidden, visible)
+        del images
+        features = self.backbone.encode(tokens)
         loss = F.mse_loss(self.decoder(features, visible, hidden).float(), targets.float())
         # Not the class token: it does not enter the loss.
         return StepOutput(loss, {}, Observed(features.patches.detach().mean(dim=1)))
