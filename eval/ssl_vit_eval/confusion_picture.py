@@ -53,13 +53,19 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
 
 
 def _drawable(name: str, font: Font) -> str:
-    """The name without accents and line breaks; empty if the font still lacks one of its letters."""
+    """The name without accents and line breaks; empty if the font still lacks a letter of it."""
     plain = "".join(
         each for each in unicodedata.normalize("NFKD", name) if not unicodedata.combining(each)
     )
     plain = " ".join(plain.split())
-    box = bytes(font.getmask(_NO_CHARACTER))
-    return "" if any(bytes(font.getmask(each)) == box for each in set(plain)) else plain
+    box = _drawn(_NO_CHARACTER, font)
+    return "" if any(_drawn(each, font) == box for each in set(plain)) else plain
+
+
+def _drawn(character: str, font: Font) -> bytes:
+    picture = Image.new("L", (20, 20))
+    ImageDraw.Draw(picture).text((0, 0), character, 255, font)
+    return picture.tobytes()
 
 
 def _write_upright(picture: Image.Image, text: str, font: Font, middle: int, bottom: int) -> None:

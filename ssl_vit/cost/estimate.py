@@ -14,7 +14,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import data_facts, open_data
 from ssl_vit.run.given import settle_objective
-from ssl_vit.training.config import EngineConfig
+from ssl_vit.training.config import EngineConfig, ZeroStage
 from ssl_vit.training.length import Timed
 from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan, with_cost, with_length
 from ssl_vit.units import format_bytes
@@ -30,7 +30,6 @@ _REMEDIES: tuple[dict[str, object], ...] = (
     {"zero_stage": 3, "activation_checkpointing": True},
     {"zero_stage": 3, "activation_checkpointing": True, "offload_optimizer": True},
 )
-ZeroStage = Literal[0, 1, 2, 3]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from ssl_vit.config import Config
 from ssl_vit.units import parse_bytes
 
+ZeroStage = Literal[0, 1, 2, 3]
+
 
 class ScheduleConfig(Config):
     """Length of the run and shape of the learning rate: linear warm-up, then half a cosine."""
@@ -85,7 +87,7 @@ class EngineConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on. `auto`: CUDA if available, otherwise CPU."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: ZeroStage = 1
     """DeepSpeed ZeRO stage. 0 replicates everything; 1 shards the optimizer state, 2 also the
     gradients, 3 also the weights. One process has nothing to shard: there 1 and 2 are computed as
     0, unless the optimizer state is in CPU memory.
@@ -186,7 +188,7 @@ class EngineConfig(Config):
             )
         return self
 
-    def stage_of(self, world_size: int) -> int:
+    def stage_of(self, world_size: int) -> ZeroStage:
         """The ZeRO stage of a run of so many processes, see `zero_stage`: alone, a process would
         only copy its weights and gradients.
         """
