@@ -175,16 +175,17 @@ def finetune_small_data() -> RunConfig:
         "backbone": whole.backbone.model_copy(update={"drop_path": 0.1}),
         "objective": ClassificationConfig(
             layer_decay=0.75,
+            ema_momentum=0.98,
             min_crop_area=0.5,
             augment="",
             random_erasing=0.0,
             mixup=0.0,
             cutmix=0.0,
         ),
-        "data": DataConfig(global_batch_size=64, lanes=32),
+        "data": DataConfig(global_batch_size=32, lanes=32),
         "schedule": ScheduleConfig(length=50.0, warmup=5.0),
         "optimizer": OptimizerConfig(
-            learning_rate_rule="absolute", base_learning_rate=1e-3, betas=(0.9, 0.999)
+            learning_rate_rule="absolute", base_learning_rate=5e-4, betas=(0.9, 0.999)
         ),
     }
     return whole.model_copy(update=changes)

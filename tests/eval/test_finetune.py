@@ -85,7 +85,7 @@ def test_every_export_has_a_recipe(recipe: str, width: int, expected: str, tmp_p
         ("finetune_mae_vitb16", 1_281_167, 1024, 5e-4),  # the rate is per 256 images
         ("finetune_mae_vitb16", 2_000, 64, 5e-4),
         ("finetune_beit_vitb16", 2_000, 64, 4e-3 / 16),
-        ("finetune_small_data", 100, 16, 1e-3 / 4),
+        ("finetune_small_data", 100, 16, 5e-4 / 2),
     ],
 )
 def test_small_data_gets_small_batches(recipe: str, images: int, batch: int, rate: float) -> None:
