@@ -80,7 +80,7 @@ def tokenizer_pixels_small_data() -> RunConfig:
         "schedule": ScheduleConfig(length=60.0, warmup=5.0),
         "optimizer": OptimizerConfig(
             learning_rate_rule="absolute",
-            base_learning_rate=1e-3,
+            base_learning_rate=5e-4,
             betas=(0.9, 0.99),
             weight_decay=1e-4,
             final_weight_decay=1e-4,
