@@ -10,8 +10,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from ssl_vit.config import Config
 from ssl_vit.models.config import HIDES, BackboneConfig, Hides
 from ssl_vit.objectives.given import Given
@@ -155,19 +153,6 @@ class MethodConfig(Config):
     def class_sizes(self) -> tuple[tuple[str, ...], Sequence[int]]:
         """Names of the classes that were filled in, and the number of training images of each."""
         return (), ()
-
-    def class_table(self, names: Sequence[str]) -> np.ndarray | None:
-        """(L, C) bool, which classes each of L labels of a data set stands for; None where each
-        label is a class.
-
-        Args:
-            names: The names of the labels.
-
-        Raises:
-            ValueError: One stands for a class that this objective does not know; "what is wrong;
-                what to do".
-        """
-        return None
 
     def cures(self, symptom: Symptom) -> str:
         """The two or three settings that usually cure a collapse."""

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ssl_vit.data.cache import ShardCache
+from ssl_vit.data.class_names import membership
 from ssl_vit.data.labels import (
     check_labels,
     hold_out,
     hold_out_groups,
     labeled_numbers,
-    names_of_unknown,
-    renumbered,
+    match_labels,
 )
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
@@ -67,7 +67,9 @@ def split_data(config: RunConfig, shards: ShardSet | None, cache: ShardCache) ->
         found, whence = _own_set(config, shards, cache), wanted.shards
         train: ShardSet = shards
     else:
-        table, groups = config.objective.class_table(shards.classes), shards.groups
+        classes, separator = _classes(config, shards)
+        table = membership(shards.classes, classes, separator) if separator else None
+        groups = shards.groups
         # Multi-label images are held out at random: most combinations of classes are rare.
         strata = shards.labels if table is None else np.zeros_like(shards.labels)
         each, whole = "of each class" if table is None else "of them", ""
@@ -89,8 +91,7 @@ def split_data(config: RunConfig, shards: ShardSet | None, cache: ShardCache) ->
         train = SubsetOfShards(shards, kept)
         own = shards.labels[held].astype(np.int64)
         labels = own if table is None else table[own]
-        num_classes = len(shards.classes) if table is None else table.shape[1]
-        found = ValidationImages(shards, held, labels, num_classes)
+        found = ValidationImages(shards, held, labels, len(classes))
         whence = f"held out of {len(shards.labels):,} ({wanted.held_out:.0%} {each}{whole})"
     height, width = config.backbone.height_width
     memory = format_bytes(len(found.numbers) * height * width * 3)
@@ -136,22 +137,18 @@ def _own_set(config: RunConfig, train: ShardSet, cache: ShardCache) -> Validatio
             f"{source} has images of more than 8 bits, and {train.source} has not",
             "give validation images of the same kind",
         )
-    numbers = labeled_numbers(theirs)
-    present = set(theirs.labels[numbers].tolist())
-    names = [name if place in present else "" for place, name in enumerate(theirs.classes)]
-    try:
-        table = config.objective.class_table(names)
-    except ValueError as error:
-        problem, _, remedy = str(error).rpartition("; ")
-        raise UserError(f"{source} has {problem}", remedy) from None
-    if table is not None:
-        return ValidationImages(theirs, numbers, table[theirs.labels[numbers]], table.shape[1])
-    labels = renumbered(theirs, train.classes)
-    if (labels < 0).any():
-        unknown = names_of_unknown(theirs, labels)
+    classes, separator = _classes(config, train)
+    labels, _, unknown = match_labels(theirs, classes, separator)
+    if unknown:
         raise UserError(
             f"{source} has images of {', '.join(unknown[:10])}, "
-            f"and {train.source} has no such class ({', '.join(train.classes[:10])})",
+            f"and {train.source} has no such class ({', '.join(classes[:10])})",
             "give validation images of the same classes",
         )
-    return ValidationImages(theirs, numbers, labels, len(train.classes))
+    return ValidationImages(theirs, labeled_numbers(theirs), labels, len(classes))
+
+
+def _classes(config: RunConfig, train: ShardSet) -> tuple[tuple[str, ...], str]:
+    """The classes that are learned, and what separates those of an image of several."""
+    separator = config.objective.no_class_label
+    return (config.objective.class_sizes()[0] if separator else tuple(train.classes)), separator

@@ -165,11 +165,6 @@ def test_classes_of_labels_that_name_several_are_counted() -> None:
     assert found.weights() == pytest.approx((7 / 3, 5 / 5, 9 / 1))
     absent = found.model_copy(update={"class_counts": (3, 5, 0)})
     assert absent.weights() == pytest.approx((7 / 3, 1.0, 1.0))
-    table = found.class_table(("c;b", ";"))
-    assert table is not None
-    assert table.tolist() == [[False, True, True], [False, False, False]]
-    with pytest.raises(ValueError, match="training images do not have: d;"):
-        found.class_table(("a;d",))
     assert found.fit_to_classes(labels, (4, 3, 2, 1)) == found  # a resumed run
     for labels, problem in (
         (("a", "a;a"), r"one class \(a\)"),

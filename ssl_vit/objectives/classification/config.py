@@ -270,17 +270,6 @@ class ClassificationConfig(MethodConfig):
             [int(each) for each in row.split(",") if each] for row in self.label_sets.split(";")
         ]
 
-    def class_table(self, names: Sequence[str]) -> np.ndarray | None:
-        """See :class:`MethodConfig`."""
-        if not self.label_separator:
-            return None
-        if unknown := sorted({*classes_in(names, self.label_separator)} - {*self.classes}):
-            raise ValueError(
-                f"classes that training images do not have: {', '.join(unknown[:10])}; give images "
-                "of the same classes"
-            )
-        return membership(names, self.classes, self.label_separator)
-
     def weights(self) -> tuple[float, ...] | None:
         """(C,) weight of each class; None: all are 1. With `auto` a class without images has 0;
         with a `label_separator` 1.
