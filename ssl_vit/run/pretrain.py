@@ -4,6 +4,7 @@
 counts the cost of the network, and runs.
 """
 
+import gc
 import json
 import shutil
 import sys
@@ -234,6 +235,10 @@ def _train(prepared: Prepared, preemption: "Preemption", profile: bool) -> bool:
     trainer = open_trainer(
         prepared, objective, engine, checkpoints, start_step, preemption, log, profiler
     )
+    # Libraries and modules, 400,000 objects, stay: looking through them now and then stops a step
+    # for half a second.
+    gc.collect()
+    gc.freeze()
     try:
         complete = trainer.run(start_step, plan.total_steps)
     finally:

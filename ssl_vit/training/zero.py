@@ -123,6 +123,7 @@ class ZeroModel:
         )
         self.deepspeed, self.optimizer = parts[0], parts[1]
         self.stage, self.processes, self.clip_norm = stage, processes, clip_norm
+        self._trained = [each for each in objective.parameters() if each.requires_grad]
         self.loss_scale = 1.0
         self._settles = stage == 0 or not settings["zero_optimization"].get(
             "compute_grad_norm", True
@@ -295,7 +296,7 @@ class ZeroModel:
         """This rank's gradients: all, or at stages 1 and 2 its share of their means."""
         if self.stage:
             return [each for part in self.optimizer.averaged_gradients.values() for each in part]
-        return [grad for p in self.module.parameters() if (grad := p.grad) is not None]
+        return [grad for p in self._trained if (grad := p.grad) is not None]
 
     def _stage_3_state(self, parameter: Any) -> KeptState:
         start, count = self._share_of(parameter)
