@@ -51,8 +51,13 @@ def plan(
         str, typer.Option("--device", help="GPU model, such as a100 or v100.")
     ] = "h100",
     mfu: Annotated[
-        float, typer.Option("--mfu", help="Expected model FLOPs utilization, for the hours.")
-    ] = 0.4,
+        float,
+        typer.Option(
+            "--mfu",
+            help="Expected model FLOPs utilization, for the hours; the default is what large ViTs "
+            "reached on an H200 (docs/benchmarks.md).",
+        ),
+    ] = 0.22,
     images: Annotated[
         int,
         typer.Option(
