@@ -74,7 +74,7 @@ class Engine:
             objective.backbone.parameters(),
             optimizer_config.freeze_steps,
         )
-        apply_optimizations(objective, engine_config, plan.device)
+        self._in_step = apply_optimizations(objective, engine_config, plan.device)
         optimizer = build_optimizer(self.groups, optimizer_config, engine_config.fused_optimizer)
         self.zero = ZeroModel(
             objective,
@@ -155,7 +155,7 @@ class Engine:
         """One micro-batch; the last one of a step updates the weights."""
         with self.clock.phase("data", on_host=True):
             loaded = next(batches)
-        with self.clock.phase("forward_backward"):
+        with self.clock.phase("forward_backward"), self._in_step:
             self.last_batch = to_device(loaded.batch, self.device)
             output = self.zero.forward(self.last_batch, step)
             self.zero.backward(output.loss)

@@ -7,17 +7,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.config import EngineConfig
 
 
+class InStep:
+    """A context in which a training step is computed."""
+
+    is_on = False
+
+    def __enter__(self) -> None:
+        self.is_on = True
+
+    def __exit__(self, *error: object) -> None:
+        self.is_on = False
+
+
 def apply_optimizations(
     objective: Objective, engine_config: EngineConfig, device: Literal["cpu", "cuda"]
-) -> None:
-    """Change how the objective computes, in place; parameter names and values stay the same."""
+) -> InStep:
+    """Change how the objective computes, in place; parameter names and values stay the same.
+
+    Returns:
+        The context in which forward and backward passes of training use compiled code: panels and
+        validations have other batch sizes, and each would be compiled again.
+    """
+    in_step = InStep()
     if device == "cuda":  # torch's default is mixed: off for products, on for convolutions
         torch.backends.cuda.matmul.allow_tf32 = engine_config.tf32
         torch.backends.cudnn.allow_tf32 = engine_config.tf32
@@ -28,10 +46,11 @@ def apply_optimizations(
     for unit in objective.units():
         forward = unit.forward
         if engine_config.compile:
-            forward = _compiled_in_training(unit)
+            forward = _compiled(forward, in_step)
         if engine_config.activation_checkpointing:
             forward = _checkpointed(forward)
         unit.forward = forward  # type: ignore[method-assign] - hooks stay around it
+    return in_step
 
 
 def _separate_compiled_code() -> None:
@@ -45,13 +64,12 @@ def _separate_compiled_code() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / kind)
 
 
-def _compiled_in_training(block: nn.Module) -> Callable[..., Tensor]:
-    """The block's forward pass, compiled for training only: panels have other batch sizes, and each
-    would be compiled again.
+def _compiled(plain: Callable[..., Tensor], in_step: InStep) -> Callable[..., Tensor]:
+    """A forward pass that is compiled in a training step, also that of a teacher, whose blocks are
+    in evaluation mode.
     """
-    plain = block.forward
     compiled: Any = torch.compile(plain, dynamic=False)
-    return lambda *tensors: (compiled if block.training else plain)(*tensors)
+    return lambda *tensors: (compiled if in_step.is_on else plain)(*tensors)
 
 
 def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -55,14 +55,16 @@ def test_a_checkpointed_block_keeps_its_input_only_and_gives_the_same_gradients(
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_checkpointed_block_leaves_out_the_same_samples_when_computed_again(compile: bool):
     plain, light = build(drop_path=0.4), build(drop_path=0.4)
-    apply_optimizations(light, EngineConfig(activation_checkpointing=True, compile=compile), "cpu")
+    settings = EngineConfig(activation_checkpointing=True, compile=compile)
+    in_step = apply_optimizations(light, settings, "cpu")
     found, drawn = [], torch.randn(10, 5, 24)
     for objective in (plain, light):
         torch.manual_seed(1)
         result = tokens = drawn.clone().requires_grad_()
-        for block in objective.units()[:2]:
-            result = block(result)
-        result.square().mean().backward()
+        with in_step:
+            for block in objective.units()[:2]:
+                result = block(result)
+            result.square().mean().backward()
         parameters = [p for block in objective.units()[:2] for p in block.parameters()]
         # The number after it: as much randomness was used.
         found.append([result, tokens.grad, torch.rand(1), *(p.grad for p in parameters)])
@@ -73,7 +75,7 @@ def test_a_checkpointed_block_leaves_out_the_same_samples_when_computed_again(co
             assert torch.equal(ours, theirs)
 
 
-def test_every_block_is_compiled_and_only_for_training(monkeypatch: pytest.MonkeyPatch):
+def test_every_block_is_compiled_and_only_in_a_step(monkeypatch: pytest.MonkeyPatch):
     calls = []
 
     def compiled(forward: Any, **_: Any) -> Any:
@@ -81,11 +83,12 @@ def test_every_block_is_compiled_and_only_for_training(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "compile", compiled)
     objective = build()
-    apply_optimizations(objective, EngineConfig(compile=True), "cpu")
-    for block, width in zip(objective.units(), (24, 24, 16), strict=True):
-        block(torch.rand(1, 3, width))
+    in_step = apply_optimizations(objective, EngineConfig(compile=True), "cpu")
+    objective.eval()  # as a teacher is
+    with in_step:
+        for block, width in zip(objective.units(), (24, 24, 16), strict=True):
+            block(torch.rand(1, 3, width))
     assert [shape[-1] for shape in calls] == [24, 24, 16]
-    objective.eval()
     objective.units()[0](torch.rand(1, 3, 24))
     assert len(calls) == 3
 
