@@ -40,6 +40,7 @@ def deepspeed_config(
 def _zero_settings(engine_config: EngineConfig, plan: RunPlan) -> dict[str, Any]:
     stage = engine_config.stage_of(plan.world_size)
     settings: dict[str, Any] = {"stage": stage}
+    whole_below = engine_config.zero3_whole_below
     if stage == 0:
         return settings
     bucket = bucket_of(plan.trained_parameters)
@@ -47,7 +48,7 @@ def _zero_settings(engine_config: EngineConfig, plan: RunPlan) -> dict[str, Any]
     if engine_config.offload_optimizer:
         settings["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.pin_memory}
     if stage == 3:
-        settings["stage3_param_persistence_threshold"] = engine_config.zero3_whole_below
+        settings["stage3_param_persistence_threshold"] = whole_below
         # DeepSpeed's linear layer adds the bias after rounding, so that losses would differ from
         # those of other stages, and under autocast it keeps float32 inputs, more than it saves.
         settings["memory_efficient_linear"] = False
