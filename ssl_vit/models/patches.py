@@ -64,6 +64,11 @@ def pick_patches(images: Tensor, patch_size: int, indices: Tensor) -> Tensor:
     return grid[image, :, indices // across, :, indices % across]
 
 
+def patchify_some(images: Tensor, patch_size: int, indices: Tensor) -> Tensor:
+    """As :func:`patchify`, of some patches: (B, C, H, W) at (B, K) int64 → (B, K, P × P × C)."""
+    return pick_patches(images, patch_size, indices).permute(0, 1, 3, 4, 2).flatten(2)
+
+
 def take(rows: Tensor, indices: Tensor) -> Tensor:
     """Pick rows: (B, N, D) at (B, K) int64 → (B, K, D)."""
     return rows.gather(1, indices.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))

@@ -13,7 +13,7 @@ from ssl_vit.models.backbone import Features, SparseBackbone
 from ssl_vit.models.block import Block, layer_norm
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.models.initialization import initialize, initialize_token
-from ssl_vit.models.patches import pick_patches, put
+from ssl_vit.models.patches import patchify_some, put
 from ssl_vit.models.position import sincos_table
 from ssl_vit.objectives.mae.config import MaeConfig
 from ssl_vit.objectives.masking import visible_and_hidden
@@ -90,7 +90,7 @@ class Mae(PixelObjective):
         # The targets first, so that their temporaries are freed before activations accumulate.
         targets = self._targets(images, hidden)
         tokens = self.backbone.embed_visible(images, batch.hidden, visible)
-        del images
+        del images  # freed before activations accumulate
         features = self.backbone.encode(tokens)
         loss = F.mse_loss(self.decoder(features, visible, hidden).float(), targets.float())
         # Not the class token: it does not enter the loss.
@@ -99,13 +99,8 @@ class Mae(PixelObjective):
     @torch.no_grad()
     def _targets(self, images: Tensor, hidden: Tensor) -> Tensor:
         """(B, M, P × P × 3) targets at (B, M) int64 ``hidden`` patches."""
-        patches = self._pixels(images, hidden)
+        patches = patchify_some(images, self.backbone.config.stride, hidden)
         return normalize_patches(patches)[0] if self.config.normalize_targets else patches
-
-    def _pixels(self, images: Tensor, indices: Tensor) -> Tensor:
-        """(B, 3, H, W) at (B, M) int64 → (B, M, P × P × 3)."""
-        picked = pick_patches(images, self.backbone.config.stride, indices)
-        return picked.permute(0, 1, 3, 4, 2).flatten(2)
 
     def reconstruct(self, images: Tensor, hidden: Tensor) -> Tensor:
         """Predictions for the hidden patches.
@@ -132,7 +127,7 @@ class Mae(PixelObjective):
             return predicted
         # A prediction is in units of its own patch's spread: without this the picture is gray mush.
         _, indices = visible_and_hidden(hidden, self.num_hidden)
-        patches = self._pixels(images, indices)
+        patches = patchify_some(images, self.backbone.config.stride, indices)
         _, mean, spread = normalize_patches(patches)
         return predicted * spread + mean
 

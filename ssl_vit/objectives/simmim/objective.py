@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_vit.models.backbone import TokenBackbone
 from ssl_vit.models.config import BackboneConfig
-from ssl_vit.models.patches import patchify, take
+from ssl_vit.models.patches import patchify_some, take
 from ssl_vit.objectives.masking import random_hidden
 from ssl_vit.objectives.objective import Observed, StepOutput
 from ssl_vit.objectives.one_crop.filled import FilledObjective
@@ -48,7 +48,7 @@ class SimMim(FilledObjective, PixelObjective):
         """Mean absolute error on hidden pixels, in float32 (section 3.4)."""
         images = self.pixel_scale(batch.images)
         features, hidden = self.encode(images, batch.hidden)
-        targets = take(patchify(images, self.backbone.config.stride), hidden)
+        targets = patchify_some(images, self.backbone.config.stride, hidden)
         loss = F.l1_loss(self.predict(take(features.patches, hidden)).float(), targets)
         return StepOutput(loss, {}, Observed(features.patches.detach().mean(dim=1)))
 
