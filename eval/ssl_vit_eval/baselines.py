@@ -1,6 +1,7 @@
 """Baselines: raw pixels, and the same network untrained. One decoding pass serves all."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -8,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_vit.data.crops import CenterCrop
+from ssl_vit.data.shards import ShardSet
+from ssl_vit.data.values import ValueRange
 from ssl_vit.errors import UserError
 from ssl_vit.exports.loading import load_backbone
 from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.build import build_backbone
 from ssl_vit.models.config import VitConfig
+from ssl_vit_eval.classes import LabeledImages
 from ssl_vit_eval.features import BackboneEncoder, Encoder, extract
-from ssl_vit_eval.inputs import Inputs
+from ssl_vit_eval.inputs import Inputs, Reading
 from ssl_vit_eval.metrics import Scores, score
 from ssl_vit_eval.overlap import Overlap, find_overlap
 from ssl_vit_eval.results import PIXELS, PRETRAINED, RANDOM
@@ -60,6 +64,64 @@ class Comparison:
         return score(labels, predictions.cpu().numpy(), self.num_classes)
 
 
+class Side(NamedTuple):
+    """The images that an evaluation uses of a set."""
+
+    shards: ShardSet
+    images: LabeledImages
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """Computes the features of both sets: how images are read, and where."""
+
+    reading: Reading
+    size: tuple[int, int]
+    """(height, width) of the crops, in pixels."""
+    values: ValueRange | None
+    """How values of more than 8 bits are shown."""
+    device: torch.device
+
+    def __call__(
+        self, encoders: Mapping[str, Encoder], train: Side, test: Side, num_classes: int
+    ) -> Comparison:
+        """Features of all encoders, in one pass over each set.
+
+        Args:
+            encoders: Row → encoder, on ``device``.
+            train, test: The images.
+            num_classes: C.
+
+        Raises:
+            UserError: See :func:`~ssl_vit_eval.features.extract`.
+        """
+        ours, theirs = (
+            extract(
+                encoders,
+                side.shards,
+                CenterCrop(self.size, self.reading.crop_ratio),
+                self.reading.batch_size or BATCH_SIZES[self.device.type],
+                self.reading.workers,
+                self.device,
+                side.images.numbers,
+                self.values,
+            )
+            for side in (train, test)
+        )
+        rows = {
+            name: {kind: Split(own, theirs.by_encoder[name][kind]) for kind, own in kinds.items()}
+            for name, kinds in ours.by_encoder.items()
+        }
+        labels, test_labels = train.images.labels, test.images.labels
+        return Comparison(
+            rows,
+            torch.from_numpy(labels),
+            torch.from_numpy(test_labels),
+            num_classes,
+            find_overlap(ours.digests, labels, theirs.digests, test_labels),
+        )
+
+
 def collect(inputs: Inputs, device: torch.device) -> Comparison:
     """Features of the pre-trained network, of the same network untrained, and raw pixels."""
     info = inputs.info
@@ -72,35 +134,16 @@ def collect(inputs: Inputs, device: torch.device) -> Comparison:
         for name, network in networks.items()
     }
     encoders[PIXELS] = raw_pixels
-    crop = CenterCrop(info.backbone.height_width, inputs.crop_ratio)
-    batch_size = inputs.batch_size or BATCH_SIZES[device.type]
+    compare = Comparer(inputs.reading, info.backbone.height_width, inputs.values, device)
     classes = inputs.classes
-    train, test = (
-        extract(
-            encoders,
-            shards,
-            crop,
-            batch_size,
-            inputs.workers,
-            device,
-            images.numbers,
-            inputs.values,
-        )
-        for shards, images in ((inputs.train, classes.train), (inputs.test, classes.test))
-    )
-    rows = {
-        name: {kind: Split(values, test.by_encoder[name][kind]) for kind, values in kinds.items()}
-        for name, kinds in train.by_encoder.items()
-    }
-    rows[PIXELS] = {kind: remove_mean(split) for kind, split in rows[PIXELS].items()}
-    train_labels, test_labels = classes.train.labels, classes.test.labels
-    return Comparison(
-        rows,
-        torch.from_numpy(train_labels),
-        torch.from_numpy(test_labels),
+    found = compare(
+        encoders,
+        Side(inputs.train, classes.train),
+        Side(inputs.test, classes.test),
         inputs.num_classes,
-        find_overlap(train.digests, train_labels, test.digests, test_labels),
     )
+    pixels = {kind: remove_mean(split) for kind, split in found.rows[PIXELS].items()}
+    return replace(found, rows=found.rows | {PIXELS: pixels})
 
 
 def random_backbone(config: VitConfig) -> Backbone:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_vit.data.crops import CenterCrop
 from ssl_vit.data.labels import check_labels, hold_out, labeled_numbers, match_labels
 from ssl_vit.data.shards import ShardSet
 from ssl_vit.data.sources import open_shards
@@ -17,6 +16,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.exports.folder import find_export
 from ssl_vit.files import path_of
 from ssl_vit.run.folder import RunFolder
+from ssl_vit_eval.classes import LabeledImages
 from ssl_vit_eval.classifier import Beside, ClassifierInputs
 from ssl_vit_eval.metrics import Scores
 
@@ -35,10 +35,8 @@ class FrozenStart:
 
     export: Path
     train: ShardSet
-    numbers: np.ndarray
-    """(N,) sample numbers that are used."""
-    labels: np.ndarray
-    """(N,) int64 their classes, by the classifier's numbers."""
+    images: LabeledImages
+    """Those that are used, with their classes by the classifier's numbers."""
     notes: tuple[str, ...]
 
 
@@ -75,7 +73,7 @@ def find_start(inputs: ClassifierInputs, train: str) -> FrozenStart | Beside:
     found = _export_of(inputs)
     if isinstance(found, str):
         return _no_rows(found)
-    return FrozenStart(found, shards, numbers, labels, tuple(notes))
+    return FrozenStart(found, shards, LabeledImages(numbers, labels), tuple(notes))
 
 
 def _no_rows(why: str) -> Beside:
@@ -112,46 +110,27 @@ def beside_of(
 
 
 def _rows_beside(inputs: ClassifierInputs, start: FrozenStart, device: "torch.device") -> Beside:
-    import torch
-
     from ssl_vit.models.build import build_backbone
     from ssl_vit.run.start import load_exported
-    from ssl_vit_eval.baselines import BATCH_SIZES, Comparison, Split
-    from ssl_vit_eval.features import BackboneEncoder, extract
-    from ssl_vit_eval.overlap import find_overlap
+    from ssl_vit_eval.baselines import Comparer, Side
+    from ssl_vit_eval.features import BackboneEncoder
 
-    info, reading = inputs.info, inputs.reading
+    info = inputs.info
     backbone = build_backbone(info.backbone)
     load_exported(backbone, str(start.export))
     encoder = BackboneEncoder(backbone, info.pixel_mean, info.pixel_std).to(device)
-    ours, theirs = (
-        extract(
-            {"frozen": encoder},
-            shards,
-            CenterCrop(info.backbone.height_width, reading.crop_ratio),
-            reading.batch_size or BATCH_SIZES[device.type],
-            reading.workers,
-            device,
-            numbers,
-            inputs.values,
-        )
-        for shards, numbers in ((start.train, start.numbers), (inputs.test, inputs.numbers))
-    )
-    kinds = {
-        kind: Split(values, theirs.by_encoder["frozen"][kind])
-        for kind, values in ours.by_encoder["frozen"].items()
-    }
-    overlap = find_overlap(ours.digests, start.labels, theirs.digests, inputs.labels)
-    comparison = Comparison(
-        {"frozen": kinds},
-        torch.from_numpy(start.labels),
-        torch.from_numpy(inputs.labels),
+    compare = Comparer(inputs.reading, info.backbone.height_width, inputs.values, device)
+    comparison = compare(
+        {"frozen": encoder},
+        Side(start.train, start.images),
+        Side(inputs.test, LabeledImages(inputs.numbers, inputs.labels)),
         len(info.classes),
     )
-    rows, notes = _rows(comparison, start.labels, device)
-    if overlap.count:
+    rows, notes = _rows(comparison, start.images.labels, device)
+    assert comparison.overlap is not None
+    if repeated := comparison.overlap.count:
         notes.append(
-            f"{overlap.count:,} of {len(inputs.labels):,} test images are also in --train, with "
+            f"{repeated:,} of {len(inputs.labels):,} test images are also in --train, with "
             "identical pixels in the crop."
         )
     return Beside(rows, (*start.notes, *notes))

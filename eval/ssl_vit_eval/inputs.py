@@ -86,14 +86,7 @@ class Inputs:
     """Notes on the value range."""
     evals: Path
     """Folder of the result."""
-    crop_ratio: float
-    """Side of the center crop over the image's shorter side, in (0, 1]."""
-    batch_size: int | None
-    """Images per forward pass; None for the device's default."""
-    workers: int
-    """Decoding processes."""
-    device: str
-    """`auto`, `cpu`, `cuda` or `cuda:NUMBER`."""
+    reading: Reading
 
     @property
     def num_classes(self) -> int:
@@ -139,7 +132,7 @@ def check_inputs(
     values, notes = range_of(info, sides, options.values)
     evals = make_evals_folder(export)
     sets = (train_shards, test_shards, classes, values, notes)
-    return Inputs(export, info, *sets, evals, **vars(reading))
+    return Inputs(export, info, *sets, evals, reading)
 
 
 def range_of(

@@ -142,7 +142,7 @@ def _has_other_settings(path: Path, inputs: Inputs, evaluation: Evaluation) -> b
     try:
         earlier = read_json(path, "", _MOST_BYTES)
         now = json.loads(json.dumps({"name": evaluation.protocol, **evaluation.settings}))
-        return (earlier["protocol"], earlier["crop_ratio"]) != (now, inputs.crop_ratio)
+        return (earlier["protocol"], earlier["crop_ratio"]) != (now, inputs.reading.crop_ratio)
     except (OSError, ValueError, KeyError, TypeError):
         return True
 
@@ -207,7 +207,7 @@ def _to_json(
     return {
         "format": FORMAT,
         "protocol": {"name": evaluation.protocol, **evaluation.settings},
-        "crop_ratio": inputs.crop_ratio,
+        "crop_ratio": inputs.reading.crop_ratio,
         "value_range": inputs.values and asdict(inputs.values),
         "export": str(inputs.export.resolve()),
         "step": inputs.info.step,
