@@ -67,17 +67,25 @@ def plan(
             help="Images in the data set, if data.shards is not given [ImageNet-1k's].",
         ),
     ] = 0,
+    network: Annotated[
+        float,
+        typer.Option(
+            "--network",
+            help="GB/s that each GPU sends to other machines; 50 is one 400 Gbit/s adapter for "
+            "each, 1.25 one of 10 Gbit/s.",
+        ),
+    ] = 50.0,
     minutes: MinutesOption = None,
 ) -> None:
-    """Estimate what a run needs: memory, hours, disk. Starts nothing; exit code 1 if it does not
-    fit.
+    """Estimate what a run needs: memory, communication, hours, disk. Starts nothing; exit code 1 if
+    it does not fit.
     """
-    from ssl_vit.cost.estimate import print_estimate
+    from ssl_vit.cost.plan_report import print_estimate
     from ssl_vit.recipes import read_config
     from ssl_vit.run.minutes import with_minutes
 
     config = read_config(recipe, with_minutes(overrides or [], minutes), is_smoke=False)
-    if not print_estimate(config, gpus, device, mfu, images):
+    if not print_estimate(config, gpus, device, mfu, images, network):
         raise typer.Exit(1)
 
 

@@ -101,6 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.objectives.*",
     },
     "ssl_vit.cost.estimate": {"ssl_vit.*"},
+    "ssl_vit.cost.plan_report": {"ssl_vit.*"},
     "ssl_vit.training.*": {
         "ssl_vit.config",
         "ssl_vit.cost.devices",
@@ -211,7 +212,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ssl_vit.cli": {"ssl_vit.distributed", "ssl_vit.errors"},
     "ssl_vit.commands": {
         "ssl_vit.config",
-        "ssl_vit.cost.estimate",
+        "ssl_vit.cost.plan_report",
         "ssl_vit.demo",
         "ssl_vit.recipes",
         "ssl_vit.run.minutes",
@@ -259,7 +260,7 @@ QUICK = (
     "ssl_vit.demo",
     "ssl_vit.exports.folder",
     "ssl_vit.cost.disk",
-    "ssl_vit.cost.estimate",
+    "ssl_vit.cost.plan_report",
     "ssl_vit.run.machine",
     "ssl_vit.run.pretrain",
     "ssl_vit.recipes",

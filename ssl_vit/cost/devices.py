@@ -1,4 +1,4 @@
-"""Memory and peak speed of accelerators, from their data sheets; no torch."""
+"""Memory, peak speed and links of accelerators, from their data sheets; no torch."""
 
 import re
 from dataclasses import dataclass
@@ -19,6 +19,10 @@ class Device:
     tf32_tflops: float
     """Peak of float32 rounded to TensorFloat-32; 0 if not supported."""
     float32_tflops: float
+    link_gbs: float
+    """GB/s that a GPU sends to others of its machine, in one direction: NVLink, Infinity Fabric, or
+    16 lanes of PCI Express.
+    """
     has_bfloat16: bool = True
 
     @property
@@ -36,29 +40,29 @@ class Device:
 # Memory as reported by drivers with error correction on. The longest title that occurs in a
 # driver's name as whole words is used.
 DEVICES: dict[str, Device] = {
-    "t4": Device("T4", 15, 65.0, 0.0, 8.1, has_bfloat16=False),
-    "v100": Device("V100", 15, 125.0, 0.0, 15.7, has_bfloat16=False),
-    "v100-32": Device("V100-SXM2-32GB", 31, 125.0, 0.0, 15.7, has_bfloat16=False),
-    "a10": Device("A10", 22, 125.0, 62.5, 31.2),
-    "a10g": Device("A10G", 22, 70.0, 35.0, 31.2),
-    "a100-40": Device("A100-SXM4-40GB", 39, 312.0, 156.0, 19.5),
-    "a100": Device("A100", 79, 312.0, 156.0, 19.5),
-    "a6000": Device("RTX A6000", 47, 154.8, 77.4, 38.7),
-    "rtx3090": Device("RTX 3090", 23, 71.0, 35.6, 35.6),
-    "rtx4090": Device("RTX 4090", 23, 165.2, 82.6, 82.6),
-    "rtx5090": Device("RTX 5090", 31, 209.5, 104.8, 104.8),
-    "rtx6000ada": Device("RTX 6000 Ada", 47, 364.2, 182.1, 91.1),
-    "l4": Device("L4", 22, 121.0, 60.0, 30.3),
-    "l40": Device("L40", 44, 181.0, 90.5, 90.5),
-    "l40s": Device("L40S", 44, 362.0, 183.0, 91.6),
-    "h100-pcie": Device("H100 PCIe", 79, 756.0, 378.0, 51.0),
-    "h100-nvl": Device("H100 NVL", 93, 835.5, 417.5, 60.0),
-    "h100": Device("H100", 79, 989.4, 494.7, 66.9),
-    "h200": Device("H200", 139, 989.4, 494.7, 66.9),
-    "gh200": Device("GH200", 94, 989.4, 494.7, 66.9),
-    "b200": Device("B200", 178, 2250.0, 1125.0, 75.0),
-    "mi250x": Device("MI250X", 63, 191.5, 0.0, 47.9),
-    "mi300x": Device("MI300X", 191, 1307.4, 653.7, 163.4),
+    "t4": Device("T4", 15, 65.0, 0.0, 8.1, 16.0, has_bfloat16=False),
+    "v100": Device("V100", 15, 125.0, 0.0, 15.7, 16.0, has_bfloat16=False),
+    "v100-32": Device("V100-SXM2-32GB", 31, 125.0, 0.0, 15.7, 150.0, has_bfloat16=False),
+    "a10": Device("A10", 22, 125.0, 62.5, 31.2, 32.0),
+    "a10g": Device("A10G", 22, 70.0, 35.0, 31.2, 32.0),
+    "a100-40": Device("A100-SXM4-40GB", 39, 312.0, 156.0, 19.5, 300.0),
+    "a100": Device("A100", 79, 312.0, 156.0, 19.5, 300.0),
+    "a6000": Device("RTX A6000", 47, 154.8, 77.4, 38.7, 32.0),
+    "rtx3090": Device("RTX 3090", 23, 71.0, 35.6, 35.6, 32.0),
+    "rtx4090": Device("RTX 4090", 23, 165.2, 82.6, 82.6, 32.0),
+    "rtx5090": Device("RTX 5090", 31, 209.5, 104.8, 104.8, 64.0),
+    "rtx6000ada": Device("RTX 6000 Ada", 47, 364.2, 182.1, 91.1, 32.0),
+    "l4": Device("L4", 22, 121.0, 60.0, 30.3, 32.0),
+    "l40": Device("L40", 44, 181.0, 90.5, 90.5, 32.0),
+    "l40s": Device("L40S", 44, 362.0, 183.0, 91.6, 32.0),
+    "h100-pcie": Device("H100 PCIe", 79, 756.0, 378.0, 51.0, 64.0),
+    "h100-nvl": Device("H100 NVL", 93, 835.5, 417.5, 60.0, 64.0),
+    "h100": Device("H100", 79, 989.4, 494.7, 66.9, 450.0),
+    "h200": Device("H200", 139, 989.4, 494.7, 66.9, 450.0),
+    "gh200": Device("GH200", 94, 989.4, 494.7, 66.9, 450.0),
+    "b200": Device("B200", 178, 2250.0, 1125.0, 75.0, 900.0),
+    "mi250x": Device("MI250X", 63, 191.5, 0.0, 47.9, 50.0),
+    "mi300x": Device("MI300X", 191, 1307.4, 653.7, 163.4, 448.0),
 }
 # Slower variants with the same name.
 _OTHERS = re.compile(r"\b(LAPTOP|MAX-Q|MOBILE|4090 D|5090 D)\b")

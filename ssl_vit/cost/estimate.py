@@ -1,15 +1,16 @@
-"""`ssl-vit plan`: memory, time and disk space of a run, estimated without starting anything.
+"""Memory, communication and time of a run, estimated without starting anything.
 
 torch, which counts the cost of the network, is imported after everything else has been checked.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from ssl_vit.cost.devices import DEVICES, GIB, Device
-from ssl_vit.cost.disk import disk_of
+from ssl_vit.cost.devices import DEVICES, Device
 from ssl_vit.cost.memory import USABLE, Memory, largest_micro_batch, memory_of
-from ssl_vit.cost.network import FLOAT32, Arithmetic, Cost
+from ssl_vit.cost.network import Arithmetic, Cost
+from ssl_vit.cost.traffic import ADAPTER, GPUS_PER_MACHINE, Traffic, traffic_of
 from ssl_vit.errors import UserError
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import data_facts, open_data
@@ -17,11 +18,9 @@ from ssl_vit.run.given import settle_objective
 from ssl_vit.training.config import EngineConfig, ZeroStage
 from ssl_vit.training.length import Timed
 from ssl_vit.training.plan import DataFacts, Machine, RunPlan, make_plan, with_cost, with_length
-from ssl_vit.units import format_bytes
 
-_IMAGENET = 1_281_167
-# Usual sizes of photographs and shards: ImageNet-1k's mean, and the default of `pack`.
-_IMAGE_BYTES, _SHARD_BYTES = 110_000, 268_435_456
+IMAGENET = 1_281_167
+"""Number of images, where nothing is known of the data."""
 # Settings that reduce memory, the cheapest first.
 _REMEDIES: tuple[dict[str, object], ...] = (
     {"zero_stage": 2},
@@ -47,6 +46,12 @@ class Estimate:
     """Memory of one GPU by ZeRO stage, everything else as configured; None if a stage is
     incompatible with the settings.
     """
+    traffic: dict[ZeroStage, Traffic | None]
+    """What one GPU sends in a step, by ZeRO stage; None as in ``memory``."""
+    sends: float
+    """GB/s that a GPU sends to others at best: to those of its machine, or with more GPUs than one
+    machine has, to other machines.
+    """
     checkpointed: Memory
     """Memory at the configured stage with activation checkpointing."""
     largest_micro_batch: int
@@ -60,14 +65,29 @@ class Estimate:
         return USABLE * self.device.memory_bytes
 
     @property
-    def images_per_second(self) -> float:
-        """Throughput of all GPUs together."""
+    def compute_seconds(self) -> float:
+        """Duration of a step's computation."""
         config = self.config.engine
         peak = self.device.peak_flops(self.plan.precision, config.tf32)
         # Recomputation is work too: a second forward pass.
         again = 4 / 3 if config.activation_checkpointing else 1.0
-        work = self.plan.step_flops_per_image * again
-        return self.plan.world_size * peak * self.mfu / work
+        return self.images_per_gpu * self.plan.step_flops_per_image * again / (peak * self.mfu)
+
+    def waiting_seconds(self, stage: ZeroStage) -> float:
+        """How long a GPU waits for communication in a step; 0 for a stage that is excluded."""
+        traffic = self.traffic[stage]
+        return traffic.waiting(self.compute_seconds, self.sends) if traffic else 0.0
+
+    def waiting_share(self, stage: ZeroStage) -> float:
+        """Share of a step in which a GPU waits for communication, in [0, 1)."""
+        waiting = self.waiting_seconds(stage)
+        return waiting / (waiting + self.compute_seconds)
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput of all GPUs together."""
+        seconds = self.compute_seconds + self.waiting_seconds(self.config.engine.zero_stage)
+        return self.config.data.global_batch_size / seconds
 
     @property
     def fits(self) -> bool:
@@ -87,7 +107,9 @@ class Estimate:
         return images / self.images_per_second / 3600
 
 
-def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> Estimate:
+def make_estimate(
+    config: RunConfig, gpus: int, device: str, mfu: float, images: int, network: float = ADAPTER
+) -> Estimate:
     """Estimate the cost of a run.
 
     Args:
@@ -96,12 +118,15 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
         device: A name in ``DEVICES``.
         mfu: Expected fraction of the device's peak, in (0, 1].
         images: Number of images in the data set, if ``data.shards`` is not set; 0: ImageNet-1k's.
+        network: GB/s that each GPU sends to other machines.
 
     Raises:
-        UserError: The device is unknown, batch, lanes and GPUs do not divide, or both shards and a
-            number of images are given.
+        UserError: The device is unknown, a number is out of range, batch, lanes and GPUs do not
+            divide, or both shards and a number of images are given.
     """
     known = _known_device(device, mfu)
+    if not network > 0:
+        raise UserError(f"--network {network:g} is not a speed", "give GB/s, such as 50")
     data, num_shards = _read_data(config, images)
     fast: Literal["bfloat16", "float16"] = "bfloat16" if known.has_bfloat16 else "float16"
     machine = Machine(gpus, 1, "cuda", known.memory_bytes, fast)
@@ -113,26 +138,14 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
     parts = (config.objective, config.backbone, arithmetic)
     cost = count_cost(*parts, config.optimizer.freeze_units)
     plan = with_cost(plan, config, machine, cost)
-    engine, batches = config.engine, (plan.micro_batch_size, plan.accumulation)
-
-    def memory(**changes: object) -> Memory | None:
-        try:
-            changed = EngineConfig.model_validate(engine.model_dump() | changes)
-        except ValueError:
-            return None
-        return memory_of(cost, changed, gpus, batches, arithmetic)
-
+    engine, ways = config.engine, _Ways(config.engine, plan, cost, arithmetic)
     largest = largest_micro_batch(
         cost, engine, gpus, config.data.global_batch_size, arithmetic, known.memory_bytes
     )
-    remedies = [
-        " ".join(f"engine.{name}={str(value).lower()}" for name, value in changes.items())
-        for changes in _REMEDIES
-        if (found := memory(**changes)) and found.fits(known.memory_bytes)
-    ]
+    remedies = ways.that_fit(known.memory_bytes)
     if largest:
         remedies.insert(0, f"engine.micro_batch_size={largest}")
-    checkpointed = memory(activation_checkpointing=True)
+    checkpointed = ways.memory(activation_checkpointing=True)
     assert checkpointed is not None
     made = Estimate(
         config=config,
@@ -141,12 +154,51 @@ def make_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images:
         mfu=mfu,
         cost=cost,
         num_shards=num_shards,
-        memory={stage: memory(zero_stage=stage) for stage in get_args(ZeroStage)},
+        memory={stage: ways.memory(zero_stage=stage) for stage in get_args(ZeroStage)},
+        traffic={stage: ways.traffic(stage) for stage in get_args(ZeroStage)},
+        sends=known.link_gbs if gpus <= GPUS_PER_MACHINE else network,
         checkpointed=checkpointed,
         largest_micro_batch=largest,
         remedies=tuple(remedies),
     )
     return _with_estimated_steps(made) if config.schedule.unit == "minutes" else made
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """The same run with other settings of the engine."""
+
+    engine: EngineConfig
+    plan: RunPlan
+    cost: Cost
+    arithmetic: Arithmetic
+
+    def memory(self, **changes: object) -> Memory | None:
+        """Memory of one GPU; None if the settings exclude each other."""
+        if (engine := self._changed(changes)) is None:
+            return None
+        batches = (self.plan.micro_batch_size, self.plan.accumulation)
+        return memory_of(self.cost, engine, self.plan.world_size, batches, self.arithmetic)
+
+    def traffic(self, stage: ZeroStage) -> Traffic | None:
+        """What one GPU sends in a step; None as above."""
+        if (engine := self._changed({"zero_stage": stage})) is None:
+            return None
+        return traffic_of(self.cost, engine, self.plan.world_size, self.plan.accumulation)
+
+    def that_fit(self, memory_bytes: float) -> list[str]:
+        """Settings that reduce memory and with which the run fits, the cheapest first."""
+        return [
+            " ".join(f"engine.{name}={str(value).lower()}" for name, value in changes.items())
+            for changes in _REMEDIES
+            if (found := self.memory(**changes)) and found.fits(memory_bytes)
+        ]
+
+    def _changed(self, changes: Mapping[str, object]) -> EngineConfig | None:
+        try:
+            return EngineConfig.model_validate({**self.engine.model_dump(), **changes})
+        except ValueError:
+            return None
 
 
 def _with_given(config: RunConfig, data: DataFacts) -> RunConfig:
@@ -182,155 +234,8 @@ def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:
     given.
     """
     if not config.data.sources:
-        return DataFacts(images or _IMAGENET, "assumed"), 0
+        return DataFacts(images or IMAGENET, "assumed"), 0
     if images:
         raise UserError("both data.shards and --images are given", "leave out --images")
     _, shards = open_data(config)
     return data_facts(shards), len(shards.shards) if shards else 0
-
-
-def describe(estimate: Estimate) -> list[str]:
-    """The lines above the memory table."""
-    config, plan, cost = estimate.config, estimate.plan, estimate.cost
-    own = cost.trained - cost.backbone
-    teacher = f", and a teacher with {cost.frozen:,}" if cost.frozen else ""
-    batch, gpus = config.data.global_batch_size, plan.world_size
-    peak = estimate.device.peak_flops(plan.precision, config.engine.tf32)
-    epoch = f"{plan.total_epochs:g} epochs of {plan.samples_per_epoch:,} images"
-    if plan.data_fingerprint == "assumed":
-        assumed = "as in ImageNet-1k" if plan.num_samples == _IMAGENET else "as given by --images"
-        epoch += f" ({assumed}; for your data, set data.shards=SHARDS or --images N)"
-    step_flops = plan.step_flops_per_image * batch
-    rows = {
-        "parameters": f"{cost.trained:,} trained (backbone {cost.backbone:,}, "
-        f"objective {own:,}){teacher}",
-        "compute": f"{plan.step_flops_per_image / 1e9:,.1f} GFLOP per image, forward and backward; "
-        f"{step_flops / 1e12:,.1f} TFLOP per step",
-        "batch": f"{batch:,} images = {gpus} GPUs × {plan.accumulation} × {plan.micro_batch_size}",
-        "length": _describe_length(estimate, epoch),
-        "time": f"{_format_hours(estimate.hours)} at {estimate.images_per_second:,.0f} images/s, "
-        f"assuming {estimate.mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s (--mfu) and no "
-        "other bottleneck",
-        "disk": _describe_disk(estimate),
-    }
-    if (given := config.objective.given) is not None and not given.path:
-        rows[given.setting] = (
-            f"none given: assumed to be as large as the backbone; for yours, set objective."
-            f"{given.setting}=RUN"
-        )
-    shards, assumed = estimate.num_shards, ""
-    if not shards:
-        shards = -(-plan.num_samples * _IMAGE_BYTES // _SHARD_BYTES)
-        assumed = f", assuming images of {format_bytes(_IMAGE_BYTES)} and shards of 256 MiB"
-    rows["shards"] = f"{shards:,}: {shards / gpus:,.1f} per GPU and epoch{assumed}"
-    if config.engine.offload_optimizer:
-        host = 3 * FLOAT32 * cost.trained / gpus / GIB
-        rows["host memory"] = f"{host:,.2f} GiB per GPU, for its part of the optimizer state"
-    device = f"{estimate.device.title} with {estimate.device.memory_gib} GiB"
-    title = f"{config.recipe} on {gpus} × {device}, {plan.precision}"
-    if batch > plan.samples_per_epoch:
-        rows["note"] = f"a batch is larger than an epoch of {plan.samples_per_epoch:,} images"
-    return [title, "", *(f"{name:12} {text}" for name, text in rows.items())]
-
-
-def _describe_length(estimate: Estimate, epoch: str) -> str:
-    schedule, steps = estimate.config.schedule, f"{estimate.plan.total_steps:,} steps"
-    if schedule.unit != "minutes":
-        return f"{steps}, {epoch}"
-    return (
-        f"{schedule.length:g} minutes; the number of steps follows from the rate measured at the "
-        f"start, at the rate below about {steps}, {epoch}"
-    )
-
-
-def memory_rows(estimate: Estimate) -> list[tuple[str, ...]]:
-    """One row per ZeRO stage: its parts and their sum in GiB, and whether it fits."""
-    rows = []
-    for stage, memory in estimate.memory.items():
-        chosen = " *" if stage == estimate.config.engine.zero_stage else ""
-        if memory is None:
-            rows.append((f"{stage}{chosen}", *[""] * 6, "n/a"))
-            continue
-        parts = (
-            memory.weights + memory.gathered,
-            memory.gradients,
-            memory.optimizer,
-            memory.teacher,
-            memory.forward,
-            memory.total,
-        )
-        fits = "yes" if memory.fits(estimate.device.memory_bytes) else "no"
-        rows.append((f"{stage}{chosen}", *(f"{part / GIB:.2f}" for part in parts), fits))
-    return rows
-
-
-def advise(estimate: Estimate) -> list[str]:
-    """The lines below the table: what fits, and which settings to change if the run does not."""
-    engine, room = estimate.config.engine, estimate.usable_bytes
-    chosen = estimate.memory[engine.zero_stage]
-    assert chosen is not None
-    largest = estimate.largest_micro_batch
-    at_once = f"{largest} fit at once (which engine.micro_batch_size=auto selects)"
-    lines = [
-        f"* configured engine.zero_stage. Of {estimate.images_per_gpu} images per GPU and step, "
-        f"{at_once if largest else 'none fits'}.",
-        "total: weights, optimizer and teacher, plus the larger of activations (at the end of a "
-        "forward pass, with earlier gradients) and gradients (in the optimizer step).",
-    ]
-    if not engine.activation_checkpointing:
-        lines.append(
-            f"With engine.activation_checkpointing=true: activations "
-            f"{estimate.checkpointed.forward / GIB:.2f} GiB, total "
-            f"{estimate.checkpointed.total / GIB:.2f} GiB, a third more computation."
-        )
-    if estimate.fits:
-        return lines
-    remedies = "; or ".join(estimate.remedies) or "more GPUs, or GPUs with more memory"
-    return [
-        f"Does not fit: needs {chosen.total / GIB:.1f} GiB per GPU at ZeRO-{engine.zero_stage}, "
-        f"{room / GIB:.0f} of {estimate.device.memory_gib} GiB usable. Try: {remedies}.",
-        *lines,
-    ]
-
-
-def print_estimate(config: RunConfig, gpus: int, device: str, mfu: float, images: int) -> bool:
-    """Estimate the cost of a run and print it; arguments as in :func:`make_estimate`.
-
-    Returns:
-        Whether the run fits.
-    """
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    estimate = make_estimate(config, gpus, device, mfu, images)
-    console = Console(highlight=False, width=max(80, Console().width))
-    console.print("\n".join(describe(estimate)), markup=False, soft_wrap=True)
-    console.print(
-        f"\nMemory per GPU in GiB, {estimate.usable_bytes / GIB:.0f} of "
-        f"{estimate.device.memory_gib} usable ({USABLE:.0%}):"
-    )
-    table = Table(box=SIMPLE, pad_edge=False)
-    heads = ("ZeRO", "weights", "gradients", "optimizer", "teacher", "activations", "total", "fits")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "ZeRO" else "right")
-    for row in memory_rows(estimate):
-        table.add_row(*row)
-    console.print(table)
-    console.print("\n".join(advise(estimate)), markup=False, soft_wrap=True)
-    return estimate.fits
-
-
-def _describe_disk(estimate: Estimate) -> str:
-    disk = disk_of(estimate.config, estimate.plan.total_steps, estimate.cost)
-    checkpoint, export = format_bytes(disk.checkpoint), format_bytes(disk.export)
-    return (
-        f"{format_bytes(disk.total)} at the end: {disk.num_checkpoints} checkpoints of "
-        f"{checkpoint}, {disk.num_exports} exports of {export}"
-    )
-
-
-def _format_hours(hours: float) -> str:
-    if hours < 1:
-        return f"{60 * hours:.0f} minutes" if hours > 1.5 / 60 else "about a minute or less"
-    return f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"

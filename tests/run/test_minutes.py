@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ssl_vit.cost.estimate import describe, make_estimate
+from ssl_vit.cost.estimate import make_estimate
+from ssl_vit.cost.plan_report import describe
 from ssl_vit.errors import UserError
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import find_recipe, read_config
