@@ -45,6 +45,16 @@ class HeadStart(NamedTuple):
     """For a person: what it was fitted to, and how well."""
 
 
+class Compilable(NamedTuple):
+    """A function of tensors that torch.compile may replace."""
+
+    owner: Any
+    """The object whose attribute it is."""
+    name: str
+    varying: tuple[int, ...] = ()
+    """Places of the arguments whose first dimension differs from step to step."""
+
+
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that share their learning rate and weight decay schedules."""
@@ -95,6 +105,10 @@ class Objective(nn.Module, ABC):
         for backbone in self.backbones():
             found += [unit for unit in backbone.units() if unit not in found]
         return found
+
+    def compilable(self) -> list[Compilable]:
+        """What is compiled besides the units: heads, targets and losses, each one graph."""
+        return [Compilable(self.pixel_scale, "forward")]
 
     def backbones(self) -> list[Backbone]:
         """All backbones in the objective: the student's and the teacher's, if there is one."""

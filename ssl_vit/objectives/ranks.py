@@ -1,26 +1,28 @@
-"""Sums, maxima and rows over all ranks; without a process group, those of this process."""
+"""Sums, maxima and rows over all ranks. With one process nothing is called, not even where there is
+a process group: a GPU would launch a kernel for it, and torch.compile end a graph.
+"""
 
 import torch
 from torch import Tensor
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Sum a tensor over the default process group, in place; unchanged without a process group."""
-    if torch.distributed.is_initialized():
+    """Sum a tensor over the default process group, in place; unchanged with one process."""
+    if num_ranks() > 1:
         torch.distributed.all_reduce(tensor)
     return tensor
 
 
 def largest_over_ranks(tensor: Tensor) -> Tensor:
-    """The elementwise maximum over all ranks, in place; unchanged without a process group."""
-    if torch.distributed.is_initialized():
+    """The elementwise maximum over all ranks, in place; unchanged with one process."""
+    if num_ranks() > 1:
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return tensor
 
 
 def rows_of_ranks(tensor: Tensor) -> Tensor:
     """(R, …) of each rank, all of the same shape → (R × ranks, …), in the order of the ranks."""
-    if not torch.distributed.is_initialized():
+    if num_ranks() == 1:
         return tensor
     found = [torch.empty_like(tensor) for _ in range(num_ranks())]
     torch.distributed.all_gather(found, tensor.contiguous())
@@ -28,8 +30,8 @@ def rows_of_ranks(tensor: Tensor) -> Tensor:
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:
-    """Overwrite a tensor with the first rank's, in place; unchanged without a process group."""
-    if torch.distributed.is_initialized():
+    """Overwrite a tensor with the first rank's, in place; unchanged with one process."""
+    if num_ranks() > 1:
         torch.distributed.broadcast(tensor, src=0)
     return tensor
 

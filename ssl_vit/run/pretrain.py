@@ -129,7 +129,7 @@ def prepare(
         # Last, because looking for a GPU may import torch; and only on the machine of the run.
         machine = find_machine(config.engine.device, everyone)
         plan = make_plan(config, machine, facts, folder.found_micro_batch(), timed)
-        if config.engine.compile:
+        if config.engine.compile is True:
             require_compiler()
     if shards:
         here = machine_lanes(config.data.lanes, everyone)

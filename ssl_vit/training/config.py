@@ -123,8 +123,11 @@ class EngineConfig(Config):
     2016, arXiv 1604.06174): much less memory for about a third more computation.
     """
 
-    compile: bool = False
-    """Apply `torch.compile` to every block; needs a C++ compiler and does not work with ZeRO-3."""
+    compile: bool | Literal["auto"] = "auto"
+    """Apply `torch.compile` to blocks, heads and losses: fewer and larger kernels; losses change by
+    rounding only. Needs a C++ compiler and does not work with ZeRO-3. `auto`: on a GPU, below
+    ZeRO-3; where torch cannot compile, the run says why and goes on without.
+    """
 
     fused_optimizer: bool = True
     """Run AdamW as one fused kernel instead of one operation after another."""
@@ -176,7 +179,7 @@ class EngineConfig(Config):
 
     @model_validator(mode="after")
     def _optimizations_go_together(self) -> "EngineConfig":
-        if self.compile and self.zero_stage == 3:
+        if self.compile is True and self.zero_stage == 3:
             raise ValueError(
                 "engine.compile=true does not work with engine.zero_stage=3: torch cannot trace "
                 "sharded parameters; use engine.zero_stage=2, or engine.compile=false"
@@ -187,6 +190,12 @@ class EngineConfig(Config):
                 "optimizer updates the model's own parameters"
             )
         return self
+
+    def compiles_on(self, device: Literal["cpu", "cuda"]) -> bool:
+        """Whether a run on this device is compiled, see `compile`."""
+        if self.compile == "auto":
+            return device == "cuda" and self.zero_stage < 3
+        return self.compile
 
     def stage_of(self, world_size: int) -> ZeroStage:
         """The ZeRO stage of a run of so many processes, see `zero_stage`: alone, a process would

@@ -188,6 +188,10 @@ class Engine:
         """A context with the whole parameters on every rank, for reading; every rank enters it."""
         return self.zero.gathered()
 
+    def take_note(self) -> str:
+        """What to say of compilation after the first step, once; empty: nothing."""
+        return self._in_step.take_note()
+
     def autocast(self) -> AbstractContextManager[Any]:
         """A context with training's precision, for forward passes outside of it (panels)."""
         if self.plan.precision == "float32":

@@ -217,6 +217,8 @@ class Trainer:
     def _watch(self, step: int, result: StepResult) -> None:
         """Tell everyone who counts steps and what went wrong in them."""
         self.hangs.beat()
+        if self.log is not None and (note := self.engine.take_note()):
+            self.log.progress.say(note)
         if self.profile is not None:
             self.profile.step()
         self.nonfinite.record(step, result)

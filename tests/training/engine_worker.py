@@ -89,7 +89,7 @@ class Distilled(Objective):
         self.student = build_objective(
             OBJECTIVE, VisionTransformer(BACKBONE), DataConfig(), total_steps=1
         )
-        self.backbone = self.student.backbone
+        self.backbone, self.pixel_scale = self.student.backbone, self.student.pixel_scale
         self.teacher = EmaTeacher(copy.deepcopy(self.backbone))
         # Of a length that two ranks cannot share evenly.
         self.scales = nn.Parameter(torch.linspace(0.5, 1.5, 5))

@@ -16,13 +16,16 @@ from ssl_vit.objectives.ranks import largest_over_ranks, sum_over_ranks
 
 @torch.no_grad()
 def sinkhorn(
-    logits: Tensor, temperature: float, counted: Tensor | None = None, iterations: int = 3
+    logits: Tensor,
+    temperature: float | Tensor,
+    counted: Tensor | None = None,
+    iterations: int = 3,
 ) -> Tensor:
     """Targets in which all prototypes are used equally, over the rows of all ranks together.
 
     Args:
         logits: (R, C) teacher logits on this rank; R may differ between ranks, and be 0.
-        temperature: The teacher's temperature, above 0.
+        temperature: The teacher's temperature, above 0; () float32 if a tensor.
         counted: (R,) bool, false for rows that are padding; None: all count.
         iterations: Number of alternations between normalizing prototypes and rows.
 

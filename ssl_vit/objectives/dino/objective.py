@@ -9,22 +9,23 @@ and all passes of a micro-batch are one forward call.
 
 import copy
 import math
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
-from ssl_vit.models.backbone import Backbone, TokenBackbone
+from ssl_vit.models.backbone import Backbone
 from ssl_vit.models.initialization import initialize_token
 from ssl_vit.models.patches import blank_patches
 from ssl_vit.objectives.color_jitter import apply_color_jitter
 from ssl_vit.objectives.dino.config import NUM_GLOBALS, DinoConfig
-from ssl_vit.objectives.dino.heads import ProjectionHead
 from ssl_vit.objectives.dino.losses import Center, koleo, patch_loss, sinkhorn, view_loss
+from ssl_vit.objectives.dino.network import Network
 from ssl_vit.objectives.dino.views import DinoBatch
 from ssl_vit.objectives.ema import EmaTeacher
 from ssl_vit.objectives.layer_rates import Facts, LayerRates, groups_by_facts
 from ssl_vit.objectives.objective import (
+    Compilable,
     Objective,
     Observed,
     ParameterGroup,
@@ -33,73 +34,12 @@ from ssl_vit.objectives.objective import (
 )
 from ssl_vit.objectives.pictures import feature_panels, rows_of
 from ssl_vit.objectives.pixels import PixelScale
+from ssl_vit.objectives.ranks import num_ranks
 from ssl_vit.schedules import cosine
 
 _SHOWN = 6  # images per panel
 
 # B images, L local views, V = 2 + L views, N patches, R masked patches, D width, C prototypes.
-
-
-class NetworkOutput(NamedTuple):
-    """Outputs of the student or the teacher for the views of a batch."""
-
-    cls: Tensor
-    """(2 B, D) class tokens of the global views."""
-    logits: Tensor
-    """(2 B, C) logits of the class tokens, or (V B, C) if local views were encoded too."""
-    patch_logits: Tensor
-    """(R, C) logits of the masked patches; empty if there are none."""
-
-
-class Network(nn.Module):
-    """A backbone with its heads; the student and the teacher are one each."""
-
-    def __init__(self, config: DinoConfig, backbone: Backbone) -> None:
-        super().__init__()
-        width, hidden, layers = backbone.config.width, config.head_hidden, config.head_layers
-        self.backbone = backbone
-        self.head = ProjectionHead(width, hidden, layers, config.bottleneck, config.prototypes)
-        self.patch_head = None
-        if config.ibot_prototypes and config.ibot_weight:
-            self.patch_head = ProjectionHead(
-                width, hidden, layers, config.ibot_bottleneck, config.ibot_prototypes
-            )
-
-    def forward(
-        self,
-        images: Tensor,
-        hidden: Tensor | None = None,
-        filler: Tensor | None = None,
-        masked_indices: Tensor | None = None,
-        local: Tensor | None = None,
-    ) -> NetworkOutput:
-        """Encode views, and apply the heads to their class tokens and masked patches.
-
-        Args:
-            images: (2 B, 3, S, S) normalized, the global views.
-            hidden: (2 B, N) bool, true where ``filler`` replaces a patch; None: nowhere.
-            filler: (D,) mask token.
-            masked_indices: (R,) int64 indices into the patches of all global views; None: none.
-            local: (L B, 3, s, s) normalized; None: none.
-        """
-        if hidden is None:
-            features = self.backbone(images)
-        else:
-            assert isinstance(self.backbone, TokenBackbone)
-            features = self.backbone(images, hidden, filler)
-        classes = features.cls
-        if local is not None:
-            classes = torch.cat([classes, self.backbone(local).cls])
-        if masked_indices is None:
-            return NetworkOutput(features.cls, self.head(classes), classes.new_empty(0, 0))
-        # Not by `[…]`, whose gradient on a GPU sorts the indices: those that repeat are padding,
-        # without a gradient.
-        patches = features.patches.flatten(0, 1).index_select(0, masked_indices)
-        if self.patch_head is not None:
-            return NetworkOutput(features.cls, self.head(classes), self.patch_head(patches))
-        # One call for all rows: normalizing and casting prototypes has a fixed cost.
-        logits = self.head(torch.cat([classes, patches]))
-        return NetworkOutput(features.cls, *logits.split([len(classes), len(patches)]))
 
 
 class Dino(Objective):
@@ -156,35 +96,71 @@ class Dino(Objective):
         filler = self.mask_token if config.ibot_weight else None
         hidden = batch.hidden if config.ibot_weight else None
         output = self.student(views, hidden, filler, masked_indices, local)
-        temperature, num_images = config.student_temperature, len(batch.numbers)
-        losses: dict[str, Tensor] = {}
-        if config.dino_weight:
-            losses["dino_loss"] = view_loss(
-                targets.unflatten(0, (NUM_GLOBALS, num_images)),
-                output.logits.unflatten(0, (-1, num_images)),
-                temperature,
-            )
-        if config.ibot_weight:
-            losses["ibot_loss"] = patch_loss(
-                patch_targets, output.patch_logits, batch.weights, temperature
-            )
-        if config.koleo_weight and num_images > 1:
-            by_view = output.cls.unflatten(0, (NUM_GLOBALS, num_images))
-            losses["koleo_loss"] = torch.stack([koleo(view) for view in by_view]).sum()
-        weights = {
-            "dino_loss": config.dino_weight,
-            "ibot_loss": config.ibot_weight,
-            "koleo_loss": config.koleo_weight,
-        }
-        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-        metrics = {name: value.detach() for name, value in losses.items()}
+        loss, metrics = self._losses(
+            *(targets, output.logits, output.cls),
+            *(patch_targets, output.patch_logits, batch.weights),
+        )
+        num_images = len(batch.numbers)
         observed = Observed(
             output.cls[:num_images].detach(),
             # The most likely prototype of each first global view.
             targets[:num_images].argmax(dim=1),
             config.prototypes,
         )
-        return StepOutput(loss, {**metrics, **_describe(targets)}, observed)
+        return StepOutput(loss, metrics, observed)
+
+    def _losses(
+        self,
+        targets: Tensor,
+        logits: Tensor,
+        cls: Tensor,
+        patch_targets: Tensor,
+        patch_logits: Tensor,
+        weights: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss; and its parts and measures of the targets, detached.
+
+        Args:
+            targets: (2 B, C) of the global views' class tokens.
+            logits: (V B, C) of all views' class tokens.
+            cls: (2 B, D) class tokens of the global views.
+            patch_targets, patch_logits, weights: (R, C), (R, C) and (R,) of the masked patches.
+        """
+        config, num_images = self.config, len(targets) // NUM_GLOBALS
+        losses: dict[str, Tensor] = {}
+        if config.dino_weight:
+            losses["dino_loss"] = view_loss(
+                targets.unflatten(0, (NUM_GLOBALS, num_images)),
+                logits.unflatten(0, (-1, num_images)),
+                config.student_temperature,
+            )
+        if config.ibot_weight:
+            losses["ibot_loss"] = patch_loss(
+                patch_targets, patch_logits, weights, config.student_temperature
+            )
+        if config.koleo_weight and num_images > 1:
+            by_view = cls.unflatten(0, (NUM_GLOBALS, num_images))
+            losses["koleo_loss"] = torch.stack([koleo(view) for view in by_view]).sum()
+        factors = {
+            "dino_loss": config.dino_weight,
+            "ibot_loss": config.ibot_weight,
+            "koleo_loss": config.koleo_weight,
+        }
+        loss = torch.stack([factors[name] * value for name, value in losses.items()]).sum()
+        parts = {name: value.detach() for name, value in losses.items()}
+        return loss, {**parts, **_describe(targets)}
+
+    def compilable(self) -> list[Compilable]:
+        """See :class:`Objective`."""
+        found = [Compilable(self, "_prepare"), Compilable(self, "_losses", (3, 4, 5))]
+        for network in (self.student, self.teacher.module):
+            assert isinstance(network, Network)
+            found.append(Compilable(network.head, "forward", (0,)))
+            if network.patch_head is not None:
+                found.append(Compilable(network.patch_head, "forward", (0,)))
+        if num_ranks() == 1 and self.config.centering == "sinkhorn":
+            found.append(Compilable(self, "_balance", (0, 2)))
+        return found
 
     @torch.no_grad()
     def _views(self, batch: DinoBatch) -> tuple[Tensor, Tensor | None]:
@@ -218,13 +194,19 @@ class Dino(Objective):
         temperature = self.teacher_temperature(step)
         match self.config.centering:
             case "sinkhorn":
-                return sinkhorn(logits, temperature, counted)
+                # A tensor: compiled code would be made anew for each number.
+                tensor = torch.full((), temperature, device=logits.device)
+                return self._balance(logits, tensor, counted)
             case "average":
                 assert center is not None
                 return center(logits, temperature, step, counted)
             case "none":
                 return (logits.float() / temperature).softmax(dim=1)
         assert_never(self.config.centering)
+
+    def _balance(self, logits: Tensor, temperature: Tensor, counted: Tensor | None) -> Tensor:
+        """See :func:`sinkhorn`; a method, so that it can be compiled."""
+        return sinkhorn(logits, temperature, counted)
 
     def teacher_temperature(self, step: int) -> float:
         """Temperature at optimizer step ``step``: linear warm-up, then constant (Caron et al. 2021,

@@ -17,7 +17,7 @@ from ssl_vit.models.patches import patchify_some, put
 from ssl_vit.models.position import sincos_table
 from ssl_vit.objectives.mae.config import MaeConfig
 from ssl_vit.objectives.masking import visible_and_hidden
-from ssl_vit.objectives.objective import Observed, StepOutput
+from ssl_vit.objectives.objective import Compilable, Observed, StepOutput
 from ssl_vit.objectives.one_crop.objective import PixelObjective
 from ssl_vit.objectives.one_crop.views import MaskedBatch
 from ssl_vit.objectives.pixels import PixelScale
@@ -57,15 +57,23 @@ class MaeDecoder(nn.Module):
         Returns:
             (B, M, P × P × 3) predicted pixels.
         """
-        cls = self.embed(features.cls).unsqueeze(1)
-        seen = self.embed(features.patches)
-        blank = self.mask_token.to(seen.dtype).expand(len(seen), self.positions.shape[1], -1)
-        tokens = torch.cat([cls, put(seen, visible, into=blank) + self.positions], dim=1)
+        tokens = self.fill(features.cls, features.patches, visible)
         *blocks, last = self.blocks
         for block in blocks:
             tokens = block(tokens)
         # After the class token.
-        return self.predict(self.norm(last(tokens, None, hidden + 1)))
+        return self.read(last(tokens, None, hidden + 1))
+
+    def fill(self, cls: Tensor, patches: Tensor, visible: Tensor) -> Tensor:
+        """(B, D), (B, K, D) and (B, K) int64 → (B, 1 + N, W) tokens of the decoder."""
+        seen = self.embed(patches)
+        blank = self.mask_token.to(seen.dtype).expand(len(seen), self.positions.shape[1], -1)
+        tokens = put(seen, visible, into=blank) + self.positions
+        return torch.cat([self.embed(cls).unsqueeze(1), tokens], dim=1)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """(B, M, W) → (B, M, P × P × 3) predicted pixels."""
+        return self.predict(self.norm(tokens))
 
 
 class Mae(PixelObjective):
@@ -95,6 +103,11 @@ class Mae(PixelObjective):
         loss = F.mse_loss(self.decoder(features, visible, hidden).float(), targets.float())
         # Not the class token: it does not enter the loss.
         return StepOutput(loss, {}, Observed(features.patches.detach().mean(dim=1)))
+
+    def compilable(self) -> list[Compilable]:
+        """See :class:`Objective`."""
+        own = [Compilable(self.decoder, "fill"), Compilable(self.decoder, "read")]
+        return [*super().compilable(), *own, Compilable(self, "_targets")]
 
     @torch.no_grad()
     def _targets(self, images: Tensor, hidden: Tensor) -> Tensor:
