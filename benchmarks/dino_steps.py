@@ -6,7 +6,7 @@ stochastic depth. Import only after `ssl_vit.distributed.set_library_environment
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -97,7 +97,10 @@ def draw_dino_batch(config: RunConfig) -> DinoBatch:
 
 
 def our_dino_step(
-    config: RunConfig, batch: DinoBatch, clock: PieceClock | None = None
+    config: RunConfig,
+    batch: DinoBatch,
+    clock: PieceClock | None = None,
+    compiles: bool = False,
 ) -> TrainingStep:
     """Our objective in a plain torch loop, including color jitter, blur and pixel normalization.
 
@@ -105,9 +108,11 @@ def our_dino_step(
         config: The run to compute.
         batch: Moved to the device in every step.
         clock: Times the pieces, which adds some overhead.
+        compiles: Whether the forward pass is compiled, as one graph.
     """
     device = torch.device(config.engine.device)
     objective = _build_dino(config).to(device)
+    model: Any = torch.compile(objective) if compiles else objective
     optimizer = build_optimizer(objective.parameter_groups(), config.optimizer, fused=True)
     if clock is not None:
         teacher = objective.teacher.module
@@ -123,7 +128,7 @@ def our_dino_step(
 
     def step() -> Tensor:
         with autocast(config):
-            loss = objective(to_device(batch, device), 0).loss
+            loss = model(to_device(batch, device), 0).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,352 +1,297 @@
-"""Checks on one GPU in six minutes: losses, resuming, memory and the plan, speed, phase times.
+"""Everything to measure on one GPU: named parts in the order of their worth, which a second call
+continues.
 
-    PYTHONPATH=.:launch:data_prep:eval python benchmarks/gpu.py [--parts speed clock] [--out DIR]
+    PYTHONPATH=.:launch:data_prep:eval python benchmarks/gpu.py [--seconds 470] [--out gpu]
+        [--parts NAME …] [--again] [--device cpu --quick]
 
-Every part is a process with a time limit that writes DIR/PART.md as it runs; a failure does not
-affect the other parts. `losses`, `resume` and `memory` run concurrently: they do not measure time.
-With `--rehearse` all sizes are tiny and on the CPU, to find mistakes; ignore the numbers.
+Each part has a time limit and appends one line to OUT/results.jsonl, so that a failure costs that
+part only. All parts run in one process, which is started again after a part that ran out of time
+or killed it. The same command continues with the parts that have no line yet; `--again` repeats
+those that failed. OUT/results.md is written at the end of every call. `--device cpu --quick` tries
+all of it in tiny sizes; its numbers mean nothing.
 """
 
 import argparse
-import copy
-import functools
-import gc
-import itertools
+import contextlib
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, median
-from typing import Any
+from queue import Empty, Queue
+from typing import TYPE_CHECKING, Any
 
-from photographs import USUAL, write_photographs
-from timing import Pairs, describe_machine, repeated, take_turns, times_per_turn
+if TYPE_CHECKING:
+    from gpu_speed import Bench
 
-from ssl_vit.cost.estimate import make_estimate
-from ssl_vit.data.config import DataConfig
-from ssl_vit.distributed import Processes, set_library_environment
-from ssl_vit.overrides import apply_overrides
-from ssl_vit.recipes import read_config
-from ssl_vit.run.config import RunConfig
-from ssl_vit.run.counted import counted
-from ssl_vit.run.data import data_facts
-from ssl_vit.run.machine import find_machine
-from ssl_vit.training.plan import make_plan
-
-# (parts that run concurrently, time limit in seconds)
-ROUNDS = ((("losses", "resume", "memory"), 120), (("speed",), 200), (("clock",), 70))
-# Like `ssl-vit pretrain`, but works without installing the package.
-PRETRAIN = """import sys; from pathlib import Path; from ssl_vit.run.pretrain import prepare, start
-size, run, *words = sys.argv[1:]
-sys.exit(start(prepare("mae_vitb16", Path(run), words, size == "smoke")))"""
-# (name, all of `Sizes` but the batch, micro-batches to choose from)
-MODELS = (
-    ("ViT-B/16", (768, 12, 224, 16, 512, 8), (512, 256, 128)),
-    ("ViT-L/16", (1024, 24, 224, 16, 512, 8), (256, 128, 64)),
-)
-TINY = (("ViT of 2 × 64", (64, 2, 64, 16, 64, 1), (4, 2)),)
-UPDATES = 10  # steps per leg of `losses`
-
-
-def main() -> None:
-    """Start the selected parts, or run as one of them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder for the results")
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
-    parser.add_argument("--be", choices=PARTS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.be:
-        device = "cpu" if arguments.rehearse else "cuda"
-        set_library_environment(device)
-        if arguments.be not in ("resume", "clock"):  # these start runs
-            from ssl_vit.training.zero import start_process_group
-
-            start_process_group(device, Processes())
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            PARTS[arguments.be](device, Path(scratch))
-        return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for names, seconds in ROUNDS:
-        began, children = time.monotonic(), {}
-        for name in filter(arguments.parts.count, names):
-            words = ["timeout", "-s", "KILL", str(seconds), sys.executable, "-u", "-W", "ignore"]
-            words += [__file__, "--be", name, *["--rehearse"] * arguments.rehearse]
-            with (arguments.out / f"{name}.md").open("w") as file:
-                children[name] = subprocess.Popen(words, stdout=file, stderr=file)
-        for name, child in children.items():
-            how = {0: "done", -9: "OUT OF TIME"}.get(code := child.wait(), f"FAILED: {code}")
-            print(f"\n## {name}: {how} after {time.monotonic() - began:.0f} s\n", flush=True)
-            print((arguments.out / f"{name}.md").read_text(), flush=True)
-
-
-def losses(device: str, scratch: Path) -> None:
-    """Ten steps of a small MAE in many configurations, each compared with a reference."""
-    import torch
-    from mae_steps import draw_batch, our_step
-
-    loop = our_step(_small("cpu"), draw_batch(_small("cpu"))).step
-    found, bad = {"loop on the CPU": [float(loop()) for _ in range(UPDATES)]}, 0
-    for number, (name, reference, within, *halves) in enumerate(legs()):
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        folder, results = scratch / str(number) if len(halves) > 1 else None, []
-        try:
-            for half, words in enumerate(halves, 1):
-                results += _train(_small(device, *words), UPDATES * half // len(halves), folder)[0]
-            found[name] = [result.loss for result in results]
-            skipped = sum(not result.applied for result in results)
-            differ = max(abs(a / b - 1) for a, b in zip(found[name], found[reference], strict=True))
-        except Exception as error:  # the other legs continue
-            bad += 1
-            print(f"{name:36} FAILED: {type(error).__name__}: {str(error)[:250]}")
-            continue
-        bad += (wrong := not differ <= within)
-        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        print(
-            f"{name:36} {'NO: ' if wrong else ''}± {differ:.0e} of {reference} (≤ {within:.0e}), "
-            f"norm {results[-1].grad_norm:.4f}, {skipped} skipped, {graphs} graphs"
-        )
-    print(f"{len(list(legs())) - bad} as expected, {bad} not")
-
-
-def legs() -> Iterator[tuple[Any, ...]]:
-    """(name, reference, relative tolerance of losses, settings, settings of the second half)."""
-    zero = [f"engine.zero_stage={stage}" for stage in range(4)]
-    half, conv = "engine.precision=bfloat16", "backbone.stem=conv"
-    for old, new in ((0, 1), (1, 2), (2, 3), (3, 0)):
-        yield f"ZeRO-{old}, then {new}", "loop on the CPU", 1e-4, [zero[old]], [zero[new]]
-    for name, reference, within, *words in (
-        ("float32", "loop on the CPU", 1e-4),
-        ("clipped", "float32", 0.2, "optimizer.clip_norm=0.05", "optimizer.weight_decay=0.1"),
-        ("conv stem", "float32", 0.2, conv),
-        ("float16", "float32", 0.2, "engine.precision=float16"),  # DeepSpeed would scale others
-        ("bfloat16", "float32", 0.02, half),
-    ):
-        yield name, reference, within, words
-        within = 2e-3 if "float16" in name else 1e-4
-        yield f"{name} again", name, within, words
-        for stage in (0, 2, 3):
-            yield f"{name} ZeRO-{stage}", name, within, [*words, zero[stage]]
-    light, offload = "engine.activation_checkpointing=true", "engine.offload_optimizer=true"
-    compiled, tf32 = "engine.compile=true", "engine.tf32=true"
-    for way in (
-        *([light], [light, zero[3]], [half, light], [tf32], ["engine.fused_optimizer=false"]),
-        *([offload], [offload, zero[2]], [offload, zero[3]], [half, offload]),
-        *(["engine.micro_batch_size=8"], [conv, "engine.channels_last=true"]),
-        *([compiled], [half, compiled], [half, compiled, light], [half, compiled, zero[2]]),
-    ):
-        reference = "bfloat16" if half in way else "conv stem" if conv in way else "float32"
-        within = 1e-2 if half in way else 2e-3 if tf32 in way else 1e-4
-        yield ", ".join(word.partition(".")[2] for word in way), reference, within, way
-
-
-def _small(device: str, *words: str) -> RunConfig:
-    from mae_steps import Sizes, run_config
-
-    # Without weight decay, which the plain loop would apply to biases too.
-    more = ("optimizer.base_learning_rate=1e-3", "optimizer.weight_decay=0")
-    more += ("optimizer.final_weight_decay=0", "engine.micro_batch_size=4", *words)
-    return apply_overrides(run_config(Sizes(128, 2, 64, 16, 64, 1, 8), "float32", device), more)
-
-
-def resume(device: str, scratch: Path) -> None:
-    """A run stopped, killed and resumed at other ZeRO stages, and an uninterrupted one."""
-    words = ("data.source=synthetic", "schedule.length=60", f"engine.device={device}")
-    whole, broken = scratch / "whole", scratch / "broken"
-    unbroken = _pretrain("smoke", whole, *words)
-    for stage, number, after in ((2, signal.SIGTERM, 12), (3, signal.SIGKILL, 34), (0, 0, 60)):
-        child = _pretrain("smoke", broken, *words, f"engine.zero_stage={stage}")
-        while child.poll() is None and len(_metrics(broken)) < after:
-            time.sleep(0.005)
-        child.send_signal(number)
-        code, made = child.wait(), len(_metrics(broken))
-        print(f"ZeRO-{stage}, {number!r} after {made} of 60 steps: exit code {code}")
-    unbroken.wait()
-    starts = json.loads((broken / "environment.json").read_text())["starts"]
-    pairs = list(zip(_metrics(broken), _metrics(whole), strict=True))
-    differ = max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in pairs)
-    print(
-        f"ZeRO-2, 3, 0 from steps {[start['start_step'] for start in starts]}, compared with an "
-        f"uninterrupted ZeRO-1: {len(pairs)} losses ± {differ:.0e}, ≤ 1e-04; same samples: "
-        f"{all(ours['samples'] == theirs['samples'] for ours, theirs in pairs)}"
-    )
-
-
-def memory(device: str, _: Path) -> None:
-    """Peak memory of three steps in GiB, and relative to `ssl-vit plan`; ZeRO 0 to 3 per line."""
-    print(f"mae_vitl16, micro_batch_size=auto: {_peak(device, 'mae_vitl16', 1024, 'auto')}")
-    for recipe, light, (batch, micro) in itertools.product(
-        ("mae_vitb16", "mae_vitl16"), ("false", "true"), ((64, 64), (256, 256), (256, 64))
-    ):
-        words = (device, recipe, batch, micro, f"engine.activation_checkpointing={light}")
-        cells = [_peak(*words, f"engine.zero_stage={stage}") for stage in range(4)]
-        print(f"{recipe} {batch // micro} × {micro}, checkpointing {light}: {', '.join(cells)}")
-
-
-def _peak(device: str, recipe: str, batch: int, micro: int | str, *words: str) -> str:
-    import torch
-
-    words += ("data.lanes=1", "engine.precision=bfloat16", f"engine.device={device}")
-    words += (f"data.global_batch_size={batch}", f"engine.micro_batch_size={micro}")
-    config = read_config(recipe, words, is_smoke=device == "cpu")
-    _network(config.backbone, config.objective, device)  # not part of the run
-    gc.collect()
-    torch.cuda.empty_cache()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    try:
-        results, plan = _train(config, 3)
-    except Exception as error:
-        return f"FAILED: {type(error).__name__}: {str(error)[:250]}"
-    took, size = results[-1].peak_memory_bytes - before, plan.micro_batch_size
-    config = apply_overrides(config, [f"engine.micro_batch_size={size}"])
-    estimate = make_estimate(config, 1, "h100", 0.4, 0).memory[config.engine.zero_stage]
-    chosen = f"{size} of {batch} at once, " if micro == "auto" else ""
-    return f"{chosen}{took / 2**30:.2f} ({took / estimate.total:.2f}×)"
-
-
-def speed(device: str, _: Path) -> None:
-    """Images/s compared with transformers, in turns; MFU of all by our count of operations."""
-    import torch
-    from mae_steps import Sizes, draw_batch, our_step, run_config, transformers_step
-
-    from ssl_vit.training.engine import to_device
-    from ssl_vit.training.measures import peak_flops
-
-    print(describe_machine(device))
-    wait = torch.get_device_module(device).synchronize
-    for name, sizes, micros in MODELS if device == "cuda" else TINY:
-        configs = [run_config(Sizes(*sizes, micro), "bfloat16", device) for micro in micros]
-        (step, plan), rates, batches = _stepper(configs[0]), [], [*map(draw_batch, configs)]
-        if device == "cuda":  # as the loader does
-            batches = [type(batch)(*(each.pin_memory() for each in batch)) for batch in batches]
-        for micro, batch in zip(micros, batches, strict=True):
-            turn = repeated(functools.partial(step, batch), 5, wait)
-            rates.append(5 * micro / min(turn().wall for _ in range(3)))
-        print(f"{name}: our engine, {micros} images per step: {[round(rate) for rate in rates]}/s")
-        best = rates.index(max(rates))
-        config, batch = configs[best], batches[best]
-        here = to_device(batch, torch.device(device))
-        share = plan.step_flops_per_image / peak_flops(torch.device(device), "bfloat16", False)
-        sides = {"transformers": transformers_step(config, here).step}
-        sides["our loop"] = our_step(config, here).step
-        for words in (["zero_stage=0"], ["zero_stage=1"], ["zero_stage=0", "compile=true"]):
-            step, _ = _stepper(apply_overrides(config, [f"engine.{word}" for word in words]))
-            sides["our engine"] = functools.partial(step, batch)
-            turns = [repeated(side, 3, wait) for side in sides.values()]
-            print(f"{name}, {', '.join(words)}: first steps {turns[-1]().wall:.1f} s")
-            times = times_per_turn(*[[turn().wall / 3 for _ in range(2)][1] for turn in turns])
-            spent = take_turns([repeated(side, times, wait) for side in sides.values()], 5)
-            for side, mine in zip(sides, spent, strict=True):
-                rate = times * micros[best] / median(each.wall for each in mine)
-                ratio = Pairs(mine, spent[0]).describe()
-                print(f"  {side:12} {rate:8,.0f} images/s, MFU {rate * share:.1%}, {ratio} as fast")
-
-
-def clock(device: str, scratch: Path) -> None:
-    """A run on JPEGs: waiting times, and whether the phases add up to the time of a step."""
-    from ssl_vit_data_prep.pack import pack_images
-    from ssl_vit_data_prep.shard_writer import PackOptions
-
-    size, workers, count, batch = ("", 14, 292, 512) if device == "cuda" else ("smoke", 2, 32, 8)
-    folders = [scratch / "images" / str(number) for number in range(workers)]
-    with ProcessPoolExecutor(workers) as pool:
-        same = map(itertools.repeat, (count, USUAL, []))
-        list(pool.map(write_photographs, folders, *same, range(workers)))
-    pack_images(scratch / "images", scratch / "shards", PackOptions(2**25), workers)
-    words = (f"data.shards={scratch / 'shards'}", "data.lanes=8", f"engine.workers={workers}")
-    words += (f"data.global_batch_size={batch}", f"engine.device={device}")
-    words += ("schedule.unit=steps", "schedule.length=60", "schedule.warmup=5")
-    for micro in (batch, batch // 4):
-        run = scratch / str(micro)
-        code = _pretrain(size, run, *words, f"engine.micro_batch_size={micro}").wait()
-        lines = _metrics(run)[10:]  # without the warm-up
-        steps = [batch / line["images_per_second"] for line in lines]
-        phases = {name: [line[name] for line in lines] for name in lines[0] if "seconds/" in name}
-        shares = [sum(row) / step for *row, step in zip(*phases.values(), steps, strict=True)]
-        apart = (lines[-1]["time"] - lines[0]["time"]) / (len(lines) - 1)
-        wait, mfu = (fmean(line[name] for line in lines) for name in ("data_wait", "mfu"))
-        print(
-            f"{batch // micro} × {micro} (exit code {code}): {batch / apart:,.0f} images/s of "
-            f"wall time, data-wait {wait:.1%}, MFU {mfu:.1%}; {1e3 * median(steps):.1f} ms/step, "
-            f"{fmean(steps) / apart:.3f} of the loop; phases "
-            + ", ".join(f"{name[8:]} {1e3 * median(each):.1f}" for name, each in phases.items())
-            + f", together {median(shares):.3f} of it ({min(shares):.3f}–{max(shares):.3f})"
-        )
-
-
-@functools.cache
-def _network(backbone: Any, objective: Any, device: str) -> Any:
-    import torch
-
-    from ssl_vit.models.vit import VisionTransformer
-    from ssl_vit.objectives.build import build_objective
-
-    torch.manual_seed(0)
-    return build_objective(objective, VisionTransformer(backbone), DataConfig(), 1).to(device)
-
-
-def _build(config: RunConfig) -> Any:
-    from ssl_vit.training.engine import Engine
-
-    machine = find_machine(config.engine.device, Processes())
-    objective = copy.deepcopy(_network(config.backbone, config.objective, machine.device))
-    plan = counted(make_plan(config, machine, data_facts(None)), config, machine)
-    return Engine(objective, config.optimizer, config.engine, plan, Processes(), config.seed)
-
-
-def _stepper(config: RunConfig) -> tuple[Callable[[Any], Any], Any]:
-    from ssl_vit.data.batches import Loaded
-
-    engine, steps = _build(config), itertools.count(1)  # norms as often as in a run
-    take = engine.train_step
-    return lambda batch: take(iter([Loaded(batch)]), n := next(steps), n % 10 == 0), engine.plan
-
-
-def _train(config: RunConfig, last: int, folder: Path | None = None) -> tuple[list[Any], Any]:
-    from mae_steps import draw_batch
-
-    from ssl_vit.data.batches import Loaded
-    from ssl_vit.training.checkpoint import Checkpoints
-
-    engine = _build(config)
-    checkpoints = Checkpoints(folder or Path(), engine, config.checkpoint)
-    first = checkpoints.restore() if folder else 0
-    images, micro = draw_batch(config), engine.plan.micro_batch_size
-    parts = zip(*(each.split(micro) for each in images), strict=True)
-    parts = [Loaded(type(images)(*part)) for part in parts]
-    results = [engine.train_step(iter(parts), step) for step in range(first, last)]
-    if folder:
-        checkpoints.begin(last)
-        checkpoints.finish()
-    engine.release()
-    for held in (*engine.zero.module.parameters(), engine.zero.optimizer, engine.zero.deepspeed):
-        vars(held).clear()  # something keeps ZeRO-3 alive
-    return results, engine.plan
-
-
-def _pretrain(size: str, run: Path, *words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-W", "ignore", "-c", PRETRAIN, size, str(run), *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)  # stderr is shared
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    file = run / "metrics.jsonl"
-    whole = file.read_text().rpartition("\n")[0] if file.is_file() else ""
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-PARTS: dict[str, Callable[[str, Path], None]] = {
-    part.__name__: part for part in (losses, resume, memory, speed, clock)
+_START = 90  # seconds that a process may take to import torch and DeepSpeed
+_SLOWER = 10  # times, for compiling on a few busy cores
+_EAGER, _COMPILED = "engine.compile=false", "engine.compile=true"
+_ZERO_0, _ZERO_2 = "engine.zero_stage=0", "engine.zero_stage=2"
+_L, _B, _S, _DINO = "mae_vitl16", "mae_vitb16", "mae_vits16", "dinov2_vitl16"
+_BEGINS, _ENDS = "\x01begins ", "\x01ends "  # lines of the worker to the driver
+# Name → limit in seconds, the compilation included; see `_works` for what they do.
+PARTS: dict[str, float] = {
+    "products": 30,
+    "attention": 30,
+    "MAE L/256 loop": 45,
+    "MAE L/256 transformers": 40,
+    "MAE L/256 engine eager": 45,
+    "MAE L/256 engine": 100,
+    "MAE L/256 loop compiled": 100,
+    "MAE L/256 transformers compiled": 100,
+    "MAE L/512 engine": 80,
+    "MAE L/128 engine": 80,
+    "MAE B/512 engine": 60,
+    "MAE B/512 transformers": 40,
+    "MAE B/512 transformers compiled": 80,
+    "DINOv2 L/64 engine eager": 60,
+    "DINOv2 L/64 engine": 150,
+    "DINOv2 L/64 engine ZeRO-0": 150,
+    "MAE L/256 engine ZeRO-0": 80,
+    "MAE L/256 engine ZeRO-2": 80,
+    "DINOv2 L/64 loop compiled": 200,
+    "MAE L/1024 engine": 100,
+    "MAE S/512 transformers reduce-overhead": 120,
+    "MAE B/512 transformers reduce-overhead": 120,
+    "losses": 150,
+    "resume": 150,
+    "memory": 150,
+    "clock": 100,
 }
 
 
+def _works() -> dict[str, Callable[["Bench"], dict[str, Any]]]:
+    """Name → what a part does; imports torch."""
+    import gpu_checks as checks
+    import gpu_speed as speed
+
+    return {
+        "products": speed.products,
+        "attention": speed.attention,
+        "MAE L/256 loop": lambda b: speed.mae_loop(b, _L, 256, traced=True),
+        "MAE L/256 transformers": lambda b: speed.transformers(b, _L, 256),
+        "MAE L/256 engine eager": lambda b: speed.mae_engine(b, _L, 256, _EAGER, traced=True),
+        "MAE L/256 engine": lambda b: speed.mae_engine(b, _L, 256, _COMPILED, traced=True),
+        "MAE L/256 loop compiled": lambda b: speed.mae_loop(b, _L, 256, compiles=True),
+        "MAE L/256 transformers compiled": lambda b: speed.transformers(b, _L, 256, "default"),
+        "MAE L/512 engine": lambda b: speed.mae_engine(b, _L, 512, _COMPILED),
+        "MAE L/128 engine": lambda b: speed.mae_engine(b, _L, 128, _COMPILED),
+        "MAE B/512 engine": lambda b: speed.mae_engine(b, _B, 512, _COMPILED),
+        "MAE B/512 transformers": lambda b: speed.transformers(b, _B, 512),
+        "MAE B/512 transformers compiled": lambda b: speed.transformers(b, _B, 512, "default"),
+        "DINOv2 L/64 engine eager": lambda b: speed.dino_engine(b, _DINO, 64, _EAGER, traced=True),
+        "DINOv2 L/64 engine": lambda b: speed.dino_engine(b, _DINO, 64, _COMPILED, traced=True),
+        "DINOv2 L/64 engine ZeRO-0": lambda b: speed.dino_engine(b, _DINO, 64, _COMPILED, _ZERO_0),
+        "MAE L/256 engine ZeRO-0": lambda b: speed.mae_engine(b, _L, 256, _COMPILED, _ZERO_0),
+        "MAE L/256 engine ZeRO-2": lambda b: speed.mae_engine(b, _L, 256, _COMPILED, _ZERO_2),
+        "DINOv2 L/64 loop compiled": lambda b: speed.dino_loop(b, _DINO, 64, compiles=True),
+        "MAE L/1024 engine": lambda b: speed.mae_engine(b, _L, 1024, _COMPILED),
+        "MAE S/512 transformers reduce-overhead": lambda b: speed.transformers(
+            b, _S, 512, "reduce-overhead"
+        ),
+        "MAE B/512 transformers reduce-overhead": lambda b: speed.transformers(
+            b, _B, 512, "reduce-overhead"
+        ),
+        "losses": lambda b: _printed(checks.losses, b),
+        "resume": lambda b: _printed(checks.resume, b),
+        "memory": lambda b: _printed(checks.memory, b),
+        "clock": lambda b: _printed(checks.clock, b),
+    }
+
+
+def _printed(check: Callable[[str, Path], None], bench: "Bench") -> dict[str, Any]:
+    """What a check prints, line by line."""
+    text = io.StringIO()
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with scratch as folder, contextlib.redirect_stdout(text):
+        check(bench.device, Path(folder))
+    return {"lines": text.getvalue().splitlines()}
+
+
+class Results:
+    """The lines of results.jsonl."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / "results.jsonl"
+
+    def add(self, name: str, status: str, seconds: float, facts: dict[str, Any]) -> None:
+        """Append the line of a part."""
+        line = {"name": name, "status": status, "seconds": round(seconds, 1), **facts}
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def latest(self) -> dict[str, dict[str, Any]]:
+        """Name → the newest line of every part that has one."""
+        text = self.file.read_text() if self.file.is_file() else ""
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return {line["name"]: line for line in lines}
+
+
+def main() -> int:
+    """Run what is left of the parts, or be the process that they run in."""
+    arguments = _read_arguments()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = Results(arguments.out.absolute())
+    if arguments.work:
+        return _work(arguments, results)
+    found = results.latest()
+    left = [
+        name
+        for name in arguments.parts
+        if name not in found or (arguments.again and found[name]["status"] != "done")
+    ]
+    print(f"{len(left)} of {len(arguments.parts)} parts are left", flush=True)
+    deadline = time.monotonic() + arguments.seconds
+    while left and time.monotonic() < deadline:
+        left = _drive(left, deadline, arguments, results)
+    found = results.latest()
+    report = describe([found[name] for name in arguments.parts if name in found])
+    (arguments.out / "results.md").write_text(report)
+    print(report)
+    missing = [name for name in arguments.parts if name not in found]
+    if missing:
+        print(f"not measured yet: {', '.join(missing)}; run the same command again")
+    return 0
+
+
+def _drive(
+    left: Sequence[str], deadline: float, arguments: argparse.Namespace, results: Results
+) -> list[str]:
+    """Start a worker for these parts and watch it; returns those that are left when it is gone."""
+    words = [sys.executable, "-u", "-W", "ignore", __file__, "--work", "--parts", *left]
+    words += ["--out", str(results.folder), "--device", arguments.device]
+    words += ["--quick"] if arguments.quick else []
+    worker = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    lines: Queue[str | None] = Queue()
+    threading.Thread(target=_pass_on, args=(worker, lines), daemon=True).start()
+    left, now, began, limit = list(left), "", time.monotonic(), float(_START)
+    try:
+        while True:
+            wait = min(began + limit, deadline) - time.monotonic()
+            try:
+                line = lines.get(timeout=max(0.0, wait))
+            except Empty:
+                is_late = time.monotonic() < deadline
+                how = "out of time" if is_late else "stopped: --seconds are over"
+                print(f"{now or 'the start'}: {how}", flush=True)
+                if is_late:  # one that never begins would be tried forever
+                    name = now or left[0]
+                    results.add(name, "out of time", time.monotonic() - began, {})
+                    left.remove(name)
+                return left
+            if line is None:
+                if now:
+                    results.add(now, f"exit code {worker.wait()}", time.monotonic() - began, {})
+                    left.remove(now)
+                elif left:
+                    results.add(left.pop(0), "the process did not start", 0.0, {})
+                return left
+            if line.startswith(_BEGINS):
+                now, began = line.removeprefix(_BEGINS).strip(), time.monotonic()
+                limit = PARTS[now] * (_SLOWER if arguments.quick else 1)
+            elif line.startswith(_ENDS):
+                print(f"{now}: {time.monotonic() - began:.0f} s", flush=True)
+                left.remove(now)
+                now, began, limit = "", time.monotonic(), float(_START)
+                if not left:
+                    return left
+            else:
+                print(line, end="", flush=True)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def _pass_on(worker: "subprocess.Popen[str]", lines: "Queue[str | None]") -> None:
+    """Put a worker's lines into a queue, and None after the last."""
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def _work(arguments: argparse.Namespace, results: Results) -> int:
+    """Run parts one after another in this process."""
+    from ssl_vit.distributed import Processes, set_library_environment
+
+    set_library_environment(arguments.device)
+    import torch
+    from gpu_speed import Bench
+
+    from ssl_vit.training.zero import free_memory, start_process_group
+
+    start_process_group(arguments.device, Processes())
+    works, bench = _works(), Bench(arguments.device, arguments.quick)
+    for name in arguments.parts:
+        print(f"{_BEGINS}{name}", flush=True)
+        began = time.monotonic()
+        try:
+            facts, status = works[name](bench), "done"
+        except Exception as error:  # the other parts continue
+            text = " ".join(str(error).split())[:500]
+            facts, status = {"error": f"{type(error).__name__}: {text}"}, "failed"
+        results.add(name, status, time.monotonic() - began, facts)
+        print(f"{_ENDS}{name}", flush=True)
+        torch._dynamo.reset()
+        free_memory(arguments.device)
+    return 0
+
+
+def describe(lines: Sequence[dict[str, Any]]) -> str:
+    """A table of the steps, with their ratio to transformers; then all other facts."""
+    rates = {line["name"]: line["images/s"] for line in lines if "images/s" in line}
+    text = [
+        "| | images/s (slowest–fastest) | MFU | × transformers, eager, compiled | first step, s | "
+        "kernels over wall | peak, GiB (over plan) | losses |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for line in lines:
+        if "images/s" not in line:
+            continue
+        what = " ".join(line["name"].split()[:2])
+        others = [rates.get(f"{what} transformers{mode}") for mode in ("", " compiled")]
+        ratios = [f"{line['images/s'] / other:.2f}" if other else "–" for other in others]
+        low, high = line["slowest to fastest"]
+        peak = f"{line['peak, GiB']} ({line['over plan']})" if "peak, GiB" in line else "–"
+        cells = [line["name"], f"{line['images/s']:,} ({low:,}–{high:,})"]
+        cells += [f"{line['MFU']:.1%}" if "MFU" in line else "–", ", ".join(ratios)]
+        cells += [str(line["first step, s"]), str(line.get("kernels over wall", "–")), peak]
+        losses = line["losses"]
+        text.append(f"| {' | '.join([*cells, ' '.join(f'{loss:.4f}' for loss in losses)])} |")
+    shown = ("images/s", "slowest to fastest", "MFU", "first step, s", "peak, GiB", "losses")
+    for line in lines:
+        text += ["", f"**{line['name']}**: {line['status']}, {line['seconds']} s"]
+        for key, value in line.items():
+            if key in ("name", "status", "seconds", "over plan", *shown):
+                continue
+            values = value if isinstance(value, list) else [value]
+            if isinstance(value, dict):
+                values = [f"{name}: {each}" for name, each in value.items()]
+            text += ["", f"{key}:", *(f"* {each}" for each in values)]
+    return "\n".join(text) + "\n"
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=470.0, help="of the whole call")
+    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder for the results")
+    parser.add_argument("--again", action="store_true", help="repeat parts that failed")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

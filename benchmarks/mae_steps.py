@@ -6,7 +6,7 @@ All use the same images, sizes, precision and fused AdamW. Import only after
 
 import itertools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -105,7 +105,10 @@ def draw_batch(config: RunConfig) -> MaskedBatch:
 
 
 def our_step(
-    config: RunConfig, batch: MaskedBatch, processes: Processes | None = None
+    config: RunConfig,
+    batch: MaskedBatch,
+    processes: Processes | None = None,
+    compiles: bool = False,
 ) -> TrainingStep:
     """Our objective in a plain torch loop; the batch is moved to the device in every step.
 
@@ -113,10 +116,13 @@ def our_step(
         config: The run to compute.
         batch: This process's batch.
         processes: If given, use torch's DistributedDataParallel.
+        compiles: Whether the forward pass is compiled, as one graph.
     """
     device = torch.device(config.engine.device)
     objective = build(config).to(device)
-    model = objective if processes is None else DistributedDataParallel(objective)
+    model: Any = objective if processes is None else DistributedDataParallel(objective)
+    if compiles:
+        model = torch.compile(model, dynamic=False)
     optimizer = build_optimizer(objective.parameter_groups(), config.optimizer, fused=True)
 
     def step() -> Tensor:
@@ -130,10 +136,15 @@ def our_step(
     return TrainingStep(step, num_trained(objective))
 
 
-def transformers_step(config: RunConfig, batch: MaskedBatch) -> TrainingStep:
+def transformers_step(config: RunConfig, batch: MaskedBatch, mode: str = "") -> TrainingStep:
     """Hugging Face's ViTMAEForPreTraining in the same loop, on images normalized beforehand.
 
     It draws its own masks, and uses scaled-dot-product attention, its default.
+
+    Args:
+        config: The run to compute.
+        batch: The images.
+        mode: Of torch.compile; empty: not compiled.
     """
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -170,10 +181,11 @@ def transformers_step(config: RunConfig, batch: MaskedBatch) -> TrainingStep:
     )
     pixel_scale = PixelScale(config.data.pixel_mean, config.data.pixel_std).to(device)
     images = pixel_scale(batch.images.to(device))
+    network: Any = torch.compile(model, mode=mode) if mode else model
 
     def step() -> Tensor:
         with autocast(config):
-            loss = model(pixel_values=images).loss
+            loss = network(pixel_values=images).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
