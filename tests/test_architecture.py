@@ -101,6 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ssl_vit.objectives.*",
     },
     "ssl_vit.cost.estimate": {"ssl_vit.*"},
+    "ssl_vit.cost.feeding": {"ssl_vit.data.*", "ssl_vit.objectives.build", "ssl_vit.run.config"},
     "ssl_vit.cost.plan_report": {"ssl_vit.*"},
     "ssl_vit.training.*": {
         "ssl_vit.config",

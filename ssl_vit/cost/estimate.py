@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from ssl_vit.cost.devices import DEVICES, Device
+from ssl_vit.cost.feeding import Feeding, assumed_feeding, measure_feeding
 from ssl_vit.cost.memory import USABLE, Memory, largest_micro_batch, memory_of
 from ssl_vit.cost.network import Arithmetic, Cost
 from ssl_vit.cost.traffic import ADAPTER, GPUS_PER_MACHINE, Traffic, traffic_of
+from ssl_vit.data.shards import ShardSet
 from ssl_vit.errors import UserError
 from ssl_vit.run.config import RunConfig
 from ssl_vit.run.data import data_facts, open_data
@@ -42,6 +44,8 @@ class Estimate:
     cost: Cost
     num_shards: int
     """Number of shards; 0: not known."""
+    feeding: Feeding
+    """What one processor core prepares."""
     memory: dict[ZeroStage, Memory | None]
     """Memory of one GPU by ZeRO stage, everything else as configured; None if a stage is
     incompatible with the settings.
@@ -90,6 +94,14 @@ class Estimate:
         return self.config.data.global_batch_size / seconds
 
     @property
+    def cores(self) -> float:
+        """Number of processor cores of a machine that prepare images as fast as its GPUs take
+        them.
+        """
+        machines = -(-self.plan.world_size // GPUS_PER_MACHINE)
+        return self.images_per_second / machines / self.feeding.images_per_second
+
+    @property
     def fits(self) -> bool:
         """Whether the run fits as configured."""
         chosen = self.memory[self.config.engine.zero_stage]
@@ -127,7 +139,7 @@ def make_estimate(
     known = _known_device(device, mfu)
     if not network > 0:
         raise UserError(f"--network {network:g} is not a speed", "give GB/s, such as 50")
-    data, num_shards = _read_data(config, images)
+    data, shards = _read_data(config, images)
     fast: Literal["bfloat16", "float16"] = "bfloat16" if known.has_bfloat16 else "float16"
     machine = Machine(gpus, 1, "cuda", known.memory_bytes, fast)
     plan = make_plan(config, machine, data)
@@ -153,7 +165,8 @@ def make_estimate(
         device=known,
         mfu=mfu,
         cost=cost,
-        num_shards=num_shards,
+        num_shards=len(shards.shards) if shards else 0,
+        feeding=measure_feeding(config, shards) if shards else assumed_feeding(config),
         memory={stage: ways.memory(zero_stage=stage) for stage in get_args(ZeroStage)},
         traffic={stage: ways.traffic(stage) for stage in get_args(ZeroStage)},
         sends=known.link_gbs if gpus <= GPUS_PER_MACHINE else network,
@@ -229,13 +242,11 @@ def _with_estimated_steps(estimate: Estimate) -> Estimate:
     return replace(estimate, plan=with_length(estimate.plan, config, timed))
 
 
-def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, int]:
-    """The data of the run and its number of shards; 0 shards if only a number of images is
-    given.
-    """
+def _read_data(config: RunConfig, images: int) -> tuple[DataFacts, ShardSet | None]:
+    """The data of the run and its shards; None if only a number of images is given."""
     if not config.data.sources:
-        return DataFacts(images or IMAGENET, "assumed"), 0
+        return DataFacts(images or IMAGENET, "assumed"), None
     if images:
         raise UserError("both data.shards and --images are given", "leave out --images")
     _, shards = open_data(config)
-    return data_facts(shards), len(shards.shards) if shards else 0
+    return data_facts(shards), shards

@@ -42,6 +42,7 @@ def describe(estimate: Estimate) -> list[str]:
         "time": f"{_format_hours(estimate.hours)} at {estimate.images_per_second:,.0f} images/s, "
         f"assuming {estimate.mfu:.0%} of the peak of {peak / 1e12:,.0f} TFLOP/s (--mfu)"
         f"{', the waiting below,' if gpus > 1 else ''} and no other bottleneck",
+        "cores": _describe_cores(estimate),
         "disk": _describe_disk(estimate),
     }
     if (given := config.objective.given) is not None and not given.path:
@@ -62,6 +63,17 @@ def describe(estimate: Estimate) -> list[str]:
     if batch > plan.samples_per_epoch:
         rows["note"] = f"a batch is larger than an epoch of {plan.samples_per_epoch:,} images"
     return [title, "", *(f"{name:12} {text}" for name, text in rows.items())]
+
+
+def _describe_cores(estimate: Estimate) -> str:
+    feeding = estimate.feeding
+    whence = "assuming JPEGs of 500 × 375 pixels; to measure yours, set data.shards=SHARDS"
+    if feeding.num_measured:
+        whence = f"measured on {feeding.num_measured} of your images, on this machine"
+    return (
+        f"about {estimate.cores:,.1f} of each machine's prepare images at that rate, "
+        f"{feeding.images_per_second:,.0f} images/s each ({whence})"
+    )
 
 
 def _describe_length(estimate: Estimate, epoch: str) -> str:

@@ -10,7 +10,9 @@ import pytest
 from ssl_vit.cost.devices import DEVICES, recognize
 from ssl_vit.cost.disk import expected_disk
 from ssl_vit.cost.estimate import Estimate, make_estimate
+from ssl_vit.cost.feeding import assumed_feeding, measure_feeding
 from ssl_vit.cost.plan_report import advise, describe, memory_rows, traffic_rows
+from ssl_vit.data.sources import open_shards
 from ssl_vit.errors import UserError
 from ssl_vit.overrides import apply_overrides
 from ssl_vit.recipes import find_recipe
@@ -121,6 +123,7 @@ def test_shards_give_their_own_numbers(tmp_path: Path):
     found = estimate("mae_small_data", f"data.shards={shards}", "data.lanes=8", gpus=2)
     assert found.plan.num_samples == 32  # two classes
     lines = "\n".join(describe(found))
+    assert re.search(r"images/s each \(measured on \d+ of your images, on this machine\)", lines)
     assert f"{found.num_shards}: {found.num_shards / 2:.1f} per GPU" in lines
     assert "ImageNet" not in lines
     assert estimate("mae_small_data", images=5000, gpus=2).plan.num_samples == 5000
@@ -256,3 +259,21 @@ def test_a_slow_network_is_waited_for_and_one_gpu_waits_for_nobody():
     assert "Communication" not in alone.stdout
     assert "wait" not in alone.stdout
     assert ssl_vit("plan", "mae_vitl16", "--network", "0").returncode == 2
+
+
+def test_the_cores_that_feed_a_machine_are_those_of_a_calculation_by_hand():
+    found = estimate("mae_vitl16", gpus=64)
+    each = 1 / (460e-6 + 4e-9 * 224 * 224)
+    assert found.feeding.images_per_second == pytest.approx(each)
+    assert found.cores == pytest.approx(found.images_per_second / 8 / each)
+    (line,) = (line for line in describe(found) if line.startswith("cores"))
+    assert f"about {found.cores:,.1f} of each machine's prepare images at that rate" in line
+    assert "set data.shards=SHARDS" in line
+
+
+def test_images_that_cannot_be_prepared_are_not_measured(tmp_path: Path):
+    config = apply_overrides(find_recipe("mae_small_data"), ("data.pixel_mean=[0,0,0]",))
+    shards = open_shards(str(write_shards(tmp_path, per_class=16)))
+    for tar in tmp_path.rglob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    assert measure_feeding(config, shards) == assumed_feeding(config)
