@@ -20,7 +20,8 @@ def test_a_row_has_default_bounds_and_sentence() -> None:
         'the count is exact (section 3, "Masking"). |'
     ) in page()
     assert "| `recipe` | required |  | Name of the recipe" in page()
-    assert "| `compile` | `false` | true, false | Apply `torch.compile`" in page()
+    assert "| `tf32` | `false` | true, false | Let float32 matrix products" in page()
+    assert "| `compile` | `auto` | true, false, auto | Apply `torch.compile`" in page()
 
 
 @pytest.mark.parametrize("rows", [DINOV2, MAE])

@@ -213,10 +213,9 @@ def _for_few(
     frozen = "optimizer.freeze_units"
     if recipe != SMALL or num_images >= _FEW_IMAGES or frozen in given:
         return [], ()
-    words = [f"{frozen}={info.backbone.depth}"]
-    for name, value in (("objective.head", "probe"), ("backbone.drop_path", "0")):
-        if name not in given:
-            words.append(f"{name}={value}")
+    own = {frozen: info.backbone.depth, "objective.head": "probe", "backbone.drop_path": 0}
+    own["objective.patch_dropout"] = 0  # steps of a head alone are cheap
+    words = [f"{name}={value}" for name, value in own.items() if name not in given]
     note = (
         f"{num_images:,} training images are few: the backbone's blocks stay frozen ({words[0]}); "
         f"{frozen}=0 trains it too"
@@ -258,6 +257,8 @@ def _words_of(config: RunConfig, info: ExportInfo, image_size: Sequence[int]) ->
     if info.values:
         pixels |= {"value_range": (info.values.low, info.values.high)}
         pixels |= {"no_data": info.values.no_data} if info.values.no_data is not None else {}
+    if info.backbone.hides != "drop" and getattr(config.objective, "patch_dropout", 0):
+        changed["objective.patch_dropout"] = 0
     changed |= {
         f"data.{name}": value
         for name, value in pixels.items()

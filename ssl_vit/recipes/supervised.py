@@ -160,7 +160,8 @@ def supervised_vitb16() -> RunConfig:
     source="He et al. 2021, arXiv 2111.06377",
     details=(
         "for the objective; the values are our own: the network of mae_small_data, mild "
-        "augmentation, no mixed images"
+        "augmentation, no mixed images, half of the patches in a step (Liu et al. 2022, arXiv "
+        "2208.07220)"
     ),
     expected="not measured yet",
     notes=(
@@ -176,6 +177,7 @@ def finetune_small_data() -> RunConfig:
         "objective": ClassificationConfig(
             layer_decay=0.75,
             ema_momentum=0.98,
+            patch_dropout=0.5,
             min_crop_area=0.5,
             augment="",
             random_erasing=0.0,

@@ -52,6 +52,9 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("train"))
 
 
+THAWED = "optimizer.freeze_units=0"
+
+
 def planned(
     train: Path, source: Path, *overrides: str, size: tuple[int, ...] = (), **more: Any
 ) -> RunConfig:
@@ -152,14 +155,12 @@ def test_with_few_images_the_backbone_of_small_data_stays_frozen(
     config = planned(train, source)
     assert isinstance(config.objective, ClassificationConfig)
     assert (config.optimizer.freeze_units, config.objective.head) == (2, "probe")
-    assert config.backbone.drop_path == 0
+    assert (config.backbone.drop_path, config.objective.patch_dropout) == (0, 0)
     (note,) = plan_finetuning(source, tmp_path / "run", str(train), ()).notes
     assert note.startswith("48 training images are few: the backbone's blocks stay frozen")
-    thawed = plan_finetuning(
-        source, tmp_path / "run", str(train), (), overrides=["optimizer.freeze_units=0"]
-    )
+    thawed = plan_finetuning(source, tmp_path / "run", str(train), (), overrides=[THAWED])
     assert thawed.notes == ()
-    assert planned(train, source, "optimizer.freeze_units=0").optimizer.freeze_units == 0
+    assert planned(train, source, THAWED).optimizer.freeze_units == 0
     pooled = planned(train, source, "objective.pooling=map").objective
     assert isinstance(pooled, ClassificationConfig)
     assert pooled.head == "small"
@@ -168,7 +169,9 @@ def test_with_few_images_the_backbone_of_small_data_stays_frozen(
 
 
 def test_a_table_of_positions_is_copied_into_every_block(train: Path, tmp_path: Path) -> None:
-    config = planned(train, export(tmp_path, "beit_small_data", position="relative"))
+    config = planned(train, export(tmp_path, "beit_small_data", position="relative"), THAWED)
+    assert isinstance(config.objective, ClassificationConfig)
+    assert config.objective.patch_dropout == 0  # which relative positions cannot do
     assert config.backbone.relative_tables == "per_block"
     assert config.backbone.image_size == 32
 

@@ -275,3 +275,54 @@ def test_settings_without_effect_are_refused() -> None:
         ClassificationConfig(class_weights=(0.0, 0.0))
     with pytest.raises(ValueError, match="patience=3 has no effect without validation"):
         ClassificationConfig(held_out=0, patience=3)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "map"])
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_a_step_sees_the_patches_that_are_not_dropped_and_evaluation_all(
+    pooling: str, stem: str
+) -> None:
+    backbone = BACKBONE.model_copy(update={"stem": stem})
+    objective = build(backbone, pooling=pooling, patch_dropout=0.5, label_smoothing=0.0)
+    plain = build(backbone, pooling=pooling, label_smoothing=0.0)
+    batch = batch_of(6, objective.config)
+    assert batch.hidden.sum(dim=1).tolist() == [12] * 6  # of 4 × 6
+    assert not torch.equal(batch.hidden[0], batch.hidden[1])
+    images = mix_images(objective.pixel_scale(batch.images), batch.shares, batch.boxes)
+    logits = []
+    for image, hidden in zip(images, batch.hidden, strict=True):  # one by one, the network by hand
+        network = objective.backbone
+        tokens = network.embed(image[None], hidden[None])[:, ~hidden]
+        if pooling == "mean":
+            last = network.encode_with_inner(tokens, (2,))[1][0]
+            pooled = objective.network.fc_norm(last[:, 1:].mean(dim=1))
+        else:
+            features = network.encode(tokens)
+            pooled = (
+                features.cls if pooling == "cls" else objective.network.attn_pool(features.patches)
+            )
+        logits.append(objective.network.head(pooled)[0])
+    expected = F.cross_entropy(torch.stack(logits), objective._targets(batch))
+    assert objective(batch, 0).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert plain(batch, 0).loss.item() != pytest.approx(expected.item(), rel=1e-7)
+    for each in (objective, plain):
+        each.eval()
+    torch.testing.assert_close(objective.logits(batch.images), plain.logits(batch.images))
+
+
+def test_dropping_patches_changes_nothing_else_that_is_drawn() -> None:
+    views = [build_views(ClassificationConfig(patch_dropout=each), BACKBONE) for each in (0.0, 0.7)]
+    for seed in range(20):
+        none, some = (each.draw(40, 50, np.random.default_rng(seed)) for each in views)
+        assert not none.hidden.any()
+        assert some.hidden.sum() == 17  # of 24: at least 30 % stay
+        assert none[:-1] == some[:-1]
+
+
+def test_relative_positions_cannot_do_without_patches() -> None:
+    config = ClassificationConfig(patch_dropout=0.5)
+    with pytest.raises(
+        ValueError, match=r"objective.patch_dropout=0.5 leaves patches out, and .*relative"
+    ):
+        config.check(BACKBONE.model_copy(update={"position": "relative"}))
+    ClassificationConfig().check(BACKBONE.model_copy(update={"position": "relative"}))

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from ssl_vit.data.class_names import classes_in, membership
 from ssl_vit.models.config import BackboneConfig, Hides, Pooling
 from ssl_vit.objectives.method import MethodConfig, Symptom, Validating
+from ssl_vit.objectives.one_crop.config import num_hidden_patches
 
 _USUAL_CLASSES = 1000  # of a run that is only planned
 _MOST_FITTED = 20_000  # views; more change a head little that is trained next
@@ -87,6 +88,12 @@ class ClassificationConfig(MethodConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the pooled features that are set to 0 before the linear layer."""
 
+    patch_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an image's patches that a training step leaves out, chosen anew each time (Liu et
+    al. 2022, arXiv 2208.07220). At high resolutions 0.5 makes a step about twice as fast. All
+    patches are seen in evaluation. Not with relative positions.
+    """
+
     min_crop_area: float = Field(default=0.08, gt=0, le=1)
     """Smallest crop as a share of the image's area."""
 
@@ -158,8 +165,8 @@ class ClassificationConfig(MethodConfig):
 
     @property
     def needs(self) -> Hides:
-        """Nothing is hidden."""
-        return "no"
+        """Nothing is hidden, unless patches are dropped."""
+        return "drop" if self.patch_dropout else "no"
 
     @property
     def needs_labels(self) -> bool:
@@ -191,6 +198,20 @@ class ClassificationConfig(MethodConfig):
     def crops(self, backbone: BackboneConfig) -> tuple[tuple[int, tuple[int, int]], ...]:
         """One view of the size of the backbone's training crop."""
         return ((1, backbone.height_width),)
+
+    def num_dropped(self, backbone: BackboneConfig) -> int:
+        """Number of patches of each image that a training step leaves out."""
+        if not self.patch_dropout:
+            return 0
+        return num_hidden_patches(backbone.num_patches, self.patch_dropout)
+
+    def check(self, backbone: BackboneConfig) -> None:
+        """See :class:`MethodConfig`; says which setting it is."""
+        if self.patch_dropout and backbone.hides != "drop":
+            raise ValueError(
+                f"objective.patch_dropout={self.patch_dropout:g} leaves patches out, and "
+                f"{backbone.cannot_hide('drop')}"
+            )
 
     def grouped(self, micro_batch_size: int, world_size: int) -> dict[str, object]:
         """Mixed images, if there are any."""

@@ -1,11 +1,11 @@
 """From a backbone's tokens to logits: pooling and a linear layer, with timm's names."""
 
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from torch import Tensor, nn
 
 from ssl_vit.models.attention_pool import build_attention_pool
-from ssl_vit.models.backbone import Backbone, Features, TokenBackbone
+from ssl_vit.models.backbone import Backbone, Features, SparseBackbone, TokenBackbone
 from ssl_vit.models.block import layer_norm
 from ssl_vit.models.config import Pooling
 from ssl_vit.models.initialization import initialize
@@ -13,6 +13,15 @@ from ssl_vit.models.initialization import initialize
 # B images, N patches, D width, C classes.
 
 _SMALL = 2e-5  # as in MAE's code for fine-tuning: all logits begin near 0
+
+
+class Kept(NamedTuple):
+    """The patches of a batch of images that are not dropped."""
+
+    hidden: Tensor
+    """(B, N) bool, true for those that are dropped."""
+    visible: Tensor
+    """(B, K) int64, the others."""
 
 
 class Classifier(nn.Module):
@@ -51,23 +60,38 @@ class Classifier(nn.Module):
         initialize(self.head, "truncated_normal")
         nn.init.trunc_normal_(self.head.weight, std=_SMALL)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) normalized images → (B, C) float32 logits and (B, D) pooled features."""
-        pooled = self.fc_norm(self._pool(images))
+    def forward(self, images: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) normalized images → (B, C) float32 logits and (B, D) pooled features.
+
+        Args:
+            images: Normalized pixels.
+            kept: The patches that are seen; None: all.
+        """
+        pooled = self.fc_norm(self._pool(images, kept))
         return self.head(self.dropout(pooled)).float(), pooled
 
-    def _pool(self, images: Tensor) -> Tensor:
+    def _pool(self, images: Tensor, kept: Kept | None) -> Tensor:
         if self.pooling == "mean":
-            return _patches_before_norm(self.backbone, images).mean(dim=1)
-        features: Features = self.backbone(images)
+            return _patches_before_norm(self.backbone, images, kept).mean(dim=1)
+        features = self._features(images, kept)
         return features.cls if self.pooling == "cls" else self.attn_pool(features.patches)
 
+    def _features(self, images: Tensor, kept: Kept | None) -> Features:
+        if kept is None:
+            return self.backbone(images)
+        assert isinstance(self.backbone, SparseBackbone)
+        return self.backbone.encode(self.backbone.embed_visible(images, *kept))
 
-def _patches_before_norm(backbone: Backbone, images: Tensor) -> Tensor:
+
+def _patches_before_norm(backbone: Backbone, images: Tensor, kept: Kept | None) -> Tensor:
     """(B, N, D) patches without the backbone's last norm, which ``mean`` replaces by its own (as
     timm and MAE do).
     """
     assert isinstance(backbone, TokenBackbone)
-    grid, tokens = backbone.grid_of(images), backbone.embed(images)
+    if kept is None:
+        grid, tokens = backbone.grid_of(images), backbone.embed(images)
+    else:
+        assert isinstance(backbone, SparseBackbone)
+        grid, tokens = None, backbone.embed_visible(images, *kept)
     _, (last,) = backbone.encode_with_inner(tokens, (len(backbone.units()),), grid)
     return last[:, -tokens.shape[1] :]

@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.models.backbone import Backbone
+from ssl_vit.models.patches import blank_patches
 from ssl_vit.objectives.classification.config import ClassificationConfig
-from ssl_vit.objectives.classification.head import Classifier
+from ssl_vit.objectives.classification.head import Classifier, Kept
 from ssl_vit.objectives.classification.head_fit import fit_head, hold_out_views
 from ssl_vit.objectives.classification.views import LabeledBatch
 from ssl_vit.objectives.ema import EmaTeacher
 from ssl_vit.objectives.layer_rates import Facts, LayerRates, groups_by_facts
+from ssl_vit.objectives.masking import visible_and_hidden
 from ssl_vit.objectives.objective import (
     HeadStart,
     Objective,
@@ -89,7 +91,7 @@ class Classification(Objective):
         """
         images = mix_images(self.pixel_scale(batch.images), batch.shares, batch.boxes)
         targets = self._targets(batch)
-        logits, pooled = self.network(images)
+        logits, pooled = self.network(images, self._kept(batch.hidden))
         loss = self._loss(logits, targets)
         if self.label_table is not None:
             accuracy = ((logits.detach() > 0) == (targets > 0)).float().mean()
@@ -97,6 +99,12 @@ class Classification(Objective):
             larger = torch.where(batch.shares >= 0.5, batch.labels, batch.labels.flip(0))
             accuracy = (logits.detach().argmax(dim=1) == larger).float().mean()
         return StepOutput(loss, {"accuracy": accuracy}, Observed(pooled.detach()))
+
+    def _kept(self, hidden: Tensor) -> Kept | None:
+        """The patches that a step sees; None: all."""
+        if not (count := self.config.num_dropped(self.backbone.config)):
+            return None
+        return Kept(hidden, visible_and_hidden(hidden, count)[0])
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over images; both (B, C)."""
@@ -138,7 +146,8 @@ class Classification(Objective):
     @torch.no_grad()
     def head_inputs(self, batch: LabeledBatch) -> Tensor:
         """See :class:`Objective`."""
-        pooled: Tensor = self.network(self.pixel_scale(batch.images))[1]
+        images = self.pixel_scale(batch.images)
+        pooled: Tensor = self.network(images, self._kept(batch.hidden))[1]
         return pooled
 
     def fit_head(self, inputs: Tensor, labels: Tensor, numbers: Tensor) -> HeadStart:
@@ -205,10 +214,15 @@ class Classification(Objective):
 
     @torch.no_grad()
     def panels(self, batch: LabeledBatch) -> dict[str, Tensor]:
-        """`views`: augmented images | as they are mixed; and the features of the former."""
+        """`views`: augmented images | as they are mixed, dropped patches gray; and features of the
+        former.
+        """
         images = self.pixel_scale(batch.images[:_SHOWN])
         everything = mix_images(self.pixel_scale(batch.images), batch.shares, batch.boxes)
-        columns = [self.pixel_scale.back(each) for each in (images, everything[:_SHOWN])]
+        seen = everything[:_SHOWN]
+        if self.config.num_dropped(self.backbone.config):
+            seen = blank_patches(seen, batch.hidden[:_SHOWN], self.backbone.config.stride)
+        columns = [self.pixel_scale.back(each) for each in (images, seen)]
         panels = feature_panels(self.exported_backbone, self.pixel_scale, images)
         return {"views": rows_of(columns), **panels}
 

@@ -14,8 +14,9 @@ from ssl_vit.data.views import Sample
 from ssl_vit.models.augment import Augment
 from ssl_vit.models.config import BackboneConfig
 from ssl_vit.objectives.classification.config import ClassificationConfig
+from ssl_vit.objectives.masking import random_hidden
 
-# B images, H × W pixels.
+# B images, H × W pixels, N patches.
 
 
 class Mix(NamedTuple):
@@ -41,6 +42,8 @@ class LabeledCrop(NamedTuple):
     key: int
     """Seed of its augmentation, from 0 to 2³²."""
     mix: Mix
+    hidden: np.ndarray
+    """(N,) bool, true for patches that are dropped."""
 
 
 class LabeledBatch(NamedTuple):
@@ -54,6 +57,8 @@ class LabeledBatch(NamedTuple):
     """(B,) float32, the share of each image in its mix."""
     boxes: Tensor
     """(B, 4) int64 (top, bottom, left, right) of CutMix; all 0 for mixup."""
+    hidden: Tensor
+    """(B, N) bool, true for patches that are dropped; the same number in every row."""
     numbers: Tensor
     """(B,) int64 sample numbers."""
 
@@ -63,16 +68,21 @@ class LabeledViews:
 
     def __init__(self, config: ClassificationConfig, backbone: BackboneConfig) -> None:
         self.config, self.crop_sizes = config, config.crops(backbone)
+        self.num_patches, self.num_dropped = backbone.num_patches, config.num_dropped(backbone)
         self.augment = Augment(config.augment, config.random_erasing, backbone.height_width)
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> LabeledCrop:
-        """Crop, flips, augmentation and mix for an image of this size."""
+        """Crop, flips, augmentation, mix and dropped patches for an image of this size."""
         config, (_, size) = self.config, self.crop_sizes[0]
         area = (config.min_crop_area, 1.0)
         box = random_resized_crop_box(height, width, area, crop_aspect(size), rng)
         across, down = rng.random() < config.horizontal_flip, rng.random() < config.vertical_flip
         key = int(rng.random() * 2**32)
-        return LabeledCrop((Crop(box, size, across, down),), key, draw_mix(config, size, rng))
+        mix = draw_mix(config, size, rng)
+        hidden = np.zeros(self.num_patches, dtype=bool)
+        if self.num_dropped:
+            hidden = random_hidden(self.num_patches, self.num_dropped, rng)
+        return LabeledCrop((Crop(box, size, across, down),), key, mix, hidden)
 
     def collate(
         self, crops: Sequence[Tensor], draws: Sequence[LabeledCrop], samples: Sequence[Sample]
@@ -87,6 +97,7 @@ class LabeledViews:
             labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
             shares=torch.tensor([draw.mix.share for draw in draws]),
             boxes=torch.tensor([draw.mix.box for draw in draws], dtype=torch.int64),
+            hidden=torch.from_numpy(np.stack([draw.hidden for draw in draws])),
             numbers=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
         )
 
