@@ -63,7 +63,9 @@ def main() -> None:
     precisions = [arguments.precision] if arguments.precision else list(_PRECISIONS)
     if arguments.part in ("transformers", "all"):
         for precision in precisions:
-            compare_with_transformers(sizes, precision, device, arguments.pairs)
+            compare_with_transformers(
+                sizes, precision, device, arguments.pairs, compiles=arguments.compiled
+            )
     if arguments.part in ("lightly", "all"):
         from dino_steps import DinoSizes
 
@@ -80,9 +82,16 @@ def main() -> None:
 
 
 def compare_with_transformers(
-    sizes: "Sizes", precision: "Precision", device: Literal["cpu", "cuda"], pairs: int
+    sizes: "Sizes",
+    precision: "Precision",
+    device: Literal["cpu", "cuda"],
+    pairs: int,
+    *,
+    compiles: bool,
 ) -> None:
-    """Our objective and transformers', each in a plain loop on images on the device."""
+    """Our objective, compiled or not, and transformers', each in a plain loop on images on the
+    device.
+    """
     import torch
     from mae_steps import draw_batch, our_step, run_config, transformers_step
 
@@ -90,7 +99,8 @@ def compare_with_transformers(
 
     config = run_config(sizes, precision, device)
     batch = to_device(draw_batch(config), torch.device(device))
-    ours, theirs = our_step(config, batch), transformers_step(config, batch)
+    ours = our_step(config, batch, compiles=compiles)
+    theirs = transformers_step(config, batch)
     if precision == "float32":
         print(
             f"trained   {ours.num_parameters:,} parameters ours, {theirs.num_parameters:,} theirs"
@@ -237,6 +247,9 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=_PRECISIONS, help="only this precision")
     parser.add_argument("--pairs", type=positive, help="turns per side")
     parser.add_argument("--threads", type=positive, help="torch threads; default: all cores")
+    parser.add_argument(
+        "--compiled", action="store_true", help="compile our MAE step beside transformers'"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
     # ViT-S with the paper's decoder, which is `mae_vits16`; --quick is about a thirtieth of it.
