@@ -15,6 +15,8 @@ from ssl_vit.foreign import first_line
 from ssl_vit.objectives.objective import Objective
 from ssl_vit.training.config import EngineConfig
 
+_GRAPHS_PER_UNIT = 8  # sizes of views, with a gradient and without
+
 
 class InStep:
     """A context in which a training step is computed, with compiled code if there is any."""
@@ -60,8 +62,10 @@ def apply_optimizations(
         torch.backends.cuda.matmul.allow_tf32 = engine_config.tf32
         torch.backends.cudnn.allow_tf32 = engine_config.tf32
     compiles = in_step.compiles = engine_config.compiles_on(device)
-    if compiles and device == "cpu":
-        _separate_compiled_code()
+    if compiles:
+        _allow_graphs(len(objective.units()))
+        if device == "cpu":
+            _separate_compiled_code()
     for backbone in objective.backbones():
         backbone.use_channels_last(engine_config.channels_last)
     for unit in objective.units():
@@ -74,6 +78,18 @@ def apply_optimizations(
     for owner, name, varying in objective.compilable() if compiles else ():
         setattr(owner, name, _compiled(getattr(owner, name), in_step, varying))
     return in_step
+
+
+def _allow_graphs(num_units: int) -> None:
+    """Let each unit have graphs of its own: with a rate of stochastic depth that differs from block
+    to block, shapes differ, and torch gives up after eight graphs of one function.
+    """
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, _GRAPHS_PER_UNIT * num_units)
+    config.accumulated_recompile_limit = max(
+        config.accumulated_recompile_limit, config.recompile_limit
+    )
 
 
 def _separate_compiled_code() -> None:

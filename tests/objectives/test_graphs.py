@@ -51,7 +51,8 @@ def quickly(monkeypatch: pytest.MonkeyPatch):
     """Graphs are traced as ever, but run by torch instead of by compiled code."""
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    yield
+    with torch._dynamo.config.patch(recompile_limit=8):  # torch's default
+        yield
     torch._dynamo.reset()
 
 
@@ -78,6 +79,21 @@ def test_other_numbers_of_masked_patches_compile_nothing_anew(changes: dict[str,
                 assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm()
         plain.zero_grad()
         compiled.zero_grad()
+
+
+@pytest.mark.usefixtures("quickly")
+def test_every_block_may_have_its_own_rate_of_stochastic_depth():
+    backbone = engine_worker.BACKBONE.model_copy(
+        update={"depth": 10, "drop_path": 0.5, "drop_path_rule": "linear"}
+    )
+    objective = build_objective(
+        engine_worker.OBJECTIVE, VisionTransformer(backbone), DataConfig(), total_steps=1
+    )
+    batch = engine_worker.whole_batch(0)
+    assert len(set(backbone.drop_path_rates)) > torch._dynamo.config.recompile_limit
+    with apply_optimizations(objective, EngineConfig(compile=True), "cpu"):
+        for _ in range(2):
+            objective(batch, 0).loss.backward()
 
 
 @pytest.mark.usefixtures("quickly")
