@@ -77,10 +77,20 @@ class Classifier(nn.Module):
         return features.cls if self.pooling == "cls" else self.attn_pool(features.patches)
 
     def _features(self, images: Tensor, kept: Kept | None) -> Features:
-        if kept is None:
+        if kept is None:  # of any backbone
             return self.backbone(images)
-        assert isinstance(self.backbone, SparseBackbone)
-        return self.backbone.encode(self.backbone.embed_visible(images, *kept))
+        assert isinstance(self.backbone, TokenBackbone)
+        return self.backbone.encode(*_embed(self.backbone, images, kept))
+
+
+def _embed(
+    backbone: TokenBackbone, images: Tensor, kept: Kept | None
+) -> tuple[Tensor, tuple[int, int] | None]:
+    """(B, K, D) tokens of the patches that are seen, and their grid if these are all."""
+    if kept is None:
+        return backbone.embed(images), backbone.grid_of(images)
+    assert isinstance(backbone, SparseBackbone)
+    return backbone.embed_visible(images, *kept), None
 
 
 def _patches_before_norm(backbone: Backbone, images: Tensor, kept: Kept | None) -> Tensor:
@@ -88,10 +98,6 @@ def _patches_before_norm(backbone: Backbone, images: Tensor, kept: Kept | None) 
     timm and MAE do).
     """
     assert isinstance(backbone, TokenBackbone)
-    if kept is None:
-        grid, tokens = backbone.grid_of(images), backbone.embed(images)
-    else:
-        assert isinstance(backbone, SparseBackbone)
-        grid, tokens = None, backbone.embed_visible(images, *kept)
+    tokens, grid = _embed(backbone, images, kept)
     _, (last,) = backbone.encode_with_inner(tokens, (len(backbone.units()),), grid)
     return last[:, -tokens.shape[1] :]
