@@ -126,7 +126,7 @@ class EngineConfig(Config):
     compile: bool | Literal["auto"] = "auto"
     """Apply `torch.compile` to blocks, heads and losses: fewer and larger kernels; losses change by
     rounding only. Needs a C++ compiler and does not work with ZeRO-3. `auto`: on a GPU, below
-    ZeRO-3; where torch cannot compile, the run says why and goes on without.
+    ZeRO-3; where torch cannot compile, the run says why and continues without.
     """
 
     fused_optimizer: bool = True

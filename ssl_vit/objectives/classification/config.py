@@ -89,7 +89,7 @@ class ClassificationConfig(MethodConfig):
     """Share of the pooled features that are set to 0 before the linear layer."""
 
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of an image's patches that a training step leaves out, chosen anew each time (Liu et
+    """Share of an image's patches that a training step leaves out, others in each step (Liu et
     al. 2022, arXiv 2208.07220). At high resolutions 0.5 makes a step about twice as fast. All
     patches are seen in evaluation. Not with relative positions.
     """

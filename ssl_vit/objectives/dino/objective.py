@@ -194,7 +194,7 @@ class Dino(Objective):
         temperature = self.teacher_temperature(step)
         match self.config.centering:
             case "sinkhorn":
-                # A tensor: compiled code would be made anew for each number.
+                # A tensor: otherwise each number would be compiled again.
                 tensor = torch.full((), temperature, device=logits.device)
                 return self._balance(logits, tensor, counted)
             case "average":
