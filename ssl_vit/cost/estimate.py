@@ -90,7 +90,11 @@ class Estimate:
     @property
     def images_per_second(self) -> float:
         """Throughput of all GPUs together."""
-        seconds = self.compute_seconds + self.waiting_seconds(self.config.engine.zero_stage)
+        return self.rate_at(self.config.engine.zero_stage)
+
+    def rate_at(self, stage: ZeroStage) -> float:
+        """Images/s of all GPUs together at a ZeRO stage."""
+        seconds = self.compute_seconds + self.waiting_seconds(stage)
         return self.config.data.global_batch_size / seconds
 
     @property

@@ -118,7 +118,7 @@ def traffic_rows(estimate: Estimate) -> list[tuple[str, ...]]:
             rows.append((f"{stage}{chosen}", *[""] * 3, "n/a"))
             continue
         waiting = estimate.waiting_seconds(stage)
-        rate = estimate.config.data.global_batch_size / (estimate.compute_seconds + waiting)
+        rate = estimate.rate_at(stage)
         sent = (f"{part / 1e9:.2f}" for part in (traffic.hidden, traffic.exposed))
         rows.append((f"{stage}{chosen}", *sent, f"{1e3 * waiting:,.1f}", f"{rate:,.0f}"))
     return rows

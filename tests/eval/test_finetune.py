@@ -172,6 +172,11 @@ def test_a_table_of_positions_is_copied_into_every_block(train: Path, tmp_path: 
     config = planned(train, export(tmp_path, "beit_small_data", position="relative"), THAWED)
     assert isinstance(config.objective, ClassificationConfig)
     assert config.objective.patch_dropout == 0  # which relative positions cannot do
+    frozen = planned(train, export(tmp_path / "again", "beit_small_data", position="relative"))
+    assert (frozen.objective, frozen.optimizer.freeze_units) == (
+        config.objective.model_copy(update={"head": "probe"}),
+        2,
+    )
     assert config.backbone.relative_tables == "per_block"
     assert config.backbone.image_size == 32
 
